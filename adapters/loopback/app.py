@@ -1,0 +1,171 @@
+"""The HTTP surface: routes, keys, validation errors, and the one place where faults come in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from . import control_routes, generate_routes, status_routes, weight_routes
+from .bodies import BadBody, bad_request, read_body
+from .connection import Dropped
+from .engine import Engine
+
+Handler = Callable[[Engine, Request], Awaitable[Response]]
+
+_GET, _POST, _BOTH = ("GET",), ("POST",), ("GET", "POST")
+_OPEN = ("/health", "/ready", "/metrics")  # by prefix. Source: sglang 0.5.23, utils/auth.py
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A path, its handler, the name of its call for faults, and whose key it takes."""
+
+    path: str
+    methods: tuple[str, ...]
+    handler: Handler
+    call: str = ""
+    admin: bool = False
+
+
+ENDPOINTS = (
+    Endpoint("/generate", ("POST", "PUT"), generate_routes.generate, "generate"),
+    Endpoint("/", _GET, status_routes.root),
+    Endpoint("/v1/models", _GET, generate_routes.models),
+    Endpoint("/pause_generation", _POST, control_routes.pause, "pause", admin=True),
+    Endpoint("/continue_generation", _POST, control_routes.unpause, "continue", admin=True),
+    Endpoint("/flush_cache", _BOTH, control_routes.flush, "flush", admin=True),
+    Endpoint("/release_memory_occupation", _BOTH, control_routes.release, "release", admin=True),
+    Endpoint("/resume_memory_occupation", _BOTH, control_routes.resume, "resume", admin=True),
+    Endpoint("/abort_request", _POST, control_routes.abort, "abort", admin=True),
+    Endpoint("/update_weights_from_disk", _POST, weight_routes.from_disk, "update", admin=True),
+    Endpoint("/update_weights_from_tensor", _POST, weight_routes.from_tensor, "update", admin=True),
+    Endpoint("/begin_weight_update", _POST, weight_routes.begin, admin=True),
+    Endpoint("/end_weight_update", _POST, weight_routes.end, admin=True),
+    Endpoint("/update_weight_version", _POST, weight_routes.version, admin=True),
+    Endpoint("/weights_checker", _BOTH, weight_routes.check, "weights_checker", admin=True),
+    Endpoint("/ready", _GET, status_routes.ready, "ready"),
+    Endpoint("/health", _GET, status_routes.health, "health"),
+    Endpoint("/health_generate", _GET, status_routes.health, "health"),
+    Endpoint("/ping", _GET, status_routes.ping),
+    Endpoint("/server_info", _GET, status_routes.server_info, "server_info"),
+    Endpoint("/get_server_info", _GET, status_routes.server_info, "server_info"),
+    Endpoint("/model_info", _GET, status_routes.model_info, "model_info"),
+    Endpoint("/get_model_info", _GET, status_routes.model_info, "model_info"),
+    Endpoint("/v1/loads", _GET, status_routes.loads, "loads"),
+)
+
+
+def build_app(engine: Engine) -> ASGIApp:
+    """The ASGI application of one engine."""
+    endpoints = ENDPOINTS + tuple(_optional(engine))
+    app = Starlette(
+        routes=[_route(engine, each) for each in endpoints],
+        exception_handlers={HTTPException: _http_error, BadBody: _bad_body},
+    )
+    return Counted(engine, Keys(engine, app, frozenset(each.path for each in endpoints if each.admin)))
+
+
+def _optional(engine: Engine) -> list[Endpoint]:
+    metrics = [Endpoint("/metrics", _GET, status_routes.metrics)] if engine.options.enable_metrics else []
+    faults = [Endpoint("/_fault", _POST, _set_faults)] if engine.options.allow_faults else []
+    return metrics + faults
+
+
+def _route(engine: Engine, endpoint: Endpoint) -> Route:
+    async def handle(request: Request) -> Response:
+        return await _with_fault(engine, endpoint, request)
+
+    return Route(endpoint.path, handle, methods=list(endpoint.methods))
+
+
+async def _with_fault(engine: Engine, endpoint: Endpoint, request: Request) -> Response:
+    """The handler's response, unless a fault has its way with the call."""
+    fault = engine.faults.of(endpoint.call)
+    match fault.kind if fault else None:
+        case "hang":
+            await asyncio.Event().wait()
+        case "die":
+            engine.death.sentence(f"fault: {endpoint.call}=die")
+            await asyncio.Event().wait()
+        case "error":
+            return JSONResponse({"error": {"message": "fault"}}, status_code=int(fault.amount or 500) if fault else 500)
+    response = await endpoint.handler(engine, request)
+    match fault.kind if fault else None:
+        case "slow":
+            await asyncio.sleep((fault.amount or 0.0) if fault else 0.0)
+        case "lost":
+            return Dropped()
+        case "error_after":
+            status = int(fault.amount or 500) if fault else 500
+            return JSONResponse({"error": {"message": "fault"}}, status_code=status)
+    return response
+
+
+async def _set_faults(engine: Engine, request: Request) -> Response:
+    """The named calls have these faults from now on; null takes one away."""
+    try:
+        engine.faults.set(dict(await read_body(request)))
+    except ValueError as error:
+        raise BadBody(str(error)) from error
+    return JSONResponse({"status": "ok"})
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
+
+
+async def _bad_body(request: Request, error: Exception) -> Response:
+    return bad_request(str(error))
+
+
+class Keys:
+    """Lets a request through if its key is the one its endpoint takes.
+
+    Source: sglang 0.5.23, utils/auth.py, measured: with both keys, control takes only the admin key and the rest only
+    the API key.
+    """
+
+    def __init__(self, engine: Engine, app: ASGIApp, admin_paths: frozenset[str]) -> None:
+        self._api, self._admin = engine.options.api_key, engine.options.admin_api_key
+        self._app = app
+        self._admin_paths = admin_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._allowed(scope):
+            return await self._app(scope, receive, send)
+        return await JSONResponse({"error": "Unauthorized"}, status_code=401)(scope, receive, send)
+
+    def _allowed(self, scope: Scope) -> bool:
+        path = str(scope["path"])
+        wanted = (self._admin or self._api) if path in self._admin_paths else self._api
+        if not wanted or path.startswith(_OPEN):
+            return True
+        given: bytes = dict(scope["headers"]).get(b"authorization", b"")
+        return given == f"Bearer {wanted}".encode()
+
+
+class Counted:
+    """Counts the requests that are being answered, by path and method."""
+
+    def __init__(self, engine: Engine, app: ASGIApp) -> None:
+        self._active = engine.http_requests_active
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        key = (str(scope["path"]), str(scope["method"]))
+        self._active[key] = self._active.get(key, 0) + 1
+        try:
+            return await self._app(scope, receive, send)
+        finally:
+            self._active[key] -= 1

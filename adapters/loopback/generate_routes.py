@@ -1,0 +1,95 @@
+"""Generation: one reply, a batch of them, or a stream of server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from . import tokenizer
+from .bodies import BadPrompt, generate_requests, is_batch, read_body
+from .engine import Engine
+from .sequence import GenerateRequest, Output
+from .tokenizer_gate import Disconnected
+
+
+async def generate(engine: Engine, request: Request) -> Response:
+    """The continuation; a stream's headers are sent before its request is even admitted."""
+    body = await read_body(request)
+    try:
+        wanted = generate_requests(body, engine.options.context_length)
+    except BadPrompt as error:
+        return _error(str(error))
+    if wanted[0].stream:
+        return StreamingResponse(_events(engine, wanted), media_type="text/event-stream")
+    try:
+        replies = await asyncio.gather(*(_last(engine, each, request.is_disconnected) for each in wanted))
+    except (ValueError, ConnectionError) as error:
+        return _error(str(error))
+    return JSONResponse(list(replies) if is_batch(body) else replies[0])
+
+
+async def models(engine: Engine, request: Request) -> Response:
+    """The one model served."""
+    entry: dict[str, Any] = {"id": engine.model_path, "object": "model", "created": int(engine.started_at)}
+    entry |= {"owned_by": "loopback", "root": engine.model_path, "parent": None}
+    entry |= {"max_model_len": engine.options.context_length}
+    return JSONResponse({"object": "list", "data": [entry]})
+
+
+async def _last(engine: Engine, request: GenerateRequest, gone: Disconnected) -> dict[str, Any]:
+    began = time.monotonic()
+    async with aclosing(engine.gate.generate(request, gone)) as outputs:  # type: ignore[type-var]
+        async for output in outputs:
+            last = output
+    return _reply(engine, last, began)
+
+
+async def _events(engine: Engine, wanted: list[GenerateRequest]) -> AsyncIterator[str]:
+    began = time.monotonic()
+    try:
+        for index, request in enumerate(wanted):
+            async with aclosing(engine.gate.generate(request)) as outputs:  # type: ignore[type-var]
+                async for output in outputs:
+                    reply = _reply(engine, output, began)
+                    yield _event(reply if len(wanted) == 1 else reply | {"index": index})
+    except ValueError as error:
+        yield _event({"error": {"message": str(error)}})
+    yield "data: [DONE]\n\n"
+
+
+def _event(payload: dict[str, Any]) -> str:
+    return f"data: {json.dumps(payload)}\n\n"
+
+
+def _reply(engine: Engine, output: Output, began: float) -> dict[str, Any]:
+    return {
+        "text": tokenizer.decode(output.ids),
+        "output_ids": list(output.ids),
+        "meta_info": {
+            "id": output.rid,
+            "finish_reason": output.finish,
+            "prompt_tokens": output.prompt_tokens,
+            "weight_version": engine.weight_version,
+            "num_retractions": output.retractions,
+            "reasoning_tokens": 0,
+            "completion_tokens": len(output.ids),
+            "cached_tokens": output.cached_tokens,
+            "weight_versions": [{"version": engine.weight_version, "start": 0, "end": len(output.ids)}],
+            "cached_tokens_details": {"device": output.cached_tokens, "host": 0} if output.cached_tokens else None,
+            "dp_rank": None,
+            "e2e_latency": time.monotonic() - began,
+            "response_sent_to_client_ts": time.time(),
+        },
+    }
+
+
+def _error(message: str) -> Response:
+    # Source: sglang 0.5.23, /generate answers a ValueError in this shape, unlike a validation error.
+    return JSONResponse({"error": {"message": message}}, status_code=400)

@@ -1,0 +1,79 @@
+"""What the scheduler publishes of its load: a snapshot that is only as fresh as the last pass of its loop."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from .batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSnapshot:
+    """Counts at one moment, by the wall clock."""
+
+    timestamp: float = 0.0
+    running: int = 0
+    waiting: int = 0
+    used_tokens: int = 0
+    waiting_tokens: int = 0
+    throughput: float = 0.0
+
+
+@dataclass(slots=True)
+class Publisher:
+    """Takes snapshots; the HTTP side reads `latest` without asking the scheduler."""
+
+    latest: LoadSnapshot = field(default_factory=LoadSnapshot)
+    counts: LoadSnapshot = field(default_factory=LoadSnapshot)  # for /metrics, published once more at a retract
+    _marks: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def publish(self, batch: Batch, page_tokens: int) -> None:
+        """Both snapshots are of now."""
+        self.latest = self.counts = self._snapshot(batch, page_tokens)
+
+    def publish_counts(self, batch: Batch, page_tokens: int) -> None:
+        """What /metrics shows is of now; /v1/loads stays as it is.
+
+        Source: sglang 0.5.23, measured: at a retract the gauges change once, the loads never.
+        """
+        self.counts = self._snapshot(batch, page_tokens)
+
+    def _snapshot(self, batch: Batch, page_tokens: int) -> LoadSnapshot:
+        return LoadSnapshot(
+            timestamp=time.time(),
+            running=len(batch.running),
+            waiting=len(batch.waiting),
+            used_tokens=batch.pool.used * page_tokens,
+            waiting_tokens=sum(len(each.tokens) for each in batch.waiting),
+            throughput=self._throughput(batch.generated),
+        )
+
+    def _throughput(self, generated: int) -> float:
+        now = time.monotonic()
+        self._marks.append((now, generated))
+        while now - self._marks[0][0] > 1.0:
+            self._marks.popleft()
+        began, before = self._marks[0]
+        return (generated - before) / (now - began) if now > began else 0.0
+
+
+def as_load(snapshot: LoadSnapshot, capacity: int, max_running: int) -> dict[str, Any]:
+    """The core section of one rank in /v1/loads."""
+    return {
+        "timestamp": snapshot.timestamp,
+        "dp_rank": 0,
+        "num_running_reqs": snapshot.running,
+        "num_waiting_reqs": snapshot.waiting,
+        "num_waiting_uncached_tokens": snapshot.waiting_tokens,
+        "num_used_tokens": snapshot.used_tokens,
+        "num_total_tokens": snapshot.used_tokens + snapshot.waiting_tokens,
+        "max_total_num_tokens": capacity,
+        "token_usage": round(snapshot.used_tokens / capacity, 4),
+        "gen_throughput": round(snapshot.throughput, 2),
+        "cache_hit_rate": 0.0,
+        "utilization": round(snapshot.running / max_running, 4),
+        "max_running_requests": max_running,
+    }

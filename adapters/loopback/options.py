@@ -1,0 +1,126 @@
+"""The engine's command line, as one value."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, fields
+from typing import NoReturn
+
+from .faults import parse_fault
+from .shape import KV_MIB_LEAST, RANKS_ALLOWED, WEIGHTS_MIB_LEAST
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Everything that was chosen when the engine was started."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    weights_mib: int = 192
+    kv_mib: int = 192
+    ranks: int = 1
+    memory_saver: bool = False
+    weights_backup: bool = False
+    weights: str | None = None
+    seed: int = 0
+    api_key: str | None = None
+    admin_api_key: str | None = None
+    fault: tuple[str, ...] = ()
+    allow_faults: bool = False
+    enable_metrics: bool = False
+    disaggregation_mode: str = "null"
+    max_running_requests: int = 16
+    context_length: int = 4096
+    step_delay_s: float = 0.0
+    death_delay_s: float = 0.3
+    health_timeout_s: float = 20.0
+    health_poll_s: float = 1.0
+    abort_poll_s: float = 1.0
+    watchdog_timeout_s: float = 300.0
+    die_with_stdin: bool = False
+    make_weights: str | None = None
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """The process ends with status 2 and one line that says why."""
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(argv: list[str] | None) -> EngineOptions:
+    """The options that the arguments mean; exits with status 2 on one that means nothing."""
+    parser = _build()
+    chosen = vars(parser.parse_args(argv))
+    options = EngineOptions(**{field.name: chosen[field.name] for field in fields(EngineOptions)})
+    if refused := _refusal(options):
+        parser.error(refused)
+    return options
+
+
+def _refusal(options: EngineOptions) -> str | None:
+    if options.weights_mib < WEIGHTS_MIB_LEAST:
+        return f"--weights-mib must be at least {WEIGHTS_MIB_LEAST}"
+    if options.kv_mib < KV_MIB_LEAST:
+        return f"--kv-mib must be at least {KV_MIB_LEAST}"
+    if not 0 <= options.port < 65536:
+        return f"--port {options.port} is not a port"
+    if options.seed < 0 or options.max_running_requests < 1 or options.context_length < 1:
+        return "--seed must not be negative, --max-running-requests and --context-length must be positive"
+    if options.weights_backup and not options.memory_saver:
+        return "--weights-backup needs --memory-saver"
+    return None
+
+
+def _fault(text: str) -> str:
+    try:
+        parse_fault(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _build() -> argparse.ArgumentParser:
+    parser = _OneLineParser(prog="lifecycle engine", allow_abbrev=False, description="A small real inference server.")
+    _add_model_arguments(parser)
+    _add_server_arguments(parser)
+    _add_timing_arguments(parser)
+    return parser
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--weights-mib", type=int, default=192, help="size of the weights")
+    add("--kv-mib", type=int, default=192, help="size of the KV pool")
+    add("--ranks", type=int, default=1, choices=RANKS_ALLOWED, help="pipeline ranks; above 1 each is a process")
+    add("--memory-saver", action="store_true", help="release and resume really move memory")
+    add("--weights-backup", action="store_true", help="keep the weights' contents across a release")
+    add("--weights", metavar="PATH", help="a checkpoint; default: one made from the seed")
+    add("--seed", type=int, default=0, help="what the weights are made from")
+    add("--make-weights", metavar="PATH", help="write a checkpoint and exit")
+    add("--max-running-requests", type=int, default=16)
+    add("--context-length", type=int, default=4096)
+    add("--disaggregation-mode", choices=("null", "prefill", "decode"), default="null", help="only reported")
+
+
+def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=0, help="0: a free one")
+    add("--api-key", help="for the normal endpoints")
+    add("--admin-api-key", help="for the control endpoints")
+    add("--enable-metrics", action="store_true")
+    add("--fault", type=_fault, action="append", default=[], metavar="NAME=VALUE", help="misbehave; repeatable")
+    add("--allow-faults", action="store_true", help="serve POST /_fault")
+    add("--die-with-stdin", action="store_true", help="the process tree ends when standard input does")
+
+
+def _add_timing_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--step-delay-s", type=float, default=0.0, help="time added to each step, as of a larger model")
+    add("--death-delay-s", type=float, default=0.3, help="from a failed assertion to the death of the tree")
+    add("--health-timeout-s", type=float, default=20.0)
+    add("--health-poll-s", type=float, default=1.0)
+    add("--abort-poll-s", type=float, default=1.0, help="how often an abort pause looks whether all has ended")
+    add("--watchdog-timeout-s", type=float, default=300.0, help="a batch that stands still this long kills the engine")

@@ -1,0 +1,110 @@
+"""A request as the scheduler holds it, and what it tells the front end of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import tokenizer
+from .model import NGRAM_WINDOW, Chunk
+
+FinishReason = dict[str, Any]
+
+HEALTH_PREFIX = "HEALTH_CHECK"
+PREFILL_CHUNK = 32  # tokens of one row a step: a long prompt must not keep control messages waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """When to stop. Decoding is always greedy."""
+
+    max_new_tokens: int = 128
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One prompt to continue."""
+
+    rid: str
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """All that is known of a request after a step; `finish` is None while it goes on."""
+
+    rid: str
+    ids: tuple[int, ...]
+    finish: FinishReason | None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    retractions: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request with its place in the KV pool."""
+
+    request: GenerateRequest
+    tokens: list[int]
+    pages: list[int] = field(default_factory=list)
+    computed: int = 0  # tokens whose keys and values are in the pool
+    cached: int = 0
+    retractions: int = 0
+    to_abort: bool = False
+    finish: FinishReason | None = None
+    arrived: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, request: GenerateRequest) -> Sequence:
+        return cls(request, list(request.prompt))
+
+    @property
+    def rid(self) -> str:
+        return self.request.rid
+
+    @property
+    def output(self) -> list[int]:
+        return self.tokens[len(self.request.prompt) :]
+
+    def chunk_end(self) -> int:
+        """Where the next step of this row ends."""
+        return min(len(self.tokens), self.computed + PREFILL_CHUNK)
+
+    def next_chunk(self) -> Chunk:
+        """What the next step computes of this row."""
+        start, end = self.computed, self.chunk_end()
+        window = tuple(self.tokens[max(0, start - NGRAM_WINDOW) : end])
+        return Chunk(window, start, end - start, tuple(self.pages), end == len(self.tokens))
+
+    def append(self, token: int) -> None:
+        """The token is part of the output, and the row is finished if it was the last."""
+        self.tokens.append(token)
+        self.finish = _finish(self.request.sampling, self.output, token)
+
+    def snapshot(self) -> Output:
+        """What the front end may know now."""
+        return Output(
+            self.rid, tuple(self.output), self.finish, len(self.request.prompt), self.cached, self.retractions
+        )
+
+
+def _finish(sampling: Sampling, output: list[int], token: int) -> FinishReason | None:
+    if token in sampling.stop_token_ids or (token == tokenizer.EOS and not sampling.ignore_eos):
+        return {"type": "stop", "matched": token}
+    if sampling.stop:
+        # A stop string can only have been completed by the last token, so its own length of tail is enough.
+        longest = max(len(each.encode()) for each in sampling.stop)
+        tail = tokenizer.decode(output[-longest:])
+        for stop in sampling.stop:
+            if stop in tail:
+                return {"type": "stop", "matched": stop}
+    if len(output) >= sampling.max_new_tokens:
+        return {"type": "length", "length": sampling.max_new_tokens}
+    return None

@@ -1,0 +1,169 @@
+"""What can be read of the engine. Nothing here says in which mode it is paused or what is released: SGLang does not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from .bodies import dp_rank
+from .engine import SGLANG_VERSION, Engine, ServerStatus
+from .loads import LoadSnapshot, as_load
+from .sequence import HEALTH_PREFIX, GenerateRequest, Sampling
+
+_SECTIONS = frozenset({"core", "memory", "spec", "lora", "disagg", "queues", "all"})
+
+
+async def root(engine: Engine, request: Request) -> Response:
+    """It listens."""
+    return JSONResponse("Loopback engine is running")
+
+
+async def ready(engine: Engine, request: Request) -> Response:
+    """200 when the gate is open, the last health check was good and no exit has begun."""
+    up = engine.status is ServerStatus.UP and not engine.gate.is_pause and not engine.leaving
+    return Response(status_code=200 if up else 503)
+
+
+async def ping(engine: Engine, request: Request) -> Response:
+    """200 when the last health check was good, paused or not."""
+    return Response(status_code=200 if engine.status is ServerStatus.UP else 503)
+
+
+async def health(engine: Engine, request: Request) -> Response:
+    """200 when a token came; asked of a paused engine it waits out its timeout and leaves the engine marked UnHealthy.
+
+    Source: sglang 0.5.23, entrypoints/http_server.py health_generate.
+    """
+    if engine.leaving:
+        return Response(status_code=503)
+    began = time.monotonic()
+    probe = asyncio.create_task(_one_token(engine, f"{HEALTH_PREFIX}_{time.time()}"))
+    try:
+        alive = await _token_since(engine, began)
+    finally:
+        probe.cancel()
+    engine.status = ServerStatus.UP if alive else ServerStatus.UNHEALTHY
+    return Response(status_code=200 if alive else 503)
+
+
+async def _one_token(engine: Engine, rid: str) -> None:
+    async for _ in engine.gate.generate(GenerateRequest(rid, (0,), Sampling(max_new_tokens=1))):
+        pass
+
+
+async def _token_since(engine: Engine, began: float) -> bool:
+    """Whether anything at all came back from the scheduler, looked at only every so often."""
+    while time.monotonic() < began + engine.options.health_timeout_s:
+        await asyncio.sleep(engine.options.health_poll_s)
+        if engine.gate.last_receive > began:
+            return True
+    return False
+
+
+async def server_info(engine: Engine, request: Request) -> Response:
+    """Arguments and internal state, after a round trip through the scheduler: all that was sent before has happened."""
+    state = await engine.gate.in_turn("server_info", lambda: _internal_state(engine))
+    arguments = engine.resolved_arguments()
+    live = {"status": "ready", "max_total_num_tokens": engine.scheduler.capacity, "version": SGLANG_VERSION}
+    return JSONResponse({**arguments, **live, "internal_states": [arguments | state]})
+
+
+async def _internal_state(engine: Engine) -> dict[str, Any]:
+    throughput = await asyncio.wrap_future(engine.scheduler.ask(lambda: engine.scheduler.publisher.latest.throughput))
+    return {
+        "world_size": engine.options.ranks,
+        "effective_max_running_requests_per_dp": engine.options.max_running_requests,
+        "last_gen_throughput": throughput,
+        "memory_usage": engine.memory_usage(),
+    }
+
+
+async def model_info(engine: Engine, request: Request) -> Response:
+    """The model and its label, from the front end alone."""
+    return JSONResponse(
+        {
+            "model_path": engine.model_path,
+            "served_model_name": engine.model_path,
+            "tokenizer_path": engine.tokenizer_path,
+            "is_generation": True,
+            "preferred_sampling_params": None,
+            "weight_version": engine.weight_version,
+            "load_format": engine.load_format,
+            "reasoning_parser": None,
+            "tool_call_parser": None,
+            "disaggregation_mode": engine.options.disaggregation_mode,
+            "has_image_understanding": False,
+            "has_audio_understanding": False,
+            "model_type": "loopback",
+            "architectures": ["LoopbackForCausalLM"],
+        }
+    )
+
+
+async def loads(engine: Engine, request: Request) -> Response:
+    """The last snapshot published; its age grows while the scheduler is paused."""
+    include = request.query_params.get("include")
+    sections = {part.strip() for part in include.split(",")} if include else {"all"}
+    if not sections <= _SECTIONS:
+        return PlainTextResponse("Internal Server Error", status_code=500)  # Source: sglang 0.5.23, measured
+    entries = [_load(engine, sections)] if dp_rank(request) in (None, 0) else []
+    if request.query_params.get("format") == "prometheus":
+        return PlainTextResponse(_prometheus(entries), media_type="text/plain; version=0.0.4")
+    return JSONResponse(
+        {
+            "timestamp": datetime.now(UTC).isoformat(),
+            "version": SGLANG_VERSION,
+            "accelerator": None,
+            "num_accelerators": engine.options.ranks,
+            "loads": entries,
+        }
+    )
+
+
+def _load(engine: Engine, sections: set[str]) -> dict[str, Any]:
+    snapshot = _snapshot(engine)
+    load = as_load(snapshot, engine.scheduler.capacity, engine.options.max_running_requests)
+    if sections & {"memory", "all"}:
+        usage = engine.memory_usage()
+        load["memory"] = {"weight_gb": usage["weight"], "kv_cache_gb": usage["kvcache"], "graph_gb": 0.0}
+        load["memory"]["token_capacity"] = usage["token_capacity"]
+    if sections & {"queues", "all"}:
+        load["queues"] = {"waiting": snapshot.waiting, "grammar": 0, "paused": 0, "retracted": 0, "prealloc_ready": 0}
+    return load
+
+
+def _snapshot(engine: Engine) -> LoadSnapshot:
+    if engine.faults.has("loads", "frozen"):
+        return LoadSnapshot(timestamp=engine.started_at)
+    return engine.scheduler.publisher.latest
+
+
+def _prometheus(entries: list[dict[str, Any]]) -> str:
+    lines = []
+    for name, value in (entries[0] if entries else {}).items():
+        if isinstance(value, int | float) and name != "dp_rank":
+            lines += [f"# TYPE sglang_{name} gauge", f'sglang_{name}{{dp_rank="0"}} {value}']
+    return "\n".join(lines) + "\n"
+
+
+async def metrics(engine: Engine, request: Request) -> Response:
+    """The gauges that SGLang shows of the same names."""
+    counts = engine.scheduler.publisher.counts
+    gauges = {
+        "num_running_reqs": counts.running,
+        "num_queue_reqs": counts.waiting,
+        "num_used_tokens": counts.used_tokens,
+        "gen_throughput": counts.throughput,
+    }
+    lines = []
+    for name, value in gauges.items():
+        lines += [f"# TYPE sglang:{name} gauge", f'sglang:{name}{{model_name="loopback"}} {value}']
+    lines.append("# TYPE sglang:http_requests_active gauge")
+    for (endpoint, method), count in engine.http_requests_active.items():
+        lines.append(f'sglang:http_requests_active{{endpoint="{endpoint}",method="{method}"}} {count}')
+    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")

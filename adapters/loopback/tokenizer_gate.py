@@ -1,0 +1,171 @@
+"""The tokenizer's side: who may reach the scheduler, and what came back for whom. Runs on the event loop alone.
+
+Source: sglang 0.5.23, managers/tokenizer_manager.py. The order of its locks is kept: they are what makes a pause hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from .scheduler import Scheduler
+from .sequence import GenerateRequest, Output
+
+Result = TypeVar("Result")
+Disconnected = Callable[[], Awaitable[bool]]
+
+_DISCONNECT_POLL_S = (
+    4.0  # Source: sglang 0.5.23: a vanished client of a non-stream request is looked for after 4 s of silence
+)
+
+
+@dataclass(slots=True)
+class RequestState:
+    """What is known here of one request."""
+
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    latest: Output | None = None
+
+
+class ModelUpdateLock:
+    """Requests hold it together, an update holds it alone; once an update waits, new requests queue behind it."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._readers = 0
+        self._writers_waiting = 0
+        self._writing = False
+
+    @property
+    def locked(self) -> bool:
+        return self._writing or self._readers > 0
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._writing and not self._writers_waiting)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+            await asyncio.shield(self._wake())
+
+    @contextlib.asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        async with self._changed:
+            self._writers_waiting += 1
+            try:
+                await self._changed.wait_for(lambda: not self.locked)
+                self._writing = True
+            finally:
+                self._writers_waiting -= 1
+        try:
+            yield
+        finally:
+            self._writing = False
+            await asyncio.shield(self._wake())
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+class TokenizerGate:
+    """Admission. Closed by every pause mode; requests that meet it closed are known to nobody else."""
+
+    def __init__(self, scheduler: Scheduler, *, abort_poll_s: float) -> None:
+        self.rid_to_state: dict[str, RequestState] = {}
+        self.is_pause = False
+        self.last_receive = 0.0
+        self._scheduler = scheduler
+        self._abort_poll_s = abort_poll_s
+        self._is_pause_cond = asyncio.Condition()
+        self._model_update_lock = ModelUpdateLock()
+        self._turns: dict[str, asyncio.Lock] = {}
+
+    async def generate(self, request: GenerateRequest, gone: Disconnected | None = None) -> AsyncIterator[Output]:
+        """Each newest output until the finished one; raises ValueError if the id is in use."""
+        if request.rid in self.rid_to_state:
+            raise ValueError(f"Duplicate request ID detected: {request.rid}")
+        state = self.rid_to_state[request.rid] = RequestState()
+        try:
+            async with self._is_pause_cond:
+                await self._is_pause_cond.wait_for(lambda: not self.is_pause)
+            async with self._model_update_lock.reading():
+                self._scheduler.submit(request)
+                async for output in self._outputs(request.rid, state, gone):
+                    yield output
+        finally:
+            self._forget(request.rid, state)
+
+    async def _outputs(self, rid: str, state: RequestState, gone: Disconnected | None) -> AsyncIterator[Output]:
+        while state.latest is None or state.latest.finish is None:
+            state.arrived.clear()
+            try:
+                await asyncio.wait_for(state.arrived.wait(), _DISCONNECT_POLL_S)
+            except TimeoutError:
+                if gone is not None and await gone():
+                    raise ConnectionError(f"the client of {rid} is gone") from None
+                continue
+            if state.latest is not None:
+                yield state.latest
+
+    def _forget(self, rid: str, state: RequestState) -> None:
+        self.rid_to_state.pop(rid, None)
+        if state.latest is None or state.latest.finish is None:
+            self._scheduler.abort(rid)
+
+    def deliver(self, outputs: Sequence[Output]) -> None:
+        """Whoever waits for one of these outputs has it."""
+        self.last_receive = time.monotonic()
+        for output in outputs:
+            state = self.rid_to_state.get(output.rid)
+            if state is not None:
+                state.latest = output
+                state.arrived.set()
+
+    async def pause(self, mode: str) -> None:
+        """The gate is closed; after an abort nothing is in flight, after the others the scheduler will have stopped.
+
+        Never returns for an abort over a frozen batch, holding the lock that every later pause and continue needs.
+        """
+        async with self._is_pause_cond:
+            self.is_pause = True
+            if mode != "abort":
+                self._scheduler.pause(mode)
+                return
+            while True:
+                self._scheduler.abort("", everything=True)
+                if not self._model_update_lock.locked:
+                    return
+                await asyncio.sleep(self._abort_poll_s)
+
+    async def unpause(self) -> None:
+        """The gate is open and the scheduler steps."""
+        async with self._is_pause_cond:
+            self.is_pause = False
+            self._scheduler.unpause()
+            self._is_pause_cond.notify_all()
+
+    def abort(self, rid: str, *, everything: bool) -> None:
+        """Requests that the scheduler knows by this prefix are ending, if the id itself is a known one."""
+        if everything or (rid and rid in self.rid_to_state):
+            self._scheduler.abort(rid, everything=everything)
+
+    @contextlib.asynccontextmanager
+    async def updating(self) -> AsyncIterator[None]:
+        """Weights may be replaced: while open, after the last request in flight; while paused, at once."""
+        async with self._is_pause_cond:
+            paused = self.is_pause
+        async with contextlib.nullcontext() if paused else self._model_update_lock.writing():
+            yield
+
+    async def in_turn(self, call: str, act: Callable[[], Awaitable[Result]]) -> Result:
+        """`act`'s result; calls of one name take turns."""
+        async with self._turns.setdefault(call, asyncio.Lock()):
+            return await act()

@@ -1,0 +1,136 @@
+"""Weight updates, their label, and checksums of what is really there."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from .bodies import BadBody, Body, flag, read_body, text_field
+from .engine import Engine
+from .weight_updater import Updated
+
+_PARALLEL = {"role": "target", "tp_rank": 0, "tp_size": 1, "dp_rank": 0, "dp_size": 1}
+_CHECKER_ACTIONS = ("checksum", "snapshot", "compare", "reset_tensors")
+
+
+async def from_disk(engine: Engine, request: Request) -> Response:
+    """The file's weights are served, or the old ones are and 400 says why."""
+    body = await read_body(request)
+    path, flush = text_field(body, "model_path", required=True) or "", flag(body, "flush_cache", True)
+    if flag(body, "abort_all_requests", False):
+        engine.gate.abort("", everything=True)
+    load_format = text_field(body, "load_format")
+    updated = await _update(engine, lambda: _from_disk(engine, path, load_format, flush=flush))
+    if updated.success:
+        engine.model_path, engine.load_format = path, load_format or engine.load_format
+        updated = _labelled(engine, updated, body)
+    return _reply(updated, num_paused_requests=0)
+
+
+async def from_tensor(engine: Engine, request: Request) -> Response:
+    """The pushed tensors are served. `load_format` must be safetensors: SGLang's pickled torch handles need torch."""
+    body = await read_body(request)
+    blobs, flush = _blobs(body), flag(body, "flush_cache", True)
+    updated = await _update(engine, lambda: engine.scheduler.weights.from_tensor(blobs, flush=flush))
+    if updated.success:
+        updated = _labelled(engine, updated, body)
+    return _reply(updated)
+
+
+async def begin(engine: Engine, request: Request) -> Response:
+    """An update session is open."""
+    await read_body(request, required=False)
+    return _reply(await asyncio.wrap_future(engine.scheduler.ask(engine.scheduler.weights.begin)))
+
+
+async def end(engine: Engine, request: Request) -> Response:
+    """The update session is closed."""
+    await read_body(request, required=False)
+    return _reply(await asyncio.wrap_future(engine.scheduler.ask(engine.scheduler.weights.end)))
+
+
+async def version(engine: Engine, request: Request) -> Response:
+    """The label is the one given; no weights move, and any label is accepted.
+
+    Source: sglang 0.5.23, measured: a bogus version answers 200.
+    """
+    body = await read_body(request)
+    label = text_field(body, "new_version", required=True) or ""
+    if flag(body, "abort_all_requests", True):
+        engine.gate.abort("", everything=True)
+    engine.weight_version = label
+    message = f"Weight version updated to {label}"
+    return JSONResponse({"success": True, "message": message, "new_version": label})
+
+
+async def check(engine: Engine, request: Request) -> Response:
+    """Checksums of every tensor as it is now, per rank."""
+    action = (await read_body(request, required=False)).get("action", "checksum")
+    if action not in _CHECKER_ACTIONS:
+        return _reply(Updated(False, f"Unsupported action={action!r}"))
+    if action == "compare":
+        return _reply(Updated(False, ""))  # needs CUDA
+    if action == "reset_tensors":
+        await asyncio.wrap_future(engine.scheduler.reset_tensors())
+    if action != "checksum":
+        return JSONResponse({"success": True, "message": "Success.", "ranks": [], "per_engine_checksum": None})
+    return _checksums(await asyncio.wrap_future(engine.scheduler.checksums()))
+
+
+async def _update(engine: Engine, act: Callable[[], Updated]) -> Updated:
+    async with engine.gate.updating():
+        return await asyncio.wrap_future(engine.scheduler.ask(act))
+
+
+def _from_disk(engine: Engine, path: str, load_format: str | None, *, flush: bool) -> Updated:
+    if engine.faults.has("update", "label"):
+        return Updated(True, "Succeeded to update model weights.")
+    return engine.scheduler.weights.from_disk(path, load_format, flush=flush)
+
+
+def _labelled(engine: Engine, updated: Updated, body: Body) -> Updated:
+    label = text_field(body, "weight_version")
+    if not label:
+        return updated
+    engine.weight_version = label
+    return Updated(True, f"{updated.message} Weight version updated to {label}.")
+
+
+def _blobs(body: Body) -> list[bytes]:
+    blobs = body.get("serialized_named_tensors")
+    if body.get("load_format") != "safetensors":
+        raise BadBody("update_weights_from_tensor takes load_format 'safetensors' here")
+    try:
+        return [base64.b64decode(blob, validate=True) for blob in blobs or ()]
+    except (TypeError, ValueError) as error:
+        raise BadBody("serialized_named_tensors should be a list of base64 strings") from error
+
+
+def _reply(updated: Updated, **more: Any) -> Response:
+    body = {"success": updated.success, "message": updated.message, **more}
+    return JSONResponse(body, status_code=200 if updated.success else 400)
+
+
+def _checksums(ranks: list[dict[str, str]]) -> Response:
+    entries = [
+        {
+            "checksums": checksums,
+            "per_gpu_checksum": _overall(sorted(f"{name}:{value}" for name, value in checksums.items())),
+            "parallelism_info": [
+                _PARALLEL | {"pp_rank": rank, "pp_size": len(ranks), "rank": rank, "size": len(ranks)}
+            ],
+        }
+        for rank, checksums in enumerate(ranks)
+    ]
+    engine = _overall([str(entry["per_gpu_checksum"]) for entry in entries])
+    return JSONResponse({"success": True, "message": "Success.", "ranks": entries, "per_engine_checksum": engine})
+
+
+def _overall(parts: list[str]) -> str:
+    return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -1,0 +1,93 @@
+"""One rank: its regions of memory, its slice of the model, and the calls that the scheduler makes to it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from .checkpoint import BadCheckpoint, blob_offsets, open_checkpoint
+from .memory import MemorySaver, NoSaver, Region, Saver
+from .model import Chunk, Floats, Shard
+from .shape import FLOAT_BYTES, HIDDEN, MIB, PAGE_TOKENS, ModelShape, RankConfig, layers_of, nbytes
+
+_ALIGNMENT = 64
+
+
+class RankWorker:
+    """A rank with its memory resident and its weights zero, until `load`."""
+
+    def __init__(self, config: RankConfig) -> None:
+        self._shape = ModelShape.filling(config.weights_mib)
+        self._tensors = self._shape.of_rank(config.rank, config.ranks)
+        self._offsets, size = _layout([nbytes(shape) for shape in self._tensors.values()])
+        self._regions = {"weights": Region(size), "kv_cache": Region(config.kv_mib * MIB // config.ranks)}
+        self._weights = dict(zip(self._tensors, map(self._tensor, range(len(self._tensors))), strict=True))
+        layers = layers_of(config.rank, config.ranks)
+        self._shard = Shard(self._weights, _kv_view(self._regions["kv_cache"], len(layers)), layers)
+        self._saver = self._make_saver(config)
+
+    def _tensor(self, index: int) -> Floats:
+        shape = list(self._tensors.values())[index]
+        raw = self._regions["weights"].buffer(self._offsets[index], nbytes(shape))
+        return np.frombuffer(raw, dtype=np.float32).reshape(shape)
+
+    def _make_saver(self, config: RankConfig) -> Saver:
+        if not config.memory_saver:
+            return NoSaver()
+        backed_up = frozenset({"weights"} if config.weights_backup else ())
+        return MemorySaver(self._regions, backed_up=backed_up)
+
+    def forward(self, chunks: Sequence[Chunk], hidden: Sequence[Floats | None]) -> list[Floats | int | None]:
+        """Each row's hidden states or next token, computed row by row."""
+        return [self._shard.forward(chunk, state) for chunk, state in zip(chunks, hidden, strict=True)]
+
+    def release(self, tag: str, keep_bytes: int) -> None:
+        """The tag's pages are given back, but for `keep_bytes`."""
+        self._saver.pause(tag, keep_bytes=keep_bytes)
+
+    def resume(self, tag: str, zeros: bool) -> None:
+        """The tag's pages are resident."""
+        self._saver.resume(tag, zeros=zeros)
+
+    def load(self, path: str) -> str | None:
+        """This rank's tensors hold the file's, or the reason why they were left as they are."""
+        try:
+            checkpoint = open_checkpoint(path, self._shape)
+        except BadCheckpoint as error:
+            return str(error)
+        for name, tensor in self._weights.items():
+            checkpoint.read(name, tensor.data.cast("B"))
+        return None
+
+    def load_blob(self, blob: bytes) -> None:
+        """The tensors of a checked safetensors blob that live here hold its bytes."""
+        offsets = blob_offsets(blob, self._shape)
+        for name in offsets.keys() & self._weights.keys():
+            target = self._weights[name].data.cast("B")
+            target[:] = memoryview(blob)[offsets[name] : offsets[name] + len(target)]
+
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of each tensor's bytes."""
+        return {name: hashlib.sha256(tensor.data.cast("B")).hexdigest() for name, tensor in self._weights.items()}
+
+    def reset_tensors(self) -> None:
+        """Every tensor holds something other than the weights."""
+        for tensor in self._weights.values():
+            tensor.fill(0)
+
+
+def _layout(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Where each tensor begins in the region, aligned, and the region's size."""
+    offsets, end = [], 0
+    for size in sizes:
+        offsets.append(end)
+        end += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return offsets, end
+
+
+def _kv_view(region: Region, layers: int) -> Floats:
+    pages = region.size // (layers * 2 * PAGE_TOKENS * HIDDEN * FLOAT_BYTES)
+    floats = region.bytes.view(np.float32)[: layers * 2 * pages * PAGE_TOKENS * HIDDEN]
+    return floats.reshape(layers, 2, pages, PAGE_TOKENS, HIDDEN)

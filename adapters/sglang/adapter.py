@@ -1,0 +1,288 @@
+"""The adapter: one HTTP request a call, and reads that change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lifecycle.adapter import Call, Capabilities, Observation, Probe, Process, Reply
+from lifecycle.commands import Command
+from lifecycle.errors import ConfigurationError
+from lifecycle.facts import Admission, Fact, Facts, Grade
+from lifecycle.registry import Address
+from lifecycle.residual.owners import by_pid, find_listening, is_local
+from lifecycle.residual.process_memory import alive
+from lifecycle.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
+
+from ..http import Answer, HttpClient
+from .capabilities import boot_of, capabilities_of
+from .plan import plan, push
+
+OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "tags", "checksum")
+
+#: How long a server that is alive takes at most for an answer that does not depend on its load.
+READ_S = 10.0
+
+
+class SGLangAdapter:
+    """Drives one SGLang server. Options of its URL: `api_key_env`, `admin_api_key_env` (names of environment
+    variables that hold the keys; `api_key`, `admin_api_key` give them directly), `pid`, `tags`, `checksum=true`
+    (weights are compared by checksum: every load then reads all of them once).
+    """
+
+    def __init__(self, address: Address) -> None:
+        self._address = address.only(*OPTIONS)
+        self._http = HttpClient(f"http://{address.host}:{address.port}")
+        self._key = _key(address, "api_key")
+        self._admin_key = _key(address, "admin_api_key") or self._key
+        self._checksums = _switch(address, "checksum")
+        self._capabilities: Capabilities | None = None
+        self._disaggregated = False
+        self._dp_size = 1
+        self._processes: tuple[Process, ...] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the server is, without keys."""
+        return str(self._address)
+
+    async def connect(self, *, deadline_s: float) -> Capabilities:
+        """Reads what the server is; also finds its processes, so that its end can be told from silence."""
+        answer = await self._get("/server_info", deadline_s)
+        info = answer.json() if answer.ok else None
+        if not isinstance(info, dict) or "internal_states" not in info:
+            raise ConfigurationError(f"{self.url}: {_no_engine(answer)}")
+        # A GET of a POST-only control endpoint changes nothing, and passes the same key check as the real call.
+        control = await self._http.request("GET", "/pause_generation", deadline_s=deadline_s, key=self._admin_key)
+        if control.status in (401, 403):
+            raise ConfigurationError(f"{self.url}: the control endpoints refuse the key; give admin_api_key_env=NAME")
+        self._disaggregated = info.get("disaggregation_mode") not in (None, "null")
+        self._dp_size = int(info.get("dp_size") or 1)
+        self._capabilities = capabilities_of(info, self._tags())
+        await self._find_processes(deadline_s)
+        return self._capabilities
+
+    def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
+        """The requests of a command, in order."""
+        return plan(command, facts, self._known())
+
+    def push_call(self, how: str, args: Mapping[str, Any], version: str) -> Call:
+        """One request of a push."""
+        return push(how, args, version)
+
+    async def send(self, call: Call, *, deadline_s: float) -> Reply:
+        """Makes one request, once; `success: false` in a 200 is a refusal."""
+        if call.name == "await_idle":
+            return await self._await_idle(deadline_s)
+        body = dict(call.args)
+        answer = await self._http.request(
+            "POST", f"/{call.name}", deadline_s=deadline_s, json_body=body, key=self._admin_key
+        )
+        if answer.status is None:
+            return Reply("lost", detail=answer.error, refused=answer.refused, late=answer.late)
+        value = answer.json()
+        refused = isinstance(value, dict) and value.get("success") is False
+        if not answer.ok or refused:
+            return Reply("rejected", status=answer.status, detail=answer.detail)
+        return Reply("done", status=answer.status, value=value)
+
+    async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
+        """Reads `/server_info` always (it goes through the scheduler), the rest as wanted. Never `/health`."""
+        end = time.monotonic() + min(deadline_s, READ_S)
+        info = await self._get("/server_info", end - time.monotonic())
+        if not info.ok:
+            return await self._silent(info)
+        told = info.json() or {}
+        parts: dict[str, Any] = {}
+        if Fact.ADMISSION in want:
+            parts["admission"] = await self._admission(end)
+        if Fact.RUNNING in want:
+            parts["running"] = await self._running(end)
+        if Fact.CONTENTS in want:
+            model = (await self._get("/model_info", end - time.monotonic())).json() or {}
+            parts["weights_label"] = model.get("weight_version")
+            if self._checksums:
+                parts["checksum"] = await self._checksum(deadline_s)
+        return Observation(boot=boot_of(told), alive=True, sampled_at=time.monotonic(), **parts)
+
+    async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
+        """A flush that answers 200: the only positive proof that the scheduler is idle. Drops the prefix cache.
+
+        Without `timeout` it also passes over requests parked by a retract; with one it would wait for them in vain.
+        """
+        answer = await self._http.request("POST", "/flush_cache", deadline_s=deadline_s, key=self._admin_key)
+        if answer.status == 400:
+            return Pending(reason=f"requests still run ({answer.detail})")
+        if not answer.ok:
+            return Pending(reason=f"the idle proof was answered with {answer.status or answer.error}")
+        if self._dp_size > 1:
+            running = await self._running(time.monotonic() + min(deadline_s, READ_S))
+            if running is None:
+                return Unmeasurable(reason="several data-parallel ranks, and their counts are frozen")
+            if running:
+                return Pending(reason=f"{running} requests still run on its data-parallel ranks")
+        return Proved(grade=Grade.REPORTED, reason="a flush answered 200", figures={"cache_dropped": True})
+
+    async def barrier(self, *, deadline_s: float) -> bool:
+        """True once `/server_info` answered: it queues behind everything that was sent to the scheduler before.
+
+        Source: sglang 0.5.23, measured: sent after a release whose caller had given up, it returned when that had run.
+        """
+        answer = await self._get("/server_info", deadline_s)
+        return answer.ok or answer.refused
+
+    async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
+        """A real token; then one `/health`, which heals a `/ready` that somebody's `/health` poisoned, and `/ready`."""
+        if self._disaggregated:
+            token: Verdict = NotApplicable(reason="a prefill or decode engine cannot answer alone")
+        else:
+            token = await self._token(probe, deadline_s)
+        if isinstance(token, Refuted | Pending):
+            return token
+        ready = await self._get("/ready", deadline_s)
+        if not ready.ok:
+            await self._get("/health", deadline_s)
+            ready = await self._get("/ready", deadline_s)
+        return token if ready.ok else Refuted(reason=f"it is not ready ({ready.status or ready.error})")
+
+    async def processes(self) -> tuple[Process, ...] | None:
+        """The process that listens, or the one given by `pid=`; the probe measures everything below it."""
+        return self._processes
+
+    async def aclose(self) -> None:
+        """The connections are closed; the server is left as it is."""
+        await self._http.aclose()
+
+    # reads
+
+    async def _get(self, path: str, deadline_s: float) -> Answer:
+        return await self._http.request("GET", path, deadline_s=deadline_s, key=self._key)
+
+    async def _silent(self, answer: Answer) -> Observation:
+        """What is known of a server that does not answer: gone where its process has ended, else unknown."""
+        if self._processes and not any(alive(process) for process in self._processes):
+            pids = ", ".join(str(process.pid) for process in self._processes)
+            return Observation(alive=False, detail=f"pid {pids} has ended", sampled_at=time.monotonic())
+        said = f"{answer.status}: {answer.detail}" if answer.status else answer.error
+        return Observation(detail=said, sampled_at=time.monotonic())
+
+    async def _admission(self, end: float) -> Admission | None:
+        """Open where `/ready` says so. 503 is a pause only while `/ping` is well: a `/health` asked of a paused
+        server makes both 503, paused or serving, until the next one succeeds.
+        """
+        ready = await self._get("/ready", end - time.monotonic())
+        if ready.ok:
+            return "open"
+        ping = await self._get("/ping", end - time.monotonic())
+        return "closed" if ready.status == 503 and ping.ok else None
+
+    async def _running(self, end: float) -> int | None:
+        """Requests running or queued in the scheduler, from counts that are seen to be renewed; None where frozen.
+
+        Source: sglang 0.5.23, measured: retract and in_place freeze the counts at their last value.
+        """
+        first = await self._loads(end)
+        while first is not None and time.monotonic() < min(end, first[2] + 1.0):
+            await asyncio.sleep(0.1)
+            again = await self._loads(end)
+            if again is not None and again[1] != first[1]:
+                return again[0]
+        return None
+
+    async def _loads(self, end: float) -> tuple[int, tuple[Any, ...], float] | None:
+        answer = await self._get("/v1/loads?include=core,queues", end - time.monotonic())
+        told = answer.json() if answer.ok else None
+        loads = told.get("loads") if isinstance(told, dict) else None
+        if not loads:
+            return None
+        count = sum(int(load.get(name) or 0) for load in loads for name in ("num_running_reqs", "num_waiting_reqs"))
+        return count, tuple(load.get("timestamp") for load in loads), time.monotonic()
+
+    async def _await_idle(self, deadline_s: float) -> Reply:
+        """Done once no request was running or queued twice in a row; for a server that a router sends nothing to."""
+        end, zeros = time.monotonic() + deadline_s, 0
+        while time.monotonic() < end:
+            running = await self._running(end)
+            zeros = zeros + 1 if running == 0 else 0
+            if zeros == 2:
+                return Reply("done")
+            await asyncio.sleep(0.1)
+        return Reply("rejected", detail="requests still ran when the deadline passed")
+
+    async def _token(self, probe: Probe, deadline_s: float) -> Verdict:
+        body = {"text": probe.text, "sampling_params": {"max_new_tokens": probe.tokens, "temperature": 0}}
+        answer = await self._http.request("POST", "/generate", deadline_s=deadline_s, json_body=body, key=self._key)
+        told = answer.json() if answer.ok else None
+        if not isinstance(told, dict):
+            return Refuted(reason=f"it generated nothing ({answer.status or ''} {answer.detail})")
+        meta = told.get("meta_info") or {}
+        if not meta.get("completion_tokens") or (meta.get("finish_reason") or {}).get("type") == "abort":
+            return Refuted(reason=f"it generated no token ({meta.get('finish_reason')})")
+        ids = tuple(told.get("output_ids") or ())
+        return Proved(grade=Grade.MEASURED, reason="it generated a token", figures={"output_ids": ids})
+
+    async def _checksum(self, deadline_s: float) -> str | None:
+        body = {"action": "checksum"}
+        answer = await self._http.request(
+            "POST", "/weights_checker", deadline_s=deadline_s, json_body=body, key=self._admin_key
+        )
+        told = answer.json() if answer.ok else None
+        return told.get("per_engine_checksum") if isinstance(told, dict) else None
+
+    # what it is
+
+    def _known(self) -> Capabilities:
+        if self._capabilities is None:
+            raise ConfigurationError(f"{self.url}: not connected yet")
+        return self._capabilities
+
+    def _tags(self) -> tuple[str, ...]:
+        named = self._address.options.get("tags", "weights,kv_cache")
+        return tuple(tag.strip() for tag in named.split(",") if tag.strip())
+
+    async def _find_processes(self, deadline_s: float) -> None:
+        pid = self._address.options.get("pid")
+        if pid is not None:
+            self._processes = (_process(self.url, pid),)
+        elif is_local(self._address.host):
+            self._processes = await find_listening(self._address.port, deadline_s=deadline_s) or None
+
+
+def _no_engine(answer: Answer) -> str:
+    if answer.status in (401, 403):
+        return "it refuses the key; give api_key_env=NAME"
+    if answer.refused:
+        return f"nothing listens there ({answer.error}); start the engine, or mend the address"
+    if answer.status is None:
+        return f"it did not answer: {answer.error}"
+    return f"what listens there is no SGLang server (/server_info answered {answer.status})"
+
+
+def _key(address: Address, name: str) -> str | None:
+    variable = address.options.get(f"{name}_env")
+    if variable is None:
+        return address.options.get(name)
+    if not os.environ.get(variable):
+        raise ConfigurationError(f"{address}: {name}_env names {variable}, which is not set")
+    return os.environ[variable]
+
+
+def _switch(address: Address, name: str) -> bool:
+    value = address.options.get(name, "false").lower()
+    if value not in ("true", "false"):
+        raise ConfigurationError(f"{address}: {name} must be true or false, got {value!r}")
+    return value == "true"
+
+
+def _process(url: str, pid: str) -> Process:
+    import psutil
+
+    try:
+        return by_pid(int(pid))
+    except ValueError:
+        raise ConfigurationError(f"{url}: pid must be a number, got {pid!r}") from None
+    except psutil.NoSuchProcess:
+        raise ConfigurationError(f"{url}: there is no process {pid} on this host") from None

@@ -1,0 +1,85 @@
+"""What a SGLang server says of itself, read from `/server_info`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lifecycle.adapter import Capabilities, PauseTraits
+from lifecycle.facts import Grade, PauseMode, TagSpec
+
+GIB = 1 << 30
+
+
+def boot_of(info: Mapping[str, Any]) -> str:
+    """The identity of the server process: start-up times and random seed differ at every start.
+
+    Source: sglang 0.5.23, `startup_time` is a tree of durations measured in nanoseconds.
+    """
+    parts = json.dumps([info.get("startup_time"), info.get("random_seed")], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()[:12]
+
+
+def capabilities_of(info: Mapping[str, Any], tags: tuple[str, ...] = ("weights", "kv_cache")) -> Capabilities:
+    """What this server can do. Sizes come from its `memory_usage`, in GiB with three decimals, per rank."""
+    backup = bool(info.get("enable_weights_cpu_backup"))
+    return Capabilities(
+        engine="SGLang",
+        version=str(info.get("version", "unknown")),
+        tags=tuple(_tag(tag, _memory_usage(info), backup) for tag in tags),
+        pause=_pause_modes(info),
+        memory_saver=bool(info.get("enable_memory_saver")),
+        update=frozenset({"disk", "push", "live"}),
+        device=_device(info),
+        ranks=int(info.get("tp_size") or 1) * int(info.get("pp_size") or 1),
+        evidence={"idle": Grade.REPORTED, "weights_match": Grade.MEASURED, "answers": Grade.MEASURED},
+        notes=_notes(info),
+    )
+
+
+def _device(info: Mapping[str, Any]) -> Literal["cuda", "cpu"] | None:
+    device = info.get("device")
+    return "cpu" if device == "cpu" else "cuda" if device == "cuda" else None
+
+
+def _memory_usage(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    states = info.get("internal_states") or [{}]
+    usage = states[0].get("memory_usage")
+    return usage if isinstance(usage, dict) else {}
+
+
+def _tag(name: str, usage: Mapping[str, Any], backup: bool) -> TagSpec:
+    stage: Literal["weights", "kv"] = "weights" if name == "weights" else "kv"
+    size_gib = usage.get({"weights": "weight", "kv_cache": "kvcache"}.get(name, name))
+    expected = round(size_gib * GIB) if isinstance(size_gib, int | float) and size_gib > 0 else None
+    return TagSpec(name, stage, "kept" if stage == "weights" and backup else "discarded", expected)
+
+
+def _pause_modes(info: Mapping[str, Any]) -> dict[PauseMode, PauseTraits]:
+    """The modes, with their traps.
+
+    in_place then abort hangs the server for ever. A paused prefill or decode engine does not serve the queues that
+    count against idle, and with several data-parallel ranks only the first answers the idle proof while the others'
+    counts are frozen: keep drains on neither.
+    """
+    modes: dict[PauseMode, PauseTraits] = {
+        "abort": PauseTraits(drains=True, unsafe_from=frozenset({"freeze"})),
+        "wait": PauseTraits(drains=True, needs_router=True, unsafe_from=frozenset({"freeze"})),
+    }
+    disaggregated = info.get("disaggregation_mode") not in (None, "null")
+    if not disaggregated and int(info.get("dp_size") or 1) == 1:
+        modes["keep"] = PauseTraits(drains=True, keeps_requests=True)
+    if not disaggregated:
+        modes["freeze"] = PauseTraits(drains=False, keeps_requests=True, keeps_kv=True, live_update=True)
+    return modes
+
+
+def _notes(info: Mapping[str, Any]) -> tuple[str, ...]:
+    notes = []
+    if not info.get("enable_memory_saver"):
+        notes.append("started without --enable-memory-saver: a release would answer 200 and free nothing")
+    if int(info.get("tokenizer_worker_num") or 1) > 1:
+        notes.append("several tokenizer workers: an abort waits for the requests of one of them only")
+    return tuple(notes)

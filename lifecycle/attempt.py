@@ -1,0 +1,266 @@
+"""One command on one engine, in six steps: claim, ask, fire, send, prove, fire; and settle where it failed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .adapter import Call, Reply
+from .commands import Command, Release, UpdateWeights
+from .deadline import Deadline
+from .errors import DeadlineExceeded, GuardRefused, NotProved, OperationFailed, Rejected, Unreachable
+from .events import Transition
+from .evidence import Context, Need, targets
+from .facts import Fact, Grade
+from .machine import Refusals, fire
+from .observing import contradiction, gather, replaced
+from .proofs import Proof, learned
+from .residual import Reading
+from .settling import settle
+from .states import State
+from .table import Operation
+from .verdicts import Condition, NotApplicable, Pending, Proved, Verdict, expired, holds
+from .weights import CollectiveFailed
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+class Attempt:
+    """A claimed command: the engine is marked busy, and stays so until `run` has returned or raised."""
+
+    def __init__(self, engine: Engine, command: Command, row: Operation, deadline: Deadline) -> None:
+        self.engine = engine
+        self.command = command
+        self.row = row
+        self.deadline = deadline
+        self.source = engine.state
+        #: Whether a call was sent of which nobody knows whether it took effect.
+        self.lost = False
+
+    async def run(self) -> Transition:
+        """The engine is in the row's destination, on evidence; otherwise this raises and says where it is."""
+        context = await self._ask()
+        self._fire(context)
+        try:
+            await self._send(context)
+            verdicts = await self._prove(context)
+        except OperationFailed as error:
+            self._fail_collective(error)
+            doubtful = context if self.lost else None
+            raise await settle(self.engine, error, self.deadline, self.command, doubtful) from error.__cause__
+        except BaseException as error:
+            self._fail_collective(error)
+            self.engine.move("failed", command=self.command.name, reason=f"cancelled: {type(error).__name__}")
+            raise
+        return self._succeed(context, verdicts)
+
+    # 1. ask
+
+    async def _ask(self) -> Context:
+        needs = frozenset().union(*(guard.needs for guard in self.row.guards))
+        if any(Need.RESIDUAL in proof.needs for proof in self.row.proofs):
+            needs |= {Need.RESIDUAL}
+        if self.engine.facts.admission is not None:
+            needs |= {Need.ADMISSION}
+        evidence = await gather(self.engine, needs, deadline_s=self.deadline.work_s)
+        denied = contradiction(self.engine.facts, evidence.observation)
+        if denied is not None:
+            raise await self._contradicted(denied)
+        acted_on = targets(self.command, self.engine.facts, self.engine.capabilities)
+        return self.engine.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
+
+    async def _contradicted(self, denied: str) -> OperationFailed:
+        error = Unreachable(denied, engine=self.engine.name, command=self.command.name, state=self.source)
+        self._fail_collective(error)
+        return await settle(self.engine, error, self.deadline, self.command, trigger="contradicted")
+
+    # 2. fire
+
+    def _fire(self, context: Context) -> None:
+        try:
+            fire(self.engine, self.command.name, context)
+        except Refusals as refused:
+            error = GuardRefused(refused.reasons, engine=self.engine.name, command=self.command.name, state=self.source)
+            self._fail_collective(error)
+            raise error from None
+        self.engine.note(self.command.name, self.source, command=self.command.name)
+        if isinstance(self.command, Release):
+            self._note_release(self.command, context)
+        if isinstance(self.command, UpdateWeights):
+            self.engine.expect(self.command.source)
+
+    def _note_release(self, command: Release, context: Context) -> None:
+        if command.weights is not None:
+            self.engine.expect(command.weights)
+        if not context.facts.unmapped() and isinstance(context.baseline.residual, Reading):
+            self.engine.full = context.baseline.residual
+
+    # 3. send
+
+    async def _send(self, context: Context) -> None:
+        for call in self.engine.adapter.plan(self.command, self.engine.facts):
+            if call.name == "push":
+                await self._push(call)
+            else:
+                self._take(call, await self._send_one(call))
+
+    async def _push(self, call: Call) -> None:
+        collective = self.command.collective if isinstance(self.command, UpdateWeights) else None
+        if collective is None:
+            raise self._error(Unreachable, "a push needs its collective; update through updating_weights()")
+        try:
+            with self.engine.pushed_to(self.deadline):
+                async with asyncio.timeout(self.deadline.work_s):
+                    await collective.arrive(self.engine)
+        except CollectiveFailed as failed:
+            self.engine.facts = self.engine.facts.doubt(call.effect)
+            raise self._error(Unreachable, str(failed)) from failed
+        except TimeoutError as late:
+            self.engine.facts = self.engine.facts.doubt(call.effect)
+            raise self._late(f"the push did not end in {self.deadline.total_s:.1f} s") from late
+        self.engine.facts = self.engine.facts.learn(call.effect, Grade.ACKNOWLEDGED)
+
+    async def _send_one(self, call: Call) -> Reply:
+        begun = time.monotonic()
+        sending = asyncio.ensure_future(self.engine.adapter.send(call, deadline_s=self.deadline.work_s))
+        try:
+            if self.engine.capabilities.cancellable:
+                reply = await sending
+            else:
+                reply = await joined(sending)
+        except BaseException:
+            self.engine.facts = self.engine.facts.doubt(call.effect)
+            self.engine.unsettled = True
+            raise
+        self.engine.observers.call(self.engine.name, call, reply, time.monotonic() - begun)
+        return reply
+
+    def _take(self, call: Call, reply: Reply) -> None:
+        """What the reply tells is known; raises unless the call was acknowledged."""
+        engine = self.engine
+        if reply.outcome == "done":
+            engine.facts = engine.facts.learn(call.effect, Grade.ACKNOWLEDGED)
+        elif not reply.refused and not (reply.outcome == "rejected" and call.refusal_is_untouched):
+            engine.facts = engine.facts.doubt(call.effect)
+        self.lost |= reply.outcome == "lost" and not reply.refused
+        engine.unsettled |= self.lost
+        problem = failure(reply, call, engine.name, self.command.name, self.source, self.deadline)
+        if problem is not None:
+            raise problem
+
+    # 4. prove
+
+    async def _prove(self, context: Context) -> dict[str, Verdict]:
+        while True:
+            verdicts, context = await self._look(context)
+            accepted = {proof.name: self._holds(proof, verdicts) for proof in self.row.proofs}
+            if all(accepted.values()):
+                self._learn(verdicts, context)
+                return verdicts
+            waiting = any(isinstance(verdicts[name], Pending) for name, ok in accepted.items() if not ok)
+            hopeless = any(not isinstance(verdicts[name], Pending) for name, ok in accepted.items() if not ok)
+            if hopeless or not waiting or self.deadline.work_s <= 0:
+                self._doubt(verdicts, accepted, context)
+                raise self._unproved(verdicts, accepted, context)
+            await asyncio.sleep(min(self.engine.policy.poll_s, self.deadline.work_s))
+
+    async def _look(self, context: Context) -> tuple[dict[str, Verdict], Context]:
+        needs = frozenset().union(*(proof.needs for proof in self.row.proofs))
+        evidence = await gather(self.engine, needs, deadline_s=max(self.deadline.work_s, 0.05))
+        context = replace(context, facts=self.engine.facts, evidence=evidence)
+        other = replaced(self.engine.facts, evidence.observation)
+        if other is not None:
+            raise self._error(Unreachable, other)
+        return {proof.name: proof(context) for proof in self.row.proofs}, context
+
+    def _holds(self, proof: Proof, verdicts: dict[str, Verdict]) -> bool:
+        return holds(verdicts[proof.name], self.engine.policy.least_grade(proof.name))
+
+    def _learn(self, verdicts: dict[str, Verdict], context: Context) -> None:
+        for proof in self.row.proofs:
+            verdict = verdicts[proof.name]
+            if isinstance(verdict, Proved):
+                self.engine.facts = self.engine.facts.learn(learned(proof.name, verdict, context), verdict.grade)
+            if not proof.facts:
+                self.engine.conditions[proof.name] = Condition(verdict)
+
+    def _doubt(self, verdicts: dict[str, Verdict], accepted: dict[str, bool], context: Context) -> None:
+        """What a proof that failed was about is unknown now; a proof without facts leaves its verdict."""
+        for proof in self.row.proofs:
+            if not proof.facts:
+                self.engine.conditions[proof.name] = Condition(expired(verdicts[proof.name], self.deadline.elapsed_s))
+            if accepted[proof.name]:
+                continue
+            tags = dict.fromkeys(context.targets or self.engine.facts.mapped)
+            contents = dict.fromkeys(self.engine.capabilities.stage("weights"))
+            values = {Fact.MAPPED: tags, Fact.CONTENTS: contents}
+            self.engine.facts = self.engine.facts.doubt({fact: values.get(fact) for fact in proof.facts})
+
+    def _unproved(self, verdicts: dict[str, Verdict], accepted: dict[str, bool], context: Context) -> OperationFailed:
+        failed = {
+            name: expired(verdict, self.deadline.elapsed_s) for name, verdict in verdicts.items() if not accepted[name]
+        }
+        return NotProved(failed, engine=self.engine.name, command=self.command.name, state=self.source)
+
+    # 5. fire
+
+    def _succeed(self, context: Context, verdicts: dict[str, Verdict]) -> Transition:
+        engine = self.engine
+        if isinstance(self.command, UpdateWeights):
+            engine.remember(self.command.source)
+        if context.targets and self.row.dest is not State.RELEASED:
+            engine.conditions["memory_returned"] = Condition(NotApplicable(reason="memory was restored since"))
+        if self.row.dest is State.RELEASED:
+            engine.learn_expectation(context.targets, verdicts.get("memory_returned"))
+        return engine.move(
+            "succeeded", command=self.command.name, verdicts=verdicts, duration_s=self.deadline.elapsed_s
+        )
+
+    def _fail_collective(self, error: BaseException) -> None:
+        if isinstance(self.command, UpdateWeights) and self.command.collective is not None:
+            self.command.collective.fail(error, who=self.engine.name)
+
+    def _error(self, kind: type[Unreachable], why: str) -> Unreachable:
+        return kind(why, engine=self.engine.name, command=self.command.name, state=self.source)
+
+    def _late(self, why: str) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            why,
+            deadline_s=self.deadline.total_s,
+            engine=self.engine.name,
+            command=self.command.name,
+            state=self.source,
+        )
+
+
+def failure(
+    reply: Reply, call: Call, engine: str, command: str, state: State, deadline: Deadline
+) -> OperationFailed | None:
+    """The error that a reply stands for; None where the call was acknowledged."""
+    if reply.outcome == "done":
+        return None
+    if reply.outcome == "rejected":
+        why = f"{call} was answered with {reply.status or 'an error'}: {reply.detail or 'no reason given'}"
+        return Rejected(why, status=reply.status, detail=reply.detail, engine=engine, command=command, state=state)
+    if reply.late:
+        why = f"{call} was not answered in time; whether it took effect is not known"
+        return DeadlineExceeded(why, deadline_s=deadline.total_s, engine=engine, command=command, state=state)
+    return Unreachable(f"{call} got no answer: {reply.detail}", engine=engine, command=command, state=state)
+
+
+async def joined(effect: asyncio.Future[Reply]) -> Reply:
+    """The effect's reply; a cancellation waits until the effect has ended, and then goes on."""
+    cancelled: asyncio.CancelledError | None = None
+    while not effect.done():
+        try:
+            await asyncio.shield(effect)
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except Exception:
+            break
+    if cancelled is not None:
+        raise cancelled
+    return effect.result()

@@ -1,0 +1,29 @@
+"""A deadline as a value: what is left of it for the work, and what is kept back for settling."""
+
+from __future__ import annotations
+
+import time
+
+
+class Deadline:
+    """`total_s` seconds from now. The last `reserve_s` (at most a quarter) are kept for finding out what happened."""
+
+    def __init__(self, total_s: float, *, reserve_s: float = 0.0) -> None:
+        self.total_s = total_s
+        self._begun = time.monotonic()
+        self._reserve_s = min(reserve_s, total_s / 4)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since it began to run."""
+        return time.monotonic() - self._begun
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until it passes, never below 0."""
+        return max(0.0, self.total_s - self.elapsed_s)
+
+    @property
+    def work_s(self) -> float:
+        """Seconds left for the work itself, never below 0."""
+        return max(0.0, self.left_s - self._reserve_s)

@@ -1,0 +1,403 @@
+"""One engine: where it is, what is known of it, and the verbs that move it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from .adapter import Capabilities, EngineAdapter, Observation
+from .attempt import Attempt, failure
+from .commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from .config import ACCEPT, Policy
+from .deadline import Deadline
+from .errors import ConfigurationError, EngineBusy, InvalidTransition
+from .events import Observer, Observers, Transition
+from .evidence import Context, Evidence
+from .facts import Contents, Fact, Facts, Grade, PauseMode, Tag
+from .guards import weights_valid
+from .machine import fire
+from .observing import EVERYTHING, contradiction, launched, residual, unknown
+from .residual import Reading, ResidualProbe
+from .residual.choice import probe_for
+from .settling import look
+from .states import RING, UNCLAIMED, State
+from .table import allowed, fits, row
+from .verdicts import Condition, Proved, Unmeasurable, Verdict
+from .weights import Collective, FromDisk, Kept, Pushed, Source, version_of
+
+
+class Engine:
+    """One inference engine. Every verb returns the `Transition` it made, or raises (see `errors`).
+
+    A verb's `deadline_s` bounds everything from the call to its return; None takes the policy's.
+    """
+
+    def __init__(
+        self,
+        adapter: EngineAdapter,
+        *,
+        name: str | None = None,
+        group: str = "default",
+        offload: bool = True,
+        policy: Policy | None = None,
+        probe: ResidualProbe | None = None,
+        observers: Observers | Iterable[Observer] = (),
+        has_router: bool = False,
+    ) -> None:
+        self.adapter = adapter
+        self.name = name or adapter.url
+        self.group = group
+        self.offloads = offload
+        self.policy = policy or Policy()
+        self.observers = observers if isinstance(observers, Observers) else Observers(observers)
+        self.has_router = has_router
+        self.state = State.DETACHED
+        self.facts = Facts()
+        self.conditions: dict[str, Condition] = {}
+        #: True while an effect may still be running on the engine: nothing is sent before a barrier has returned.
+        self.unsettled = False
+        self.wanted: str | None = None
+        self.source: Source | None = None
+        self.attached_boot: str | None = None
+        self._capabilities: Capabilities | None = None
+        self._probe = probe
+        self.full: Reading | None = None
+        self._learned: dict[frozenset[Tag], int] = {}
+        self._busy: str | None = None
+        self._pushing: Deadline | None = None
+        #: The fleet's move that the engine takes part in, if any.
+        self.in_move: str | None = None
+
+    # what it is
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine can do; ConfigurationError before connect()."""
+        if self._capabilities is None:
+            raise ConfigurationError(f"{self.name}: not connected yet; await connect() first")
+        return self._capabilities
+
+    @property
+    def probe(self) -> ResidualProbe:
+        """What measures the memory of its processes."""
+        if self._probe is None:
+            self._probe = probe_for(self.capabilities)
+        return self._probe
+
+    @property
+    def busy(self) -> str | None:
+        """The command under way, if any."""
+        return self._busy
+
+    @property
+    def fallback(self) -> Source | None:
+        """The last good source that can be used again without the trainer."""
+        return None if isinstance(self.source, Pushed) else self.source
+
+    @property
+    def memory_is_free(self) -> bool:
+        """Whether its devices may be handed to the next tenant: memory proved returned, or process gone."""
+        condition = self.conditions.get("memory_returned")
+        returned = condition is not None and isinstance(condition.verdict, Proved)
+        return self.state is State.GONE or (self.state is State.RELEASED and returned)
+
+    def __repr__(self) -> str:
+        parts = [f"<Engine {self.name} {self.state}"]
+        if self._busy:
+            parts.append(f"busy={self._busy}")
+        versions = {str(contents) for contents in self.facts.contents.values() if contents is not None}
+        if versions:
+            parts.append(f"weights={','.join(sorted(versions))}")
+        condition = self.conditions.get("memory_returned")
+        if condition is not None and "resident_bytes" in condition.verdict.figures:
+            parts.append(f"residual={condition.verdict.figures['resident_bytes'] / (1 << 30):.2f}GiB")
+        return " ".join(parts) + ">"
+
+    # attaching
+
+    async def connect(self, *, deadline_s: float = 30.0) -> Engine:
+        """The engine was observed: its capabilities are known and its state is what the facts make.
+
+        Raises ConfigurationError where it cannot be driven, or cannot give the evidence that the policy asks for.
+        """
+        deadline = Deadline(deadline_s)
+        self._capabilities = await self.adapter.connect(deadline_s=deadline.left_s)
+        seen = await self.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
+        self.attached_boot = seen.boot
+        self.facts = self._first_facts(seen)
+        state = fits(self.facts, self.capabilities, weights_are_valid=self.weights_refusal() is None)
+        self.move(f"observed_{state or State.FAILED}", reason="attached")
+        if self.offloads:
+            await self._check_evidence(deadline)
+        return self
+
+    def _first_facts(self, seen: Observation) -> Facts:
+        if seen.admission == "open" or not self.capabilities.has_admission:
+            return launched(seen, self.capabilities, Grade.DECLARED)
+        return unknown(seen, self.capabilities)
+
+    async def _check_evidence(self, deadline: Deadline) -> None:
+        lacking = []
+        for claim, best in self.capabilities.evidence.items():
+            if claim in ACCEPT and best < self.policy.least_grade(claim):
+                lacking.append(f"{claim} can only be {best.name.lower()}")
+        if self.policy.least_grade("memory_returned") is Grade.MEASURED:
+            reading = await residual(self, deadline_s=deadline.left_s)
+            if isinstance(reading, Unmeasurable):
+                lacking.append(f"memory_returned cannot be measured: {reading.reason}")
+        if lacking and self.policy.unprovable == "refuse":
+            raise ConfigurationError(
+                f"{self.name}: {'; '.join(lacking)}. Mend that, or accept less for it "
+                "(Policy(accept={claim: grade})), or only warn (Policy(unprovable='warn'))"
+            )
+        for each in lacking:
+            self.conditions[each.split()[0]] = Condition(Unmeasurable(reason=each))
+
+    async def aclose(self) -> None:
+        """Connections are let go; the engine is left as it is."""
+        await self.adapter.aclose()
+
+    # the verbs
+
+    async def pause(self, mode: PauseMode | None = None, *, deadline_s: float | None = None) -> Transition:
+        """The engine admits no requests; those in flight are handled as `mode` says (default: the policy's)."""
+        return await self.execute(Pause(mode or self.policy.pause_mode), deadline_s=deadline_s)
+
+    async def drain(self, *, deadline_s: float | None = None) -> Transition:
+        """No request can run a step or hold device memory. When the deadline passes it settles to paused."""
+        return await self.execute(Drain(), deadline_s=deadline_s)
+
+    async def release(
+        self,
+        tags: Iterable[Tag] | None = None,
+        *,
+        weights: Source | None = None,
+        deadline_s: float | None = None,
+    ) -> Transition:
+        """The memory of `tags` (None: all) is back, measured; `weights` says where their contents will come from."""
+        named = None if tags is None else frozenset(tags)
+        return await self.execute(Release(named, weights or self.fallback), deadline_s=deadline_s)
+
+    async def restore_weights(self, *, deadline_s: float | None = None) -> Transition:
+        """Every tag of the weights stage is mapped again; its contents may be garbage until updated."""
+        return await self.execute(RestoreWeights(), deadline_s=deadline_s)
+
+    async def update_weights(
+        self, source: FromDisk | Pushed, *, force: bool = False, deadline_s: float | None = None
+    ) -> Transition:
+        """The weights are those of `source`, as far as the engine can show it."""
+        collective = Collective(source, [self]) if isinstance(source, Pushed) else None
+        return await self.execute(UpdateWeights(source, force, collective), deadline_s=deadline_s)
+
+    async def restore_kv(self, *, deadline_s: float | None = None) -> Transition:
+        """Every tag is mapped again and the prefix cache is empty; refused while the weights are not valid."""
+        return await self.execute(RestoreKV(), deadline_s=deadline_s)
+
+    async def resume(self, *, deadline_s: float | None = None) -> Transition:
+        """The engine admits requests again and has generated a real token."""
+        return await self.execute(Resume(), deadline_s=deadline_s)
+
+    async def push(self, how: str, **args: Any) -> Any:
+        """One call of a push (`tensor`, `distributed`: what the engine has), only inside an update by the trainer.
+
+        Returns the engine's answer; raises Rejected, Unreachable or DeadlineExceeded, and the collective fails.
+        """
+        if self._pushing is None or self.wanted is None:
+            raise InvalidTransition(
+                engine=self.name,
+                command="push",
+                state=self.state,
+                allowed=allowed(self.state),
+                hint="; weights are pushed inside updating_weights() or by Pushed(callback)",
+            )
+        call = self.adapter.push_call(how, args, self.wanted)
+        reply = await self.adapter.send(call, deadline_s=self._pushing.work_s)
+        self.observers.call(self.name, call, reply, 0.0)
+        problem = failure(reply, call, self.name, "push", self.state, self._pushing)
+        if problem is not None:
+            raise problem
+        return reply.value
+
+    @contextmanager
+    def pushed_to(self, deadline: Deadline) -> Iterator[None]:
+        """The trainer may push to it."""
+        self._pushing = deadline
+        try:
+            yield
+        finally:
+            self._pushing = None
+
+    async def execute(self, command: Command, *, deadline_s: float | None = None) -> Transition:
+        """The command was carried out in six steps, and its destination entered on evidence."""
+        limit_s = self.policy.deadline_s(command.name, deadline_s)
+        operation = row(command.name, self.state)
+        if self._busy is not None:
+            raise EngineBusy(self._busy, engine=self.name, command=command.name, state=self.state)
+        if operation is None:
+            raise self._not_here(command)
+        self._busy = command.name
+        try:
+            deadline = Deadline(limit_s, reserve_s=self.policy.settle_s)
+            return await Attempt(self, command, operation, deadline).run()
+        finally:
+            self._busy = None
+
+    def _not_here(self, command: Command) -> InvalidTransition:
+        hint = "; recover() looks where it is" if self.state in UNCLAIMED else ""
+        return InvalidTransition(
+            engine=self.name, command=command.name, state=self.state, allowed=allowed(self.state), hint=hint
+        )
+
+    # looking
+
+    async def verify(self, *, deadline_s: float = 10.0) -> State:
+        """The state it is in, observed just now: a claim that the observation denies was given up."""
+        self._claim_for("verify")
+        try:
+            deadline = Deadline(deadline_s)
+            seen = await self.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
+            denied = None if self.state in UNCLAIMED else contradiction(self.facts, seen)
+            if denied is not None:
+                self.move("contradicted", reason=denied)
+                await look(self, deadline)
+            return self.state
+        finally:
+            self._busy = None
+
+    async def recover(self, *, deadline_s: float = 30.0) -> State:
+        """The state that barrier and observation make; failed where a fact stays unknown.
+
+        An engine that admits requests without being worth serving is closed first.
+        """
+        self._claim_for("recover")
+        try:
+            if self.state not in UNCLAIMED:
+                self.move("contradicted", reason="recover() was asked for")
+            return await look(self, Deadline(deadline_s))
+        finally:
+            self._busy = None
+
+    def declare(self, state: State, *, by: str, reason: str) -> Transition:
+        """The engine is taken to be in `state` because a person says so; every fact of it is graded declared."""
+        if self.state is not State.FAILED or state not in RING:
+            raise InvalidTransition(engine=self.name, command="declare", state=self.state, allowed=allowed(self.state))
+        if not by.strip() or not reason.strip():
+            raise ValueError("a declaration needs the name of who declares (by=) and a reason (reason=)")
+        self.facts = self.facts.learn(self._claims_of(state), Grade.DECLARED)
+        return self.move(f"declared_{state}", reason=f"declared by {by}: {reason}")
+
+    def _claims_of(self, state: State) -> Mapping[Fact, Any]:
+        tags = frozenset(spec.name for spec in self.capabilities.tags)
+        weights = self.capabilities.stage("weights")
+        unmapped = {State.RELEASED: tags, State.WEIGHTS_RESTORED: tags - weights}.get(state, frozenset())
+        claims: dict[Fact, Any] = {
+            Fact.ADMISSION: "open" if state is State.SERVING else "closed",
+            Fact.MAPPED: {tag: tag not in unmapped for tag in tags},
+        }
+        if state is not State.SERVING:
+            claims[Fact.PAUSED_BY] = "abort"
+        if state not in (State.SERVING, State.PAUSED):
+            claims[Fact.RUNNING] = 0
+        if state in (State.SERVING, State.KV_RESTORED):
+            claims[Fact.CONTENTS] = {tag: Contents("loaded", self.wanted) for tag in weights}
+            claims[Fact.CACHE_FRESH] = True
+        return claims
+
+    def _claim_for(self, what: str) -> None:
+        if self._busy is not None:
+            raise EngineBusy(self._busy, engine=self.name, command=what, state=self.state)
+        self._busy = what
+
+    # what the steps use
+
+    def context(
+        self,
+        command: Command,
+        *,
+        targets: frozenset[Tag] = frozenset(),
+        evidence: Evidence | None = None,
+        baseline: Evidence | None = None,
+        facts: Facts | None = None,
+    ) -> Context:
+        """What a guard or proof of this command is given now."""
+        return Context(
+            command=command,
+            facts=facts or self.facts,
+            capabilities=self.capabilities,
+            policy=self.policy,
+            targets=targets,
+            evidence=evidence or Evidence(),
+            baseline=baseline or Evidence(),
+            wanted=self.wanted,
+            attached_boot=self.attached_boot,
+            has_router=self.has_router,
+            source=self.source,
+            learned=self._learned,
+            full=self.full,
+        )
+
+    def weights_refusal(self) -> str | None:
+        """Why its weights are not worth serving; None where they are."""
+        return weights_valid(self.context(Resume()))
+
+    def move(
+        self,
+        trigger: str,
+        *,
+        command: str = "",
+        verdicts: Mapping[str, Verdict] | None = None,
+        duration_s: float = 0.0,
+        reason: str = "",
+    ) -> Transition:
+        """The engine went along one edge without guards, and the observers were told."""
+        source = self.state
+        fire(self, trigger)
+        return self.note(trigger, source, command=command, verdicts=verdicts, duration_s=duration_s, reason=reason)
+
+    def note(
+        self,
+        trigger: str,
+        source: State,
+        *,
+        command: str = "",
+        verdicts: Mapping[str, Verdict] | None = None,
+        duration_s: float = 0.0,
+        reason: str = "",
+    ) -> Transition:
+        """The observers were told of the edge from `source` to the present state."""
+        record = Transition(
+            engine=self.name,
+            group=self.group,
+            trigger=trigger,
+            source=source,
+            dest=self.state,
+            command=command,
+            verdicts=verdicts or {},
+            duration_s=duration_s,
+            reason=reason,
+            at_s=time.monotonic(),
+        )
+        self.observers.transition(record)
+        return record
+
+    def expect(self, source: Source) -> None:
+        """From here on the engine should serve what `source` brings."""
+        self.source = source
+        version = version_of(source)
+        if version is not None:
+            self.wanted = version
+        elif isinstance(source, Kept):
+            held = [self.facts.contents.get(tag) for tag in self.capabilities.stage("weights")]
+            self.wanted = next((contents.version for contents in held if contents is not None), None)
+
+    def remember(self, source: Source) -> None:
+        """`source` was loaded and shown to be: it is what the engine goes back to."""
+        self.source = source
+
+    def learn_expectation(self, tags: frozenset[Tag], verdict: Verdict | None) -> None:
+        """What these tags gave back, where no figure was known, is what they are expected to give next time."""
+        if isinstance(verdict, Proved) and verdict.figures.get("expected_bytes") is None and tags:
+            returned = int(verdict.figures["returned_bytes"]) * int(verdict.figures["devices"])
+            self._learned[tags] = returned // self.capabilities.ranks

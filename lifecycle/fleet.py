@@ -1,0 +1,365 @@
+"""A fleet: engines in groups, moved together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from .commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from .config import Policy
+from .engine import Engine
+from .errors import ConfigurationError, FleetError, InvalidTransition
+from .events import Observer, Observers, Transition
+from .facts import PauseMode, Tag
+from .moves import Move, claimed, in_one_collective, phase
+from .plan import Goal
+from .registry import adapter_for, parse
+from .router import Router
+from .states import State
+from .table import allowed
+from .weights import CollectiveFailed, FromDisk, Pushed, Source
+
+Selection = Iterable[str | Engine] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Engines of one role. `drain_after` names groups that must be idle before this one is drained.
+
+    With prefill and decode engines apart, prefill drains first: what it has begun still goes to decode.
+    """
+
+    offload: bool = True
+    drain_after: tuple[str, ...] = ()
+
+
+class Fleet:
+    """Engines that share devices with a trainer, each in a group; results stand in the groups' order.
+
+    Groups with `offload=False` are never part of a move.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        *,
+        groups: Mapping[str, Group] | None = None,
+        router: Router | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        if not engines:
+            raise ConfigurationError("a fleet needs at least one engine")
+        self.groups = {engine.group: Group() for engine in engines} | dict(groups or {})
+        order = list(dict.fromkeys(engine.group for engine in engines))
+        self.engines = sorted(engines, key=lambda engine: order.index(engine.group))
+        self.router = router
+        self.policy = policy or Policy()
+        self._check()
+
+    @classmethod
+    def connect(
+        cls,
+        urls: Iterable[str],
+        *,
+        groups: Mapping[str, Group] | None = None,
+        router: Router | None = None,
+        policy: Policy | None = None,
+        observers: Iterable[Observer] = (),
+    ) -> Self:
+        """A fleet of these URLs, observed on entering it: `async with Fleet.connect([...]) as fleet`.
+
+        Options of a URL beside its adapter's own: `name`, `group`, `offload` (true or false), `drain_after`.
+        """
+        told = Observers(observers)
+        known = dict(groups or {})
+        engines = [_engine(url, known, router is not None, policy, told) for url in urls]
+        return cls(engines, groups=known, router=router, policy=policy)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._connect()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Connections are let go; the engines are left as they are."""
+        for engine in self.engines:
+            await engine.aclose()
+
+    def __getitem__(self, name: str) -> Engine:
+        for engine in self.engines:
+            if engine.name == name:
+                return engine
+        raise KeyError(f"no engine {name!r}; the fleet has {', '.join(engine.name for engine in self.engines)}")
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(self.engines)
+
+    def __len__(self) -> int:
+        return len(self.engines)
+
+    def __repr__(self) -> str:
+        return f"<Fleet {' '.join(f'{engine.name}={engine.state}' for engine in self.engines)}>"
+
+    # step by step
+
+    async def pause(
+        self, mode: PauseMode | None = None, *, engines: Selection = None, deadline_s: float | None = None
+    ) -> list[Transition]:
+        """No participant admits requests."""
+        return await self._step(lambda engine: Pause(mode or self.policy.pause_mode), engines, deadline_s)
+
+    async def drain(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
+        """Every participant is idle; groups drain in the order of `drain_after`."""
+        done: list[Transition] = []
+        participants = self.participants(engines)
+        for wave in self.waves(participants):
+            done += await self._step(lambda engine: Drain(), wave, deadline_s)
+        return sorted(done, key=lambda record: [engine.name for engine in participants].index(record.engine))
+
+    async def release(
+        self,
+        tags: Iterable[Tag] | None = None,
+        *,
+        weights: Source | None = None,
+        engines: Selection = None,
+        deadline_s: float | None = None,
+    ) -> list[Transition]:
+        """The participants' memory is back, measured. Refused, before any is touched, unless all are drained."""
+        named = None if tags is None else frozenset(tags)
+        return await self._step(
+            lambda engine: Release(named, weights or engine.fallback), engines, deadline_s, all_must="release"
+        )
+
+    async def restore_weights(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
+        """The participants' weights are mapped again; their contents may be garbage until updated."""
+        return await self._step(lambda engine: RestoreWeights(), engines, deadline_s)
+
+    async def update_weights(
+        self,
+        source: FromDisk | Pushed,
+        *,
+        force: bool = False,
+        engines: Selection = None,
+        deadline_s: float | None = None,
+    ) -> list[Transition]:
+        """The participants hold the weights of `source`; a push is one collective, which one failure fails for all."""
+        return await self._step(lambda engine: UpdateWeights(source, force), engines, deadline_s)
+
+    @asynccontextmanager
+    async def updating_weights(
+        self, version: str, *, engines: Selection = None, deadline_s: float | None = None
+    ) -> AsyncIterator[Sequence[Engine]]:
+        """Inside, every participant waits for the trainer's push (`engine.push(...)`); after it they hold `version`.
+
+        An exception inside fails the update of every engine and comes through.
+        """
+        ready: asyncio.Future[Sequence[Engine]] = asyncio.get_running_loop().create_future()
+        left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def body(parties: Sequence[Engine]) -> None:
+            ready.set_result(parties)
+            await left
+
+        source = Pushed(body, version)
+        update = asyncio.create_task(self.update_weights(source, engines=engines, deadline_s=deadline_s))
+        try:
+            waited: set[asyncio.Future[Any]] = {ready, update}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                yield ready.result()
+            else:
+                update.result()  # no participant, or the update failed before the push
+                yield []
+        except BaseException as error:
+            if not left.done():
+                left.set_exception(CollectiveFailed(f"the push was given up: {error or type(error).__name__}"))
+            await asyncio.wait({update})
+            update.cancelled() or update.exception()  # its failure is this one, told from the other side
+            raise
+        if not left.done():
+            left.set_result(None)
+        await update
+
+    async def restore_kv(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
+        """All of the participants' memory is mapped again; refused where the weights are not valid."""
+        return await self._step(lambda engine: RestoreKV(), engines, deadline_s)
+
+    async def resume(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
+        """The participants serve again, each having generated a real token."""
+        return await self._step(lambda engine: Resume(), engines, deadline_s)
+
+    # moves
+
+    async def offload(
+        self,
+        tags: Iterable[Tag] | None = None,
+        *,
+        weights: Source | None = None,
+        mode: PauseMode | None = None,
+        engines: Selection = None,
+        deadline_s: float | None = None,
+    ) -> list[Transition]:
+        """Every participant is released, proved: results of the releases. `deadline_s` bounds each phase.
+
+        Routers close, all pause, all drain, and only then is any released. When some fail the others serve again
+        (policy `on_failure="restore"`) before FleetError is raised.
+        """
+        participants = self.participants(engines)
+        named = None if tags is None else frozenset(tags)
+        goals = {
+            engine.name: Goal(State.RELEASED, named, weights or engine.fallback, mode or self.policy.pause_mode)
+            for engine in participants
+        }
+        with claimed(participants, "offload"):
+            return await self._move(participants, deadline_s).offload(goals) if participants else []
+
+    async def onload(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
+        """Every participant serves: weights restored and updated from their declared source, then KV, then resumed."""
+        participants = self.participants(engines)
+        with claimed(participants, "onload"):
+            return await self._move(participants, deadline_s).onload() if participants else []
+
+    @asynccontextmanager
+    async def offloaded(
+        self,
+        tags: Iterable[Tag] | None = None,
+        *,
+        weights: Source | None = None,
+        mode: PauseMode | None = None,
+        engines: Selection = None,
+        deadline_s: float | None = None,
+    ) -> AsyncIterator[list[Transition]]:
+        """Inside, the participants' memory is free for the trainer; after it they serve, with weights of `weights`.
+
+        An exception inside comes through once the fleet is back; what failed on the way back is noted on it.
+        """
+        chosen = self.participants(engines)
+        released = await self.offload(tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s)
+        try:
+            yield released
+        except BaseException as error:
+            try:
+                await self.onload(engines=chosen, deadline_s=deadline_s)
+            except Exception as also:
+                error.add_note(f"the fleet did not come back: {also}")
+            raise
+        await self.onload(engines=chosen, deadline_s=deadline_s)
+
+    # who takes part
+
+    def participants(self, engines: Selection = None) -> list[Engine]:
+        """The engines of a move, in the groups' order: those named (KeyError if unknown), of groups that offload."""
+        if engines is None:
+            return [engine for engine in self.engines if engine.offloads]
+        named = {self[each].name if isinstance(each, str) else each.name for each in engines}
+        return [engine for engine in self.engines if engine.name in named and engine.offloads]
+
+    def waves(self, engines: Sequence[Engine]) -> list[list[Engine]]:
+        """The engines in waves, each of groups that wait for the groups before."""
+        left, waves = list(engines), []
+        while left:
+            waiting = {engine.group for engine in left}
+            wave = [engine for engine in left if not waiting & set(self.groups[engine.group].drain_after)]
+            if not wave:
+                raise ConfigurationError(f"the groups {', '.join(sorted(waiting))} drain after each other in a circle")
+            waves.append(wave)
+            left = [engine for engine in left if engine not in wave]
+        return waves
+
+    def _move(self, participants: Sequence[Engine], deadline_s: float | None) -> Move:
+        return Move(
+            participants,
+            router=self.router,
+            waves=self.waves,
+            deadline_s=deadline_s,
+            restore=self.policy.on_failure == "restore",
+        )
+
+    async def _step(
+        self,
+        command: Callable[[Engine], Command],
+        engines: Selection,
+        deadline_s: float | None,
+        all_must: str = "",
+    ) -> list[Transition]:
+        participants = self.participants(engines)
+        if all_must:
+            _all_allow(participants, all_must)
+        with claimed(participants, "a step"):
+            commands = [(engine, command(engine)) for engine in participants]
+            outcomes = await phase(in_one_collective(commands), deadline_s)
+        failed = [outcome.error for outcome in outcomes if outcome.error is not None]
+        done = [outcome.transition for outcome in outcomes if outcome.transition is not None]
+        if failed:
+            raise FleetError.of(f"{len(failed)} of {len(outcomes)} engines", failed, done)
+        return done
+
+    async def _connect(self) -> None:
+        results = await asyncio.gather(*(engine.connect() for engine in self.engines), return_exceptions=True)
+        problems = [each for each in results if isinstance(each, BaseException)]
+        for problem in problems:
+            if not isinstance(problem, ConfigurationError):
+                raise problem
+        if problems:
+            raise ConfigurationError("\n".join(str(problem) for problem in problems))
+
+    def _check(self) -> None:
+        for what, values in (
+            ("name", [engine.name for engine in self.engines]),
+            ("URL", [engine.adapter.url for engine in self.engines]),
+        ):
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ConfigurationError(f"{what} {twice} stands twice in the fleet; an engine belongs in it once")
+        for name, group in self.groups.items():
+            for other in group.drain_after:
+                if other not in self.groups:
+                    raise ConfigurationError(f"group {name} drains after {other!r}, and there is no such group")
+        self.waves(self.engines)
+
+
+def _engine(url: str, groups: dict[str, Group], has_router: bool, policy: Policy | None, told: Observers) -> Engine:
+    """An engine for this URL; what the URL says of its group is added to `groups`."""
+    address = parse(url)
+    options = dict(address.options)
+    name, group = options.pop("name", None), options.pop("group", "default")
+    given = groups.get(group, Group())
+    offload = _offload(url, options)
+    after = tuple(each for each in options.pop("drain_after", "").split(",") if each)
+    groups[group] = replace(given, drain_after=tuple(dict.fromkeys(given.drain_after + after)))
+    return Engine(
+        adapter_for(replace(address, options=options)),
+        name=name,
+        group=group,
+        offload=given.offload and offload,
+        policy=policy,
+        observers=told,
+        has_router=has_router,
+    )
+
+
+def _offload(url: str, options: dict[str, str]) -> bool:
+    value = options.pop("offload", "true").lower()
+    if value not in ("true", "false"):
+        raise ConfigurationError(f"{url}: offload must be true or false, got {value!r}")
+    return value == "true"
+
+
+def _all_allow(engines: Sequence[Engine], command: str) -> None:
+    """No participant is released before all are drained."""
+    refused = [
+        InvalidTransition(engine=engine.name, command=command, state=engine.state, allowed=allowed(engine.state))
+        for engine in engines
+        if command not in allowed(engine.state)
+    ]
+    if refused:
+        raise FleetError.of("refused before anything was sent", refused)

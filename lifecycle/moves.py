@@ -1,0 +1,257 @@
+"""Moves: several engines through the same phases, with a barrier after each, and a way back where some fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from .commands import Command, Drain, Release, Resume, UpdateWeights
+from .engine import Engine
+from .errors import EngineBusy, FleetError, GuardRefused, InvalidTransition, LifecycleError
+from .events import Transition
+from .facts import Fact, Grade
+from .machine import refusals
+from .plan import OFFLOAD, ONLOAD, Goal, Standing, next_command, route
+from .router import Router
+from .states import State
+from .table import allowed, row
+from .weights import Collective, Pushed
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one engine in one phase."""
+
+    engine: Engine
+    transition: Transition | None = None
+    error: Exception | None = None
+
+
+def standing(engine: Engine) -> Standing:
+    """The engine as the planner sees it."""
+    return Standing(engine.state, engine.facts, engine.capabilities, engine.weights_refusal() is None)
+
+
+@contextmanager
+def claimed(engines: Sequence[Engine], what: str) -> Iterator[None]:
+    """The engines belong to this move; EngineBusy names one that another has, and then none is claimed."""
+    for engine in engines:
+        holder = engine.busy or engine.in_move
+        if holder is not None:
+            raise EngineBusy(holder, engine=engine.name, command=what, state=engine.state)
+    for engine in engines:
+        engine.in_move = what
+    try:
+        yield
+    finally:
+        for engine in engines:
+            engine.in_move = None
+
+
+async def phase(commands: Sequence[tuple[Engine, Command]], deadline_s: float | None = None) -> list[Outcome]:
+    """Every command has ended, all having run at once; results stand in the order given. A cancellation reaches all."""
+
+    async def one(engine: Engine, command: Command) -> Outcome:
+        try:
+            return Outcome(engine, await engine.execute(command, deadline_s=deadline_s))
+        except Exception as error:
+            return Outcome(engine, error=error)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(engine, command)) for engine, command in commands]
+    return [task.result() for task in tasks]
+
+
+def preflight(engines: Sequence[Engine], goals: Mapping[str, Goal]) -> None:
+    """Every static guard of every route passed; FleetError names all that refused, and no engine was touched."""
+    refused: list[Exception] = []
+    for engine in engines:
+        error = _refusal(engine, goals[engine.name])
+        if error is not None:
+            refused.append(error)
+    if refused:
+        raise FleetError.of("refused before anything was sent", refused)
+
+
+def _refusal(engine: Engine, goal: Goal) -> LifecycleError | None:
+    if engine.state in (State.DETACHED, State.FAILED, State.GONE):
+        return InvalidTransition(
+            engine=engine.name,
+            command=f"a move to {goal.state}",
+            state=engine.state,
+            allowed=allowed(engine.state),
+            hint="; recover() looks where it is, or leave it out (engines=...)",
+        )
+    reasons: dict[str, str] = {}
+    for now, command in route(standing(engine), goal):
+        operation = row(command.name, now.state)
+        static = [guard for guard in operation.guards if guard.static] if operation else []
+        reasons |= refusals(tuple(static), engine.context(command, facts=now.facts))
+    if not reasons:
+        return None
+    return GuardRefused(reasons, engine=engine.name, command=f"a move to {goal.state}", state=engine.state)
+
+
+class Move:
+    """One offload or onload of some engines. `waves` orders the drain: each wave is idle before the next is asked."""
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        *,
+        router: Router | None = None,
+        waves: Callable[[Sequence[Engine]], list[list[Engine]]] | None = None,
+        deadline_s: float | None = None,
+        restore: bool = True,
+    ) -> None:
+        self.engines = list(engines)
+        self._router = router
+        self._waves = waves or (lambda engines: [list(engines)])
+        self._deadline_s = deadline_s
+        self._restore = restore
+
+    async def offload(self, goals: Mapping[str, Goal]) -> list[Transition]:
+        """Every engine is released, proved; the results of the releases, in the engines' order.
+
+        Raises FleetError; with `restore` the engines that did not fail serve again by then.
+        """
+        preflight(self.engines, goals)
+        await self._close()
+        done: list[Outcome] = []
+        for kind in OFFLOAD:
+            done = await self._phase(kind, self.engines, goals)
+            failed = [outcome for outcome in done if outcome.error is not None]
+            if failed:
+                more = await self._back(failed) if self._restore else []
+                raise _fleet_error(kind, failed, done, more)
+        return [outcome.transition for outcome in done if outcome.transition is not None]
+
+    async def onload(self) -> list[Transition]:
+        """Every engine serves, and its router sends to it again; the results of the resumes, in the engines' order.
+
+        An engine that fails on the way is released again where it can be, and the others go on.
+        """
+        active = list(self.engines)
+        failed: list[Outcome] = []
+        done: list[Outcome] = []
+        for kind in ONLOAD:
+            outcomes = await self._phase(kind, active, self._home())
+            done = [outcome for outcome in done + outcomes if outcome.error is None]
+            lost = [outcome for outcome in outcomes if outcome.error is not None]
+            if lost and kind is not Resume and self._restore:
+                await self._release_again([outcome.engine for outcome in lost])
+            failed += lost
+            active = [engine for engine in active if engine not in {outcome.engine for outcome in lost}]
+        await self._open([engine for engine in active if engine.state is State.SERVING])
+        if failed:
+            raise _fleet_error(Resume, failed, done, [])
+        resumed = [outcome for outcome in done if outcome.transition and outcome.transition.command == Resume.name]
+        return [outcome.transition for outcome in resumed if outcome.transition is not None]
+
+    # phases
+
+    async def _phase(self, kind: type[Command], engines: Sequence[Engine], goals: Mapping[str, Goal]) -> list[Outcome]:
+        if kind is Drain:
+            outcomes: list[Outcome] = []
+            for wave in self._waves(engines):
+                outcomes += await self._at_once(kind, wave, goals)
+                if any(outcome.error for outcome in outcomes):
+                    return outcomes
+            return sorted(outcomes, key=lambda outcome: self.engines.index(outcome.engine))
+        return await self._at_once(kind, engines, goals)
+
+    async def _at_once(
+        self, kind: type[Command], engines: Sequence[Engine], goals: Mapping[str, Goal]
+    ) -> list[Outcome]:
+        planned = [(engine, next_command(standing(engine), goals[engine.name])) for engine in engines]
+        commands = [(engine, command) for engine, command in planned if isinstance(command, kind)]
+        return await phase(in_one_collective(commands), self._deadline_s)
+
+    def _home(self) -> dict[str, Goal]:
+        return {engine.name: Goal(State.SERVING, weights=engine.source) for engine in self.engines}
+
+    # when some fail
+
+    async def _back(self, failed: Sequence[Outcome]) -> list[Exception]:
+        """All that can serve serve again: a refused or drained one is resumed, a released one restored.
+
+        One whose release failed stays where it settled: its memory is in question.
+        """
+        lost = {outcome.engine.name for outcome in failed}
+        able = [engine for engine in self.engines if engine.name not in lost or engine.state is not State.RELEASED]
+        able = [engine for engine in able if engine.state not in (State.FAILED, State.GONE)]
+        stuck = [engine for engine in able if engine.state is State.RELEASED and isinstance(engine.source, Pushed)]
+        move = Move(
+            [engine for engine in able if engine not in stuck], router=self._router, deadline_s=self._deadline_s
+        )
+        problems: list[Exception] = [_only_the_trainer(engine) for engine in stuck]
+        try:
+            await move.onload()
+        except FleetError as error:
+            problems += error.exceptions
+        return problems
+
+    async def _release_again(self, engines: Sequence[Engine]) -> None:
+        """What it may still hold is given back; where that fails too it keeps its devices, and its state says so."""
+        able = [engine for engine in engines if "release" in allowed(engine.state)]
+        await phase([(engine, Release(None, engine.source)) for engine in able], self._deadline_s)
+
+    # routers
+
+    async def _close(self) -> None:
+        if self._router is None:
+            return
+        names = [engine.name for engine in self.engines]
+        try:
+            await self._router.close(names)
+            still_open = [name for name in names if await self._router.is_open(name)]
+        except BaseException:
+            await self._open(self.engines)
+            raise
+        for engine in self.engines:
+            routed = engine.name in still_open
+            engine.facts = engine.facts.learn({Fact.ROUTED: routed}, Grade.REPORTED)
+
+    async def _open(self, engines: Sequence[Engine]) -> None:
+        if self._router is None or not engines:
+            return
+        await self._router.open([engine.name for engine in engines])
+        for engine in engines:
+            engine.facts = engine.facts.learn({Fact.ROUTED: True}, Grade.ACKNOWLEDGED)
+
+
+def in_one_collective(commands: Sequence[tuple[Engine, Command]]) -> list[tuple[Engine, Command]]:
+    """The commands, those that take the same push joined in one collective."""
+    pushes: dict[int, list[Engine]] = {}
+    for engine, command in commands:
+        if isinstance(command, UpdateWeights) and isinstance(command.source, Pushed):
+            pushes.setdefault(id(command.source), []).append(engine)
+    joined: dict[int, Collective] = {}
+    collected = []
+    for engine, command in commands:
+        if isinstance(command, UpdateWeights) and isinstance(command.source, Pushed):
+            key = id(command.source)
+            joined.setdefault(key, Collective(command.source, pushes[key]))
+            command = replace(command, collective=joined[key])
+        collected.append((engine, command))
+    return collected
+
+
+def _only_the_trainer(engine: Engine) -> LifecycleError:
+    return InvalidTransition(
+        engine=engine.name,
+        command="onload",
+        state=engine.state,
+        allowed=allowed(engine.state),
+        hint="; it stays released: its weights come by a push, and only the trainer can make that",
+    )
+
+
+def _fleet_error(
+    kind: type[Command], failed: Sequence[Outcome], done: Sequence[Outcome], more: Sequence[Exception]
+) -> FleetError:
+    errors = [outcome.error for outcome in failed if outcome.error is not None]
+    succeeded = [outcome.transition for outcome in done if outcome.transition is not None]
+    return FleetError.of(f"{len(errors)} of {len(failed) + len(succeeded)} engines", [*errors, *more], succeeded)

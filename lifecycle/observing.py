@@ -1,0 +1,132 @@
+"""From what was observed to what is known: merging observations, finding contradictions, gathering evidence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .adapter import Capabilities, Observation, Probe
+from .deadline import Deadline
+from .evidence import Evidence, Need
+from .facts import Contents, Fact, Facts, Grade, Tag
+from .residual import Reading
+from .verdicts import Unmeasurable
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+#: What is asked for where everything that reads alone can tell is wanted.
+EVERYTHING = frozenset({Fact.BOOT, Fact.ADMISSION, Fact.RUNNING, Fact.PARKED, Fact.MAPPED, Fact.CONTENTS})
+
+
+def launched(seen: Observation, capabilities: Capabilities, grade: Grade) -> Facts:
+    """What is taken of a process met for the first time: all is mapped and holds what it launched with.
+
+    Nothing measures that; `grade` says how it is known, and its first proved release measures it.
+    """
+    tags = [spec.name for spec in capabilities.tags]
+    contents = {tag: Contents("launched", seen.weights_label) for tag in capabilities.stage("weights")}
+    effect: dict[Fact, Any] = {
+        Fact.BOOT: seen.boot,
+        Fact.MAPPED: dict.fromkeys(tags, True),
+        Fact.CONTENTS: contents,
+        Fact.CACHE_FRESH: True,
+    }
+    return merge(Facts().learn(effect, grade), seen, capabilities)
+
+
+def unknown(seen: Observation, capabilities: Capabilities) -> Facts:
+    """What is known of a process that is met while it admits nothing: whether its memory is mapped, is not."""
+    tags = [spec.name for spec in capabilities.tags]
+    effect = {Fact.BOOT: seen.boot, Fact.MAPPED: dict.fromkeys(tags), Fact.CONTENTS: dict.fromkeys(tags)}
+    return merge(Facts().learn(effect, Grade.REPORTED), seen, capabilities)
+
+
+def merge(facts: Facts, seen: Observation, capabilities: Capabilities) -> Facts:
+    """The facts after an observation of the same process: what it told replaces what was known."""
+    told: dict[Fact, Any] = {}
+    if seen.admission is not None and seen.admission != facts.admission:
+        told[Fact.ADMISSION] = seen.admission
+        told[Fact.RUNNING] = None
+        if seen.admission == "open":
+            told[Fact.PAUSED_BY] = None
+    if seen.running is not None:
+        told[Fact.RUNNING] = seen.running
+    if seen.parked is not None:
+        told[Fact.PARKED] = seen.parked
+    if seen.released_tags is not None:
+        told[Fact.MAPPED] = {spec.name: spec.name not in seen.released_tags for spec in capabilities.tags}
+    return facts.learn(told, Grade.REPORTED)
+
+
+def replaced(facts: Facts, seen: Observation) -> str | None:
+    """Why the process that the facts are about is not the one that answers; None where it is."""
+    if seen.alive is False:
+        return f"its process is gone{_because(seen)}"
+    if seen.boot is None:
+        return f"it stopped answering{_because(seen)}"
+    if facts.boot is not None and seen.boot != facts.boot:
+        return f"it is another process now (boot {facts.boot} became {seen.boot})"
+    return None
+
+
+def contradiction(facts: Facts, seen: Observation) -> str | None:
+    """What an observation denies of the facts, in words; None where it denies nothing."""
+    other = replaced(facts, seen)
+    if other is not None:
+        return other
+    if seen.admission is not None and facts.admission is not None and seen.admission != facts.admission:
+        return f"admission is {seen.admission}, and was left {facts.admission}: somebody else acted"
+    if seen.released_tags is not None and seen.released_tags != facts.unmapped():
+        return f"released are {_tags(seen.released_tags)}, and were left {_tags(facts.unmapped())}: somebody else acted"
+    return None
+
+
+def by_residual(facts: Facts, were: Facts, before: Reading, after: Reading, share: int, known: int) -> Facts:
+    """The facts with the tags whose mapping is in doubt decided by how many bytes moved since `were`.
+
+    On each device those tags hold `share` together, and `known` bytes moved by calls that were acknowledged. Where
+    only a part of the share moved, they stay in doubt. Only right after a barrier: a call that may still run could
+    move the bytes later.
+    """
+    lost = [tag for tag, mapped in facts.mapped.items() if mapped is None]
+    moved = [abs(held - after.devices.get(device, 0)) - known for device, held in before.devices.items()]
+    if min(moved) >= 0.9 * share:
+        return facts.learn({Fact.MAPPED: {tag: not were.mapped[tag] for tag in lost}}, Grade.MEASURED)
+    if max(moved) <= 0.1 * share:
+        return facts.learn({Fact.MAPPED: {tag: were.mapped[tag] for tag in lost}}, Grade.MEASURED)
+    return facts
+
+
+async def gather(engine: Engine, needs: frozenset[Need], *, deadline_s: float) -> Evidence:
+    """The evidence of these kinds, fresh; every part is a value, also where an engine did not answer."""
+    clock = Deadline(deadline_s)
+    want = {Fact.BOOT}
+    if Need.ADMISSION in needs:
+        want.add(Fact.ADMISSION)
+    if Need.LABEL in needs or Need.CHECKSUM in needs:
+        want.add(Fact.CONTENTS)
+    parts: dict[str, Any] = {}
+    parts["observation"] = await engine.adapter.observe(frozenset(want), deadline_s=clock.left_s)
+    if Need.IDLE in needs:
+        parts["idle"] = await engine.adapter.prove_idle(engine.facts, deadline_s=clock.left_s)
+    if Need.ANSWER in needs:
+        parts["answer"] = await engine.adapter.answers(Probe(), deadline_s=clock.left_s)
+    if Need.RESIDUAL in needs:
+        parts["residual"] = await residual(engine, deadline_s=clock.left_s)
+    return Evidence(**parts)
+
+
+async def residual(engine: Engine, *, deadline_s: float) -> Reading | Unmeasurable:
+    """What the engine's processes hold now."""
+    processes = await engine.adapter.processes()
+    if not processes:
+        return Unmeasurable(reason="its processes are not known; give their pid (?pid=N) or run on its host")
+    return await engine.probe.read(processes, deadline_s=deadline_s)
+
+
+def _because(seen: Observation) -> str:
+    return f" ({seen.detail})" if seen.detail else ""
+
+
+def _tags(tags: frozenset[Tag]) -> str:
+    return ", ".join(sorted(tags)) or "none"

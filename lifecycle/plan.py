@@ -1,0 +1,90 @@
+"""The planner: from where an engine is and what is wanted of it to the next command. Pure and level-triggered.
+
+Nothing is remembered between two questions: an engine that settled half-way, rejoined, or was moved by somebody else
+is asked about as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .adapter import Capabilities
+from .commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from .facts import Fact, Facts, Grade, PauseMode, Tag
+from .states import State
+from .table import row
+from .weights import Kept, Source
+
+#: The phases of the two moves. Each waits for all participants before the next begins.
+OFFLOAD: tuple[type[Command], ...] = (Pause, Drain, Release)
+ONLOAD: tuple[type[Command], ...] = (RestoreWeights, UpdateWeights, RestoreKV, Resume)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """Where an engine should be: `released` with these tags (None: all) given back, or `serving`."""
+
+    state: State
+    tags: frozenset[Tag] | None = None
+    weights: Source | None = None
+    mode: PauseMode = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where an engine is, as far as the planner needs to know."""
+
+    state: State
+    facts: Facts
+    capabilities: Capabilities
+    weights_are_valid: bool
+
+
+def next_command(now: Standing, goal: Goal) -> Command | None:
+    """The next command on the way to the goal; None where it is reached, or no command leads there from here."""
+    return _towards_released(now, goal) if goal.state is State.RELEASED else _towards_serving(now, goal)
+
+
+def _towards_released(now: Standing, goal: Goal) -> Command | None:
+    match now.state:
+        case State.SERVING:
+            return Pause(goal.mode)
+        case State.PAUSED:
+            traits = now.capabilities.pause.get(now.facts.paused_by) if now.facts.paused_by else None
+            return Drain() if traits is not None and traits.drains else Pause(goal.mode)
+        case State.DRAINED | State.WEIGHTS_RESTORED | State.KV_RESTORED:
+            return Release(goal.tags, goal.weights)
+    return None
+
+
+def _towards_serving(now: Standing, goal: Goal) -> Command | None:
+    update = None if now.weights_are_valid or goal.weights in (None, Kept()) else goal.weights
+    match now.state:
+        case State.RELEASED:
+            return RestoreWeights()
+        case State.WEIGHTS_RESTORED:
+            return RestoreKV() if update is None else UpdateWeights(update)
+        case State.PAUSED if update is not None:
+            return Drain()
+        case State.DRAINED if update is not None:
+            return UpdateWeights(update)
+        case State.DRAINED | State.PAUSED | State.KV_RESTORED:
+            return Resume()
+    return None
+
+
+def route(now: Standing, goal: Goal) -> Iterator[tuple[Standing, Command]]:
+    """The commands from here to the goal, each with what will be known when it is given, if all goes well."""
+    seen: set[State] = set()
+    while (command := next_command(now, goal)) is not None:
+        yield now, command
+        operation = row(command.name, now.state)
+        if operation is None or (now.state in seen and not isinstance(command, UpdateWeights)):
+            return
+        seen.add(now.state)
+        facts = now.facts
+        if isinstance(command, Pause):
+            facts = facts.learn({Fact.PAUSED_BY: command.mode}, Grade.ACKNOWLEDGED)
+        valid = now.weights_are_valid or isinstance(command, UpdateWeights)
+        now = Standing(operation.dest, facts, now.capabilities, valid)

@@ -1,0 +1,254 @@
+"""Proofs: what must be seen after the calls were answered. Pure functions from evidence to a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .commands import UpdateWeights
+from .evidence import Context, Need
+from .facts import Fact, Grade, Tag
+from .residual import Reading
+from .verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
+from .weights import version_of
+
+Check = Callable[[Context], Verdict]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A named check, the evidence it needs, and the facts that are in doubt when it fails.
+
+    A proof without facts hangs a condition on the engine instead.
+    """
+
+    name: str
+    check: Check
+    needs: frozenset[Need]
+    facts: tuple[Fact, ...]
+    doc: str
+
+    def __call__(self, context: Context) -> Verdict:
+        return self.check(context)
+
+
+def proof(*needs: Need, facts: tuple[Fact, ...] = ()) -> Callable[[Check], Proof]:
+    """Makes a proof of a function; its name and docstring are the proof's."""
+
+    def make(check: Check) -> Proof:
+        return Proof(check.__name__, check, frozenset(needs), facts, check.__doc__ or "")
+
+    return make
+
+
+@proof(Need.ADMISSION, facts=(Fact.ADMISSION,))
+def admission_closed(context: Context) -> Verdict:
+    """The engine acknowledged a pause on this boot, and says nothing to the contrary."""
+    if not context.capabilities.has_admission:
+        return NotApplicable(reason="it admits no requests")
+    seen = context.evidence.observation.admission
+    if seen == "open":
+        return Refuted(reason="it says that it admits requests: somebody opened it")
+    if context.facts.admission != "closed":
+        return Refuted(reason="no pause was acknowledged on this boot")
+    if seen == "closed":
+        return Proved(grade=Grade.REPORTED, reason="it says that it admits none")
+    return Proved(grade=Grade.ACKNOWLEDGED, reason="the pause was acknowledged on this boot")
+
+
+@proof(Need.IDLE, facts=(Fact.RUNNING,))
+def idle(context: Context) -> Verdict:
+    """No request can run a step or hold device memory; parked and held ones may exist."""
+    return context.evidence.idle
+
+
+@proof(Need.RESIDUAL, facts=())
+def tags_unmapped(context: Context) -> Verdict:
+    """The released tags are unmapped: acknowledged, and seen where their bytes can be seen to have gone."""
+    if not context.targets:
+        return NotApplicable(reason="every named tag was unmapped already")
+    still = sorted(tag for tag in context.targets if context.facts.mapped.get(tag) is not False)
+    if still:
+        return Refuted(reason=f"the release of {', '.join(still)} was not acknowledged")
+    before, after = context.baseline.residual, context.evidence.residual
+    return _moved(context, before, after, Pending(reason="acknowledged, and the bytes are still held"))
+
+
+@proof(Need.RESIDUAL, facts=())
+def memory_returned(context: Context) -> Verdict:
+    """Enough of what the tags held is free again on every device, and little enough is left.
+
+    Per device: freed >= 0.9 x the bytes expected of the released tags, and resident <= the threshold plus the bytes
+    expected of the tags that stay mapped. Equality passes.
+    """
+    if not context.targets:
+        return NotApplicable(reason="nothing was mapped that could be returned")
+    before, after = context.baseline.residual, context.evidence.residual
+    if isinstance(before, Unmeasurable):
+        return before
+    if isinstance(after, Unmeasurable):
+        return after
+    share = context.share_bytes(context.targets, after)
+    if share is not None and share < _visible_bytes(context, before):
+        return Unmeasurable(reason=f"{_mib(share)} is too little to see beside {_mib(before.resident_bytes)} resident")
+    return _judge_residual(context, before, after, share)
+
+
+def _judge_residual(context: Context, before: Reading, after: Reading, expected: int | None) -> Verdict:
+    policy = context.policy
+    staying = frozenset(tag for tag, mapped in context.facts.mapped.items() if mapped is not False)
+    allowed = policy.threshold_bytes + (context.share_bytes(staying, after) or 0)
+    returned = min(_freed_by_device(before, after).values(), default=0)
+    figures = {
+        "returned_bytes": returned,
+        "expected_bytes": expected,
+        "resident_bytes": after.resident_bytes,
+        "baseline_bytes": before.resident_bytes,
+        "allowed_bytes": allowed,
+        "devices": len(after.devices),
+        "pids": [holder.pid for holder in after.holders],
+    }
+    told = f"returned {_mib(returned)} of {'unknown' if expected is None else _mib(expected)} expected"
+    least = _visible_bytes(context, before) if expected is None else policy.returned_fraction * expected
+    if returned < least:
+        return Pending(reason=f"{told}; {_biggest(after)}", figures=figures)
+    if after.resident_bytes > allowed:
+        return Pending(
+            reason=f"{_mib(after.resident_bytes)} resident exceeds {_mib(allowed)} allowed; {_biggest(after)}",
+            figures=figures,
+        )
+    return Proved(grade=Grade.MEASURED, reason=told, figures=figures)
+
+
+@proof(Need.RESIDUAL, facts=(Fact.MAPPED,))
+def weights_mapped(context: Context) -> Verdict:
+    """Every tag of the weights stage is mapped: acknowledged, and seen where its bytes can be seen to come back."""
+    return _stage_mapped(context, context.capabilities.stage("weights"))
+
+
+@proof(Need.RESIDUAL, facts=(Fact.MAPPED,))
+def kv_mapped(context: Context) -> Verdict:
+    """Every tag is mapped: acknowledged, and seen where its bytes can be seen to come back."""
+    return _stage_mapped(context, frozenset(context.facts.mapped))
+
+
+@proof(Need.LABEL, Need.CHECKSUM, facts=(Fact.CONTENTS,))
+def weights_match(context: Context) -> Verdict:
+    """The engine acknowledged the load, reports its version, and has its checksum where one was asked for."""
+    command = context.command
+    assert isinstance(command, UpdateWeights)
+    wanted, seen = version_of(command.source), context.evidence.observation
+    for tag in sorted(context.capabilities.stage("weights")):
+        contents = context.facts.contents.get(tag)
+        if contents is None or contents.origin != "loaded" or contents.version != wanted:
+            return Refuted(reason=f"{tag} holds {contents or 'nobody knows what'}, not {wanted}")
+    if seen.weights_label is not None and seen.weights_label != wanted:
+        return Refuted(reason=f"it reports version {seen.weights_label!r}, not {wanted!r}")
+    asked = getattr(command.source, "checksum", None)
+    if asked is not None:
+        return _checksum(asked, seen.checksum)
+    grade = Grade.ACKNOWLEDGED if seen.weights_label is None else Grade.REPORTED
+    return Proved(grade=grade, reason=f"version {wanted} was loaded")
+
+
+@proof(facts=(Fact.CACHE_FRESH,))
+def cache_fresh(context: Context) -> Verdict:
+    """The prefix cache was dropped after the weights or the mapping changed."""
+    if context.facts.cache_fresh is True:
+        return Proved(grade=context.facts.grades.get(Fact.CACHE_FRESH, Grade.DECLARED), reason="it was dropped")
+    return Refuted(reason="the prefix cache was not dropped, so old entries would be served")
+
+
+@proof(Need.ANSWER, facts=(Fact.ADMISSION,))
+def answers(context: Context) -> Verdict:
+    """The engine generated a real token."""
+    return context.evidence.answer
+
+
+def learned(name: str, verdict: Proved, context: Context) -> dict[Fact, Any]:
+    """The facts that a proof which holds establishes, at its grade."""
+    match name:
+        case "admission_closed":
+            return {Fact.ADMISSION: "closed"}
+        case "idle":
+            dropped = verdict.figures.get("cache_dropped")
+            return {Fact.RUNNING: 0, Fact.CACHE_FRESH: True} if dropped else {Fact.RUNNING: 0}
+        case "tags_unmapped":
+            return {Fact.MAPPED: dict.fromkeys(context.targets, False)}
+        case "weights_mapped" | "kv_mapped":
+            return {Fact.MAPPED: dict.fromkeys(context.targets, True)}
+        case "answers":
+            return {Fact.ADMISSION: "open", Fact.PAUSED_BY: None, Fact.RUNNING: None}
+    return {}
+
+
+def _checksum(asked: str, seen: str | None) -> Verdict:
+    if seen is None:
+        return Unmeasurable(reason="a checksum was asked for, and the engine gives none")
+    if seen != asked:
+        return Refuted(reason=f"its checksum is {seen}, not {asked}")
+    return Proved(grade=Grade.MEASURED, reason=f"its checksum is {seen}")
+
+
+def _stage_mapped(context: Context, stage: frozenset[Tag]) -> Verdict:
+    missing = sorted(tag for tag in stage if context.facts.mapped.get(tag) is not True)
+    if missing:
+        return Refuted(reason=f"the restore of {', '.join(missing)} was not acknowledged")
+    if not context.targets:
+        return NotApplicable(reason="nothing was unmapped")
+    back = _resident_again(context)
+    if back is not None:
+        return Proved(grade=Grade.MEASURED, reason=back)
+    before, after = context.baseline.residual, context.evidence.residual
+    return _moved(context, after, before, Pending(reason="acknowledged, and its bytes have not come back"))
+
+
+def _resident_again(context: Context) -> str | None:
+    """How much is resident, where that is as much as before the release, less what is unmapped still.
+
+    A release that freed nothing leaves nothing to grow by: its tags are seen to be there by the level alone.
+    """
+    full, after = context.full, context.evidence.residual
+    if full is None or isinstance(after, Unmeasurable) or set(full.devices) != set(after.devices):
+        return None
+    missing = context.share_bytes(context.facts.unmapped(), after)
+    share = context.share_bytes(context.targets, after)
+    if missing is None or share is None or share < _visible_bytes(context, after):
+        return None
+    slack = (1 - context.policy.returned_fraction) * share
+    if all(after.devices[device] >= held - missing - slack for device, held in full.devices.items()):
+        return f"{_mib(after.resident_bytes)} are resident, as before the release"
+    return None
+
+
+def _moved(context: Context, more: Reading | Unmeasurable, less: Reading | Unmeasurable, otherwise: Pending) -> Verdict:
+    """Whether the targets' bytes were seen to move: `more` holds them and `less` does not."""
+    acknowledged = Proved(grade=Grade.ACKNOWLEDGED, reason="acknowledged; its bytes cannot be seen")
+    if isinstance(more, Unmeasurable) or isinstance(less, Unmeasurable):
+        return acknowledged
+    expected = context.share_bytes(context.targets, more)
+    visible = _visible_bytes(context, more)
+    if expected is not None and expected < visible:
+        return acknowledged
+    moved = min(_freed_by_device(more, less).values(), default=0)
+    least = visible if expected is None else context.policy.returned_fraction * expected
+    if moved >= least:
+        return Proved(grade=Grade.MEASURED, reason=f"{_mib(moved)} moved")
+    return Pending(reason=f"{otherwise.reason}: {_mib(moved)} of {_mib(least)} moved")
+
+
+def _freed_by_device(before: Reading, after: Reading) -> dict[str, int]:
+    return {device: held - after.devices.get(device, 0) for device, held in before.devices.items()}
+
+
+def _visible_bytes(context: Context, reading: Reading) -> int:
+    return max(context.policy.visible_bytes, round(context.policy.visible_fraction * reading.resident_bytes))
+
+
+def _biggest(reading: Reading) -> str:
+    return "; ".join(str(holder) for holder in sorted(reading.holders, key=lambda each: -each.resident_bytes)[:2])
+
+
+def _mib(size_bytes: float) -> str:
+    return f"{round(size_bytes / (1 << 20))} MiB"

@@ -1,0 +1,123 @@
+"""Finding out where a failed command left an engine: barrier, observe, and the first state that the facts make."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .commands import Command, Pause, Resume
+from .deadline import Deadline
+from .errors import OperationFailed
+from .evidence import Context
+from .facts import Facts, Grade, PauseMode
+from .observing import EVERYTHING, by_residual, launched, merge, residual
+from .residual import Reading
+from .states import State
+from .table import fits
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+async def settle(
+    engine: Engine,
+    error: OperationFailed,
+    deadline: Deadline,
+    command: Command,
+    doubtful: Context | None = None,
+    *,
+    trigger: str = "failed",
+) -> OperationFailed:
+    """The error, which now says where the engine is. The engine is in a stable state, or failed.
+
+    `doubtful` is the context of a command of which a call was lost: what it did is told from the bytes that moved.
+    """
+    engine.move(trigger, command=error.command, reason=error.why)
+    try:
+        await look(engine, deadline, command, doubtful)
+    except BaseException as interrupted:
+        error.settle(engine.state, " (looking was interrupted)")
+        raise interrupted from error
+    return error.settle(engine.state, _note(engine))
+
+
+async def look(
+    engine: Engine, deadline: Deadline, command: Command | None = None, doubtful: Context | None = None
+) -> State:
+    """The engine is in the first state that its facts make; failed where they make none or it does not answer."""
+    settled = await engine.adapter.barrier(deadline_s=max(0.05, deadline.left_s / 2))
+    seen = await engine.adapter.observe(EVERYTHING, deadline_s=max(0.05, deadline.left_s / 2))
+    if seen.alive is False:
+        engine.facts, engine.unsettled = Facts(), False
+        return engine.move(f"observed_{State.GONE}", reason=seen.detail or "its process is gone").dest
+    if not settled or seen.boot is None:
+        return engine.state
+    engine.unsettled = False
+    if engine.facts.boot not in (None, seen.boot):
+        engine.facts = launched(seen, engine.capabilities, Grade.DECLARED)
+        engine.conditions.clear()
+    else:
+        engine.facts = merge(engine.facts, seen, engine.capabilities)
+    if doubtful is not None:
+        await _decide_mapping(engine, deadline, doubtful)
+    if engine.facts.admission != "closed" and (isinstance(command, Resume) or not _worth_serving(engine)):
+        await _close(engine, deadline)
+    return _enter(engine)
+
+
+def _enter(engine: Engine) -> State:
+    state = fits(engine.facts, engine.capabilities, weights_are_valid=engine.weights_refusal() is None)
+    if state is not None:
+        engine.move(f"observed_{state}", reason="its facts make this state")
+    return engine.state
+
+
+def _worth_serving(engine: Engine) -> bool:
+    if engine.facts.admission is None:
+        return False
+    mapped = all(value is True for value in engine.facts.mapped.values())
+    return mapped and engine.weights_refusal() is None
+
+
+async def _decide_mapping(engine: Engine, deadline: Deadline, context: Context) -> None:
+    lost = frozenset(tag for tag, mapped in engine.facts.mapped.items() if mapped is None)
+    before = context.baseline.residual
+    if not lost or not lost <= context.targets or not isinstance(before, Reading):
+        return
+    after = await residual(engine, deadline_s=max(0.05, deadline.left_s))
+    share, known = context.share_bytes(lost, before), context.share_bytes(context.targets - lost, before)
+    if isinstance(after, Reading) and share and known is not None:
+        engine.facts = by_residual(engine.facts, context.facts, before, after, share, known)
+
+
+async def _close(engine: Engine, deadline: Deadline) -> None:
+    """Admission is closed where the calls that close it may be repeated; the facts say so."""
+    mode = _closing_mode(engine)
+    if mode is None:
+        return
+    for call in engine.adapter.plan(Pause(mode), engine.facts):
+        if not call.repeatable:
+            return
+        reply = await engine.adapter.send(call, deadline_s=max(0.05, deadline.left_s))
+        engine.observers.call(engine.name, call, reply, 0.0)
+        if reply.outcome != "done":
+            engine.facts = engine.facts.doubt(call.effect)
+            return
+        engine.facts = engine.facts.learn(call.effect, Grade.ACKNOWLEDGED)
+
+
+def _closing_mode(engine: Engine) -> PauseMode | None:
+    """The policy's mode where the engine is surely open; else one that can be entered from whatever it is in."""
+    modes = engine.capabilities.pause
+    if engine.facts.admission == "open" and engine.policy.pause_mode in modes:
+        return engine.policy.pause_mode
+    safe = [mode for mode, traits in modes.items() if traits.drains and not traits.unsafe_from]
+    return next((mode for mode in safe if not modes[mode].needs_router), None)
+
+
+def _note(engine: Engine) -> str:
+    if engine.state is State.FAILED:
+        return f" ({engine.facts}). recover() looks again; declare(state, by=..., reason=...) says what you know of it"
+    condition = engine.conditions.get("memory_returned")
+    if engine.state is State.RELEASED and condition is not None:
+        return f", memory_returned is {condition.verdict.word}: its device is not free for others"
+    return ""

@@ -1,0 +1,85 @@
+"""What a proof says: a verdict with its reason, and the condition it leaves on the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from .facts import Grade
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The answer of one proof; `figures` are the numbers it rests on (bytes, pids, counts)."""
+
+    reason: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    word: ClassVar[str] = ""
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.reason}" if self.reason else self.word
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proved(Verdict):
+    """The claim holds, known at this grade."""
+
+    grade: Grade
+    word: ClassVar[str] = "proved"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending(Verdict):
+    """The claim does not hold yet; asking again may find that it does."""
+
+    word: ClassVar[str] = "pending"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuted(Verdict):
+    """The claim does not hold, and waiting will not change that."""
+
+    word: ClassVar[str] = "refuted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unmeasurable(Verdict):
+    """Nothing here can see whether the claim holds; `reason` says what would help."""
+
+    word: ClassVar[str] = "unmeasurable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotApplicable(Verdict):
+    """The claim says nothing about this engine or this command."""
+
+    word: ClassVar[str] = "not applicable"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A verdict that hangs on an engine beside its state, and when it was reached (seconds, monotonic)."""
+
+    verdict: Verdict
+    at_s: float = field(default_factory=time.monotonic)
+
+
+def holds(verdict: Verdict, least: Grade) -> bool:
+    """True where the claim may be entered: proved at `least`, without object, or known no better by consent."""
+    match verdict:
+        case Proved(grade=grade):
+            return grade >= least
+        case NotApplicable():
+            return True
+        case Unmeasurable():
+            return least <= Grade.ACKNOWLEDGED
+    return False
+
+
+def expired(verdict: Verdict, deadline_s: float) -> Verdict:
+    """The verdict once no time is left: what was still pending is refuted."""
+    if isinstance(verdict, Pending):
+        return Refuted(reason=f"{verdict.reason} (after {deadline_s:.1f} s)", figures=verdict.figures)
+    return verdict

@@ -1,0 +1,110 @@
+"""After `checkpoint(seed)`, `.cache/real/models/llama-SEED/` holds a random Llama that the real SGLang serves on a CPU.
+
+`checkpoint` has the environment of `build_env.py` do the work.
+
+The weights are big enough for a probe to see (287 MB of float32) and follow from the seed alone, so two seeds are two
+checkpoints of one architecture: what a weight update loads, and what tells afterwards whether it loaded. The tokenizer
+is the same for every seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from build_env import CACHE, PYTHON, one_builder
+
+MODELS = CACHE / "models"
+VOCABULARY = 512
+SPECIAL = ("<|end|>", "<|begin|>")
+
+LLAMA = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "max_position_embeddings": 4096,
+    "eos_token_id": 0,
+    "bos_token_id": 1,
+    "tie_word_embeddings": False,
+    # The usual 0.02 makes every greedy answer one token for ever.
+    "initializer_range": 0.08,
+}
+
+
+def checkpoint(seed: int) -> Path:
+    """The checkpoint of this seed is on disk; returns its folder. A half-written or outdated one is written anew."""
+    folder = MODELS / f"llama-{seed}"
+    with one_builder():
+        if not _is_written(folder):
+            subprocess.run([str(PYTHON), __file__, str(seed)], check=True)
+    return folder
+
+
+def _is_written(folder: Path) -> bool:
+    stamp = folder / "recipe.sha256"
+    return stamp.is_file() and stamp.read_text() == _recipe()
+
+
+def _recipe() -> str:
+    """The hash of everything that decides what a seed's checkpoint is."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def _write(seed: int) -> None:
+    folder = MODELS / f"llama-{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _write_tokenizer(folder)
+    _write_llama(folder, seed)
+    (folder / "recipe.sha256").write_text(_recipe())
+
+
+def _write_llama(folder: Path, seed: int) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA)).to(torch.float32)
+    model.generation_config.do_sample = False
+    # The end is never the best token, so that a greedy answer is as long as it was asked to be.
+    with torch.no_grad():
+        model.lm_head.weight[LLAMA["eos_token_id"]] = 0
+    model.save_pretrained(folder)
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """A byte-level BPE of exactly `VOCABULARY` tokens: any text goes in, and every token comes out as text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(_sentences(), trainer)
+    if tokenizer.get_vocab_size() != VOCABULARY:
+        raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, not {VOCABULARY}")
+    end, begin = SPECIAL
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=begin).save_pretrained(folder)
+
+
+def _sentences() -> list[str]:
+    """The same made-up words on every machine, enough of them for all the merges."""
+    dice = random.Random(0)
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u")]
+    words = ["".join(dice.choices(syllables, k=dice.randint(1, 3))) for _ in range(400)]
+    return [" ".join(dice.choices(words, k=12)) for _ in range(2000)]
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        _write(int(argument))
