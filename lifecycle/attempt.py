@@ -18,7 +18,7 @@ from .machine import Refusals, fire
 from .observing import contradiction, gather, replaced
 from .proofs import Proof, learned
 from .residual import Reading
-from .settling import settle
+from .settling import Doubt, settle
 from .states import State
 from .table import Operation
 from .verdicts import Condition, NotApplicable, Pending, Proved, Verdict, expired, holds
@@ -37,8 +37,8 @@ class Attempt:
         self.row = row
         self.deadline = deadline
         self.source = engine.state
-        #: Whether a call was sent of which nobody knows whether it took effect.
-        self.lost = False
+        #: The call of which nobody knows whether it took effect, if any.
+        self.doubt: Doubt | None = None
 
     async def run(self) -> Transition:
         """The engine is in the row's destination, on evidence; otherwise this raises and says where it is."""
@@ -49,8 +49,7 @@ class Attempt:
             verdicts = await self._prove(context)
         except OperationFailed as error:
             self._fail_collective(error)
-            doubtful = context if self.lost else None
-            raise await settle(self.engine, error, self.deadline, self.command, doubtful) from error.__cause__
+            raise await settle(self.engine, error, self.deadline, self.command, self.doubt) from error.__cause__
         except BaseException as error:
             self._fail_collective(error)
             self.engine.move("failed", command=self.command.name, reason=f"cancelled: {type(error).__name__}")
@@ -65,12 +64,19 @@ class Attempt:
             needs |= {Need.RESIDUAL}
         if self.engine.facts.admission is not None:
             needs |= {Need.ADMISSION}
+        if self.engine.unsettled and not await self._barrier():
+            raise await self._contradicted("what was sent before may still run, and nothing tells when it has ended")
         evidence = await gather(self.engine, needs, deadline_s=self.deadline.work_s)
         denied = contradiction(self.engine.facts, evidence.observation)
         if denied is not None:
             raise await self._contradicted(denied)
         acted_on = targets(self.command, self.engine.facts, self.engine.capabilities)
         return self.engine.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
+
+    async def _barrier(self) -> bool:
+        """True once everything that was sent before has ended: an operator's word does not end it."""
+        self.engine.unsettled = not await self.engine.adapter.barrier(deadline_s=self.deadline.work_s)
+        return not self.engine.unsettled
 
     async def _contradicted(self, denied: str) -> OperationFailed:
         error = Unreachable(denied, engine=self.engine.name, command=self.command.name, state=self.source)
@@ -101,11 +107,14 @@ class Attempt:
     # 3. send
 
     async def _send(self, context: Context) -> None:
+        if context.targets and self.row.dest is not State.RELEASED:
+            reason = "a restore was sent since"  # before the first call: half a restore takes memory too
+            self.engine.conditions["memory_returned"] = Condition(NotApplicable(reason=reason))
         for call in self.engine.adapter.plan(self.command, self.engine.facts):
             if call.name == "push":
                 await self._push(call)
             else:
-                self._take(call, await self._send_one(call))
+                self._take(call, await self._send_one(call), context)
 
     async def _push(self, call: Call) -> None:
         collective = self.command.collective if isinstance(self.command, UpdateWeights) else None
@@ -138,15 +147,15 @@ class Attempt:
         self.engine.observers.call(self.engine.name, call, reply, time.monotonic() - begun)
         return reply
 
-    def _take(self, call: Call, reply: Reply) -> None:
+    def _take(self, call: Call, reply: Reply, context: Context) -> None:
         """What the reply tells is known; raises unless the call was acknowledged."""
         engine = self.engine
         if reply.outcome == "done":
             engine.facts = engine.facts.learn(call.effect, Grade.ACKNOWLEDGED)
         elif not reply.refused and not (reply.outcome == "rejected" and call.refusal_is_untouched):
+            self.doubt = Doubt(context, engine.facts, call.effect)
             engine.facts = engine.facts.doubt(call.effect)
-        self.lost |= reply.outcome == "lost" and not reply.refused
-        engine.unsettled |= self.lost
+        engine.unsettled |= reply.outcome == "lost" and not reply.refused
         problem = failure(reply, call, engine.name, self.command.name, self.source, self.deadline)
         if problem is not None:
             raise problem
@@ -211,8 +220,6 @@ class Attempt:
         engine = self.engine
         if isinstance(self.command, UpdateWeights):
             engine.remember(self.command.source)
-        if context.targets and self.row.dest is not State.RELEASED:
-            engine.conditions["memory_returned"] = Condition(NotApplicable(reason="memory was restored since"))
         if self.row.dest is State.RELEASED:
             engine.learn_expectation(context.targets, verdicts.get("memory_returned"))
         return engine.move(

@@ -7,24 +7,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from .adapter import Capabilities, EngineAdapter, Observation
+from .adapter import Capabilities, EngineAdapter
+from .attaching import attach, check_evidence, claims_of
 from .attempt import Attempt, failure
 from .commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from .config import ACCEPT, Policy
+from .config import Policy
 from .deadline import Deadline
 from .errors import ConfigurationError, EngineBusy, InvalidTransition
 from .events import Observer, Observers, Transition
 from .evidence import Context, Evidence
-from .facts import Contents, Fact, Facts, Grade, PauseMode, Tag
+from .facts import Facts, Grade, PauseMode, Tag
 from .guards import weights_valid
 from .machine import fire
-from .observing import EVERYTHING, contradiction, launched, residual, unknown
+from .observing import EVERYTHING, contradiction
 from .residual import Reading, ResidualProbe
 from .residual.choice import probe_for
 from .settling import look
 from .states import RING, UNCLAIMED, State
-from .table import allowed, fits, row
-from .verdicts import Condition, Proved, Unmeasurable, Verdict
+from .store import Memory
+from .table import allowed, row
+from .verdicts import Condition, Proved, Verdict
 from .weights import Collective, FromDisk, Kept, Pushed, Source, version_of
 
 
@@ -45,6 +47,7 @@ class Engine:
         probe: ResidualProbe | None = None,
         observers: Observers | Iterable[Observer] = (),
         has_router: bool = False,
+        memory: Memory | None = None,
     ) -> None:
         self.adapter = adapter
         self.name = name or adapter.url
@@ -63,6 +66,7 @@ class Engine:
         self.attached_boot: str | None = None
         self._capabilities: Capabilities | None = None
         self._probe = probe
+        self._memory = memory
         self.full: Reading | None = None
         self._learned: dict[frozenset[Tag], int] = {}
         self._busy: str | None = None
@@ -124,36 +128,10 @@ class Engine:
         """
         deadline = Deadline(deadline_s)
         self._capabilities = await self.adapter.connect(deadline_s=deadline.left_s)
-        seen = await self.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
-        self.attached_boot = seen.boot
-        self.facts = self._first_facts(seen)
-        state = fits(self.facts, self.capabilities, weights_are_valid=self.weights_refusal() is None)
-        self.move(f"observed_{state or State.FAILED}", reason="attached")
+        await attach(self, self._memory, deadline)
         if self.offloads:
-            await self._check_evidence(deadline)
+            await check_evidence(self, deadline)
         return self
-
-    def _first_facts(self, seen: Observation) -> Facts:
-        if seen.admission == "open" or not self.capabilities.has_admission:
-            return launched(seen, self.capabilities, Grade.DECLARED)
-        return unknown(seen, self.capabilities)
-
-    async def _check_evidence(self, deadline: Deadline) -> None:
-        lacking = []
-        for claim, best in self.capabilities.evidence.items():
-            if claim in ACCEPT and best < self.policy.least_grade(claim):
-                lacking.append(f"{claim} can only be {best.name.lower()}")
-        if self.policy.least_grade("memory_returned") is Grade.MEASURED:
-            reading = await residual(self, deadline_s=deadline.left_s)
-            if isinstance(reading, Unmeasurable):
-                lacking.append(f"memory_returned cannot be measured: {reading.reason}")
-        if lacking and self.policy.unprovable == "refuse":
-            raise ConfigurationError(
-                f"{self.name}: {'; '.join(lacking)}. Mend that, or accept less for it "
-                "(Policy(accept={claim: grade})), or only warn (Policy(unprovable='warn'))"
-            )
-        for each in lacking:
-            self.conditions[each.split()[0]] = Condition(Unmeasurable(reason=each))
 
     async def aclose(self) -> None:
         """Connections are let go; the engine is left as it is."""
@@ -199,7 +177,7 @@ class Engine:
         """The engine admits requests again and has generated a real token."""
         return await self.execute(Resume(), deadline_s=deadline_s)
 
-    async def push(self, how: str, **args: Any) -> Any:
+    async def push(self, how: str, /, **args: Any) -> Any:
         """One call of a push (`tensor`, `distributed`: what the engine has), only inside an update by the trainer.
 
         Returns the engine's answer; raises Rejected, Unreachable or DeadlineExceeded, and the collective fails.
@@ -229,12 +207,16 @@ class Engine:
         finally:
             self._pushing = None
 
-    async def execute(self, command: Command, *, deadline_s: float | None = None) -> Transition:
-        """The command was carried out in six steps, and its destination entered on evidence."""
+    async def execute(self, command: Command, *, deadline_s: float | None = None, for_move: bool = False) -> Transition:
+        """The command was carried out in six steps, and its destination entered on evidence.
+
+        `for_move`: it comes from the move that the engine takes part in; from anybody else it is refused meanwhile.
+        """
         limit_s = self.policy.deadline_s(command.name, deadline_s)
         operation = row(command.name, self.state)
-        if self._busy is not None:
-            raise EngineBusy(self._busy, engine=self.name, command=command.name, state=self.state)
+        holder = self._busy or (None if for_move else self.in_move)
+        if holder is not None:
+            raise EngineBusy(holder, engine=self.name, command=command.name, state=self.state)
         if operation is None:
             raise self._not_here(command)
         self._busy = command.name
@@ -285,25 +267,8 @@ class Engine:
             raise InvalidTransition(engine=self.name, command="declare", state=self.state, allowed=allowed(self.state))
         if not by.strip() or not reason.strip():
             raise ValueError("a declaration needs the name of who declares (by=) and a reason (reason=)")
-        self.facts = self.facts.learn(self._claims_of(state), Grade.DECLARED)
+        self.facts = self.facts.learn(claims_of(state, self), Grade.DECLARED)
         return self.move(f"declared_{state}", reason=f"declared by {by}: {reason}")
-
-    def _claims_of(self, state: State) -> Mapping[Fact, Any]:
-        tags = frozenset(spec.name for spec in self.capabilities.tags)
-        weights = self.capabilities.stage("weights")
-        unmapped = {State.RELEASED: tags, State.WEIGHTS_RESTORED: tags - weights}.get(state, frozenset())
-        claims: dict[Fact, Any] = {
-            Fact.ADMISSION: "open" if state is State.SERVING else "closed",
-            Fact.MAPPED: {tag: tag not in unmapped for tag in tags},
-        }
-        if state is not State.SERVING:
-            claims[Fact.PAUSED_BY] = "abort"
-        if state not in (State.SERVING, State.PAUSED):
-            claims[Fact.RUNNING] = 0
-        if state in (State.SERVING, State.KV_RESTORED):
-            claims[Fact.CONTENTS] = {tag: Contents("loaded", self.wanted) for tag in weights}
-            claims[Fact.CACHE_FRESH] = True
-        return claims
 
     def _claim_for(self, what: str) -> None:
         if self._busy is not None:
@@ -379,6 +344,8 @@ class Engine:
             reason=reason,
             at_s=time.monotonic(),
         )
+        if self._memory is not None:
+            self._memory.save(self)
         self.observers.transition(record)
         return record
 

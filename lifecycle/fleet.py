@@ -19,6 +19,7 @@ from .plan import Goal
 from .registry import adapter_for, parse
 from .router import Router
 from .states import State
+from .store import Memory
 from .table import allowed
 from .weights import CollectiveFailed, FromDisk, Pushed, Source
 
@@ -68,14 +69,16 @@ class Fleet:
         router: Router | None = None,
         policy: Policy | None = None,
         observers: Iterable[Observer] = (),
+        memory: Memory | None = None,
     ) -> Self:
         """A fleet of these URLs, observed on entering it: `async with Fleet.connect([...]) as fleet`.
 
-        Options of a URL beside its adapter's own: `name`, `group`, `offload` (true or false), `drain_after`.
+        `memory` keeps what is known across processes (`lifecycle.store.Store`). Options of a URL beside its adapter's
+        own: `name`, `group`, `offload` (true or false), `drain_after`.
         """
         told = Observers(observers)
         known = dict(groups or {})
-        engines = [_engine(url, known, router is not None, policy, told) for url in urls]
+        engines = [_engine(url, known, router is not None, policy, told, memory) for url in urls]
         return cls(engines, groups=known, router=router, policy=policy)
 
     async def __aenter__(self) -> Self:
@@ -327,7 +330,14 @@ class Fleet:
         self.waves(self.engines)
 
 
-def _engine(url: str, groups: dict[str, Group], has_router: bool, policy: Policy | None, told: Observers) -> Engine:
+def _engine(
+    url: str,
+    groups: dict[str, Group],
+    has_router: bool,
+    policy: Policy | None,
+    told: Observers,
+    memory: Memory | None,
+) -> Engine:
     """An engine for this URL; what the URL says of its group is added to `groups`."""
     address = parse(url)
     options = dict(address.options)
@@ -344,6 +354,7 @@ def _engine(url: str, groups: dict[str, Group], has_router: bool, policy: Policy
         policy=policy,
         observers=told,
         has_router=has_router,
+        memory=memory,
     )
 
 

@@ -55,8 +55,10 @@ async def phase(commands: Sequence[tuple[Engine, Command]], deadline_s: float | 
 
     async def one(engine: Engine, command: Command) -> Outcome:
         try:
-            return Outcome(engine, await engine.execute(command, deadline_s=deadline_s))
+            return Outcome(engine, await engine.execute(command, deadline_s=deadline_s, for_move=True))
         except Exception as error:
+            if isinstance(command, UpdateWeights) and command.collective is not None:
+                command.collective.fail(error, who=engine.name)  # also where it was refused before it arrived
             return Outcome(engine, error=error)
 
     async with asyncio.TaskGroup() as group:
@@ -123,6 +125,7 @@ class Move:
         for kind in OFFLOAD:
             done = await self._phase(kind, self.engines, goals)
             failed = [outcome for outcome in done if outcome.error is not None]
+            failed += self._astray(kind, goals, failed)
             if failed:
                 more = await self._back(failed) if self._restore else []
                 raise _fleet_error(kind, failed, done, more)
@@ -145,6 +148,7 @@ class Move:
             failed += lost
             active = [engine for engine in active if engine not in {outcome.engine for outcome in lost}]
         await self._open([engine for engine in active if engine.state is State.SERVING])
+        failed += [Outcome(engine, error=_elsewhere(engine)) for engine in active if engine.state is not State.SERVING]
         if failed:
             raise _fleet_error(Resume, failed, done, [])
         resumed = [outcome for outcome in done if outcome.transition and outcome.transition.command == Resume.name]
@@ -168,6 +172,14 @@ class Move:
         planned = [(engine, next_command(standing(engine), goals[engine.name])) for engine in engines]
         commands = [(engine, command) for engine, command in planned if isinstance(command, kind)]
         return await phase(in_one_collective(commands), self._deadline_s)
+
+    def _astray(self, kind: type[Command], goals: Mapping[str, Goal], failed: Sequence[Outcome]) -> list[Outcome]:
+        """The engines that somebody else moved meanwhile: the phases to come would pass them by."""
+        to_come = OFFLOAD[OFFLOAD.index(kind) + 1 :]
+        known = {outcome.engine for outcome in failed}
+        others = [engine for engine in self.engines if engine not in known and engine.state is not State.RELEASED]
+        astray = [each for each in others if not isinstance(next_command(standing(each), goals[each.name]), to_come)]
+        return [Outcome(engine, error=_elsewhere(engine)) for engine in astray]
 
     def _home(self) -> dict[str, Goal]:
         return {engine.name: Goal(State.SERVING, weights=engine.source) for engine in self.engines}
@@ -237,6 +249,16 @@ def in_one_collective(commands: Sequence[tuple[Engine, Command]]) -> list[tuple[
             command = replace(command, collective=joined[key])
         collected.append((engine, command))
     return collected
+
+
+def _elsewhere(engine: Engine) -> LifecycleError:
+    return InvalidTransition(
+        engine=engine.name,
+        command="a move",
+        state=engine.state,
+        allowed=allowed(engine.state),
+        hint="; the move cannot go on with it from here; recover() looks where it is",
+    )
 
 
 def _only_the_trainer(engine: Engine) -> LifecycleError:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from .adapter import Capabilities, Observation, Probe
 from .deadline import Deadline
-from .evidence import Evidence, Need
+from .evidence import Context, Evidence, Need
 from .facts import Contents, Fact, Facts, Grade, Tag
 from .residual import Reading
 from .verdicts import Unmeasurable
@@ -95,6 +96,31 @@ def by_residual(facts: Facts, were: Facts, before: Reading, after: Reading, shar
     if max(moved) <= 0.1 * share:
         return facts.learn({Fact.MAPPED: {tag: were.mapped[tag] for tag in lost}}, Grade.MEASURED)
     return facts
+
+
+def by_level(facts: Facts, reading: Reading | Unmeasurable, context: Context) -> Facts:
+    """The facts with every tag's mapping told from how much is resident, where only one answer fits.
+
+    An answer fits where the bytes of its mapped tags are resident, and no more than the threshold beside them. An
+    engine small beside what it holds anyway (a CPU engine under a threshold for GPUs) fits several: nothing is told.
+    """
+    if isinstance(reading, Unmeasurable):
+        return facts
+    fraction, threshold = context.policy.returned_fraction, context.policy.threshold_bytes
+    fitting = []
+    for tags in _subsets(list(facts.mapped)):
+        share = context.share_bytes(frozenset(tags), reading)
+        if share is not None and all(
+            fraction * share <= held <= share + threshold for held in reading.devices.values()
+        ):
+            fitting.append(tags)
+    if len(fitting) != 1:
+        return facts
+    return facts.learn({Fact.MAPPED: {tag: tag in fitting[0] for tag in facts.mapped}}, Grade.MEASURED)
+
+
+def _subsets(tags: list[Tag]) -> list[tuple[Tag, ...]]:
+    return [subset for size in range(len(tags) + 1) for subset in combinations(tags, size)]
 
 
 async def gather(engine: Engine, needs: frozenset[Need], *, deadline_s: float) -> Evidence:

@@ -51,8 +51,10 @@ def _towards_released(now: Standing, goal: Goal) -> Command | None:
         case State.SERVING:
             return Pause(goal.mode)
         case State.PAUSED:
-            traits = now.capabilities.pause.get(now.facts.paused_by) if now.facts.paused_by else None
-            return Drain() if traits is not None and traits.drains else Pause(goal.mode)
+            mode = now.facts.paused_by
+            traits = now.capabilities.pause.get(mode) if mode else None
+            drains = traits is not None and traits.drains
+            return Drain() if drains or mode == goal.mode else Pause(goal.mode)
         case State.DRAINED | State.WEIGHTS_RESTORED | State.KV_RESTORED:
             return Release(goal.tags, goal.weights)
     return None

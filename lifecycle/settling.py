@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from .adapter import Observation
 from .commands import Command, Pause, Resume
 from .deadline import Deadline
 from .errors import OperationFailed
 from .evidence import Context
-from .facts import Facts, Grade, PauseMode
-from .observing import EVERYTHING, by_residual, launched, merge, residual
+from .facts import Fact, Facts, Grade, PauseMode
+from .observing import EVERYTHING, by_residual, launched, merge, residual, unknown
 from .residual import Reading
 from .states import State
 from .table import fits
@@ -18,31 +21,51 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A call that may have taken its `effect` or not; `before` are the facts when it was sent."""
+
+    context: Context
+    before: Facts
+    effect: Mapping[Fact, Any]
+
+    def decided(self, facts: Facts) -> Facts:
+        """The facts with all of the effect, or all of what was before, where the tags' mapping is known by now."""
+        mapped = self.effect.get(Fact.MAPPED, {})
+        if mapped and all(facts.mapped[tag] is value for tag, value in mapped.items()):
+            return facts.learn(self.effect, Grade.MEASURED)
+        if mapped and all(facts.mapped[tag] is self.before.mapped[tag] for tag in mapped):
+            return facts.learn({fact: self._before(fact, value) for fact, value in self.effect.items()}, Grade.MEASURED)
+        return facts
+
+    def _before(self, fact: Fact, value: Any) -> Any:
+        was = getattr(self.before, fact)
+        return {tag: was[tag] for tag in value} if isinstance(value, Mapping) else was
+
+
 async def settle(
     engine: Engine,
     error: OperationFailed,
     deadline: Deadline,
     command: Command,
-    doubtful: Context | None = None,
+    doubt: Doubt | None = None,
     *,
     trigger: str = "failed",
 ) -> OperationFailed:
     """The error, which now says where the engine is. The engine is in a stable state, or failed.
 
-    `doubtful` is the context of a command of which a call was lost: what it did is told from the bytes that moved.
+    What a call that is in `doubt` did is told from the bytes that moved.
     """
     engine.move(trigger, command=error.command, reason=error.why)
     try:
-        await look(engine, deadline, command, doubtful)
+        await look(engine, deadline, command, doubt)
     except BaseException as interrupted:
         error.settle(engine.state, " (looking was interrupted)")
         raise interrupted from error
     return error.settle(engine.state, _note(engine))
 
 
-async def look(
-    engine: Engine, deadline: Deadline, command: Command | None = None, doubtful: Context | None = None
-) -> State:
+async def look(engine: Engine, deadline: Deadline, command: Command | None = None, doubt: Doubt | None = None) -> State:
     """The engine is in the first state that its facts make; failed where they make none or it does not answer."""
     settled = await engine.adapter.barrier(deadline_s=max(0.05, deadline.left_s / 2))
     seen = await engine.adapter.observe(EVERYTHING, deadline_s=max(0.05, deadline.left_s / 2))
@@ -52,16 +75,35 @@ async def look(
     if not settled or seen.boot is None:
         return engine.state
     engine.unsettled = False
-    if engine.facts.boot not in (None, seen.boot):
-        engine.facts = launched(seen, engine.capabilities, Grade.DECLARED)
-        engine.conditions.clear()
-    else:
-        engine.facts = merge(engine.facts, seen, engine.capabilities)
-    if doubtful is not None:
-        await _decide_mapping(engine, deadline, doubtful)
+    _learn(engine, seen)
+    if doubt is not None:
+        await _decide_mapping(engine, deadline, doubt)
     if engine.facts.admission != "closed" and (isinstance(command, Resume) or not _worth_serving(engine)):
         await _close(engine, deadline)
+        await _count(engine, deadline)
     return _enter(engine)
+
+
+def _learn(engine: Engine, seen: Observation) -> None:
+    """The facts are about the process that was seen; what was known of another one is void."""
+    fresh = engine.state is State.GONE or engine.facts.boot not in (None, seen.boot)
+    if engine.state is State.GONE:
+        engine.move(f"observed_{State.FAILED}", reason="a process answers in its place")
+    if fresh:
+        engine.facts = launched(seen, engine.capabilities, Grade.DECLARED)
+        engine.conditions.clear()
+    elif engine.facts.boot is None:
+        engine.facts = unknown(seen, engine.capabilities)
+    else:
+        engine.facts = merge(engine.facts, seen, engine.capabilities)
+
+
+async def _count(engine: Engine, deadline: Deadline) -> None:
+    """Closing it left unknown whether requests run; where the state hangs on that, it was asked again."""
+    if engine.facts.running is None and False in engine.facts.mapped.values():
+        seen = await engine.adapter.observe(frozenset({Fact.RUNNING}), deadline_s=max(0.05, deadline.left_s))
+        if seen.boot == engine.facts.boot:
+            engine.facts = merge(engine.facts, seen, engine.capabilities)
 
 
 def _enter(engine: Engine) -> State:
@@ -78,7 +120,8 @@ def _worth_serving(engine: Engine) -> bool:
     return mapped and engine.weights_refusal() is None
 
 
-async def _decide_mapping(engine: Engine, deadline: Deadline, context: Context) -> None:
+async def _decide_mapping(engine: Engine, deadline: Deadline, doubt: Doubt) -> None:
+    context = doubt.context
     lost = frozenset(tag for tag, mapped in engine.facts.mapped.items() if mapped is None)
     before = context.baseline.residual
     if not lost or not lost <= context.targets or not isinstance(before, Reading):
@@ -86,7 +129,7 @@ async def _decide_mapping(engine: Engine, deadline: Deadline, context: Context) 
     after = await residual(engine, deadline_s=max(0.05, deadline.left_s))
     share, known = context.share_bytes(lost, before), context.share_bytes(context.targets - lost, before)
     if isinstance(after, Reading) and share and known is not None:
-        engine.facts = by_residual(engine.facts, context.facts, before, after, share, known)
+        engine.facts = doubt.decided(by_residual(engine.facts, context.facts, before, after, share, known))
 
 
 async def _close(engine: Engine, deadline: Deadline) -> None:

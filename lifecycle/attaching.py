@@ -1,0 +1,83 @@
+"""Meeting an engine: what is taken of it at first sight, what is remembered of it, and what a person may declare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .adapter import Observation
+from .commands import Resume
+from .config import ACCEPT
+from .deadline import Deadline
+from .errors import ConfigurationError
+from .facts import Contents, Fact, Facts, Grade
+from .observing import EVERYTHING, by_level, launched, merge, residual, unknown
+from .states import State
+from .store import Memory
+from .table import fits
+from .verdicts import Condition, Unmeasurable
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+async def attach(engine: Engine, memory: Memory | None, deadline: Deadline) -> None:
+    """The engine is in the state that its facts make: those remembered of this boot, else those of first sight."""
+    seen = await engine.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
+    engine.attached_boot = seen.boot
+    engine.facts = _first_facts(engine, seen)
+    if memory is not None and memory.recall(engine):
+        engine.facts = merge(engine.facts, seen, engine.capabilities)
+    if None in engine.facts.mapped.values():
+        reading = await residual(engine, deadline_s=deadline.left_s)
+        engine.facts = by_level(engine.facts, reading, engine.context(Resume()))
+    state = fits(engine.facts, engine.capabilities, weights_are_valid=engine.weights_refusal() is None)
+    engine.move(f"observed_{state or State.FAILED}", reason="attached")
+
+
+def _first_facts(engine: Engine, seen: Observation) -> Facts:
+    if seen.admission == "open" or not engine.capabilities.has_admission:
+        return launched(seen, engine.capabilities, Grade.DECLARED)
+    return unknown(seen, engine.capabilities)
+
+
+async def check_evidence(engine: Engine, deadline: Deadline) -> None:
+    """The engine can give the evidence that the policy asks for; ConfigurationError says what it cannot.
+
+    With `unprovable="warn"` it hangs a condition on the engine instead.
+    """
+    lacking = {
+        claim: f"{claim} can only be {best.name.lower()}"
+        for claim, best in engine.capabilities.evidence.items()
+        if claim in ACCEPT and best < engine.policy.least_grade(claim)
+    }
+    if engine.policy.least_grade("memory_returned") is Grade.MEASURED:
+        reading = await residual(engine, deadline_s=deadline.left_s)
+        if isinstance(reading, Unmeasurable):
+            lacking["memory_returned"] = f"memory_returned cannot be measured: {reading.reason}"
+    if lacking and engine.policy.unprovable == "refuse":
+        raise ConfigurationError(
+            f"{engine.name}: {'; '.join(lacking.values())}. Mend that, or accept less for it "
+            "(Policy(accept={claim: grade})), or only warn (Policy(unprovable='warn'))"
+        )
+    for claim, reason in lacking.items():
+        engine.conditions[claim] = Condition(Unmeasurable(reason=reason))
+
+
+def claims_of(state: State, engine: Engine) -> Mapping[Fact, Any]:
+    """The facts that a person who declares this state says."""
+    tags = frozenset(spec.name for spec in engine.capabilities.tags)
+    weights = engine.capabilities.stage("weights")
+    unmapped = {State.RELEASED: tags, State.WEIGHTS_RESTORED: tags - weights}.get(state, frozenset())
+    claims: dict[Fact, Any] = {
+        Fact.ADMISSION: "open" if state is State.SERVING else "closed",
+        Fact.MAPPED: {tag: tag not in unmapped for tag in tags},
+    }
+    if state is not State.SERVING:
+        claims[Fact.PAUSED_BY] = "abort"
+    if state not in (State.SERVING, State.PAUSED):
+        claims[Fact.RUNNING] = 0
+    if state in (State.SERVING, State.KV_RESTORED):
+        claims[Fact.CONTENTS] = {tag: Contents("loaded", engine.wanted) for tag in weights}
+        claims[Fact.CACHE_FRESH] = True
+    return claims

@@ -1,0 +1,48 @@
+"""One structured log event for every edge and every call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from ..adapter import Call, Reply
+from ..events import BaseObserver, Transition
+from ..states import State
+
+#: The keys of a `transition` event, always all of them, in this order. Documented in docs/observers.md.
+TRANSITION_KEYS = ("engine", "group", "trigger", "command", "source", "dest", "duration_s", "reason", "verdicts")
+#: The keys of a `call` event.
+CALL_KEYS = ("engine", "call", "outcome", "status", "duration_s", "detail")
+
+_BAD = (State.FAILED, State.GONE)
+
+
+class EventLog(BaseObserver):
+    """Writes to structlog: `transition` (info; warning where the engine failed or is gone) and `call` (debug;
+    warning where it was not acknowledged). Times in seconds; a verdict is its words.
+    """
+
+    def __init__(self, logger: Any = None) -> None:
+        self._log = structlog.get_logger("lifecycle") if logger is None else logger
+
+    def transition(self, record: Transition) -> None:
+        """One event says which engine went where, and why."""
+        told = {key: getattr(record, key) for key in TRANSITION_KEYS if key != "verdicts"}
+        told |= {"source": str(record.source), "dest": str(record.dest), "duration_s": round(record.duration_s, 4)}
+        told["verdicts"] = {name: str(verdict) for name, verdict in record.verdicts.items()}
+        write = self._log.warning if record.dest in _BAD else self._log.info
+        write("transition", **told)
+
+    def call(self, engine: str, call: Call, reply: Reply, duration_s: float) -> None:
+        """One event says what was sent and what came of it."""
+        write = self._log.debug if reply.outcome == "done" else self._log.warning
+        write(
+            "call",
+            engine=engine,
+            call=call.name,
+            outcome=reply.outcome,
+            status=reply.status,
+            duration_s=round(duration_s, 4),
+            detail=reply.detail,
+        )

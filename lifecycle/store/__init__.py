@@ -1,0 +1,151 @@
+"""What is known of engines, kept across processes: one SQLite file, one row an engine.
+
+Of a process that cannot tell what was released (no SGLang endpoint does) only whoever released it knows. Facts are
+about one boot and are believed for that boot only. A row is written before an engine is touched and after every edge;
+a command that was under way when its process ended leaves its targets unknown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..facts import Contents, Fact, Facts, Grade
+from ..residual import Reading
+from ..states import State
+from ..weights import FromDisk, Kept, Source
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS engines (url TEXT PRIMARY KEY, boot TEXT, known TEXT NOT NULL, at REAL NOT NULL)"
+
+
+class Memory(Protocol):
+    """Keeps what is known of engines."""
+
+    def save(self, engine: Engine) -> None:
+        """What is known of this engine survives the process."""
+
+    def recall(self, engine: Engine) -> bool:
+        """Whether the engine was given what is known of the boot that it observed."""
+
+
+def default_path() -> Path:
+    """The file of this user: `$LIFECYCLE_STATE_DIR`, else the XDG state folder."""
+    folder = os.environ.get("LIFECYCLE_STATE_DIR") or os.environ.get("XDG_STATE_HOME", "~/.local/state") + "/lifecycle"
+    return Path(folder).expanduser() / "engines.sqlite3"
+
+
+class Store:
+    """The SQLite file. Several processes may have it open; the last to write an engine's row wins."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or default_path()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")  # what cannot be repeated must be known after a crash
+        self._db.execute(_SCHEMA)
+
+    def save(self, engine: Engine) -> None:
+        """The row of this engine says what is known now; an engine never observed has none."""
+        if engine.facts.boot is None and engine.state is not State.GONE:
+            return
+        row = (engine.adapter.url, engine.facts.boot, json.dumps(_known(engine)), time.time())
+        self._db.execute("INSERT OR REPLACE INTO engines VALUES (?, ?, ?, ?)", row)
+
+    def recall(self, engine: Engine) -> bool:
+        """Gives the engine what is known of its boot; False, and nothing changed, where no row is about that boot."""
+        query = "SELECT known FROM engines WHERE url = ? AND boot = ?"
+        found = self._db.execute(query, (engine.adapter.url, engine.facts.boot)).fetchone()
+        if found is None:
+            return False
+        known = json.loads(found[0])
+        facts = _facts(known["facts"])
+        if set(facts.mapped) != {spec.name for spec in engine.capabilities.tags}:
+            return False
+        engine.facts = facts if State(known["state"]).stable else _interrupted(facts)
+        engine.wanted, engine.attached_boot = known["wanted"], known["attached_boot"]
+        engine.source, engine.full = _source(known["source"]), _reading(known["full"])
+        return True
+
+    def close(self) -> None:
+        """The file is closed."""
+        self._db.close()
+
+
+def _known(engine: Engine) -> dict[str, Any]:
+    facts, source, full = engine.facts, engine.source, engine.full
+    return {
+        "state": str(engine.state),
+        "facts": {
+            "boot": facts.boot,
+            "admission": facts.admission,
+            "paused_by": facts.paused_by,
+            "running": facts.running,
+            "parked": facts.parked,
+            "mapped": dict(facts.mapped),
+            "contents": {tag: held and [held.origin, held.version] for tag, held in facts.contents.items()},
+            "cache_fresh": facts.cache_fresh,
+            "routed": facts.routed,
+            "grades": {str(fact): int(grade) for fact, grade in facts.grades.items()},
+        },
+        "wanted": engine.wanted,
+        "attached_boot": engine.attached_boot,
+        "source": _source_record(source),
+        "full": None if full is None else [dict(full.devices), full.probe],
+    }
+
+
+def _source_record(source: Source | None) -> Any:
+    match source:
+        case FromDisk():
+            return ["disk", source.path, source.version, source.checksum, dict(source.options)]
+        case Kept():
+            return ["kept"]
+    return None  # a push cannot be made again by another process
+
+
+def _source(record: Any) -> Source | None:
+    match record:
+        case ["disk", path, version, checksum, options]:
+            return FromDisk(path, version, checksum, options)
+        case ["kept"]:
+            return Kept()
+    return None
+
+
+def _reading(record: Any) -> Reading | None:
+    return None if record is None else Reading(record[0], (), record[1])
+
+
+def _facts(record: dict[str, Any]) -> Facts:
+    contents = {tag: held and Contents(*held) for tag, held in record["contents"].items()}
+    grades = {Fact(fact): Grade(grade) for fact, grade in record["grades"].items()}
+    plain = {name: value for name, value in record.items() if name not in ("contents", "grades", "boot")}
+    learned = Facts(boot=record["boot"]).learn(
+        {**{Fact(name): value for name, value in plain.items()}, Fact.CONTENTS: contents}, Grade.DECLARED
+    )
+    return Facts(
+        **{**{name: getattr(learned, name) for name in plain}, "boot": learned.boot},
+        grades=grades,
+        contents=learned.contents,
+    )
+
+
+def _interrupted(facts: Facts) -> Facts:
+    """What is left of the facts of an engine whose command was under way: which of its calls ran, nobody knows."""
+    return facts.doubt(
+        {
+            Fact.ADMISSION: None,
+            Fact.RUNNING: None,
+            Fact.MAPPED: dict(facts.mapped),
+            Fact.CONTENTS: dict(facts.contents),
+            Fact.CACHE_FRESH: None,
+        }
+    )

@@ -1,0 +1,233 @@
+"""The blocking face: the same names and results as `lifecycle.Fleet` and `lifecycle.Engine`, without `await`.
+
+    from lifecycle import FromDisk
+    from lifecycle.sync import Fleet
+
+    with Fleet.connect(["sglang://127.0.0.1:30000"]) as fleet:
+        with fleet.offloaded(weights=FromDisk(path, version="step-12")):
+            train()
+
+Engines are driven from an event loop in a thread of this fleet's own (anyio's portal), so it works in a Ray actor, in
+any thread, and in a notebook whose loop is running. **Every call blocks the thread that makes it** until the engines
+have answered or the deadline passed: in a program whose event loop reads clients' streams, call it from another
+thread, or await `lifecycle.Fleet` there. Ctrl-C cancels what was asked for and waits until it has stopped. A fleet
+that nobody closed is closed when the interpreter exits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from . import engine as engine_module
+from . import fleet as fleet_module
+from .config import Policy
+from .events import Observer, Transition
+from .facts import PauseMode, Tag
+from .fleet import Group, Selection
+from .router import Router
+from .states import State
+from .store import Memory
+from .weights import Source
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Loop:
+    """An event loop in a daemon thread. It ends by `close()`, and at the latest when the interpreter exits.
+
+    Not a pool's thread: those are joined before any exit handler could stop the loop.
+    """
+
+    def __init__(self) -> None:
+        self._started: Future[BlockingPortal] = Future()
+        self._thread = threading.Thread(target=anyio.run, args=(self._serve,), name="lifecycle-loop", daemon=True)
+        self._thread.start()
+        self.portal = self._started.result()
+        atexit.register(self.close)
+
+    async def _serve(self) -> None:
+        async with BlockingPortal() as portal:
+            self._started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    def run(self, call: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        """What the coroutine returned or raised; an interrupt cancels it and waits until it has ended."""
+        future = self.portal.start_task_soon(call)
+        try:
+            result: R = future.result()
+            return result
+        except BaseException:
+            if not future.done():
+                future.cancel()
+                ended = threading.Event()
+                future.add_done_callback(lambda _: ended.set())
+                ended.wait()
+            raise
+
+    def close(self) -> None:
+        """The loop has stopped and its thread has ended."""
+        atexit.unregister(self.close)
+        if self._thread.is_alive():
+            self.portal.start_task_soon(self.portal.stop, True)
+            self._thread.join(10.0)
+
+
+class Blocking:
+    """Something whose asynchronous twin lives on a loop."""
+
+    def __init__(self, twin: Any, loop: Loop) -> None:
+        self._twin = twin
+        self._loop = loop
+
+    def __repr__(self) -> str:
+        return repr(self._twin)
+
+
+def blocking(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Blocking, P], R]:
+    """The method of the same name that blocks: same arguments, same result, same errors."""
+
+    @wraps(method)
+    def call(self: Blocking, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._loop.run(partial(method, self._twin, *args, **kwargs))
+
+    return cast("Callable[Concatenate[Blocking, P], R]", call)
+
+
+class Engine(Blocking):
+    """One engine of a blocking fleet. What it is (`state`, `facts`, `conditions`...) is read as on its twin."""
+
+    _twin: engine_module.Engine
+
+    pause = blocking(engine_module.Engine.pause)
+    drain = blocking(engine_module.Engine.drain)
+    release = blocking(engine_module.Engine.release)
+    restore_weights = blocking(engine_module.Engine.restore_weights)
+    update_weights = blocking(engine_module.Engine.update_weights)
+    restore_kv = blocking(engine_module.Engine.restore_kv)
+    resume = blocking(engine_module.Engine.resume)
+    verify = blocking(engine_module.Engine.verify)
+    recover = blocking(engine_module.Engine.recover)
+    push = blocking(engine_module.Engine.push)
+
+    def declare(self, state: State, *, by: str, reason: str) -> Transition:
+        """The engine is taken to be in `state` because a person says so."""
+        return self._twin.declare(state, by=by, reason=reason)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._twin, name)
+
+
+class Fleet(Blocking):
+    """A fleet whose verbs block. Made by `connect`; observed on entering it, or by `open()`."""
+
+    _twin: fleet_module.Fleet
+
+    @classmethod
+    def connect(
+        cls,
+        urls: Iterable[str],
+        *,
+        groups: Mapping[str, Group] | None = None,
+        router: Router | None = None,
+        policy: Policy | None = None,
+        observers: Iterable[Observer] = (),
+        memory: Memory | None = None,
+    ) -> Self:
+        """A fleet of these URLs, as `lifecycle.Fleet.connect`; not observed yet."""
+        twin = fleet_module.Fleet.connect(
+            urls, groups=groups, router=router, policy=policy, observers=observers, memory=memory
+        )
+        return cls(twin, Loop())
+
+    def open(self) -> Self:
+        """Every engine was observed. Needs `close()`; `with` does both."""
+        try:
+            self._loop.run(self._twin.__aenter__)
+        except BaseException:
+            self._loop.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Connections are let go and the loop's thread has ended; the engines are left as they are."""
+        try:
+            self._loop.run(self._twin.aclose)
+        finally:
+            self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The engines, in the groups' order."""
+        return [Engine(twin, self._loop) for twin in self._twin.engines]
+
+    def __getitem__(self, name: str) -> Engine:
+        return Engine(self._twin[name], self._loop)
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(self.engines)
+
+    def __len__(self) -> int:
+        return len(self._twin)
+
+    pause = blocking(fleet_module.Fleet.pause)
+    drain = blocking(fleet_module.Fleet.drain)
+    release = blocking(fleet_module.Fleet.release)
+    restore_weights = blocking(fleet_module.Fleet.restore_weights)
+    update_weights = blocking(fleet_module.Fleet.update_weights)
+    restore_kv = blocking(fleet_module.Fleet.restore_kv)
+    resume = blocking(fleet_module.Fleet.resume)
+    offload = blocking(fleet_module.Fleet.offload)
+    onload = blocking(fleet_module.Fleet.onload)
+
+    def offloaded(
+        self,
+        tags: Iterable[Tag] | None = None,
+        *,
+        weights: Source | None = None,
+        mode: PauseMode | None = None,
+        engines: Selection = None,
+        deadline_s: float | None = None,
+    ) -> AbstractContextManager[list[Transition]]:
+        """Inside, the participants' memory is free for the trainer; after it they serve."""
+        window = self._twin.offloaded(tags, weights=weights, mode=mode, engines=engines, deadline_s=deadline_s)
+        return self._loop.portal.wrap_async_context_manager(window)
+
+    def updating_weights(
+        self, version: str, *, engines: Selection = None, deadline_s: float | None = None
+    ) -> AbstractContextManager[Sequence[Engine]]:
+        """Inside, every participant waits for the trainer's push (`engine.push(...)`); after it they hold `version`."""
+        return _Push(self._twin.updating_weights(version, engines=engines, deadline_s=deadline_s), self._loop)
+
+
+class _Push(AbstractContextManager[Sequence[Engine]]):
+    """The window of a push, whose engines block too."""
+
+    def __init__(self, window: Any, loop: Loop) -> None:
+        self._window = loop.portal.wrap_async_context_manager(window)
+        self._loop = loop
+
+    def __enter__(self) -> Sequence[Engine]:
+        return [Engine(twin, self._loop) for twin in self._window.__enter__()]
+
+    def __exit__(self, *exception: Any) -> None:
+        self._window.__exit__(*exception)

@@ -1,0 +1,90 @@
+"""For tests of what is built on this library: engines in memory that do as a script says."""
+
+from ..config import Policy
+from ..engine import Engine
+from .acts import (
+    DIE,
+    DIE_AFTER,
+    DONE,
+    HANG,
+    HANG_AFTER,
+    HANG_LATE,
+    LATE,
+    LIE,
+    LOST,
+    LOST_AFTER,
+    REJECTED,
+    REJECTED_AFTER,
+    RESTART,
+    RESTART_AFTER,
+    Act,
+    Entry,
+    Journal,
+)
+from .model import ScriptedEngine
+from .router import ScriptedRouter
+from .scripted import (
+    CUDA_GRAPH,
+    KEPT_WEIGHTS,
+    KV_CACHE,
+    PAUSE_MODES,
+    WEIGHTS,
+    ScriptedAdapter,
+    ScriptedProbe,
+    capabilities,
+)
+
+#: Deadlines and pauses short enough for tests.
+QUICK = Policy(settle_s=0.05, poll_s=0.001)
+
+__all__ = [
+    "CUDA_GRAPH",
+    "DIE",
+    "DIE_AFTER",
+    "DONE",
+    "HANG",
+    "HANG_AFTER",
+    "HANG_LATE",
+    "KEPT_WEIGHTS",
+    "KV_CACHE",
+    "LATE",
+    "LIE",
+    "LOST",
+    "LOST_AFTER",
+    "PAUSE_MODES",
+    "QUICK",
+    "REJECTED",
+    "REJECTED_AFTER",
+    "RESTART",
+    "RESTART_AFTER",
+    "WEIGHTS",
+    "Act",
+    "Entry",
+    "Journal",
+    "ScriptedAdapter",
+    "ScriptedEngine",
+    "ScriptedProbe",
+    "ScriptedRouter",
+    "capabilities",
+    "scripted",
+]
+
+
+def scripted(
+    adapter: ScriptedAdapter,
+    *,
+    group: str = "default",
+    offload: bool = True,
+    policy: Policy = QUICK,
+    has_router: bool = False,
+) -> Engine:
+    """An engine over this adapter and its probe, not yet connected."""
+    return Engine(
+        adapter,
+        name=adapter.name,
+        group=group,
+        offload=offload,
+        policy=policy,
+        probe=adapter.probe,
+        has_router=has_router,
+    )
