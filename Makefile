@@ -28,6 +28,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lifecycle diagram --docs docs --check
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from .commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from .config import Policy
+from .config import Policy, positive
 from .engine import Engine
 from .errors import ConfigurationError, FleetError, InvalidTransition
 from .events import Observer, Observers, Transition
@@ -279,6 +279,7 @@ class Fleet:
         return waves
 
     def _move(self, participants: Sequence[Engine], deadline_s: float | None) -> Move:
+        _check_deadline(deadline_s)
         return Move(
             participants,
             router=self.router,
@@ -295,6 +296,7 @@ class Fleet:
         all_must: str = "",
     ) -> list[Transition]:
         participants = self.participants(engines)
+        _check_deadline(deadline_s)
         if all_must:
             _all_allow(participants, all_must)
         with claimed(participants, "a step"):
@@ -363,6 +365,11 @@ def _offload(url: str, options: dict[str, str]) -> bool:
     if value not in ("true", "false"):
         raise ConfigurationError(f"{url}: offload must be true or false, got {value!r}")
     return value == "true"
+
+
+def _check_deadline(deadline_s: float | None) -> None:
+    if deadline_s is not None:
+        positive("deadline_s", deadline_s)
 
 
 def _all_allow(engines: Sequence[Engine], command: str) -> None:

@@ -20,6 +20,9 @@ from .weights import Kept, Source
 OFFLOAD: tuple[type[Command], ...] = (Pause, Drain, Release)
 ONLOAD: tuple[type[Command], ...] = (RestoreWeights, UpdateWeights, RestoreKV, Resume)
 
+#: No route takes more commands: a pause that has to be changed, then both moves.
+_LONGEST = 1 + len(OFFLOAD) + len(ONLOAD)
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:
@@ -78,13 +81,12 @@ def _towards_serving(now: Standing, goal: Goal) -> Command | None:
 
 def route(now: Standing, goal: Goal) -> Iterator[tuple[Standing, Command]]:
     """The commands from here to the goal, each with what will be known when it is given, if all goes well."""
-    seen: set[State] = set()
-    while (command := next_command(now, goal)) is not None:
-        yield now, command
-        operation = row(command.name, now.state)
-        if operation is None or (now.state in seen and not isinstance(command, UpdateWeights)):
+    for _ in range(_LONGEST):
+        command = next_command(now, goal)
+        operation = row(command.name, now.state) if command is not None else None
+        if command is None or operation is None:
             return
-        seen.add(now.state)
+        yield now, command
         facts = now.facts
         if isinstance(command, Pause):
             facts = facts.learn({Fact.PAUSED_BY: command.mode}, Grade.ACKNOWLEDGED)

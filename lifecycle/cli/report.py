@@ -6,21 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..engine import Engine
+from ..errors import ConfigurationError
 from ..events import Transition
 from ..observing import residual
 from ..residual import Reading
+from ..states import State
 
 MIB = 1 << 20
 
 
 async def status_record(engine: Engine) -> dict[str, Any]:
-    """What is known of one engine, ready for JSON."""
+    """What is known of one engine, observed now and ready for JSON; `error` where it cannot be observed."""
+    told: dict[str, Any] = {"engine": engine.name, "group": engine.group, "url": engine.adapter.url, "error": None}
+    try:
+        await engine.connect()
+    except ConfigurationError as error:
+        return told | {"state": "unknown", "error": str(error)}
     reading = await residual(engine, deadline_s=10.0)
     facts = engine.facts
-    return {
-        "engine": engine.name,
-        "group": engine.group,
-        "url": engine.adapter.url,
+    return told | {
         "kind": f"{engine.capabilities.engine} {engine.capabilities.version}",
         "state": str(engine.state),
         "admission": facts.admission,
@@ -37,25 +41,55 @@ async def status_record(engine: Engine) -> dict[str, Any]:
 
 
 def status_lines(records: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each engine, in columns."""
-    rows = [("ENGINE", "GROUP", "STATE", "ADMISSION", "RUNNING", "WEIGHTS", "RESIDENT")]
-    for each in records:
-        resident = each["resident_bytes"]
-        rows.append(
-            (
-                each["engine"],
-                each["group"],
-                each["state"],
-                str(each["admission"] or "unknown"),
-                "unknown" if each["running"] is None else str(each["running"]),
-                ",".join(sorted({str(held or "unknown") for held in each["contents"].values()})) or "-",
-                "unmeasurable" if resident is None else f"{max(resident.values()) // MIB} MiB",
-            )
-        )
+    """A line for each engine, in columns, then what there is to note."""
+    rows: list[tuple[str, ...]] = [
+        ("ENGINE", "GROUP", "STATE", "ADMISSION", "RUNNING", "MAPPED", "WEIGHTS", "RESIDENT")
+    ]
+    rows += [_row(record) for record in records]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    notes = [f"{each['engine']}: {note}" for each in records for note in each["notes"]]
-    return lines + notes
+    return lines + [note for record in records for note in _notes(record)]
+
+
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    if record["error"]:
+        return (record["engine"], record["group"], "unknown", "-", "-", "-", "-", "-")
+    resident = record["resident_bytes"]
+    return (
+        record["engine"],
+        record["group"],
+        record["state"],
+        str(record["admission"] or "unknown"),
+        "unknown" if record["running"] is None else str(record["running"]),
+        ",".join(tag for tag, mapped in record["mapped"].items() if mapped) or "none known",
+        ",".join(sorted({str(held or "unknown") for held in record["contents"].values()})) or "-",
+        "unmeasurable" if resident is None else f"{max(resident.values()) // MIB} MiB",
+    )
+
+
+def _notes(record: dict[str, Any]) -> list[str]:
+    if record["error"]:
+        return [record["error"]]
+    notes = [f"{record['engine']}: {note}" for note in record["notes"]]
+    if record["state"] == State.FAILED:
+        notes.append(
+            f"{record['engine']}: its facts make no state (what is mapped, or what its weights are, is not known); "
+            "`lifecycle recover` looks again, `lifecycle declare STATE URL --by NAME --reason WHY` says what you know"
+        )
+    return notes
+
+
+def record_of(record: Transition) -> dict[str, Any]:
+    """One transition, ready for JSON."""
+    return {
+        "engine": record.engine,
+        "command": record.command,
+        "state": str(record.dest),
+        "returned_bytes": record.returned_bytes,
+        "expected_bytes": record.expected_bytes,
+        "duration_s": round(record.duration_s, 3),
+        "verdicts": {name: str(verdict) for name, verdict in record.verdicts.items()},
+    }
 
 
 def phase_line(record: Transition) -> str:
@@ -64,14 +98,18 @@ def phase_line(record: Transition) -> str:
     return f"{record.engine}  {record.dest}  {record.duration_s * 1000:.0f} ms  {proofs or record.reason}"
 
 
-def cycle_lines(released: Sequence[Transition]) -> list[str]:
-    """What each release gave back."""
-    return [f"{record.engine}: {_returned(record)}" for record in released]
+def cycle_lines(done: Sequence[Transition], there: Sequence[Engine] = ()) -> list[str]:
+    """What became of each engine; of a release, what it gave back. `there` are those that had nothing to do."""
+    lines = [f"{record.engine}: {_outcome(record)}" for record in done]
+    lines += [f"{engine.name}: {engine.state} already; nothing was sent" for engine in there]
+    return lines or ["no engine takes part; nothing was done"]
 
 
-def _returned(record: Transition) -> str:
+def _outcome(record: Transition) -> str:
+    if record.dest is not State.RELEASED:
+        return str(record.dest)
     returned, expected = record.returned_bytes, record.expected_bytes
     if returned is None:
-        return "nothing was measured"
+        return "released; nothing was measured"
     told = "unknown" if expected is None else f"{expected // MIB} MiB"
     return f"returned {returned // MIB} MiB of {told} expected"

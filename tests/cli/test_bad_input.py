@@ -1,0 +1,39 @@
+"""Bad input: one clear message, an exit code, and an engine that is left as it was."""
+
+from __future__ import annotations
+
+import pytest
+
+BAD = [
+    (("status", "smtp://127.0.0.1:1"), 2, "no adapter for 'smtp'"),
+    (("pause", "nonsense"), 2, "no engine URL"),
+    (("pause", "loopback://127.0.0.1:9"), 2, "nothing listens there"),
+    (("pause", "ADDRESS", "ADDRESS"), 2, "stands twice"),
+    (("pause", "ADDRESS", "--mode", "gently"), 2, "one of abort, wait, keep, freeze"),
+    (("pause", "ADDRESS", "--mode", "wait"), 3, "needs a router"),
+    (("pause", "ADDRESS", "--deadline", "0"), 2, "must be a finite number > 0"),
+    (("pause", "ADDRESS", "--deadline", "nan"), 2, "must be a finite number > 0"),
+    (("pause", "ADDRESS", "--deadline", "-1"), 2, "must be a finite number > 0"),
+    (("pause", "ADDRESS", "--engines", "nobody"), 2, "no engine 'nobody'"),
+    (("pause", "ADDRESS", "--group", "nobody"), 2, "the fleet has default"),
+    (("drain", "ADDRESS"), 3, "allowed here: pause"),
+    (("offload", "ADDRESS"), 3, "name a source"),
+    (("offload", "ADDRESS", "--tags", "lungs"), 3, "unknown tag lungs; it has kv_cache, weights"),
+    (("offload", "ADDRESS", "--tags", ","), 2, "names none"),
+    (("offload", "ADDRESS", "--weights", "kept"), 3, "keeps no backup"),
+    (("offload", "ADDRESS", "--weights", "/checkpoint"), 2, "--version"),
+    (("offload", "ADDRESS", "--threshold-gib", "nan"), 2, "residual_threshold_gib must be a finite number"),
+    (("cycle", "ADDRESS", "--times", "0"), 2, "times"),
+    (("diagram", "--format", "png"), 2, "one of ring, full as mermaid, svg, table"),
+    (("status", "missing.toml"), 2, "No such file"),
+    (("nonsense",), 2, "No such command"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), BAD, ids=[" ".join(each[0]) for each in BAD])
+def test_bad_input_is_one_clear_message(lifecycle, address: str, arguments, code: int, said: str) -> None:
+    result = lifecycle(*(address if argument == "ADDRESS" else argument for argument in arguments))
+    assert result.returncode == code, result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "serving" in lifecycle("status", address).stdout

@@ -1,0 +1,123 @@
+"""What the core's tests share: an engine in any state of the ring, and readings of the journal."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lifecycle import Contents, Engine, Fact, Facts, Fleet, FromDisk, Grade, Group, State
+from lifecycle.testing import QUICK, Journal, ScriptedAdapter, ScriptedRouter, capabilities, scripted
+
+V1 = FromDisk("/models/step-1", "v1")
+V2 = FromDisk("/models/step-2", "v2")
+
+#: How an engine comes from the state before into this one.
+STEPS = {
+    State.PAUSED: lambda engine: engine.pause(),
+    State.DRAINED: lambda engine: engine.drain(),
+    State.RELEASED: lambda engine: engine.release(weights=V1),
+    State.WEIGHTS_RESTORED: lambda engine: engine.restore_weights(),
+    State.KV_RESTORED: lambda engine: _kv_restored(engine),
+}
+
+
+async def _kv_restored(engine: Engine) -> None:
+    await engine.update_weights(V1)
+    await engine.restore_kv()
+
+
+def new_engine(
+    name: str = "e", *tags: Any, policy: Any = QUICK, caps: dict[str, Any] | None = None, **how: Any
+) -> Engine:
+    """An engine that is not connected yet. `how`: of the adapter (journal, sizes, devices) and of `scripted`."""
+    of_engine = {key: how.pop(key) for key in ("group", "offload", "has_router") if key in how}
+    adapter = ScriptedAdapter(name, capabilities(*tags, **(caps or {})), **how)
+    return scripted(adapter, policy=policy, **of_engine)
+
+
+async def serving(name: str = "e", *tags: Any, **how: Any) -> Engine:
+    """An engine that serves."""
+    return await new_engine(name, *tags, **how).connect()
+
+
+async def engine_in(state: State, *tags: Any, **how: Any) -> Engine:
+    """An engine in this stable state, brought there by its verbs; its journal is empty then."""
+    engine = await serving("e", *tags, **how)
+    for at, step in STEPS.items():
+        if engine.state is state:
+            break
+        if state is State.FAILED:
+            engine.move("contradicted", reason="a test")
+            break
+        await step(engine)
+        assert engine.state is at
+    assert engine.state is state
+    engine.adapter.journal.clear()
+    return engine
+
+
+async def fleet_of(
+    *names: str,
+    groups: dict[str, Group] | None = None,
+    router: bool = False,
+    policy: Any = QUICK,
+    caps: dict[str, dict[str, Any]] | None = None,
+) -> tuple[Fleet, Journal]:
+    """A connected fleet; a name may be `group/name`. All write in one journal, which is empty then."""
+    journal = Journal()
+    engines = []
+    for name in names:
+        group, _, bare = name.rpartition("/")
+        offload = (groups or {}).get(group, Group()).offload
+        engines.append(
+            new_engine(
+                bare,
+                journal=journal,
+                group=group or "default",
+                offload=offload,
+                has_router=router,
+                policy=policy,
+                caps=(caps or {}).get(bare),
+            )
+        )
+    fleet = Fleet(engines, groups=groups, policy=policy, router=ScriptedRouter(journal) if router else None)
+    await fleet.__aenter__()
+    journal.clear()
+    return fleet, journal
+
+
+def sent(engine: Engine) -> list[str]:
+    """The calls that the engine was sent, in order."""
+    return engine.adapter.journal.calls(engine.name)
+
+
+def states(engines: Iterable[Engine]) -> dict[str, str]:
+    """Where each engine is."""
+    return {engine.name: str(engine.state) for engine in engines}
+
+
+def facts(**known: Any) -> Facts:
+    """What is known of an engine that is drained and healthy, with these changes."""
+    healthy = {
+        "boot": "boot-1",
+        "admission": "closed",
+        "paused_by": "abort",
+        "running": 0,
+        "mapped": {"weights": True, "kv_cache": True},
+        "contents": {"weights": Contents("launched", "v0")},
+        "cache_fresh": True,
+    }
+    return Facts().learn({Fact(name): value for name, value in {**healthy, **known}.items()}, Grade.REPORTED)
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level packages that a file imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.partition(".")[0])
+    return names

@@ -1,0 +1,123 @@
+"""Who may import whom, what importing costs, how files are named and how large they are."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rig import imported
+
+import lifecycle
+from lifecycle import (
+    ConfigurationError,
+    DeadlineExceeded,
+    EngineBusy,
+    FleetError,
+    GuardRefused,
+    InvalidTransition,
+    NotProved,
+    OperationFailed,
+    Refuted,
+    Rejected,
+    State,
+    Transition,
+    Unreachable,
+    errors,
+)
+
+CORE = Path(lifecycle.__file__).parent
+ADAPTERS = CORE.parent / "adapters"
+ENGINES = {"torch", "ray", "sglang", "vllm", "torch_memory_saver"}
+#: What is imported only on first use: aiohttp alone takes 0.24 s.
+LAZY = [*sorted(ENGINES), "aiohttp", "fastapi", "pydantic_settings", "typer", "uvicorn", "numpy", "rich"]
+
+
+def sources(*roots: Path) -> list[Path]:
+    return [path for root in roots for path in root.rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", sources(CORE), ids=lambda path: path.relative_to(CORE).as_posix())
+def test_the_core_imports_no_engine_and_no_adapter(path: Path) -> None:
+    assert not imported(path) & (ENGINES | {"adapters"})
+    text = path.read_text()
+    assert "from lifecycle.adapters" not in text
+    assert "import lifecycle.adapters" not in text
+    assert "from .adapters" not in text
+    assert "from ..adapters" not in text
+
+
+def test_importing_the_package_imports_nothing_that_is_slow() -> None:
+    code = f"import json, sys, lifecycle; print(json.dumps([m for m in {LAZY!r} if m in sys.modules]))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(told.stdout) == []
+
+
+@pytest.mark.parametrize("path", sources(CORE, ADAPTERS), ids=lambda path: path.relative_to(CORE.parent).as_posix())
+def test_a_file_over_400_lines_is_two_files(path: Path) -> None:
+    assert path.stem not in {"utils", "util", "common", "helpers", "helper", "misc"}
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_every_public_name_exists_and_stands_once() -> None:
+    names = lifecycle.__all__
+    assert [name for name in names if not hasattr(lifecycle, name)] == []
+    assert len(set(names)) == len(names)
+
+
+def test_the_testing_package_keeps_its_promises() -> None:
+    from lifecycle import testing
+
+    assert [name for name in testing.__all__ if not hasattr(testing, name)] == []
+
+
+WHO = {"engine": "e", "command": "drain", "state": State.PAUSED}
+EDGE = Transition("e", "default", "succeeded", State.RELEASING, State.RELEASED, "release")
+EVERY_ERROR = [
+    ConfigurationError("mend it"),
+    InvalidTransition(**WHO, allowed=("pause", "drain")),
+    GuardRefused({"still_idle": "1 runs"}, **WHO),
+    EngineBusy("offload", **WHO),
+    OperationFailed("it broke", **WHO).settle(State.FAILED, " (unknown)"),
+    Unreachable("no answer", **WHO).settle(State.GONE),
+    DeadlineExceeded("late", deadline_s=3.0, **WHO),
+    Rejected("no", status=503, detail="\ufffd", **WHO),
+    NotProved({"idle": Refuted(reason="1 runs", figures={"count": 1})}, **WHO).settle(State.PAUSED),
+    FleetError.of("1 of 2 engines", [Unreachable("no answer", **WHO).settle(State.GONE)], [EDGE]),
+]
+
+
+@pytest.mark.parametrize("error", EVERY_ERROR, ids=lambda error: type(error).__name__)
+def test_every_error_survives_a_pickle_with_its_attributes(error: BaseException) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    for name, value in vars(error).items():
+        found = getattr(again, name)
+        assert str(found) == str(value) if isinstance(value, tuple | list) else found == value
+    if isinstance(error, FleetError):
+        assert [str(each) for each in again.exceptions] == [str(each) for each in error.exceptions]
+        assert again.exceptions[0].settled is State.GONE
+        assert again.succeeded == (EDGE,)
+
+
+def test_every_error_class_is_tested_here() -> None:
+    classes = {
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, BaseException) and value.__module__ == errors.__name__
+    }
+    assert classes - {type(error) for error in EVERY_ERROR} == {errors.LifecycleError, errors.CommandRefused}
+
+
+def test_an_error_says_who_what_where_and_what_next() -> None:
+    told = str(InvalidTransition(**WHO, allowed=("pause", "drain"), hint="; recover() looks where it is"))
+    assert told == "e: drain refused in state paused: allowed here: pause, drain; recover() looks where it is"
+    failed = NotProved({"idle": Refuted(reason="1 runs")}, **WHO)
+    assert str(failed) == "e: drain failed in state paused: idle is refuted: 1 runs"
+    failed.settle(State.PAUSED)
+    assert str(failed).endswith("1 runs. It settled to paused")
+    assert failed.settled is State.PAUSED

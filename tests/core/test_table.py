@@ -1,0 +1,145 @@
+"""The table: it checks itself, every cell of State x Command is as written here by hand, and the machine is just it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from by_hand import CHECKS, LEGAL
+from rig import V1, engine_in, imported, serving
+
+import lifecycle
+from lifecycle import Drain, InvalidTransition, Pause, Release, RestoreKV, RestoreWeights, Resume, State, UpdateWeights
+from lifecycle.machine import NoSuchEdge, edges, fire
+from lifecycle.states import RING, STABLE, TRANSIENT
+from lifecycle.table import CLAIMS, OPERATIONS, allowed, check_table, row
+
+COMMANDS = {
+    "pause": Pause(),
+    "drain": Drain(),
+    "release": Release(None, V1),
+    "restore_weights": RestoreWeights(),
+    "update_weights": UpdateWeights(V1),
+    "restore_kv": RestoreKV(),
+    "resume": Resume(),
+}
+CELLS = [(str(state), command) for state in State for command in COMMANDS]
+
+
+@pytest.mark.parametrize(("state", "command"), CELLS)
+def test_every_cell_is_legal_exactly_where_the_list_says(state: str, command: str) -> None:
+    found = row(command, State(state))
+    assert (found and (str(found.via), str(found.dest))) == LEGAL.get((state, command))
+    assert (command in allowed(State(state))) == ((state, command) in LEGAL)
+
+
+@pytest.mark.parametrize(("state", "command"), [cell for cell in CELLS if cell not in LEGAL])
+async def test_an_illegal_command_changes_nothing_and_says_what_is_allowed(state: str, command: str) -> None:
+    engine = await serving()
+    engine.adapter.journal.clear()
+    engine.state = State(state)
+    before = (engine.facts, dict(engine.conditions), engine.wanted, engine.source)
+    with pytest.raises(InvalidTransition) as refused:
+        await engine.execute(COMMANDS[command])
+    legal = [name for at, name in LEGAL if at == state]
+    assert sorted(refused.value.allowed) == sorted(legal)
+    assert all(name in str(refused.value) for name in legal)
+    assert "e: " in str(refused.value)
+    assert state in str(refused.value)
+    assert engine.state is State(state)
+    assert (engine.facts, dict(engine.conditions), engine.wanted, engine.source) == before
+    assert engine.busy is None
+    assert engine.adapter.journal == []
+    with pytest.raises(NoSuchEdge):
+        fire(engine, command, engine.context(COMMANDS[command]))
+    assert engine.state is State(state)
+
+
+@pytest.mark.parametrize(("state", "command"), list(LEGAL))
+async def test_a_legal_command_leads_where_the_list_says(state: str, command: str) -> None:
+    engine = await engine_in(State(state))
+    if command == "restore_kv":
+        await engine.update_weights(V1)
+    if (state, command) == ("paused", "update_weights"):
+        await engine.resume()
+        await engine.pause("freeze")
+    via: list[State] = []
+    engine.observers._observers = (type("Watch", (), {"transition": lambda _, record: via.append(record.dest)})(),)
+    record = await engine.execute(COMMANDS[command])
+    assert [str(each) for each in via] == list(LEGAL[state, command])
+    assert (str(record.source), str(record.dest)) == LEGAL[state, command]
+    assert record.command == command
+
+
+@pytest.mark.parametrize(("state", "command"), list(LEGAL))
+def test_each_row_asks_and_sees_what_the_list_says(state: str, command: str) -> None:
+    found = row(command, State(state))
+    assert found is not None
+    guards, proofs = CHECKS[state, command]
+    assert [guard.name for guard in found.guards] == guards.split()
+    assert [proof.name for proof in found.proofs] == proofs.split()
+
+
+def test_every_stable_state_says_what_it_claims() -> None:
+    assert set(CLAIMS) == STABLE
+    assert all(state.stable for state in CLAIMS)
+
+
+def test_the_table_is_accepted() -> None:
+    check_table()
+    check_table(list(OPERATIONS))
+
+
+def damaged(command: str, source: State, /, **changes: object) -> list[object]:
+    return [
+        replace(each, **changes) if (each.command, each.source) == (command, source) else each for each in OPERATIONS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([*OPERATIONS, OPERATIONS[0]], "row pause from serving: stands twice"),
+        (damaged("drain", State.PAUSED, command="flush"), "row flush from paused: no such command"),
+        (damaged("drain", State.PAUSED, source=State.DRAINING), "row drain from draining: leads from or to"),
+        (damaged("drain", State.PAUSED, dest=State.RELEASING), "row drain from paused: leads from or to"),
+        (damaged("drain", State.PAUSED, source=State.FAILED), "row drain from failed: leads from or to"),
+        (damaged("drain", State.PAUSED, dest=State.GONE), "row drain from paused: leads from or to"),
+        (damaged("drain", State.PAUSED, via=State.DRAINED), "row drain from paused: drained is not a transient"),
+        (damaged("drain", State.PAUSED, proofs=()), "row drain from paused: enters drained without a proof"),
+        (damaged("release", State.DRAINED, dest=State.DRAINED), "releasing has two destinations: drained and released"),
+        ([each for each in OPERATIONS if each.command != "drain"], "no row goes through draining"),
+        (damaged("restore_weights", State.RELEASED, dest=State.RELEASED), "no way leads from serving to .*restored"),
+        (damaged("restore_weights", State.RELEASED, source=State.DRAINED), "no way leads out of released"),
+    ],
+)
+def test_a_damaged_table_is_refused_and_the_row_is_named(rows: list, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        check_table(rows)
+
+
+def test_the_machine_has_the_tables_edges_and_those_that_follow_from_it() -> None:
+    expected = {(command, state, via) for (state, command), (via, _) in LEGAL.items()}
+    for via, dest in LEGAL.values():
+        expected |= {("succeeded", via, dest), ("failed", via, "failed")}
+    for state in RING:
+        expected.add(("contradicted", str(state), "failed"))
+        expected.add((f"declared_{state}", "failed", str(state)))
+    for source in ("detached", "failed", "gone"):
+        expected |= {(f"observed_{dest}", source, str(dest)) for dest in (*RING, "gone", "failed")}
+    assert {(trigger, str(source), str(dest)) for trigger, source, dest in edges()} == expected
+    assert len(edges()) == len(expected)
+
+
+@pytest.mark.parametrize("state", sorted(TRANSIENT))
+def test_every_transient_state_has_one_way_to_succeed_and_one_to_fail(state: State) -> None:
+    out = [(trigger, dest) for trigger, source, dest in edges() if source is state]
+    assert sorted(trigger for trigger, _ in out) == ["failed", "succeeded"]
+
+
+def test_transitions_is_imported_by_the_machine_and_the_diagrams_alone() -> None:
+    root = Path(lifecycle.__file__).parent
+    importing = {path.relative_to(root).as_posix() for path in root.rglob("*.py") if "transitions" in imported(path)}
+    assert importing <= {"machine.py", "diagram.py"}
+    assert "machine.py" in importing
