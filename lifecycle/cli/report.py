@@ -111,5 +111,5 @@ def _outcome(record: Transition) -> str:
     returned, expected = record.returned_bytes, record.expected_bytes
     if returned is None:
         return "released; nothing was measured"
-    told = "unknown" if expected is None else f"{expected // MIB} MiB"
-    return f"returned {returned // MIB} MiB of {told} expected"
+    told = "unknown" if expected is None else f"{round(expected / MIB)} MiB"
+    return f"returned {round(returned / MIB)} MiB of {told} expected"
