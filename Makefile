@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check slow clean help
+.PHONY: demo test check slow gpu clean help
 
 help:
 	@echo "make demo    the main job: four engines, eight clients, three cycles"
 	@echo "make test    the tests"
 	@echo "make check   ruff, mypy --strict, generated docs up to date"
 	@echo "make slow    the long lanes"
+	@echo "make gpu     residual memory on a real NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +33,11 @@ check: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+# Where no registry can be reached: make gpu PYTHON=python3 NO_VENV=1
+gpu: $(if $(NO_VENV),,$(READY))
+	LIFECYCLE_GPU_REQUIRED=1 LIFECYCLE_GPU_REPORT=$(GPU_REPORT) \
+		$(if $(NO_VENV),$(PYTHON),$(BIN)/python) -m pytest -q -s -p no:cacheprovider tests/gpu
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -73,7 +73,7 @@ class Capabilities:
     `ranks` is the number of processes among which the tags are spread. `cancellable` is False where a call that was
     begun must be waited for (in process, a cancelled one shifts later replies to the wrong caller). `evidence` is the
     best grade this engine can give for a claim, where that is less than any claim could need. `memory_saver` is None
-    where nothing tells.
+    where nothing tells; `saver` names what releases its GPU memory, where that is known.
     """
 
     engine: str
@@ -82,6 +82,7 @@ class Capabilities:
     pause: Mapping[PauseMode, PauseTraits]
     releasable: Literal["any"] | frozenset[frozenset[Tag]] = "any"
     memory_saver: bool | None = None
+    saver: Literal["torch_memory_saver", "cumem"] | None = None
     update: frozenset[Literal["disk", "push", "live"]] = frozenset()
     idle_covers_device: bool = True
     last_restore_resumes: bool = False
@@ -119,13 +120,17 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process of an engine. `start_time` (seconds since the epoch) tells it from a later one of the same pid."""
+    """One process of an engine. `start_time` (seconds since the epoch) tells it from a later one of the same pid.
+
+    `agent` is where the agent of its node listens ("host:port"); None where it runs on this host.
+    """
 
     node: str
     pid: int
     start_time: float
     rank: int | None = None
     devices: tuple[str, ...] = ()
+    agent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class Attempt:
             needs |= {Need.ADMISSION}
         if self.engine.unsettled and not await self._barrier():
             raise await self._contradicted("what was sent before may still run, and nothing tells when it has ended")
-        evidence = await gather(self.engine, needs, deadline_s=self.deadline.work_s)
+        evidence = await gather(self.engine, needs, deadline_s=self.deadline.work_s, command=self.command)
         denied = contradiction(self.engine.facts, evidence.observation)
         if denied is not None:
             raise await self._contradicted(denied)
@@ -193,13 +193,13 @@ class Attempt:
             verdict = verdicts[proof.name]
             if isinstance(verdict, Proved):
                 self.engine.facts = self.engine.facts.learn(learned(proof.name, verdict, context), verdict.grade)
-            if not proof.facts:
+            if proof.condition:
                 self.engine.conditions[proof.name] = Condition(verdict)
 
     def _doubt(self, verdicts: dict[str, Verdict], accepted: dict[str, bool], context: Context) -> None:
-        """What a proof that failed was about is unknown now; a proof without facts leaves its verdict."""
+        """What a proof that failed was about is unknown now; some leave their verdict as a condition."""
         for proof in self.row.proofs:
-            if not proof.facts:
+            if proof.condition:
                 self.engine.conditions[proof.name] = Condition(expired(verdicts[proof.name], self.deadline.elapsed_s))
             if accepted[proof.name]:
                 continue
@@ -221,7 +221,9 @@ class Attempt:
         if isinstance(self.command, UpdateWeights):
             engine.remember(self.command.source)
         if self.row.dest is State.RELEASED:
-            engine.learn_expectation(context.targets, verdicts.get("memory_returned"))
+            returned = verdicts.get("memory_returned")
+            engine.learn_expectation(context.targets, returned)
+            engine.conditions.update(engine.slopes.after_release(engine.name, context.targets, returned, engine.policy))
         return engine.move(
             "succeeded", command=self.command.name, verdicts=verdicts, duration_s=self.deadline.elapsed_s
         )

@@ -38,6 +38,9 @@ ACCEPT: Mapping[str, Grade] = {
     "weights_match": Grade.ACKNOWLEDGED,
     "cache_fresh": Grade.ACKNOWLEDGED,
     "answers": Grade.MEASURED,
+    "hook_mode_safe": Grade.REPORTED,
+    "device_has_room": Grade.ACKNOWLEDGED,
+    "host_has_room": Grade.ACKNOWLEDGED,
 }
 
 #: Resident bytes that an engine may keep after a release, beside the tags that stay mapped.
@@ -73,11 +76,26 @@ class Policy:
     #: Time kept back from every deadline for finding out where a failed command left the engine.
     settle_s: float = 5.0
     poll_s: float = 0.1
+    #: What counts as an engine's: what its processes hold, or all that is used of its devices by anybody.
+    residual_scope: Literal["process", "device"] = "process"
+    #: Seconds for which a residual must not have fallen before it is believed; 0 believes the first figure.
+    residual_still_s: float = 0.0
+    #: Seconds to wait for room before a restore: a trainer frees late.
+    room_wait_s: float = 30.0
+    #: Greedy tokens that a version of the weights is remembered by, and asked for at every resume; 0 remembers none.
+    canary_tokens: int = 0
 
     def __post_init__(self) -> None:
         positive("residual_threshold_gib", self.residual_threshold_gib)
         positive("settle_s", self.settle_s)
         positive("poll_s", self.poll_s)
+        positive("room_wait_s", self.room_wait_s)
+        if not math.isfinite(self.residual_still_s) or self.residual_still_s < 0:
+            raise ConfigurationError(f"residual_still_s must be a finite number >= 0, got {self.residual_still_s!r}")
+        if self.residual_scope not in ("process", "device"):
+            raise ConfigurationError(f"residual_scope must be one of process, device, got {self.residual_scope!r}")
+        if self.canary_tokens < 0:
+            raise ConfigurationError(f"canary_tokens must be >= 0, got {self.canary_tokens!r}")
         for known, given, what in ((DEADLINES_S, self.deadlines_s, "command"), (ACCEPT, self.accept, "claim")):
             for name in given:
                 if name not in known:

@@ -10,6 +10,7 @@ from typing import Any
 from .adapter import Capabilities, EngineAdapter
 from .attaching import attach, check_evidence, claims_of
 from .attempt import Attempt, failure
+from .canary import Canary
 from .commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from .config import Policy
 from .deadline import Deadline
@@ -22,6 +23,7 @@ from .machine import fire
 from .observing import EVERYTHING, contradiction
 from .residual import Reading, ResidualProbe
 from .residual.choice import probe_for
+from .residual.slope import Slopes
 from .settling import look
 from .states import RING, UNCLAIMED, State
 from .store import Memory
@@ -62,12 +64,16 @@ class Engine:
         #: True while an effect may still be running on the engine: nothing is sent before a barrier has returned.
         self.unsettled = False
         self.wanted: str | None = None
+        #: Where the weights of the present window come from, as declared; `last_good` is what was loaded last.
         self.source: Source | None = None
+        self.last_good: FromDisk | None = None
         self.attached_boot: str | None = None
         self._capabilities: Capabilities | None = None
         self._probe = probe
         self._memory = memory
         self.full: Reading | None = None
+        self.slopes = Slopes()
+        self.canary = Canary(self.policy.canary_tokens)
         self._learned: dict[frozenset[Tag], int] = {}
         self._busy: str | None = None
         self._pushing: Deadline | None = None
@@ -87,7 +93,7 @@ class Engine:
     def probe(self) -> ResidualProbe:
         """What measures the memory of its processes."""
         if self._probe is None:
-            self._probe = probe_for(self.capabilities)
+            self._probe = probe_for(self.capabilities, self.policy)
         return self._probe
 
     @property
@@ -97,8 +103,8 @@ class Engine:
 
     @property
     def fallback(self) -> Source | None:
-        """The last good source that can be used again without the trainer."""
-        return None if isinstance(self.source, Pushed) else self.source
+        """What brings its weights back without the trainer: the last source that was loaded and shown to be."""
+        return self.last_good
 
     @property
     def memory_is_free(self) -> bool:
@@ -360,8 +366,8 @@ class Engine:
             self.wanted = next((contents.version for contents in held if contents is not None), None)
 
     def remember(self, source: Source) -> None:
-        """`source` was loaded and shown to be: it is what the engine goes back to."""
-        self.source = source
+        """`source` was loaded and shown to be. A push cannot be made again, so nothing can be gone back to after it."""
+        self.last_good = source if isinstance(source, FromDisk) else None
 
     def learn_expectation(self, tags: frozenset[Tag], verdict: Verdict | None) -> None:
         """What these tags gave back, where no figure was known, is what they are expected to give next time."""

@@ -18,6 +18,7 @@ from .moves import Move, claimed, in_one_collective, phase
 from .plan import Goal
 from .registry import adapter_for, parse
 from .router import Router
+from .routing import Routing
 from .states import State
 from .store import Memory
 from .table import allowed
@@ -117,7 +118,8 @@ class Fleet:
     async def pause(
         self, mode: PauseMode | None = None, *, engines: Selection = None, deadline_s: float | None = None
     ) -> list[Transition]:
-        """No participant admits requests."""
+        """No participant admits requests; the router, if there is one, stopped sending to them first."""
+        await Routing(self.router).close(self.participants(engines))
         return await self._step(lambda engine: Pause(mode or self.policy.pause_mode), engines, deadline_s)
 
     async def drain(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
@@ -197,8 +199,12 @@ class Fleet:
         return await self._step(lambda engine: RestoreKV(), engines, deadline_s)
 
     async def resume(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
-        """The participants serve again, each having generated a real token."""
-        return await self._step(lambda engine: Resume(), engines, deadline_s)
+        """The participants serve again, each having generated a real token; then the router sends to them."""
+        participants = self.participants(engines)
+        try:
+            return await self._step(lambda engine: Resume(), participants, deadline_s)
+        finally:
+            await Routing(self.router).open([each for each in participants if each.state is State.SERVING])
 
     # moves
 

@@ -7,6 +7,12 @@ drain = 60
 [policy.accept]                   # the least grade at which a claim counts, by claim
 idle = "reported"
 
+[launch]                          # how engines are started: hook_mode, allow_preload_on_blackwell
+hook_mode = "auto"
+
+[agent]                           # `lifecycle agent` on a node: host, port, token
+port = 30999
+
 [groups.decode]
 offload = true
 drain_after = ["prefill"]
@@ -32,7 +38,7 @@ from .errors import ConfigurationError
 from .facts import PAUSE_MODES, Grade
 from .fleet import Group
 
-_TOP = ("policy", "groups", "engines")
+_TOP = ("policy", "groups", "engines", "launch", "agent")
 _GROUP = {"offload": bool, "drain_after": list}
 _ENGINE = {"url": str, "name": str, "group": str}
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from .commands import Pause, Release, UpdateWeights
 from .evidence import Context, Need
-from .facts import Contents
-from .verdicts import NotApplicable, Proved, Verdict
+from .facts import Contents, Grade
+from .verdicts import NotApplicable, Proved, Unmeasurable, Verdict
 from .weights import FromDisk, Kept, Pushed, version_of
 
 Check = Callable[[Context], str | None]
@@ -109,7 +109,7 @@ def memory_saver_enabled(context: Context) -> str | None:
 @guard(Need.HOOK_MODE)
 def hook_mode_safe(context: Context) -> str | None:
     """torch_memory_saver's hook mode does not crash on this GPU architecture."""
-    return _unless_proved(context.evidence.hook_mode)
+    return _unless_accepted(context, "hook_mode_safe", context.evidence.hook_mode)
 
 
 @guard(static=True)
@@ -157,13 +157,13 @@ def weights_recoverable(context: Context) -> str | None:
 @guard(Need.HOST_ROOM)
 def host_has_room(context: Context) -> str | None:
     """The host has memory for the backup that this release makes."""
-    return _unless_proved(context.evidence.host_room)
+    return _unless_accepted(context, "host_has_room", context.evidence.host_room)
 
 
 @guard(Need.DEVICE_ROOM)
 def device_has_room(context: Context) -> str | None:
     """Every device of the engine has free memory for the tags that come back."""
-    return _unless_proved(context.evidence.device_room)
+    return _unless_accepted(context, "device_has_room", context.evidence.device_room)
 
 
 @guard(Need.COTENANTS)
@@ -227,6 +227,15 @@ def _unless_proved(verdict: Verdict, why: str = "") -> str | None:
     if isinstance(verdict, Proved | NotApplicable):
         return None
     return f"{verdict}; {why}" if why else str(verdict)
+
+
+def _unless_accepted(context: Context, claim: str, verdict: Verdict) -> str | None:
+    """As `_unless_proved`, but what cannot be measured passes where the policy accepts this claim unseen."""
+    if not isinstance(verdict, Unmeasurable):
+        return _unless_proved(verdict)
+    if context.policy.least_grade(claim) <= Grade.ACKNOWLEDGED:
+        return None
+    return f"{verdict}; mend that, or accept it unseen: Policy(accept={{{claim!r}: Grade.ACKNOWLEDGED}})"
 
 
 def _contents(context: Context) -> list[Contents | None]:

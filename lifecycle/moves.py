@@ -11,10 +11,10 @@ from .commands import Command, Drain, Release, Resume, UpdateWeights
 from .engine import Engine
 from .errors import EngineBusy, FleetError, GuardRefused, InvalidTransition, LifecycleError
 from .events import Transition
-from .facts import Fact, Grade
 from .machine import refusals
 from .plan import OFFLOAD, ONLOAD, Goal, Standing, next_command, route
 from .router import Router
+from .routing import Routing
 from .states import State
 from .table import allowed, row
 from .weights import Collective, Pushed
@@ -109,7 +109,7 @@ class Move:
         restore: bool = True,
     ) -> None:
         self.engines = list(engines)
-        self._router = router
+        self._routing = Routing(router)
         self._waves = waves or (lambda engines: [list(engines)])
         self._deadline_s = deadline_s
         self._restore = restore
@@ -120,7 +120,7 @@ class Move:
         Raises FleetError; with `restore` the engines that did not fail serve again by then.
         """
         preflight(self.engines, goals)
-        await self._close()
+        await self._routing.close(self.engines)
         done: list[Outcome] = []
         for kind in OFFLOAD:
             done = await self._phase(kind, self.engines, goals)
@@ -147,7 +147,7 @@ class Move:
                 await self._release_again([outcome.engine for outcome in lost])
             failed += lost
             active = [engine for engine in active if engine not in {outcome.engine for outcome in lost}]
-        await self._open([engine for engine in active if engine.state is State.SERVING])
+        await self._routing.open([engine for engine in active if engine.state is State.SERVING])
         failed += [Outcome(engine, error=_elsewhere(engine)) for engine in active if engine.state is not State.SERVING]
         if failed:
             raise _fleet_error(Resume, failed, done, [])
@@ -196,7 +196,7 @@ class Move:
         able = [engine for engine in able if engine.state not in (State.FAILED, State.GONE)]
         stuck = [engine for engine in able if engine.state is State.RELEASED and isinstance(engine.source, Pushed)]
         move = Move(
-            [engine for engine in able if engine not in stuck], router=self._router, deadline_s=self._deadline_s
+            [engine for engine in able if engine not in stuck], router=self._routing.router, deadline_s=self._deadline_s
         )
         problems: list[Exception] = [_only_the_trainer(engine) for engine in stuck]
         try:
@@ -209,29 +209,6 @@ class Move:
         """What it may still hold is given back; where that fails too it keeps its devices, and its state says so."""
         able = [engine for engine in engines if "release" in allowed(engine.state)]
         await phase([(engine, Release(None, engine.source)) for engine in able], self._deadline_s)
-
-    # routers
-
-    async def _close(self) -> None:
-        if self._router is None:
-            return
-        names = [engine.name for engine in self.engines]
-        try:
-            await self._router.close(names)
-            still_open = [name for name in names if await self._router.is_open(name)]
-        except BaseException:
-            await self._open(self.engines)
-            raise
-        for engine in self.engines:
-            routed = engine.name in still_open
-            engine.facts = engine.facts.learn({Fact.ROUTED: routed}, Grade.REPORTED)
-
-    async def _open(self, engines: Sequence[Engine]) -> None:
-        if self._router is None or not engines:
-            return
-        await self._router.open([engine.name for engine in engines])
-        for engine in engines:
-            engine.facts = engine.facts.learn({Fact.ROUTED: True}, Grade.ACKNOWLEDGED)
 
 
 def in_one_collective(commands: Sequence[tuple[Engine, Command]]) -> list[tuple[Engine, Command]]:

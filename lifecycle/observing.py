@@ -5,11 +5,14 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from .adapter import Capabilities, Observation, Probe
+from .adapter import Capabilities, Observation
+from .commands import Command
 from .deadline import Deadline
 from .evidence import Context, Evidence, Need
 from .facts import Contents, Fact, Facts, Grade, Tag
+from .nodes import PROCESSES_UNKNOWN
 from .residual import Reading
+from .surroundings import surroundings
 from .verdicts import Unmeasurable
 
 if TYPE_CHECKING:
@@ -123,8 +126,13 @@ def _subsets(tags: list[Tag]) -> list[tuple[Tag, ...]]:
     return [subset for size in range(len(tags) + 1) for subset in combinations(tags, size)]
 
 
-async def gather(engine: Engine, needs: frozenset[Need], *, deadline_s: float) -> Evidence:
-    """The evidence of these kinds, fresh; every part is a value, also where an engine did not answer."""
+async def gather(
+    engine: Engine, needs: frozenset[Need], *, deadline_s: float, command: Command | None = None
+) -> Evidence:
+    """The evidence of these kinds, fresh; every part is a value, also where an engine did not answer.
+
+    What surrounds the engine is looked at for a `command` that is about to be sent.
+    """
     clock = Deadline(deadline_s)
     want = {Fact.BOOT}
     if Need.ADMISSION in needs:
@@ -136,9 +144,12 @@ async def gather(engine: Engine, needs: frozenset[Need], *, deadline_s: float) -
     if Need.IDLE in needs:
         parts["idle"] = await engine.adapter.prove_idle(engine.facts, deadline_s=clock.left_s)
     if Need.ANSWER in needs:
-        parts["answer"] = await engine.adapter.answers(Probe(), deadline_s=clock.left_s)
+        parts["answer"] = await engine.canary.ask(engine.adapter, engine.facts, deadline_s=clock.left_s)
     if Need.RESIDUAL in needs:
         parts["residual"] = await residual(engine, deadline_s=clock.left_s)
+    if command is not None:
+        reading = parts.get("residual", Unmeasurable(reason="not read"))
+        parts |= await surroundings(engine, needs, command, reading, deadline_s=clock.left_s)
     return Evidence(**parts)
 
 
@@ -146,7 +157,7 @@ async def residual(engine: Engine, *, deadline_s: float) -> Reading | Unmeasurab
     """What the engine's processes hold now."""
     processes = await engine.adapter.processes()
     if not processes:
-        return Unmeasurable(reason="its processes are not known; give their pid (?pid=N) or run on its host")
+        return Unmeasurable(reason=PROCESSES_UNKNOWN)
     return await engine.probe.read(processes, deadline_s=deadline_s)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from .commands import UpdateWeights
@@ -20,24 +21,25 @@ Check = Callable[[Context], Verdict]
 class Proof:
     """A named check, the evidence it needs, and the facts that are in doubt when it fails.
 
-    A proof without facts hangs a condition on the engine instead.
+    `condition`: its verdict hangs on the engine under its name, whether it holds or not.
     """
 
     name: str
     check: Check
     needs: frozenset[Need]
     facts: tuple[Fact, ...]
+    condition: bool
     doc: str
 
     def __call__(self, context: Context) -> Verdict:
         return self.check(context)
 
 
-def proof(*needs: Need, facts: tuple[Fact, ...] = ()) -> Callable[[Check], Proof]:
+def proof(*needs: Need, facts: tuple[Fact, ...] = (), condition: bool = False) -> Callable[[Check], Proof]:
     """Makes a proof of a function; its name and docstring are the proof's."""
 
     def make(check: Check) -> Proof:
-        return Proof(check.__name__, check, frozenset(needs), facts, check.__doc__ or "")
+        return Proof(check.__name__, check, frozenset(needs), facts, condition, check.__doc__ or "")
 
     return make
 
@@ -63,7 +65,7 @@ def idle(context: Context) -> Verdict:
     return context.evidence.idle
 
 
-@proof(Need.RESIDUAL, facts=())
+@proof(Need.RESIDUAL)
 def tags_unmapped(context: Context) -> Verdict:
     """The released tags are unmapped: acknowledged, and seen where their bytes can be seen to have gone."""
     if not context.targets:
@@ -75,7 +77,7 @@ def tags_unmapped(context: Context) -> Verdict:
     return _moved(context, before, after, Pending(reason="acknowledged, and the bytes are still held"))
 
 
-@proof(Need.RESIDUAL, facts=())
+@proof(Need.RESIDUAL, condition=True)
 def memory_returned(context: Context) -> Verdict:
     """Enough of what the tags held is free again on every device, and little enough is left.
 
@@ -89,7 +91,7 @@ def memory_returned(context: Context) -> Verdict:
         return before
     if isinstance(after, Unmeasurable):
         return after
-    share = context.share_bytes(context.targets, after)
+    share = context.share_bytes(context.targets, before)
     if share is not None and share < _visible_bytes(context, before):
         return Unmeasurable(reason=f"{_mib(share)} is too little to see beside {_mib(before.resident_bytes)} resident")
     return _judge_residual(context, before, after, share)
@@ -98,26 +100,27 @@ def memory_returned(context: Context) -> Verdict:
 def _judge_residual(context: Context, before: Reading, after: Reading, expected: int | None) -> Verdict:
     policy = context.policy
     staying = frozenset(tag for tag, mapped in context.facts.mapped.items() if mapped is not False)
-    allowed = policy.threshold_bytes + (context.share_bytes(staying, after) or 0)
+    allowed = policy.threshold_bytes + (context.share_bytes(staying, before) or 0)
     returned = min(_freed_by_device(before, after).values(), default=0)
-    figures = {
+    figures: dict[str, Any] = {
         "returned_bytes": returned,
         "expected_bytes": expected,
         "resident_bytes": after.resident_bytes,
         "baseline_bytes": before.resident_bytes,
         "allowed_bytes": allowed,
-        "devices": len(after.devices),
+        "devices": len(before.devices),
         "pids": [holder.pid for holder in after.holders],
     }
+    if after.whole:
+        figures |= {"device_used_bytes": dict(after.whole), "others_bytes": after.others_bytes}
     told = f"returned {_mib(returned)} of {'unknown' if expected is None else _mib(expected)} expected"
     least = _visible_bytes(context, before) if expected is None else policy.returned_fraction * expected
+    kept = f"{_mib(after.resident_bytes)} resident, threshold {_mib(policy.threshold_bytes)}; {_biggest(after)}"
     if returned < least:
-        return Pending(reason=f"{told}; {_biggest(after)}", figures=figures)
+        return Pending(reason=f"{told}{_missing_tags(context, before, returned)}; {kept}", figures=figures)
     if after.resident_bytes > allowed:
-        return Pending(
-            reason=f"{_mib(after.resident_bytes)} resident exceeds {_mib(allowed)} allowed; {_biggest(after)}",
-            figures=figures,
-        )
+        exceeds = f"{_mib(after.resident_bytes)} resident exceeds {_mib(allowed)} allowed"
+        return Pending(reason=f"{exceeds}; {kept}", figures=figures)
     return Proved(grade=Grade.MEASURED, reason=told, figures=figures)
 
 
@@ -160,7 +163,7 @@ def cache_fresh(context: Context) -> Verdict:
     return Refuted(reason="the prefix cache was not dropped, so old entries would be served")
 
 
-@proof(Need.ANSWER, facts=(Fact.ADMISSION,))
+@proof(Need.ANSWER, facts=(Fact.ADMISSION,), condition=True)
 def answers(context: Context) -> Verdict:
     """The engine generated a real token."""
     return context.evidence.answer
@@ -236,6 +239,20 @@ def _moved(context: Context, more: Reading | Unmeasurable, less: Reading | Unmea
     if moved >= least:
         return Proved(grade=Grade.MEASURED, reason=f"{_mib(moved)} moved")
     return Pending(reason=f"{otherwise.reason}: {_mib(moved)} of {_mib(least)} moved")
+
+
+def _missing_tags(context: Context, before: Reading, returned: int) -> str:
+    """The tags that hold about as much as did not come back, where only one choice of them does."""
+    sizes = {tag: context.share_bytes(frozenset({tag}), before) for tag in context.targets}
+    known = {tag: size for tag, size in sizes.items() if size}
+    missing = sum(known.values()) - returned
+    fitting = [
+        tags
+        for count in range(1, len(known))
+        for tags in combinations(sorted(known), count)
+        if abs(sum(known[tag] for tag in tags) - missing) <= 0.1 * missing
+    ]
+    return f" (what is missing is the size of {', '.join(fitting[0])})" if len(fitting) == 1 else ""
 
 
 def _freed_by_device(before: Reading, after: Reading) -> dict[str, int]:

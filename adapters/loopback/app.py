@@ -70,7 +70,8 @@ def build_app(engine: Engine) -> ASGIApp:
         routes=[_route(engine, each) for each in endpoints],
         exception_handlers={HTTPException: _http_error, BadBody: _bad_body},
     )
-    return Counted(engine, Keys(engine, app, frozenset(each.path for each in endpoints if each.admin)))
+    control = frozenset((each.path, method) for each in endpoints if each.admin for method in each.methods)
+    return Counted(engine, Keys(engine, app, control))
 
 
 def _optional(engine: Engine) -> list[Endpoint]:
@@ -131,13 +132,13 @@ class Keys:
     """Lets a request through if its key is the one its endpoint takes.
 
     Source: sglang 0.5.23, utils/auth.py, measured: with both keys, control takes only the admin key and the rest only
-    the API key.
+    the API key. A control path asked with a method that it does not have is no control endpoint.
     """
 
-    def __init__(self, engine: Engine, app: ASGIApp, admin_paths: frozenset[str]) -> None:
+    def __init__(self, engine: Engine, app: ASGIApp, control: frozenset[tuple[str, str]]) -> None:
         self._api, self._admin = engine.options.api_key, engine.options.admin_api_key
         self._app = app
-        self._admin_paths = admin_paths
+        self._control = control
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._allowed(scope):
@@ -146,7 +147,8 @@ class Keys:
 
     def _allowed(self, scope: Scope) -> bool:
         path = str(scope["path"])
-        wanted = (self._admin or self._api) if path in self._admin_paths else self._api
+        is_control = (path, str(scope["method"])) in self._control
+        wanted = (self._admin or self._api) if is_control else self._api
         if not wanted or path.startswith(_OPEN):
             return True
         given: bytes = dict(scope["headers"]).get(b"authorization", b"")

@@ -27,6 +27,7 @@ class Batch:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.generated = 0  # tokens since the start
+        self.prefilled = 0  # tokens of prompts computed since the start, those found in the cache not among them
         self._max_running = max_running
         self._forward = forward
         self._emit = emit
@@ -52,6 +53,7 @@ class Batch:
         if not self.running:
             return False
         advanced = tuple(self.running)
+        self.prefilled += sum(each.chunk_end() - each.computed for each in advanced if not each.output)
         for sequence, token in zip(advanced, self._forward([each.next_chunk() for each in advanced]), strict=True):
             self._advance(sequence, token)
         self._emit([each.snapshot() for each in advanced if each.finish or each.request.stream])

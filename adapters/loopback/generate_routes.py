@@ -55,10 +55,12 @@ async def _events(engine: Engine, wanted: list[GenerateRequest]) -> AsyncIterato
     began = time.monotonic()
     try:
         for index, request in enumerate(wanted):
+            first = True
             async with aclosing(engine.gate.generate(request)) as outputs:  # type: ignore[type-var]
                 async for output in outputs:
-                    reply = _reply(engine, output, began)
+                    reply = _reply(engine, output, began, stamped=first)
                     yield _event(reply if len(wanted) == 1 else reply | {"index": index})
+                    first = False
     except ValueError as error:
         yield _event({"error": {"message": str(error)}})
     yield "data: [DONE]\n\n"
@@ -68,25 +70,37 @@ def _event(payload: dict[str, Any]) -> str:
     return f"data: {json.dumps(payload)}\n\n"
 
 
-def _reply(engine: Engine, output: Output, began: float) -> dict[str, Any]:
+def _reply(engine: Engine, output: Output, began: float, *, stamped: bool = True) -> dict[str, Any]:
+    """The answer so far. Of a stream only the first event is stamped with the time at which it was sent."""
+    meta: dict[str, Any] = {"id": output.rid, "finish_reason": output.finish, "weight_version": engine.weight_version}
+    if not _was_waiting(output):
+        meta |= _progress(output)
+    meta["completion_tokens"] = len(output.ids)
+    if output.finish is not None:
+        meta["weight_versions"] = [{"version": engine.weight_version, "start": 0, "end": len(output.ids)}]
+        meta["e2e_latency"] = time.monotonic() - began
+    if stamped:
+        meta["response_sent_to_client_ts"] = time.time()
+    return {"text": tokenizer.decode(output.ids), "output_ids": list(output.ids), "meta_info": meta}
+
+
+def _was_waiting(output: Output) -> bool:
+    """Whether it was aborted in the waiting queue: such an answer tells less.
+
+    Source: sglang 0.5.23, tokenizer_manager._handle_abort_req.
+    """
+    return output.finish is not None and output.finish["type"] == "abort" and "status_code" not in output.finish
+
+
+def _progress(output: Output) -> dict[str, Any]:
+    cached = {"device": output.cached_tokens, "host": 0} if output.cached_tokens else None
     return {
-        "text": tokenizer.decode(output.ids),
-        "output_ids": list(output.ids),
-        "meta_info": {
-            "id": output.rid,
-            "finish_reason": output.finish,
-            "prompt_tokens": output.prompt_tokens,
-            "weight_version": engine.weight_version,
-            "num_retractions": output.retractions,
-            "reasoning_tokens": 0,
-            "completion_tokens": len(output.ids),
-            "cached_tokens": output.cached_tokens,
-            "weight_versions": [{"version": engine.weight_version, "start": 0, "end": len(output.ids)}],
-            "cached_tokens_details": {"device": output.cached_tokens, "host": 0} if output.cached_tokens else None,
-            "dp_rank": None,
-            "e2e_latency": time.monotonic() - began,
-            "response_sent_to_client_ts": time.time(),
-        },
+        "prompt_tokens": output.prompt_tokens,
+        "num_retractions": output.retractions,
+        "reasoning_tokens": 0,
+        "cached_tokens": output.cached_tokens,
+        "cached_tokens_details": cached,
+        "dp_rank": None,
     }
 
 

@@ -20,6 +20,8 @@ class LoadSnapshot:
     used_tokens: int = 0
     waiting_tokens: int = 0
     throughput: float = 0.0
+    prefilled: int = 0
+    moments: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)
@@ -29,6 +31,14 @@ class Publisher:
     latest: LoadSnapshot = field(default_factory=LoadSnapshot)
     counts: LoadSnapshot = field(default_factory=LoadSnapshot)  # for /metrics, published once more at a retract
     _marks: deque[tuple[float, int]] = field(default_factory=deque)
+    #: Sums over the steps: 1, rows, microseconds, rows squared, rows times microseconds, tokens.
+    _moments: tuple[float, ...] = ()
+
+    def stepped(self, rows: int, step_s: float) -> None:
+        """A step of so many rows is counted."""
+        step_us = step_s * 1e6
+        each = (1.0, rows, step_us, rows * rows, rows * step_us, rows)
+        self._moments = tuple(map(sum, zip(self._moments or (0.0,) * len(each), each, strict=True)))
 
     def publish(self, batch: Batch, page_tokens: int) -> None:
         """Both snapshots are of now."""
@@ -49,6 +59,8 @@ class Publisher:
             used_tokens=batch.pool.used * page_tokens,
             waiting_tokens=sum(len(each.tokens) for each in batch.waiting),
             throughput=self._throughput(batch.generated),
+            prefilled=batch.prefilled,
+            moments=self._moments,
         )
 
     def _throughput(self, generated: int) -> float:
@@ -70,10 +82,22 @@ def as_load(snapshot: LoadSnapshot, capacity: int, max_running: int) -> dict[str
         "num_waiting_uncached_tokens": snapshot.waiting_tokens,
         "num_used_tokens": snapshot.used_tokens,
         "num_total_tokens": snapshot.used_tokens + snapshot.waiting_tokens,
+        "num_active_tokens": snapshot.used_tokens,
+        "num_prealloc_ready_tokens": 0,
         "max_total_num_tokens": capacity,
         "token_usage": round(snapshot.used_tokens / capacity, 4),
         "gen_throughput": round(snapshot.throughput, 2),
         "cache_hit_rate": 0.0,
         "utilization": round(snapshot.running / max_running, 4),
         "max_running_requests": max_running,
+        "total_prefill_uncached_tokens": snapshot.prefilled,
+        "total_prefill_busy_us": round(snapshot.moments[2]) if snapshot.moments else 0,
+        "decode_moments": list(snapshot.moments) or None,
     }
+
+
+def disaggregation(mode: str) -> dict[str, Any]:
+    """The disaggregation section of one rank: nothing is ever transferred here."""
+    queues = ("prefill_bootstrap", "prefill_inflight", "decode_prealloc", "decode_transfer", "decode_retracted")
+    counts = {f"{queue}_queue_reqs": 0 for queue in queues}
+    return {"mode": mode, **counts, "kv_transfer_speed_gb_s": 0.0, "kv_transfer_latency_ms": 0.0}

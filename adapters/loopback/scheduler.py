@@ -139,7 +139,10 @@ class Scheduler:
         if self._paused:
             self._watch()
             return
+        began, rows = time.monotonic(), len(self._batch.running)
         worked = self._batch.step()
+        if rows:
+            self.publisher.stepped(rows, time.monotonic() - began)
         self.publisher.publish(self._batch, PAGE_TOKENS)
         if worked and self._options.step_delay_s:
             time.sleep(self._options.step_delay_s)

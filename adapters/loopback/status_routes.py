@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from .bodies import dp_rank
 from .engine import SGLANG_VERSION, Engine, ServerStatus
-from .loads import LoadSnapshot, as_load
+from .loads import LoadSnapshot, as_load, disaggregation
 from .sequence import HEALTH_PREFIX, GenerateRequest, Sampling
 
 _SECTIONS = frozenset({"core", "memory", "spec", "lora", "disagg", "queues", "all"})
@@ -132,6 +132,8 @@ def _load(engine: Engine, sections: set[str]) -> dict[str, Any]:
         usage = engine.memory_usage()
         load["memory"] = {"weight_gb": usage["weight"], "kv_cache_gb": usage["kvcache"], "graph_gb": 0.0}
         load["memory"]["token_capacity"] = usage["token_capacity"]
+    if sections & {"disagg", "all"}:
+        load["disaggregation"] = disaggregation(engine.options.disaggregation_mode)
     if sections & {"queues", "all"}:
         load["queues"] = {"waiting": snapshot.waiting, "grammar": 0, "paused": 0, "retracted": 0, "prealloc_ready": 0}
     return load

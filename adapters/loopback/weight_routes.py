@@ -45,13 +45,13 @@ async def from_tensor(engine: Engine, request: Request) -> Response:
 
 async def begin(engine: Engine, request: Request) -> Response:
     """An update session is open."""
-    await read_body(request, required=False)
+    await read_body(request)
     return _reply(await asyncio.wrap_future(engine.scheduler.ask(engine.scheduler.weights.begin)))
 
 
 async def end(engine: Engine, request: Request) -> Response:
     """The update session is closed."""
-    await read_body(request, required=False)
+    await read_body(request)
     return _reply(await asyncio.wrap_future(engine.scheduler.ask(engine.scheduler.weights.end)))
 
 
@@ -79,7 +79,7 @@ async def check(engine: Engine, request: Request) -> Response:
     if action == "reset_tensors":
         await asyncio.wrap_future(engine.scheduler.reset_tensors())
     if action != "checksum":
-        return JSONResponse({"success": True, "message": "Success.", "ranks": [], "per_engine_checksum": None})
+        return _reply(Updated(True, "Success."))
     return _checksums(await asyncio.wrap_future(engine.scheduler.checksums()))
 
 

@@ -6,22 +6,22 @@ import asyncio
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from lifecycle.adapter import Call, Capabilities, Observation, Probe, Process, Reply
 from lifecycle.commands import Command
 from lifecycle.errors import ConfigurationError
 from lifecycle.facts import Admission, Fact, Facts, Grade
+from lifecycle.nodes import ended, find_processes
 from lifecycle.registry import Address
-from lifecycle.residual.owners import by_pid, find_listening, is_local
-from lifecycle.residual.process_memory import alive
 from lifecycle.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
 
 from ..http import Answer, HttpClient
 from .capabilities import boot_of, capabilities_of
 from .plan import plan, push
 
-OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "tags", "checksum")
+OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "agent", "tags", "checksum")
 
 #: How long a server that is alive takes at most for an answer that does not depend on its load.
 READ_S = 10.0
@@ -29,8 +29,9 @@ READ_S = 10.0
 
 class SGLangAdapter:
     """Drives one SGLang server. Options of its URL: `api_key_env`, `admin_api_key_env` (names of environment
-    variables that hold the keys; `api_key`, `admin_api_key` give them directly), `pid`, `tags`, `checksum=true`
-    (weights are compared by checksum: every load then reads all of them once).
+    variables that hold the keys; `api_key`, `admin_api_key` give them directly), `pid`, `agent` (HOST:PORT of the
+    agent of its node), `tags`, `checksum=true` (weights are compared by checksum: every load then reads all of them
+    once).
     """
 
     def __init__(self, address: Address) -> None:
@@ -42,6 +43,7 @@ class SGLangAdapter:
         self._capabilities: Capabilities | None = None
         self._disaggregated = False
         self._dp_size = 1
+        self._boot: str | None = None
         self._processes: tuple[Process, ...] | None = None
 
     @property
@@ -55,14 +57,16 @@ class SGLangAdapter:
         info = answer.json() if answer.ok else None
         if not isinstance(info, dict) or "internal_states" not in info:
             raise ConfigurationError(f"{self.url}: {_no_engine(answer)}")
-        # A GET of a POST-only control endpoint changes nothing, and passes the same key check as the real call.
-        control = await self._http.request("GET", "/pause_generation", deadline_s=deadline_s, key=self._admin_key)
+        # An abort without a body passes the key check of the control calls and is refused (400). It would abort nothing
+        # either if a version took it: no request is named.
+        control = await self._http.request("POST", "/abort_request", deadline_s=deadline_s, key=self._admin_key)
         if control.status in (401, 403):
             raise ConfigurationError(f"{self.url}: the control endpoints refuse the key; give admin_api_key_env=NAME")
         self._disaggregated = info.get("disaggregation_mode") not in (None, "null")
         self._dp_size = int(info.get("dp_size") or 1)
         self._capabilities = capabilities_of(info, self._tags())
-        await self._find_processes(deadline_s)
+        self._boot = boot_of(info)
+        self._processes = await find_processes(self._address, deadline_s=deadline_s)
         return self._capabilities
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
@@ -106,7 +110,10 @@ class SGLangAdapter:
             parts["weights_label"] = model.get("weight_version")
             if self._checksums:
                 parts["checksum"] = await self._checksum(deadline_s)
-        return Observation(boot=boot_of(told), alive=True, sampled_at=time.monotonic(), **parts)
+        boot = boot_of(told)
+        if boot != self._boot:
+            await self._meet(boot, end)
+        return Observation(boot=boot, alive=True, sampled_at=time.monotonic(), **parts)
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
         """A flush that answers 200: the only positive proof that the scheduler is idle. Drops the prefix cache.
@@ -161,9 +168,15 @@ class SGLangAdapter:
     async def _get(self, path: str, deadline_s: float) -> Answer:
         return await self._http.request("GET", path, deadline_s=deadline_s, key=self._key)
 
+    async def _meet(self, boot: str, end: float) -> None:
+        """A server that was started again has other processes; where those cannot be found, none are believed."""
+        self._boot, self._processes = boot, None
+        with suppress(ConfigurationError):  # the pid that was given was that of the server before
+            self._processes = await find_processes(self._address, deadline_s=max(0.1, end - time.monotonic()))
+
     async def _silent(self, answer: Answer) -> Observation:
         """What is known of a server that does not answer: gone where its process has ended, else unknown."""
-        if self._processes and not any(alive(process) for process in self._processes):
+        if self._processes and await ended(self._processes, deadline_s=READ_S):
             pids = ", ".join(str(process.pid) for process in self._processes)
             return Observation(alive=False, detail=f"pid {pids} has ended", sampled_at=time.monotonic())
         said = f"{answer.status}: {answer.detail}" if answer.status else answer.error
@@ -243,13 +256,6 @@ class SGLangAdapter:
         named = self._address.options.get("tags", "weights,kv_cache")
         return tuple(tag.strip() for tag in named.split(",") if tag.strip())
 
-    async def _find_processes(self, deadline_s: float) -> None:
-        pid = self._address.options.get("pid")
-        if pid is not None:
-            self._processes = (_process(self.url, pid),)
-        elif is_local(self._address.host):
-            self._processes = await find_listening(self._address.port, deadline_s=deadline_s) or None
-
 
 def _no_engine(answer: Answer) -> str:
     if answer.status in (401, 403):
@@ -275,14 +281,3 @@ def _switch(address: Address, name: str) -> bool:
     if value not in ("true", "false"):
         raise ConfigurationError(f"{address}: {name} must be true or false, got {value!r}")
     return value == "true"
-
-
-def _process(url: str, pid: str) -> Process:
-    import psutil
-
-    try:
-        return by_pid(int(pid))
-    except ValueError:
-        raise ConfigurationError(f"{url}: pid must be a number, got {pid!r}") from None
-    except psutil.NoSuchProcess:
-        raise ConfigurationError(f"{url}: there is no process {pid} on this host") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..adapter import Process
@@ -25,16 +25,25 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Resident bytes of one engine, summed inside each device, and the processes that hold them."""
+    """Resident bytes of one engine, summed inside each device, and the processes that hold them.
+
+    `whole` is what is used of each of these devices by anybody, where that is known: a diagnostic.
+    """
 
     devices: Mapping[str, int]
     holders: tuple[Holder, ...]
     probe: str
+    whole: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def resident_bytes(self) -> int:
         """The most that the engine holds on any one device."""
         return max(self.devices.values(), default=0)
+
+    @property
+    def others_bytes(self) -> int | None:
+        """The most that anybody else uses of one of these devices; None where no device tells."""
+        return max((used - self.devices.get(device, 0) for device, used in self.whole.items()), default=None)
 
 
 class ResidualProbe(Protocol):

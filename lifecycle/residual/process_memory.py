@@ -85,3 +85,11 @@ def command_of(pid: int) -> str:
     """The command line's first words, for messages."""
     raw = Path(f"/proc/{pid}/cmdline").read_bytes()
     return " ".join(part.decode(errors="replace") for part in raw.split(b"\0")[:4] if part)[:80]
+
+
+def named(pid: int) -> str:
+    """`command_of`, of a process that may be hidden from here or ended."""
+    try:
+        return command_of(pid) or "no command line"
+    except OSError:
+        return "not visible from here"

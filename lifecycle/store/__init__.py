@@ -72,6 +72,8 @@ class Store:
         engine.facts = facts if State(known["state"]).stable else _interrupted(facts)
         engine.wanted, engine.attached_boot = known["wanted"], known["attached_boot"]
         engine.source, engine.full = _source(known["source"]), _reading(known["full"])
+        last_good = _source(known["last_good"])
+        engine.last_good = last_good if isinstance(last_good, FromDisk) else None
         return True
 
     def close(self) -> None:
@@ -98,6 +100,7 @@ def _known(engine: Engine) -> dict[str, Any]:
         "wanted": engine.wanted,
         "attached_boot": engine.attached_boot,
         "source": _source_record(source),
+        "last_good": _source_record(engine.last_good),
         "full": None if full is None else [dict(full.devices), full.probe],
     }
 

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..adapter import Call, Capabilities, Observation, PauseTraits, Probe, Process, Reply
@@ -119,7 +120,8 @@ class ScriptedAdapter:
         self.tells_processes = True
         self._scripts: dict[str, deque[Scripted]] = {}
         self._always: dict[str, Scripted] = {}
-        self._late: list[tuple[int | None, Call]] = []
+        #: Effects that are on their way: after how many calls (None: at the barrier), and to which process.
+        self._late: list[tuple[int | None, Call, str]] = []
 
     def script(self, name: str, *acts: Scripted) -> None:
         """The next ones of this name go like this, in order; those after them as `always` says, or as modelled."""
@@ -220,7 +222,7 @@ class ScriptedAdapter:
 
     def _affect(self, act: Act, call: Call) -> Reply | None:
         if act.effect == "late":
-            self._late.append((act.after_calls, call))
+            self._late.append((act.after_calls, call, self.engine.boot))
         elif act.effect == "now":
             try:
                 self.engine.apply(call.name, call.args)
@@ -247,19 +249,21 @@ class ScriptedAdapter:
         return Reply("rejected", detail="requests still ran")
 
     def _tick(self) -> None:
-        self._late = [(left if left is None else left - 1, call) for left, call in self._late]
+        self._late = [(left if left is None else left - 1, call, boot) for left, call, boot in self._late]
         self._arrive(everything=False)
 
     def _arrive(self, *, everything: bool) -> None:
         """The late effects whose time has come have happened."""
-        due = [call for left, call in self._late if everything or (left is not None and left <= 0)]
-        self._late = [(left, call) for left, call in self._late if call not in due]
-        for call in due:
-            self._note("effect", call.name, call.args)
-            try:
-                self.engine.apply(call.name, call.args)
-            except Rejection:
-                continue
+        due = [late for late in self._late if everything or (late[0] is not None and late[0] <= 0)]
+        self._late = [late for late in self._late if late not in due]
+        for _, call, boot in due:
+            if boot == self.engine.boot:
+                self._take_effect(call)
+
+    def _take_effect(self, call: Call) -> None:
+        self._note("effect", call.name, call.args)
+        with suppress(Rejection):
+            self.engine.apply(call.name, call.args)
 
     # everything else
 

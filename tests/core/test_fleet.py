@@ -274,7 +274,6 @@ async def test_the_mode_that_needs_a_router_waits_for_the_requests() -> None:
     assert fleet["a"].state is State.RELEASED
 
 
-@pytest.mark.xfail(strict=True, reason="only a move closes routers; a fleet with one cannot be paused step by step")
 async def test_a_step_by_step_pause_closes_the_router_first_and_resume_opens_it() -> None:
     fleet, journal = await fleet_of("a", "b", router=True)
     await fleet.pause()

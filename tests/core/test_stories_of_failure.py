@@ -197,7 +197,6 @@ async def test_a_rejected_load_leaves_the_engine_where_it_can_be_loaded_again() 
     await goes_home(engine)
 
 
-@pytest.mark.xfail(strict=True, reason="an update names its source the engine's before it has succeeded")
 async def test_a_source_that_failed_is_not_the_last_good_one() -> None:
     engine = await engine_in(State.DRAINED)
     await engine.update_weights(V1)

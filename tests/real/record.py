@@ -41,6 +41,20 @@ if TYPE_CHECKING:
 NO_BODY = object()
 EVENTS_KEPT = 3
 
+# Whose endpoints these are: with two keys each kind takes one of them only.
+CONTROL = (
+    "/pause",
+    "/continue",
+    "/flush",
+    "/release",
+    "/resume",
+    "/abort",
+    "/weights_checker",
+    "/update",
+    "/begin",
+    "/end",
+)
+
 
 @dataclass(slots=True)
 class Answer:
@@ -64,11 +78,12 @@ class Recorder:
     url: str
     folder: Path
     headers: dict[str, str] = field(default_factory=dict)
+    keys: tuple[str, str] | None = None  # the user's and the admin's, for a server that has both
     index: list[dict[str, Any]] = field(default_factory=list)
 
     def ask(self, name: str, method: str, path: str, body: Any = NO_BODY, *, timeout_s: float = 60.0) -> Answer:
         """The request was sent and what came of it is on disk. A `bytes` body is sent as it is, any other as JSON."""
-        headers = dict(self.headers)
+        headers = self.headers | self._authorization(path)
         payload = None
         if body is not NO_BODY:
             payload = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -83,6 +98,11 @@ class Recorder:
         answer.elapsed_s = round(time.monotonic() - started, 3)
         self._keep(answer)
         return answer
+
+    def _authorization(self, path: str) -> dict[str, str]:
+        if self.keys is None:
+            return {}
+        return {"Authorization": f"Bearer {self.keys[path.startswith(CONTROL)]}"}
 
     def _exchange(self, answer: Answer, payload: bytes | None, timeout_s: float) -> None:
         parts = urllib.parse.urlsplit(self.url)
@@ -134,6 +154,7 @@ def with_busy(recorder: Recorder, name: str, bodies: Sequence[dict[str, Any]], a
     ]
     for thread in threads:
         thread.start()
+        time.sleep(0.05)  # so that the last is the one that waits
     time.sleep(0.5)
     act()
     for thread in threads:
@@ -166,6 +187,7 @@ def kill(recorder: Recorder, way: str) -> None:
 
 def unauthorized(recorder: Recorder) -> None:
     """Every kind of endpoint was asked with no key, a wrong one, the user's and the admin's (`user`, `adm`)."""
+    keys, recorder.keys = recorder.keys, None
     paths = [("POST", "/pause_generation", {}), ("GET", "/server_info", NO_BODY), ("GET", "/health", NO_BODY)]
     paths += [("GET", "/ready", NO_BODY), ("GET", "/metrics", NO_BODY), ("GET", "/v1/loads", NO_BODY)]
     paths += [("POST", "/flush_cache", NO_BODY), ("POST", "/continue_generation", {})]
@@ -173,6 +195,7 @@ def unauthorized(recorder: Recorder) -> None:
         recorder.headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         for method, path, body in paths:
             recorder.ask(f"key_{key}_{path.strip('/').replace('/', '_')}", method, path, body)
+    recorder.headers, recorder.keys = {}, keys
 
 
 def main() -> None:
@@ -182,9 +205,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--checkpoints", nargs=2, metavar=("FIRST", "SECOND"), help="load SECOND, then FIRST")
     parser.add_argument("--keys", action="store_true", help="only the answers to right and wrong keys")
+    parser.add_argument("--with-keys", nargs=2, metavar=("USER", "ADMIN"), help="the keys of the server")
     parser.add_argument("--kill", choices=KILLS, help="only a call that kills a real server")
     options = parser.parse_args()
-    recorder = Recorder(options.url, options.folder)
+    recorder = Recorder(options.url, options.folder, keys=options.with_keys)
     if options.keys:
         unauthorized(recorder)
     elif options.kill:

@@ -197,4 +197,6 @@ async def test_a_restart_behind_our_back_is_not_believed(start, checkpoint: Path
         await engine.drain()
         await engine.update_weights(FromDisk(str(checkpoint), "step-2"))
         await engine.resume()
+        async with fleet.offloaded() as (released,):
+            assert released.returned_bytes is not None, "the memory of the new process is what is measured"
     assert generate(again, "hello")

@@ -116,7 +116,8 @@ async def test_a_push_is_one_collective(start, tmp_path: Path, policy: Policy) -
     checkpoint = make_weights(tmp_path / "step-2.safetensors", seed=7, weights_mib=24)
     processes = [start(weights_mib=24), start(weights_mib=24)]
     blob = _as_push(checkpoint)
-    policy = replace(policy, accept={"weights_mapped": Grade.ACKNOWLEDGED})  # 24 MiB are too few to see
+    slow = {**policy.deadlines_s, "update_weights": 60.0}  # 32 MB of JSON for each engine
+    policy = replace(policy, deadlines_s=slow, accept={"weights_mapped": Grade.ACKNOWLEDGED})  # 24 MiB: too few to see
     urls = [url(process, name=f"e{index}") for index, process in enumerate(processes)]
     async with Fleet.connect(urls, policy=policy) as fleet:
         await fleet.offload(weights=FromDisk("/nonexistent", "never"))

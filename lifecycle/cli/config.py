@@ -1,0 +1,51 @@
+"""`lifecycle config`: what is in force, and where each value came from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import SecretStr
+
+from ..facts import Grade
+from ..settings import Loaded, load
+
+
+def rows_of(loaded: Loaded) -> list[tuple[str, Any, str]]:
+    """(key, value, origin) of every setting, secrets hidden."""
+    settings = loaded.settings
+    return [(name, _shown(getattr(settings, name)), loaded.origins[name]) for name in type(settings).model_fields]
+
+
+def config(
+    file: Annotated[Path | None, typer.Argument(metavar="[fleet.toml]", help="Settings of a fleet.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """What is in force, and where each value came from. Variables win over the file, LIFECYCLE_* over MILES_*."""
+    loaded = load(file)
+    rows = rows_of(loaded)
+    if as_json:
+        print(json.dumps({name: {"value": value, "origin": origin} for name, value, origin in rows}, indent=2))
+        return 0
+    texts = [(name, value if isinstance(value, str) else json.dumps(value), origin) for name, value, origin in rows]
+    widths = [max(len(row[column]) for row in texts) for column in (0, 1)]
+    for name, value, origin in texts:
+        print(f"{name.ljust(widths[0])}  {value.ljust(widths[1])}  {origin}")
+    for name in loaded.unknown:
+        print(f"warning: {name} is set, and is no setting")
+    return 0
+
+
+def register(app: typer.Typer) -> None:
+    """`lifecycle config` is a command of `app`."""
+    app.command()(config)
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return "(set)"
+    if isinstance(value, dict):
+        return {key: each.name.lower() if isinstance(each, Grade) else each for key, each in value.items()}
+    return value

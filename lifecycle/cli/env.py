@@ -1,0 +1,60 @@
+"""`lifecycle env`: what must hold when an engine is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..cuda_wheel import installed_cuda
+from ..errors import ConfigurationError
+from ..facts import Grade
+from ..hook_mode import Gpu, escaped, judge, resolve, visible_gpus
+from ..launch_environment import ENGINES, LaunchEnvironment, launch_environment
+from ..settings import Loaded, load
+from ..verdicts import Proved, Refuted, Unmeasurable, Verdict
+from . import FAILED, OK
+
+
+def environment_of(engine: str, loaded: Loaded, *, ray: bool = False) -> tuple[LaunchEnvironment, Verdict]:
+    """The variables for an engine of this kind started from here, and whether its hook mode is safe here."""
+    if engine not in ENGINES:
+        raise ConfigurationError(f"--engine {engine!r}: one of {', '.join(ENGINES)}")
+    settings, cuda = loaded.settings, installed_cuda()
+    found = visible_gpus(os.environ)
+    gpus: tuple[Gpu, ...] = () if isinstance(found, Unmeasurable) else found
+    told = {**os.environ, **settings.environment()}
+    mode = resolve(told, gpus, cuda)
+    verdict = found if isinstance(found, Unmeasurable) else judge(mode, gpus, cuda, escaped(told))
+    kind: Any = engine
+    launch = launch_environment(kind, mode, cuda, os.environ, spawned=ray)
+    forwarded = settings.environment() | dict(launch.variables)
+    if engine == "vllm":
+        return LaunchEnvironment(forwarded, launch.notes), Proved(grade=Grade.REPORTED, reason="vLLM has no hook mode")
+    return LaunchEnvironment(forwarded, launch.notes), verdict
+
+
+def env(
+    engine: Annotated[str, typer.Option(help=f"One of {', '.join(ENGINES)}.")],
+    file: Annotated[Path | None, typer.Argument(metavar="[fleet.toml]", help="Settings of a fleet.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Ray starts the processes: a runtime_env.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """The environment to give to each process of an engine. Exit 1 where its hook mode would crash it here."""
+    launch, verdict = environment_of(engine, load(file), ray=ray)
+    if as_json:
+        told = {"env_vars": dict(launch.variables), "notes": list(launch.notes), "hook_mode": str(verdict)}
+        print(json.dumps(told, indent=2))
+    else:
+        print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in launch.variables.items()))
+        print("\n".join(f"# {line}" for line in (*launch.notes, f"hook mode: {verdict}")))
+    return FAILED if isinstance(verdict, Refuted) else OK
+
+
+def register(app: typer.Typer) -> None:
+    """`lifecycle env` is a command of `app`."""
+    app.command()(env)

@@ -1,0 +1,63 @@
+"""Which CUDA a torch wheel was built for, without importing torch: of this interpreter, and of a running process."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from importlib import metadata
+from pathlib import Path
+
+_CUDA_LINE = re.compile(r"^cuda\b[^=]*=\s*['\"]([0-9][0-9.]*)['\"]", re.MULTILINE)
+_NEEDS = re.compile(r"^nvidia-cuda-runtime(?:-cu(\d+))?\s*(?:\(?==\s*([0-9.]+))?")
+
+
+def installed_cuda() -> str | None:
+    """The CUDA version of this interpreter's torch ("12.9"); None where there is no torch, or it says none."""
+    loaded = getattr(sys.modules.get("torch"), "version", None)
+    if loaded is not None:
+        return getattr(loaded, "cuda", None)
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.origin is not None:
+        told = _in_version_file(Path(spec.origin).parent)
+        if told is not None:
+            return told
+    return _in_metadata()
+
+
+def cuda_of_process(pid: int) -> str | None:
+    """The CUDA version of the torch that this process has loaded, from the files that it maps; None if it has none."""
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return None
+    found = re.search(r"(/\S*/torch)/lib/lib(?:torch|c10)\S*\.so", maps)
+    return _in_version_file(Path(f"/proc/{pid}/root{found.group(1)}")) if found else None
+
+
+def major_of(cuda: str | None) -> int | None:
+    """The major version; None where the version is unknown or cannot be parsed."""
+    head = (cuda or "").split(".")[0]
+    return int(head) if head.isdigit() else None
+
+
+def _in_version_file(package: Path) -> str | None:
+    """torch/version.py says `cuda: Optional[str] = '12.9'`."""
+    try:
+        found = _CUDA_LINE.search((package / "version.py").read_text())
+    except OSError:
+        return None
+    return found.group(1) if found else None
+
+
+def _in_metadata() -> str | None:
+    """The wheel's local version (2.11.0+cu130), else the CUDA runtime that it requires."""
+    try:
+        local = re.search(r"\+cu(\d+)(\d)$", metadata.version("torch"))
+        requires = metadata.requires("torch") or []
+    except metadata.PackageNotFoundError:
+        return None
+    if local:
+        return f"{local.group(1)}.{local.group(2)}"
+    needs = [found for line in requires if (found := _NEEDS.match(line))]
+    return next((found.group(2) or found.group(1) for found in needs if found.group(2) or found.group(1)), None)

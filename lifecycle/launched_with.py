@@ -1,0 +1,84 @@
+"""How a running engine was started: the variables of its processes that decide what a release does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .adapter import Process
+from .cuda_wheel import cuda_of_process
+from .hook_mode import MILES_MODE, MODE, configured, escaped, judge, resolve, visible_gpus
+from .residual.driver import NvmlDriver
+from .residual.process_memory import tree
+from .verdicts import NotApplicable, Refuted, Unmeasurable, Verdict
+
+#: torch reads both names; torch_memory_saver 0.0.10 checks only the first. Source: its entrypoint, and torch 2.9.
+ALLOCATOR_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """One process of an engine: its environment, and the CUDA version of the torch that it has loaded."""
+
+    pid: int
+    environ: Mapping[str, str]
+    cuda: str | None
+
+
+def launched_with(processes: Sequence[Process]) -> tuple[Launched, ...] | Unmeasurable:
+    """How every process below these was started; those that were born with the same variables stand there once each."""
+    found = []
+    for pid in sorted({pid for process in processes for pid in tree(process)}):
+        try:
+            found.append(Launched(pid, environ_of(pid), cuda_of_process(pid)))
+        except PermissionError:
+            return Unmeasurable(reason=f"pid {pid} belongs to another user; run as that user or as root")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended between the listing and the reading
+    return tuple(found) or Unmeasurable(reason="no process of the engine is left to look at")
+
+
+def environ_of(pid: int) -> dict[str, str]:
+    """The variables with which this process was started."""
+    raw = Path(f"/proc/{pid}/environ").read_bytes()
+    pairs = (part.partition(b"=") for part in raw.split(b"\0") if b"=" in part)
+    return {name.decode(errors="replace"): value.decode(errors="replace") for name, _, value in pairs}
+
+
+def hook_mode_verdict(processes: Sequence[Process], *, nvml: NvmlDriver | None = None) -> Verdict:
+    """Whether the hook mode of every process below these is safe on the GPUs that it sees; the worst of them."""
+    found = launched_with(processes)
+    if isinstance(found, Unmeasurable):
+        return found
+    # Which CUDA a child will load is told by the one of them that has loaded torch.
+    cuda = next((each.cuda for each in found if each.cuda is not None), None)
+    verdicts = [_of_one(each, each.cuda or cuda, nvml) for each in found]
+    for worst in (Refuted, Unmeasurable):
+        bad = next((verdict for verdict in verdicts if isinstance(verdict, worst)), None)
+        if bad is not None:
+            return bad
+    return next((verdict for verdict in verdicts if not isinstance(verdict, NotApplicable)), verdicts[0])
+
+
+def _of_one(process: Launched, cuda: str | None, nvml: NvmlDriver | None) -> Verdict:
+    gpus = visible_gpus(process.environ, nvml=nvml)
+    if isinstance(gpus, Unmeasurable):
+        return gpus
+    asked = process.environ.get(MILES_MODE)
+    if MODE in process.environ:
+        try:
+            configured(process.environ)
+        except ValueError as error:
+            return Refuted(reason=f"pid {process.pid} was started with {error}")
+        asked = resolve(process.environ, gpus, cuda)
+    return judge(asked, gpus, cuda, escaped(process.environ))
+
+
+def expandable(environ: Mapping[str, str]) -> str | None:
+    """The allocator setting that torch_memory_saver cannot live with, as it stands there; None where there is none."""
+    for name in ALLOCATOR_NAMES:
+        settings = [part.strip() for part in environ.get(name, "").split(",")]
+        if "expandable_segments:True" in settings:
+            return f"{name}={environ[name]}"
+    return None

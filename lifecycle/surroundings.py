@@ -1,0 +1,50 @@
+"""Evidence from around an engine: how it was started, and whether there is room for what comes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .commands import Command
+from .deadline import Deadline
+from .evidence import Need
+from .nodes import PROCESSES_UNKNOWN, by_node
+from .residual import Reading
+from .room import device_room, host_room, worst
+from .verdicts import NotApplicable, Unmeasurable, Verdict
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+async def surroundings(
+    engine: Engine,
+    needs: frozenset[Need],
+    command: Command,
+    reading: Reading | Unmeasurable,
+    *,
+    deadline_s: float,
+) -> Mapping[str, Verdict]:
+    """The parts of the evidence that these needs name, by the names that they have there."""
+    clock = Deadline(deadline_s)
+    parts: dict[str, Verdict] = {}
+    if Need.HOOK_MODE in needs:
+        parts["hook_mode"] = await hook_mode_of(engine, deadline_s=max(0.05, clock.left_s))
+    if engine.capabilities.device is None:
+        return parts
+    if Need.HOST_ROOM in needs:
+        parts["host_room"] = await host_room(engine, command, clock.left_s)
+    if Need.DEVICE_ROOM in needs:
+        parts["device_room"] = await device_room(engine, command, reading, clock.left_s)
+    return parts
+
+
+async def hook_mode_of(engine: Engine, *, deadline_s: float) -> Verdict:
+    """Whether torch_memory_saver's hook mode is safe where the engine's processes run; read from them."""
+    capabilities = engine.capabilities
+    if capabilities.saver != "torch_memory_saver" or capabilities.device != "cuda":
+        return NotApplicable(reason="it does not use torch_memory_saver on a GPU")
+    processes = await engine.adapter.processes()
+    if not processes:
+        return Unmeasurable(reason=PROCESSES_UNKNOWN)
+    return worst([await node.hook_mode(there, deadline_s=deadline_s) for node, there in by_node(processes)])

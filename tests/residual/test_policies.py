@@ -1,0 +1,290 @@
+"""Threshold, waiting, slope, room, canary: the rules on figures, with figures made by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lifecycle import (
+    ConfigurationError,
+    Contents,
+    Fact,
+    Facts,
+    Grade,
+    NotApplicable,
+    Policy,
+    Process,
+    Proved,
+    Refuted,
+    Unmeasurable,
+    Verdict,
+)
+from lifecycle.canary import Canary
+from lifecycle.evidence import Evidence
+from lifecycle.guards import device_has_room, hook_mode_safe, host_has_room
+from lifecycle.nodes import Free
+from lifecycle.residual import Holder, Reading
+from lifecycle.residual.choice import NodeProbe, NoProbe, joined, probe_for
+from lifecycle.residual.host_memory import available_bytes, biggest_holders
+from lifecycle.residual.slope import Slopes, slope
+from lifecycle.residual.steady import SteadyProbe
+from lifecycle.room import judge, worst
+
+GIB, MIB = 1 << 30, 1 << 20
+
+
+class Falling:
+    """A probe whose figure falls with time: (seconds since the first reading, bytes)."""
+
+    def __init__(self, *steps: tuple[float, int]) -> None:
+        self.steps = steps
+        self.begun: float | None = None
+
+    async def read(self, processes: Sequence[Process], *, deadline_s: float) -> Reading | Unmeasurable:
+        self.begun = self.begun or time.monotonic()
+        passed = time.monotonic() - self.begun
+        size = [bytes_ for at, bytes_ in self.steps if at <= passed][-1]
+        return Reading({"gpu": size}, (), "a test")
+
+
+async def test_the_figure_is_believed_once_it_no_longer_falls() -> None:
+    probe = SteadyProbe(Falling((0, 3 * GIB), (0.15, 2 * GIB), (0.3, 1 * GIB)), 0.25)
+    reading = await probe.read([], deadline_s=5)
+    assert isinstance(reading, Reading)
+    assert reading.resident_bytes == 1 * GIB
+
+
+async def test_what_falls_for_ever_ends_at_the_deadline() -> None:
+    probe = SteadyProbe(Falling(*[(step / 10, (90 - step) * GIB) for step in range(60)]), 1.0)
+    begun = time.monotonic()
+    await probe.read([], deadline_s=0.5)
+    assert time.monotonic() - begun < 0.8
+
+
+async def test_what_cannot_be_measured_is_not_waited_for() -> None:
+    probe = SteadyProbe(NoProbe("no"), 30.0)
+    assert isinstance(await asyncio.wait_for(probe.read([], deadline_s=30), 1), Unmeasurable)
+
+
+@pytest.mark.parametrize(
+    ("device", "still_s", "kind"),
+    [("cuda", 0, NodeProbe), ("cpu", 0, NodeProbe), (None, 0, NoProbe), ("cuda", 1, SteadyProbe)],
+)
+def test_which_probe_measures_what(device: Any, still_s: float, kind: type) -> None:
+    from lifecycle import Capabilities
+
+    capabilities = Capabilities("e", "1", (), {}, device=device)
+    assert isinstance(probe_for(capabilities, Policy(residual_still_s=still_s)), kind)
+
+
+def test_readings_of_several_nodes_are_one() -> None:
+    both = joined([Reading({"a": 1}, (), "NVML", {"a": 5}), Reading({"b": 2}, (), "NVML", {"b": 4})])
+    assert (both.devices, both.probe, both.resident_bytes, both.others_bytes) == ({"a": 1, "b": 2}, "NVML", 2, 4)
+
+
+# slope
+
+
+@pytest.mark.parametrize(
+    ("gib", "grows"),
+    [
+        ([4.1, 11.6, 25.0], True),
+        ([25.0, 4.1, 11.6, 25.0], True),
+        ([1.8, 1.81, 1.79, 1.82], False),
+        ([1.8, 1.81, 1.82], False),
+        ([4.1, 11.6], False),
+        ([4.1, 11.6, 11.6], False),
+        ([4.1, 11.6, 25.0, 4.0], False),
+        ([2.0, 2.04, 2.08, 2.12], True),
+        ([20.0, 20.3, 20.6], False),
+        ([], False),
+        ([1.0], False),
+    ],
+)
+def test_growth_from_cycle_to_cycle(gib: list[float], grows: bool) -> None:
+    verdict = slope([round(size * GIB) for size in gib], "it")
+    assert isinstance(verdict, Refuted) is grows
+
+
+def test_the_warning_has_the_numbers_and_how_long_it_will_last(caplog: pytest.LogCaptureFixture) -> None:
+    slopes, tags = Slopes(), frozenset({"weights", "kv_cache"})
+    conditions = {}
+    for size in (1.0, 1.5, 2.0):
+        figures = {"resident_bytes": round(size * GIB), "others_bytes": round(4 * size * GIB)}
+        verdict = Proved(grade=Grade.MEASURED, figures=figures)
+        conditions = dict(slopes.after_release("e0", tags, verdict, Policy(residual_threshold_gib=3.0)))
+    own, others = conditions["residual_slope"].verdict, conditions["cotenant_slope"].verdict
+    assert isinstance(own, Refuted)
+    assert "1.00 -> 1.50 -> 2.00 GiB" in own.reason
+    assert "threshold of 3.00 GiB is passed in 3 more" in own.reason
+    assert isinstance(others, Refuted)
+    assert "4.00 -> 6.00 -> 8.00 GiB" in others.reason
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert "e0" in caplog.text
+
+
+def test_releases_of_other_tags_are_another_series() -> None:
+    slopes = Slopes()
+    for tags, size in (({"kv_cache"}, 1), ({"weights"}, 2), ({"kv_cache", "weights"}, 3)):
+        verdict = Proved(grade=Grade.MEASURED, figures={"resident_bytes": size * GIB})
+        found = dict(slopes.after_release("e", frozenset(tags), verdict, Policy()))
+        assert isinstance(found["residual_slope"].verdict, Proved)
+        assert "cotenant_slope" not in found
+
+
+# room
+
+
+def test_room_names_who_holds_the_rest() -> None:
+    trainer = Holder(4242, "GPU-1", 60 * GIB, "python train.py")
+    verdict = judge(10 * GIB, {"GPU-0": Free(20 * GIB), "GPU-1": Free(4 * GIB, (trainer,))}, "weights")
+    assert isinstance(verdict, Refuted)
+    assert verdict.reason == (
+        "GPU-1 has 4096 MiB free, and weights need 10240 MiB; pid 4242 (python train.py) holds 61440 MiB of GPU-1"
+    )
+
+
+def test_room_that_just_suffices() -> None:
+    assert isinstance(judge(10, {"a": Free(10)}, "x"), Proved)
+    assert isinstance(judge(10, {"a": Free(9)}, "x"), Refuted)
+    assert "nobody else" in judge(10, {"a": Free(9)}, "x").reason
+
+
+def test_the_worst_of_several_nodes_counts() -> None:
+    good, none = Proved(grade=Grade.MEASURED), NotApplicable()
+    assert worst([good, Refuted(reason="b"), Unmeasurable()]) == Refuted(reason="b")
+    assert worst([good, Unmeasurable(reason="u")]) == Unmeasurable(reason="u")
+    assert worst([none, good]) == good
+    assert worst([none]) == none
+    assert isinstance(worst([]), Unmeasurable)
+
+
+def refusal(check: Any, part: str, verdict: Verdict, **accept: Grade) -> str | None:
+    context = SimpleNamespace(evidence=Evidence(**{part: verdict}), policy=Policy(accept=accept))
+    return check(context)
+
+
+UNSEEN = Unmeasurable(reason="nobody knows")
+
+
+@pytest.mark.parametrize(
+    ("check", "part", "claim"),
+    [
+        (hook_mode_safe, "hook_mode", "hook_mode_safe"),
+        (device_has_room, "device_room", "device_has_room"),
+        (host_has_room, "host_room", "host_has_room"),
+    ],
+)
+def test_what_cannot_be_measured_passes_only_where_that_is_accepted(check: Any, part: str, claim: str) -> None:
+    said = refusal(check, part, UNSEEN, **{claim: Grade.MEASURED})
+    assert said is not None
+    assert claim in said
+    assert refusal(check, part, UNSEEN, **{claim: Grade.ACKNOWLEDGED}) is None
+    assert refusal(check, part, Refuted(reason="short"), **{claim: Grade.ACKNOWLEDGED}) == "refuted: short"
+    assert refusal(check, part, NotApplicable()) is None
+
+
+def test_an_unseen_hook_mode_is_refused_and_unseen_room_is_not() -> None:
+    assert refusal(hook_mode_safe, "hook_mode", UNSEEN) is not None
+    assert refusal(device_has_room, "device_room", UNSEEN) is None
+
+
+def write(root: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (root / name.replace("_", ".", 1)).write_text(text)
+    return root
+
+
+def test_a_container_has_no_more_than_its_limit(tmp_path: Path) -> None:
+    root = write(
+        tmp_path, memory_max=f"{256 * MIB}\n", memory_current=f"{200 * MIB}\n", memory_stat="inactive_file 1048576\n"
+    )
+    assert available_bytes(root) == 57 * MIB
+
+
+@pytest.mark.parametrize("limit", ["max\n", None])
+def test_without_a_limit_the_host_counts(tmp_path: Path, limit: str | None) -> None:
+    if limit is not None:
+        write(tmp_path, memory_max=limit, memory_current="1\n")
+    assert available_bytes(tmp_path) > 256 * MIB
+
+
+def test_the_biggest_of_this_host_are_named() -> None:
+    named = biggest_holders("host:x", frozenset({1}))
+    assert 0 < len(named) <= 3
+    assert named[0].resident_bytes >= named[-1].resident_bytes
+    assert all(holder.pid != 1 for holder in named)
+
+
+# canary
+
+
+def facts(version: str | None, boot: str = "b1") -> Facts:
+    return Facts().learn({Fact.BOOT: boot, Fact.CONTENTS: {"weights": Contents("loaded", version)}}, Grade.REPORTED)
+
+
+def answer(*ids: int) -> Proved:
+    return Proved(grade=Grade.MEASURED, figures={"output_ids": ids})
+
+
+class Parrot:
+    """Answers with these tokens."""
+
+    def __init__(self, *ids: int) -> None:
+        self.ids = ids
+        self.asked = 0
+
+    async def answers(self, probe: Any, *, deadline_s: float) -> Verdict:
+        self.asked = probe.tokens
+        return answer(*self.ids)
+
+
+async def test_other_tokens_under_the_same_version_are_refuted() -> None:
+    canary = Canary(tokens=4)
+    parrot, other = Parrot(1, 2, 3, 4), Parrot(1, 2, 9, 9)
+    assert isinstance(await canary.ask(parrot, facts("v7"), deadline_s=1), Proved)
+    assert parrot.asked == 4
+    assert isinstance(await canary.ask(other, facts("v8"), deadline_s=1), Proved)
+    verdict = await canary.ask(other, facts("v7"), deadline_s=1)
+    assert isinstance(verdict, Refuted)
+    assert "v7" in verdict.reason
+    assert "[1, 2, 9, 9], not [1, 2, 3, 4]" in verdict.reason
+    canary.forget("v7")
+    assert isinstance(await canary.ask(other, facts("v7"), deadline_s=1), Proved)
+
+
+async def test_launched_weights_are_remembered_by_their_boot() -> None:
+    canary = Canary(tokens=2)
+    await canary.ask(Parrot(1, 2), facts(None, "b1"), deadline_s=1)
+    assert isinstance(await canary.ask(Parrot(3, 4), facts(None, "b2"), deadline_s=1), Proved)
+    assert isinstance(await canary.ask(Parrot(3, 4), facts(None, "b1"), deadline_s=1), Refuted)
+
+
+async def test_without_a_canary_nothing_is_compared() -> None:
+    canary = Canary()
+    await canary.ask(Parrot(1), facts("v7"), deadline_s=1)
+    assert isinstance(await canary.ask(Parrot(2), facts("v7"), deadline_s=1), Proved)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("residual_threshold_gib", value) for value in (float("nan"), float("inf"), 0, -1, "3GB", "", None)],
+        ("room_wait_s", 0),
+        ("residual_still_s", -1),
+        ("residual_still_s", float("nan")),
+        ("residual_scope", "gpu"),
+        ("canary_tokens", -1),
+    ],
+)
+def test_a_policy_that_means_nothing_names_its_key_and_value(key: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=key) as refused:
+        Policy(**{key: value})
+    assert repr(value) in str(refused.value)
