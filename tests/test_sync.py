@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from lifecycle.adapters.loopback import LoopbackProcess
@@ -85,18 +85,17 @@ def test_the_loop_ends_with_the_fleet(address: str) -> None:
     assert not any(thread.name == "lifecycle-loop" for thread in threading.enumerate())
 
 
-def test_a_push(process: LoopbackProcess, address: str, tmp_path: Path) -> None:
-    import base64
-
-    blob = base64.b64encode(process.weights.read_bytes()).decode()
-    with Fleet.connect([address], policy=POLICY) as fleet:
-        fleet.pause()
-        fleet.drain()
-        with fleet.updating_weights("pushed-1") as engines:
-            for engine in engines:
-                engine.push("tensor", serialized_named_tensors=[blob], load_format="safetensors")
-        assert "pushed-1" in repr(fleet["e"])
-        fleet.resume()
+def test_a_push() -> None:
+    with LoopbackProcess.start(weights_mib=16, kv_mib=16) as process:
+        blob = base64.b64encode(process.weights.read_bytes()).decode()
+        with Fleet.connect([f"loopback://127.0.0.1:{process.port}?name=e"], policy=POLICY) as fleet:
+            fleet.pause()
+            fleet.drain()
+            with fleet.updating_weights("pushed-1") as engines:
+                for engine in engines:
+                    engine.push("tensor", serialized_named_tensors=[blob], load_format="safetensors")
+            assert "pushed-1" in repr(fleet["e"])
+            fleet.resume()
 
 
 SCRIPT = """

@@ -34,6 +34,10 @@ class SGLangAdapter:
     once).
     """
 
+    #: The versions that were driven for real, and the read that makes a paused server look unwell for good.
+    measured_on = ("0.5.23",)
+    poisoned_by = "/health"
+
     def __init__(self, address: Address) -> None:
         self._address = address.only(*OPTIONS)
         self._http = HttpClient(f"http://{address.host}:{address.port}")

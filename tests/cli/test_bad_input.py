@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 BAD = [
@@ -36,4 +38,12 @@ def test_bad_input_is_one_clear_message(lifecycle, address: str, arguments, code
     assert result.returncode == code, result.stderr
     assert said in result.stderr
     assert "Traceback" not in result.stderr
-    assert "serving" in lifecycle("status", address).stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def untouched(lifecycle, engine) -> Iterator[None]:
+    """After all of them the engine serves what it was started with, and was never paused."""
+    yield
+    status = lifecycle("status", f"loopback://127.0.0.1:{engine.port}").stdout
+    assert "serving" in status
+    assert "launched(default)" in status

@@ -74,6 +74,7 @@ def test_everything_holds_and_nothing_is_left(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_release_that_keeps_memory_fails_the_demo(tmp_path: Path) -> None:
     code, output = ended(tmp_path, f"{SMALL}, deadline_s=6, fault='release=leak:100'")
     assert code == 1, output
@@ -85,6 +86,7 @@ def test_a_release_that_keeps_memory_fails_the_demo(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_its_engines_do_not_outlive_it(tmp_path: Path, number: signal.Signals) -> None:
     with demo(tmp_path, SMALL) as process:

@@ -84,6 +84,7 @@ PHASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", PHASES, ids=PHASES.values())
 async def test_an_engine_killed_in_a_phase_is_named_and_the_others_serve(
     start, checkpoint: Path, policy: Policy, state: State
