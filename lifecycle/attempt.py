@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,8 @@ from .machine import Refusals, fire
 from .observing import contradiction, gather, replaced
 from .proofs import Proof, learned
 from .residual import Reading
-from .settling import Doubt, settle
+from .sending import send
+from .settling import settle
 from .states import State
 from .table import Operation
 from .verdicts import Condition, NotApplicable, Pending, Proved, Verdict, expired, holds
@@ -37,8 +37,6 @@ class Attempt:
         self.row = row
         self.deadline = deadline
         self.source = engine.state
-        #: The call of which nobody knows whether it took effect, if any.
-        self.doubt: Doubt | None = None
 
     async def run(self) -> Transition:
         """The engine is in the row's destination, on evidence; otherwise this raises and says where it is."""
@@ -49,7 +47,7 @@ class Attempt:
             verdicts = await self._prove(context)
         except OperationFailed as error:
             self._fail_collective(error)
-            raise await settle(self.engine, error, self.deadline, self.command, self.doubt) from error.__cause__
+            raise await settle(self.engine, error, self.deadline, self.command) from error.__cause__
         except BaseException as error:
             self._fail_collective(error)
             self.engine.move("failed", command=self.command.name, reason=f"cancelled: {type(error).__name__}")
@@ -92,6 +90,7 @@ class Attempt:
             error = GuardRefused(refused.reasons, engine=self.engine.name, command=self.command.name, state=self.source)
             self._fail_collective(error)
             raise error from None
+        self.engine.doubt = None
         self.engine.note(self.command.name, self.source, command=self.command.name)
         if isinstance(self.command, Release):
             self._note_release(self.command, context)
@@ -107,14 +106,14 @@ class Attempt:
     # 3. send
 
     async def _send(self, context: Context) -> None:
-        if context.targets and self.row.dest is not State.RELEASED:
-            reason = "a restore was sent since"  # before the first call: half a restore takes memory too
+        if context.targets:
+            reason = "memory was released or restored since"  # before the first call: half of one moves memory too
             self.engine.conditions["memory_returned"] = Condition(NotApplicable(reason=reason))
         for call in self.engine.adapter.plan(self.command, self.engine.facts):
             if call.name == "push":
                 await self._push(call)
             else:
-                self._take(call, await self._send_one(call), context)
+                await self._send_one(call, context)
 
     async def _push(self, call: Call) -> None:
         collective = self.command.collective if isinstance(self.command, UpdateWeights) else None
@@ -130,33 +129,14 @@ class Attempt:
         except TimeoutError as late:
             self.engine.facts = self.engine.facts.doubt(call.effect)
             raise self._late(f"the push did not end in {self.deadline.total_s:.1f} s") from late
+        except BaseException:
+            self.engine.unsettled = True  # the trainer's last call may be under way
+            raise
         self.engine.facts = self.engine.facts.learn(call.effect, Grade.ACKNOWLEDGED)
 
-    async def _send_one(self, call: Call) -> Reply:
-        begun = time.monotonic()
-        sending = asyncio.ensure_future(self.engine.adapter.send(call, deadline_s=self.deadline.work_s))
-        try:
-            if self.engine.capabilities.cancellable:
-                reply = await sending
-            else:
-                reply = await joined(sending)
-        except BaseException:
-            self.engine.facts = self.engine.facts.doubt(call.effect)
-            self.engine.unsettled = True
-            raise
-        self.engine.observers.call(self.engine.name, call, reply, time.monotonic() - begun)
-        return reply
-
-    def _take(self, call: Call, reply: Reply, context: Context) -> None:
-        """What the reply tells is known; raises unless the call was acknowledged."""
-        engine = self.engine
-        if reply.outcome == "done":
-            engine.facts = engine.facts.learn(call.effect, Grade.ACKNOWLEDGED)
-        elif not reply.refused and not (reply.outcome == "rejected" and call.refusal_is_untouched):
-            self.doubt = Doubt(context, engine.facts, call.effect)
-            engine.facts = engine.facts.doubt(call.effect)
-        engine.unsettled |= reply.outcome == "lost" and not reply.refused
-        problem = failure(reply, call, engine.name, self.command.name, self.source, self.deadline)
+    async def _send_one(self, call: Call, context: Context) -> None:
+        reply = await send(self.engine, call, deadline_s=self.deadline.work_s, context=context)
+        problem = failure(reply, call, self.engine.name, self.command.name, self.source, self.deadline)
         if problem is not None:
             raise problem
 
@@ -258,18 +238,3 @@ def failure(
         why = f"{call} was not answered in time; whether it took effect is not known"
         return DeadlineExceeded(why, deadline_s=deadline.total_s, engine=engine, command=command, state=state)
     return Unreachable(f"{call} got no answer: {reply.detail}", engine=engine, command=command, state=state)
-
-
-async def joined(effect: asyncio.Future[Reply]) -> Reply:
-    """The effect's reply; a cancellation waits until the effect has ended, and then goes on."""
-    cancelled: asyncio.CancelledError | None = None
-    while not effect.done():
-        try:
-            await asyncio.shield(effect)
-        except asyncio.CancelledError as error:
-            cancelled = error
-        except Exception:
-            break
-    if cancelled is not None:
-        raise cancelled
-    return effect.result()

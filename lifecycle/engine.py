@@ -24,6 +24,7 @@ from .observing import EVERYTHING, contradiction
 from .residual import Reading, ResidualProbe
 from .residual.choice import probe_for
 from .residual.slope import Slopes
+from .sending import Doubt, send
 from .settling import look
 from .states import RING, UNCLAIMED, State
 from .store import Memory
@@ -63,6 +64,8 @@ class Engine:
         self.conditions: dict[str, Condition] = {}
         #: True while an effect may still be running on the engine: nothing is sent before a barrier has returned.
         self.unsettled = False
+        #: The last call of which nobody knows whether it took effect, until the next command.
+        self.doubt: Doubt | None = None
         self.wanted: str | None = None
         #: Where the weights of the present window come from, as declared; `last_good` is what was loaded last.
         self.source: Source | None = None
@@ -197,9 +200,9 @@ class Engine:
                 hint="; weights are pushed inside updating_weights() or by Pushed(callback)",
             )
         call = self.adapter.push_call(how, args, self.wanted)
-        reply = await self.adapter.send(call, deadline_s=self._pushing.work_s)
-        self.observers.call(self.name, call, reply, 0.0)
-        problem = failure(reply, call, self.name, "push", self.state, self._pushing)
+        deadline = self._pushing
+        reply = await send(self, call, deadline_s=deadline.work_s)
+        problem = failure(reply, call, self.name, "push", self.state, deadline)
         if problem is not None:
             raise problem
         return reply.value

@@ -86,7 +86,7 @@ def targets(command: Command, facts: Facts, capabilities: Capabilities) -> froze
     """The tags that a command acts on: those it names, less the ones that are already as it wants them."""
     match command:
         case Release(tags=tags):
-            named = frozenset(facts.mapped) if tags is None else tags
+            named = frozenset(facts.mapped) if tags is None else tags & frozenset(facts.mapped)
             return named - facts.unmapped()
         case RestoreWeights():
             return capabilities.stage("weights") & facts.unmapped()

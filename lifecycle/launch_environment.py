@@ -70,7 +70,7 @@ def _mode_notes(kind: EngineKind, mode: HookMode) -> list[str]:
     if mode == "preload":
         return []
     told = ["set torch_memory_saver.hook_mode = 'torch' in each process before its first use"]
-    return told + ["SGLang itself chooses 'torch' on Intel GPUs only"] if kind == "sglang" else told
+    return [*told, "SGLang itself chooses 'torch' on Intel GPUs only"] if kind == "sglang" else told
 
 
 def _without_expandable(settings: str) -> str:

@@ -54,13 +54,17 @@ def _towards_released(now: Standing, goal: Goal) -> Command | None:
         case State.SERVING:
             return Pause(goal.mode)
         case State.PAUSED:
-            mode = now.facts.paused_by
-            traits = now.capabilities.pause.get(mode) if mode else None
-            drains = traits is not None and traits.drains
-            return Drain() if drains or mode == goal.mode else Pause(goal.mode)
+            return _towards_drained(now, goal)
         case State.DRAINED | State.WEIGHTS_RESTORED | State.KV_RESTORED:
             return Release(goal.tags, goal.weights)
     return None
+
+
+def _towards_drained(now: Standing, goal: Goal) -> Command:
+    mode = now.facts.paused_by
+    traits = now.capabilities.pause.get(mode) if mode else None
+    drains = traits is not None and traits.drains
+    return Drain() if drains or mode == goal.mode else Pause(goal.mode)
 
 
 def _towards_serving(now: Standing, goal: Goal) -> Command | None:
@@ -70,8 +74,8 @@ def _towards_serving(now: Standing, goal: Goal) -> Command | None:
             return RestoreWeights()
         case State.WEIGHTS_RESTORED:
             return RestoreKV() if update is None else UpdateWeights(update)
-        case State.PAUSED if update is not None:
-            return Drain()
+        case State.PAUSED if update is not None or not now.facts.cache_fresh:
+            return _towards_drained(now, goal)
         case State.DRAINED if update is not None:
             return UpdateWeights(update)
         case State.DRAINED | State.PAUSED | State.KV_RESTORED:

@@ -30,22 +30,19 @@ PREFIX = "LIFECYCLE_"
 AGENT_PORT = 30999
 
 
-def _positive(value: float) -> float:
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError("must be a finite number > 0")
-    return value
+def _number(allowed: str, fits: Callable[[float], bool]) -> BeforeValidator:
+    """Takes finite numbers that fit, and says what is allowed of everything else."""
 
+    def check(value: Any) -> float:
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number) or not fits(number):
+            raise ValueError(f"must be a finite number {allowed}")
+        return number
 
-def _not_negative(value: float) -> float:
-    if not math.isfinite(value) or value < 0:
-        raise ValueError("must be a finite number >= 0")
-    return value
-
-
-def _fraction(value: float) -> float:
-    if not 0 < value <= 1:
-        raise ValueError("must be a number > 0 and <= 1")
-    return value
+    return BeforeValidator(check)
 
 
 def _only_1(value: Any) -> bool:
@@ -68,9 +65,9 @@ def _named(known: Mapping[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any
     return check
 
 
-Positive = Annotated[float, AfterValidator(_positive)]
-NotNegative = Annotated[float, AfterValidator(_not_negative)]
-Fraction = Annotated[float, AfterValidator(_fraction)]
+Positive = Annotated[float, _number("> 0", lambda number: number > 0)]
+NotNegative = Annotated[float, _number(">= 0", lambda number: number >= 0)]
+Fraction = Annotated[float, _number("> 0 and <= 1", lambda number: 0 < number <= 1)]
 
 
 class _MilesAliases(PydanticBaseSettingsSource):

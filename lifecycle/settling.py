@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .adapter import Observation
 from .commands import Command, Pause, Resume
 from .deadline import Deadline
 from .errors import OperationFailed
-from .evidence import Context
 from .facts import Fact, Facts, Grade, PauseMode
 from .observing import EVERYTHING, by_residual, launched, merge, residual, unknown
 from .residual import Reading
@@ -21,74 +18,51 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """A call that may have taken its `effect` or not; `before` are the facts when it was sent."""
-
-    context: Context
-    before: Facts
-    effect: Mapping[Fact, Any]
-
-    def decided(self, facts: Facts) -> Facts:
-        """The facts with all of the effect, or all of what was before, where the tags' mapping is known by now."""
-        mapped = self.effect.get(Fact.MAPPED, {})
-        if mapped and all(facts.mapped[tag] is value for tag, value in mapped.items()):
-            return facts.learn(self.effect, Grade.MEASURED)
-        if mapped and all(facts.mapped[tag] is self.before.mapped[tag] for tag in mapped):
-            return facts.learn({fact: self._before(fact, value) for fact, value in self.effect.items()}, Grade.MEASURED)
-        return facts
-
-    def _before(self, fact: Fact, value: Any) -> Any:
-        was = getattr(self.before, fact)
-        return {tag: was[tag] for tag in value} if isinstance(value, Mapping) else was
-
-
 async def settle(
     engine: Engine,
     error: OperationFailed,
     deadline: Deadline,
     command: Command,
-    doubt: Doubt | None = None,
     *,
     trigger: str = "failed",
 ) -> OperationFailed:
-    """The error, which now says where the engine is. The engine is in a stable state, or failed.
-
-    What a call that is in `doubt` did is told from the bytes that moved.
-    """
+    """The error, which now says where the engine is. The engine is in a stable state, or failed."""
     engine.move(trigger, command=error.command, reason=error.why)
     try:
-        await look(engine, deadline, command, doubt)
+        await look(engine, deadline, command)
     except BaseException as interrupted:
         error.settle(engine.state, " (looking was interrupted)")
         raise interrupted from error
     return error.settle(engine.state, _note(engine))
 
 
-async def look(engine: Engine, deadline: Deadline, command: Command | None = None, doubt: Doubt | None = None) -> State:
-    """The engine is in the first state that its facts make; failed where they make none or it does not answer."""
+async def look(engine: Engine, deadline: Deadline, command: Command | None = None) -> State:
+    """The engine is in the first state that its facts make; failed where they make none or it does not answer.
+
+    What a call that is in doubt did to the memory is told from the bytes that moved.
+    """
     settled = await engine.adapter.barrier(deadline_s=max(0.05, deadline.left_s / 2))
     seen = await engine.adapter.observe(EVERYTHING, deadline_s=max(0.05, deadline.left_s / 2))
     if seen.alive is False:
         engine.facts, engine.unsettled = Facts(), False
         return engine.move(f"observed_{State.GONE}", reason=seen.detail or "its process is gone").dest
+    if engine.state is State.GONE and seen.boot is not None:
+        engine.move(f"observed_{State.FAILED}", reason="a process answers in its place")
     if not settled or seen.boot is None:
         return engine.state
     engine.unsettled = False
-    _learn(engine, seen)
-    if doubt is not None:
-        await _decide_mapping(engine, deadline, doubt)
+    fresh = _learn(engine, seen)
+    if engine.doubt is not None and not fresh:
+        await _decide_mapping(engine, deadline, engine.doubt)
     if engine.facts.admission != "closed" and (isinstance(command, Resume) or not _worth_serving(engine)):
         await _close(engine, deadline)
         await _count(engine, deadline)
     return _enter(engine)
 
 
-def _learn(engine: Engine, seen: Observation) -> None:
-    """The facts are about the process that was seen; what was known of another one is void."""
-    fresh = engine.state is State.GONE or engine.facts.boot not in (None, seen.boot)
-    if engine.state is State.GONE:
-        engine.move(f"observed_{State.FAILED}", reason="a process answers in its place")
+def _learn(engine: Engine, seen: Observation) -> bool:
+    """The facts are about the process that was seen; what was known of another one is void. Whether it is another."""
+    fresh = engine.facts.boot not in (None, seen.boot)
     if fresh:
         engine.facts = launched(seen, engine.capabilities, Grade.DECLARED)
         engine.conditions.clear()
@@ -96,6 +70,7 @@ def _learn(engine: Engine, seen: Observation) -> None:
         engine.facts = unknown(seen, engine.capabilities)
     else:
         engine.facts = merge(engine.facts, seen, engine.capabilities)
+    return fresh
 
 
 async def _count(engine: Engine, deadline: Deadline) -> None:
@@ -127,7 +102,8 @@ async def _decide_mapping(engine: Engine, deadline: Deadline, doubt: Doubt) -> N
     if not lost or not lost <= context.targets or not isinstance(before, Reading):
         return
     after = await residual(engine, deadline_s=max(0.05, deadline.left_s))
-    share, known = context.share_bytes(lost, before), context.share_bytes(context.targets - lost, before)
+    moved = frozenset(tag for tag in context.targets - lost if engine.facts.mapped[tag] != context.facts.mapped[tag])
+    share, known = context.share_bytes(lost, before), context.share_bytes(moved, before)
     if isinstance(after, Reading) and share and known is not None:
         engine.facts = doubt.decided(by_residual(engine.facts, context.facts, before, after, share, known))
 
@@ -140,12 +116,10 @@ async def _close(engine: Engine, deadline: Deadline) -> None:
     for call in engine.adapter.plan(Pause(mode), engine.facts):
         if not call.repeatable:
             return
-        reply = await engine.adapter.send(call, deadline_s=max(0.05, deadline.left_s))
-        engine.observers.call(engine.name, call, reply, 0.0)
+        reply = await send(engine, call, deadline_s=max(0.05, deadline.left_s))
         if reply.outcome != "done":
             engine.facts = engine.facts.doubt(call.effect)
             return
-        engine.facts = engine.facts.learn(call.effect, Grade.ACKNOWLEDGED)
 
 
 def _closing_mode(engine: Engine) -> PauseMode | None:

@@ -110,7 +110,8 @@ def allowed(state: State) -> tuple[str, ...]:
 def fits(facts: Facts, capabilities: Capabilities, *, weights_are_valid: bool) -> State | None:
     """The first state whose claims the facts make: a state for which a fact is unknown does not fit.
 
-    Never kv_restored, whose facts are those of drained.
+    Never kv_restored, whose facts are those of drained. And paused instead of drained where the weights are valid and
+    the prefix cache may be stale: from drained nothing but an update leads to a fresh one, from paused another drain.
     """
     mapped = {tag: facts.mapped.get(tag) for tag in (spec.name for spec in capabilities.tags)}
     all_mapped = all(value is True for value in mapped.values())
@@ -120,7 +121,7 @@ def fits(facts: Facts, capabilities: Capabilities, *, weights_are_valid: bool) -
         return None
     idle = facts.running == 0
     if all_mapped:
-        return S.DRAINED if idle else S.PAUSED
+        return S.DRAINED if idle and (facts.cache_fresh or not weights_are_valid) else S.PAUSED
     if not idle or None in mapped.values():
         return None
     weights_mapped = all(mapped[tag] for tag in capabilities.stage("weights"))

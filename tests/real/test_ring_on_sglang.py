@@ -15,7 +15,6 @@ from lane import POLICY, PROMPTS, Lane, Streams, address, ask, kill_tree, output
 from server import RealSGLang
 
 from lifecycle import Call, DeadlineExceeded, Fleet, FleetError, GuardRefused, Reply, State, Unreachable
-from lifecycle.errors import LifecycleError
 
 MIB = 1 << 20
 WEIGHTS_MIB, KV_MIB = 274, 288
@@ -161,7 +160,7 @@ async def test_a_checksum_tells_what_was_loaded(sglang: RealSGLang, lane: Lane) 
     async with fleet(sglang, checksum="true") as engines:
         told = ask(sglang, "/weights_checker")["per_engine_checksum"]
         right, wrong = (replace(source(0), checksum=checksum) for checksum in (told, "0" * 16))
-        with pytest.raises(LifecycleError, match="checksum"):
+        with pytest.raises(FleetError, match="checksum"):
             async with engines.offloaded(weights=wrong):
                 pass
         assert engines["e"].state is State.RELEASED
