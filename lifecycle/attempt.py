@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .adapter import Call, Reply
-from .commands import Command, Release, UpdateWeights
+from .commands import Command, Release, RestoreKV, UpdateWeights
 from .deadline import Deadline
 from .errors import DeadlineExceeded, GuardRefused, NotProved, OperationFailed, Rejected, Unreachable
 from .events import Transition
 from .evidence import Context, Need, targets
-from .facts import Fact, Grade
+from .facts import Fact, Grade, Tag
 from .machine import Refusals, fire
 from .observing import contradiction, gather, replaced
 from .proofs import Proof, learned
@@ -21,7 +21,7 @@ from .sending import send
 from .settling import settle
 from .states import State
 from .table import Operation
-from .verdicts import Condition, NotApplicable, Pending, Proved, Verdict, expired, holds
+from .verdicts import Condition, NotApplicable, Pending, Proved, Refuted, Verdict, expired, holds
 from .weights import CollectiveFailed
 
 if TYPE_CHECKING:
@@ -58,8 +58,12 @@ class Attempt:
 
     async def _ask(self) -> Context:
         needs = frozenset().union(*(guard.needs for guard in self.row.guards))
-        if any(Need.RESIDUAL in proof.needs for proof in self.row.proofs):
-            needs |= {Need.RESIDUAL}
+        needs |= {Need.RESIDUAL, Need.CHECKSUM} & frozenset().union(*(proof.needs for proof in self.row.proofs))
+        acted_on = targets(self.command, self.engine.facts, self.engine.capabilities)
+        if self._keeps(acted_on):
+            needs |= {Need.CHECKSUM}
+        elif self.engine.kept_checksum is None and not isinstance(self.command, UpdateWeights):
+            needs -= {Need.CHECKSUM}
         if self.engine.facts.admission is not None:
             needs |= {Need.ADMISSION}
         if self.engine.unsettled and not await self._barrier():
@@ -68,13 +72,18 @@ class Attempt:
         denied = contradiction(self.engine.facts, evidence.observation)
         if denied is not None:
             raise await self._contradicted(denied)
-        acted_on = targets(self.command, self.engine.facts, self.engine.capabilities)
         return self.engine.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
 
     async def _barrier(self) -> bool:
         """True once everything that was sent before has ended: an operator's word does not end it."""
         self.engine.unsettled = not await self.engine.adapter.barrier(deadline_s=self.deadline.work_s)
         return not self.engine.unsettled
+
+    def _keeps(self, acted_on: frozenset[Tag]) -> bool:
+        """Whether this is a release of weights that the engine keeps by its own backup."""
+        weights = acted_on & self.engine.capabilities.stage("weights")
+        kept = [tag for tag in weights if self.engine.capabilities.spec(tag).on_release == "kept"]
+        return isinstance(self.command, Release) and bool(kept)
 
     async def _contradicted(self, denied: str) -> OperationFailed:
         error = Unreachable(denied, engine=self.engine.name, command=self.command.name, state=self.source)
@@ -102,6 +111,8 @@ class Attempt:
             self.engine.expect(command.weights)
         if not context.facts.unmapped() and isinstance(context.baseline.residual, Reading):
             self.engine.full = context.baseline.residual
+        if self._keeps(context.targets):
+            self.engine.kept_checksum = context.baseline.observation.checksum
 
     # 3. send
 
@@ -187,6 +198,11 @@ class Attempt:
             contents = dict.fromkeys(self.engine.capabilities.stage("weights"))
             values = {Fact.MAPPED: tags, Fact.CONTENTS: contents}
             self.engine.facts = self.engine.facts.doubt({fact: values.get(fact) for fact in proof.facts})
+        for verdict in verdicts.values():
+            if isinstance(verdict, Refuted) and verdict.denied:
+                weights = verdict.denied & self.engine.capabilities.stage("weights")
+                denied = {Fact.MAPPED: dict.fromkeys(verdict.denied), Fact.CONTENTS: dict.fromkeys(weights)}
+                self.engine.facts = self.engine.facts.doubt(denied)
 
     def _unproved(self, verdicts: dict[str, Verdict], accepted: dict[str, bool], context: Context) -> OperationFailed:
         failed = {
@@ -200,6 +216,8 @@ class Attempt:
         engine = self.engine
         if isinstance(self.command, UpdateWeights):
             engine.remember(self.command.source)
+        if isinstance(self.command, UpdateWeights | RestoreKV):
+            engine.kept_checksum = None
         if self.row.dest is State.RELEASED:
             returned = verdicts.get("memory_returned")
             engine.learn_expectation(context.targets, returned)

@@ -75,6 +75,8 @@ class Engine:
         self._probe = probe
         self._memory = memory
         self.full: Reading | None = None
+        #: Of the weights before a release that keeps them, until they were seen to have been kept.
+        self.kept_checksum: str | None = None
         self.slopes = Slopes()
         self.canary = Canary(self.policy.canary_tokens)
         self._learned: dict[frozenset[Tag], int] = {}
@@ -252,6 +254,10 @@ class Engine:
             denied = None if self.state in UNCLAIMED else contradiction(self.facts, seen)
             if denied is not None:
                 self.move("contradicted", reason=denied)
+            if self.state is State.GONE and seen.boot is not None:
+                denied = "a process answers in its place"
+                self.move(f"observed_{State.FAILED}", reason=denied)
+            if denied is not None:
                 await look(self, deadline)
             return self.state
         finally:
@@ -310,6 +316,7 @@ class Engine:
             source=self.source,
             learned=self._learned,
             full=self.full,
+            kept_checksum=self.kept_checksum,
         )
 
     def weights_refusal(self) -> str | None:

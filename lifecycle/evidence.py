@@ -51,7 +51,7 @@ class Context:
     `targets` are the tags that the command acts on, as they stood before it. `wanted` is the weights version that the
     engine should serve (None: any valid one). `attached_boot` is the process whose launched weights are trusted.
     `learned` are the bytes per rank that a set of tags gave back when no figure was known beforehand. `full` is what
-    was resident when every tag was last known to be mapped.
+    was resident when every tag was last known to be mapped; `kept_checksum`, of the weights that a release was to keep.
     """
 
     command: Command
@@ -67,6 +67,7 @@ class Context:
     source: Source | None = None
     learned: Mapping[frozenset[Tag], int] = field(default_factory=dict)
     full: Reading | None = None
+    kept_checksum: str | None = None
 
     def expected_bytes(self, tags: frozenset[Tag]) -> int | None:
         """Bytes per rank that these tags hold together; None where no figure is known."""

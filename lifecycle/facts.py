@@ -35,7 +35,10 @@ class Grade(IntEnum):
 
 
 class Fact(StrEnum):
-    """The names under which knowledge is kept, and which a call's effect changes."""
+    """The names under which knowledge is kept, and which a call's effect changes.
+
+    The checksum is only asked for: it reads every byte of the weights, which must be mapped.
+    """
 
     BOOT = "boot"
     ADMISSION = "admission"
@@ -46,6 +49,7 @@ class Fact(StrEnum):
     CONTENTS = "contents"
     CACHE_FRESH = "cache_fresh"
     ROUTED = "routed"
+    CHECKSUM = "checksum"
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,9 +204,12 @@ def all_mapped(context: Context) -> str | None:
     return f"{', '.join(missing)} not known to be mapped; restore first" if missing else None
 
 
-@guard()
+@guard(Need.CHECKSUM)
 def weights_valid(context: Context) -> str | None:
     """Every weights tag holds the wanted version, what was kept, or what this very process launched with."""
+    before, now = context.kept_checksum, context.evidence.observation.checksum
+    if before is not None and now is not None and now != before:
+        return f"the weights were to be kept, and their checksum is {now}, not {before}; update the weights first"
     for tag in sorted(context.capabilities.stage("weights")):
         contents = context.facts.contents.get(tag)
         reason = _invalid(context, contents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from .adapter import Capabilities, Observation
 from .commands import Command
 from .deadline import Deadline
 from .evidence import Context, Evidence, Need
-from .facts import Contents, Fact, Facts, Grade, Tag
+from .facts import GARBAGE, Contents, Fact, Facts, Grade, Tag
 from .nodes import PROCESSES_UNKNOWN
 from .residual import Reading
 from .surroundings import surroundings
@@ -17,6 +18,9 @@ from .verdicts import Unmeasurable
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+#: Seconds that a look at memory is given even when no time is left: the last look before a deadline is the one told of.
+LEAST_READ_S = 0.5
 
 #: What is asked for where everything that reads alone can tell is wanted.
 EVERYTHING = frozenset({Fact.BOOT, Fact.ADMISSION, Fact.RUNNING, Fact.PARKED, Fact.MAPPED, Fact.CONTENTS})
@@ -59,7 +63,17 @@ def merge(facts: Facts, seen: Observation, capabilities: Capabilities) -> Facts:
         told[Fact.PARKED] = seen.parked
     if seen.released_tags is not None:
         told[Fact.MAPPED] = {spec.name: spec.name not in seen.released_tags for spec in capabilities.tags}
-    return facts.learn(told, Grade.REPORTED)
+    return facts.learn(told, Grade.REPORTED).doubt(_denied(facts, seen, told.get(Fact.MAPPED, {})))
+
+
+def _denied(facts: Facts, seen: Observation, mapped: Mapping[Tag, bool]) -> dict[Fact, Any]:
+    """What others changed with what they did: contents of memory that they moved, or that has another label now."""
+    moved = {tag for tag, now in mapped.items() if facts.mapped.get(tag) not in (None, now)}
+    label = seen.weights_label
+    other = {tag for tag, held in facts.contents.items() if held and label and held.version not in (None, label)}
+    denied = {tag for tag in facts.contents if tag in moved | other and facts.contents[tag] != GARBAGE}
+    effect: dict[Fact, Any] = {Fact.CACHE_FRESH: None} if moved else {}
+    return {**effect, Fact.CONTENTS: dict.fromkeys(denied)} if denied else effect
 
 
 def replaced(facts: Facts, seen: Observation) -> str | None:
@@ -134,11 +148,13 @@ async def gather(
     What surrounds the engine is looked at for a `command` that is about to be sent.
     """
     clock = Deadline(deadline_s)
-    want = {Fact.BOOT}
+    want = {Fact.BOOT, Fact.MAPPED}
     if Need.ADMISSION in needs:
         want.add(Fact.ADMISSION)
     if Need.LABEL in needs or Need.CHECKSUM in needs:
         want.add(Fact.CONTENTS)
+    if Need.CHECKSUM in needs:
+        want.add(Fact.CHECKSUM)
     parts: dict[str, Any] = {}
     parts["observation"] = await engine.adapter.observe(frozenset(want), deadline_s=clock.left_s)
     if Need.IDLE in needs:
@@ -158,7 +174,7 @@ async def residual(engine: Engine, *, deadline_s: float) -> Reading | Unmeasurab
     processes = await engine.adapter.processes()
     if not processes:
         return Unmeasurable(reason=PROCESSES_UNKNOWN)
-    return await engine.probe.read(processes, deadline_s=deadline_s)
+    return await engine.probe.read(processes, deadline_s=max(deadline_s, LEAST_READ_S))
 
 
 def _because(seen: Observation) -> str:

@@ -74,7 +74,8 @@ def tags_unmapped(context: Context) -> Verdict:
     if still:
         return Refuted(reason=f"the release of {', '.join(still)} was not acknowledged")
     before, after = context.baseline.residual, context.evidence.residual
-    return _moved(context, before, after, Pending(reason="acknowledged, and the bytes are still held"))
+    too_much = _more_than_named(context, before, after)
+    return too_much or _moved(context, before, after, Pending(reason="acknowledged, and the bytes are still held"))
 
 
 @proof(Need.RESIDUAL, condition=True)
@@ -138,7 +139,10 @@ def kv_mapped(context: Context) -> Verdict:
 
 @proof(Need.LABEL, Need.CHECKSUM, facts=(Fact.CONTENTS,))
 def weights_match(context: Context) -> Verdict:
-    """The engine acknowledged the load, reports its version, and has its checksum where one was asked for."""
+    """The engine acknowledged the load, reports its version, and has its checksum where one was asked for.
+
+    Where it has checksums and none was asked for, the load must have changed it; force=True is for the same weights.
+    """
     command = context.command
     assert isinstance(command, UpdateWeights)
     wanted, seen = version_of(command.source), context.evidence.observation
@@ -151,6 +155,8 @@ def weights_match(context: Context) -> Verdict:
     asked = getattr(command.source, "checksum", None)
     if asked is not None:
         return _checksum(asked, seen.checksum)
+    if seen.checksum is not None and seen.checksum == context.baseline.observation.checksum and not command.force:
+        return Refuted(reason=f"its label is {wanted} and its checksum is {seen.checksum}, as before: nothing was loaded")
     grade = Grade.ACKNOWLEDGED if seen.weights_label is None else Grade.REPORTED
     return Proved(grade=grade, reason=f"version {wanted} was loaded")
 
@@ -253,6 +259,23 @@ def _missing_tags(context: Context, before: Reading, returned: int) -> str:
         if abs(sum(known[tag] for tag in tags) - missing) <= 0.1 * missing
     ]
     return f" (what is missing is the size of {', '.join(fitting[0])})" if len(fitting) == 1 else ""
+
+
+def _more_than_named(context: Context, before: Reading | Unmeasurable, after: Reading | Unmeasurable) -> Verdict | None:
+    """The refutation where so much came back that a tag which was not named must have gone with those that were."""
+    if isinstance(before, Unmeasurable) or isinstance(after, Unmeasurable):
+        return None
+    named = context.share_bytes(context.targets, before)
+    staying = frozenset(tag for tag, mapped in context.facts.mapped.items() if mapped) - context.targets
+    sizes = [context.share_bytes(frozenset({tag}), before) for tag in staying]
+    seen = [size for size in sizes if size is not None and size >= _visible_bytes(context, before)]
+    if named is None or not seen:
+        return None
+    freed = min(_freed_by_device(before, after).values(), default=0)
+    if freed < named + context.policy.returned_fraction * min(seen):
+        return None
+    told = f"{_mib(freed)} came back, and {', '.join(sorted(context.targets))} held {_mib(named)}"
+    return Refuted(reason=f"{told}: more than what was named was released", denied=staying)
 
 
 def _freed_by_device(before: Reading, after: Reading) -> dict[str, int]:

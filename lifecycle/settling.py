@@ -11,6 +11,7 @@ from .errors import OperationFailed
 from .facts import Fact, Facts, Grade, PauseMode
 from .observing import EVERYTHING, by_residual, launched, merge, residual, unknown
 from .residual import Reading
+from .sending import Doubt, send
 from .states import State
 from .table import fits
 
@@ -44,7 +45,7 @@ async def look(engine: Engine, deadline: Deadline, command: Command | None = Non
     settled = await engine.adapter.barrier(deadline_s=max(0.05, deadline.left_s / 2))
     seen = await engine.adapter.observe(EVERYTHING, deadline_s=max(0.05, deadline.left_s / 2))
     if seen.alive is False:
-        engine.facts, engine.unsettled = Facts(), False
+        engine.facts, engine.unsettled = Facts(boot=engine.facts.boot), False
         return engine.move(f"observed_{State.GONE}", reason=seen.detail or "its process is gone").dest
     if engine.state is State.GONE and seen.boot is not None:
         engine.move(f"observed_{State.FAILED}", reason="a process answers in its place")
@@ -56,7 +57,7 @@ async def look(engine: Engine, deadline: Deadline, command: Command | None = Non
         await _decide_mapping(engine, deadline, engine.doubt)
     if engine.facts.admission != "closed" and (isinstance(command, Resume) or not _worth_serving(engine)):
         await _close(engine, deadline)
-        await _count(engine, deadline)
+        await _confirm(engine, deadline)
     return _enter(engine)
 
 
@@ -73,10 +74,11 @@ def _learn(engine: Engine, seen: Observation) -> bool:
     return fresh
 
 
-async def _count(engine: Engine, deadline: Deadline) -> None:
-    """Closing it left unknown whether requests run; where the state hangs on that, it was asked again."""
-    if engine.facts.running is None and False in engine.facts.mapped.values():
-        seen = await engine.adapter.observe(frozenset({Fact.RUNNING}), deadline_s=max(0.05, deadline.left_s))
+async def _confirm(engine: Engine, deadline: Deadline) -> None:
+    """It was asked again whether it is closed, and whether requests run: that it answered is no evidence."""
+    if engine.facts.admission == "closed":
+        wanted = frozenset({Fact.ADMISSION, Fact.RUNNING})
+        seen = await engine.adapter.observe(wanted, deadline_s=max(0.05, deadline.left_s))
         if seen.boot == engine.facts.boot:
             engine.facts = merge(engine.facts, seen, engine.capabilities)
 

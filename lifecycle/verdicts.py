@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from .facts import Grade
+from .facts import Grade, Tag
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,12 @@ class Pending(Verdict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refuted(Verdict):
-    """The claim does not hold, and waiting will not change that."""
+    """The claim does not hold, and waiting will not change that.
 
+    `denied` are tags of which it is thereby unknown whether they are mapped, though no call was about them.
+    """
+
+    denied: frozenset[Tag] = frozenset()
     word: ClassVar[str] = "refuted"
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -17,6 +17,7 @@ from . import control_routes, generate_routes, status_routes, weight_routes
 from .bodies import BadBody, bad_request, read_body
 from .connection import Dropped
 from .engine import Engine
+from .faults import Fault
 
 Handler = Callable[[Engine, Request], Awaitable[Response]]
 
@@ -89,25 +90,49 @@ def _route(engine: Engine, endpoint: Endpoint) -> Route:
 
 async def _with_fault(engine: Engine, endpoint: Endpoint, request: Request) -> Response:
     """The handler's response, unless a fault has its way with the call."""
-    fault = engine.faults.of(endpoint.call)
-    match fault.kind if fault else None:
+    fault = engine.faults.of(endpoint.call) or Fault("")
+    instead = await _instead(engine, endpoint, fault)
+    if instead is not None:
+        return instead
+    response = await endpoint.handler(engine, request)
+    match fault.kind:
+        case "slow":
+            await asyncio.sleep(fault.amount or 0.0)
+        case "die_after":
+            engine.death.sentence(f"fault: {endpoint.call}=die_after")
+        case "lost":
+            return Dropped()
+        case "error_after":
+            return _failure(fault)
+    return response
+
+
+async def _instead(engine: Engine, endpoint: Endpoint, fault: Fault) -> Response | None:
+    """What a call is answered with by a fault that lets nothing happen."""
+    match fault.kind:
         case "hang":
             await asyncio.Event().wait()
         case "die":
             engine.death.sentence(f"fault: {endpoint.call}=die")
             await asyncio.Event().wait()
         case "error":
-            return JSONResponse({"error": {"message": "fault"}}, status_code=int(fault.amount or 500) if fault else 500)
-    response = await endpoint.handler(engine, request)
-    match fault.kind if fault else None:
-        case "slow":
-            await asyncio.sleep((fault.amount or 0.0) if fault else 0.0)
-        case "lost":
-            return Dropped()
-        case "error_after":
-            status = int(fault.amount or 500) if fault else 500
-            return JSONResponse({"error": {"message": "fault"}}, status_code=status)
-    return response
+            return _failure(fault)
+        case "binary":
+            return Response(bytes(range(256)) * 4, 500, media_type="application/octet-stream")
+        case "huge":
+            return StreamingResponse(_zeros(int(fault.amount or 1)), 500)
+        case "redirect":
+            return Response(status_code=307, headers={"Location": "http://127.0.0.1:9/elsewhere"})
+    return None
+
+
+async def _zeros(mib: int) -> AsyncIterator[bytes]:
+    for _ in range(mib * 16):
+        yield bytes(1 << 16)
+
+
+def _failure(fault: Fault) -> Response:
+    return JSONResponse({"error": {"message": "fault"}}, status_code=int(fault.amount or 500))
 
 
 async def _set_faults(engine: Engine, request: Request) -> Response:

@@ -18,7 +18,8 @@ _FLUSHED = (
 
 async def pause(engine: Engine, request: Request) -> Response:
     """The gate is closed, by the mode of the body."""
-    await engine.gate.pause(pause_mode(await read_body(request)))
+    mode = pause_mode(await read_body(request))
+    await (engine.gate.close() if engine.faults.has("pause", "mode") else engine.gate.pause(mode))
     return JSONResponse({"message": "Generation paused successfully.", "status": "ok"})
 
 

@@ -130,7 +130,7 @@ class Engine:
             "pp_size": options.ranks,
             "dp_size": 1,
             "tokenizer_worker_num": 1,
-            "enable_memory_saver": options.memory_saver,
+            "enable_memory_saver": options.memory_saver or self.faults.has("server_info", "saver") is not None,
             "enable_weights_cpu_backup": options.weights_backup,
             "enable_metrics": options.enable_metrics,
             "disaggregation_mode": options.disaggregation_mode,

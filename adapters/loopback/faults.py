@@ -23,12 +23,33 @@ CALLS = (
     "weights_checker",
 )
 _ALIASES = {"restore": "resume"}
-_ANY_CALL = {"hang": False, "die": False, "slow": True, "lost": False, "error": True, "error_after": None}
+# Each kind of fault, and whether it takes an amount; None: it may.
+_ANY_CALL = {
+    "hang": False,  # never answered, and nothing happens
+    "die": False,  # the engine dies of it, unanswered
+    "die_after": False,  # answered, and dies
+    "slow": True,  # answered so many seconds late
+    "lost": False,  # it happens, and the connection breaks
+    "error": True,  # this status, and nothing happens
+    "error_after": None,  # it happens, and is answered with this status
+    "binary": False,  # an error whose body is no text
+    "huge": True,  # an error whose body has so many MiB
+    "redirect": False,  # to where nothing is
+}
 _OWN = {
-    "release": {"keep": False, "leak": True, "late": True},
-    "resume": {"zeros": False},
-    "update": {"label": False},
-    "loads": {"frozen": False},
+    "pause": {"mode": False},  # whatever the mode, the gate is closed and those inside run on
+    "release": {
+        "keep": False,  # nothing is given back
+        "leak": True,  # so many MiB are not given back
+        "late": True,  # given back so many seconds after the answer
+        "grow": True,  # so many MiB more are held after each release
+        "stuck": True,  # the rank of this number gives nothing back
+        "all": False,  # whatever the tags, all are given back
+    },
+    "resume": {"zeros": False},  # mapped again, and the backup not read
+    "update": {"label": False, "unnamed": False},  # only the label changes; all but the label changes
+    "loads": {"frozen": False},  # the counts stay at 0
+    "server_info": {"saver": False},  # claims a memory saver
 }
 
 
@@ -37,7 +58,7 @@ class Fault:
     """One way in which one call misbehaves."""
 
     kind: str
-    amount: float | None = None  # seconds, MiB or an HTTP status, as the kind says
+    amount: float | None = None  # seconds, MiB, a rank or an HTTP status, as the kind says
 
 
 def parse_fault(text: str) -> tuple[str, Fault]:
@@ -102,10 +123,21 @@ class FaultHook:
         """How many of a release's bytes stay resident."""
         if self.has("release", "keep"):
             return resident
-        leak = self.has("release", "leak")
-        return min(resident, int((leak.amount or 0) * (1 << 20))) if leak else 0
+        return min(resident, int(self._amount("release", "leak") * (1 << 20)))
 
     def release_delay_s(self) -> float:
         """How long after its answer a release happens."""
-        late = self.has("release", "late")
-        return late.amount or 0.0 if late else 0.0
+        return self._amount("release", "late")
+
+    def grown_bytes(self) -> int:
+        """How many bytes more are held after a release than before it."""
+        return int(self._amount("release", "grow") * (1 << 20))
+
+    def stuck_rank(self) -> int | None:
+        """The rank that a release passes by."""
+        stuck = self.has("release", "stuck")
+        return int(stuck.amount or 0) if stuck else None
+
+    def _amount(self, call: str, kind: str) -> float:
+        fault = self.has(call, kind)
+        return (fault.amount or 0.0) if fault else 0.0

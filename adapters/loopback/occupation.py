@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .faults import FaultHook
+from .memory import Region
 from .pipeline import Pipeline
 
 ALL_TAGS = ("kv_cache", "weights", "cuda_graph")
@@ -33,6 +34,7 @@ class MemoryOccupation:
         self._faults = faults
         self._offloaded: set[str] = set()  # a set: released twice is resumed once
         self._late: list[_LateRelease] = []
+        self._grown: list[Region] = []
 
     def release(self, tags: Sequence[str]) -> None:
         """The tags' memory is the operating system's; with kv_cache the prefix cache is empty."""
@@ -40,10 +42,13 @@ class MemoryOccupation:
         self._offloaded.update(wanted)
         if "kv_cache" in wanted:
             self._flush()
+        freed = ALL_TAGS if self._faults.has("release", "all") else wanted
         if delay_s := self._faults.release_delay_s():
-            self._late.append(_LateRelease(time.monotonic() + delay_s, wanted))
+            self._late.append(_LateRelease(time.monotonic() + delay_s, freed))
         else:
-            self._free(wanted)
+            self._free(freed)
+        if grown := self._faults.grown_bytes():
+            self._grown.append(Region(grown))
 
     def resume(self, tags: Sequence[str]) -> None:
         """The tags' memory is resident; the prefix cache is as it was."""
@@ -66,4 +71,12 @@ class MemoryOccupation:
         for tag in (tag for tag in ALL_TAGS if tag in tags):
             kept = min(budget, self._bytes.get(tag, 0))
             budget -= kept
-            self._pipeline.each("release", tag, -(-kept // self._pipeline.size))
+            self._pipeline.each("release", tag, self._shares(tag, kept))
+
+    def _shares(self, tag: str, kept_bytes: int) -> list[int]:  # [ranks]
+        """How many bytes of the tag each rank keeps."""
+        shares = [-(-kept_bytes // self._pipeline.size)] * self._pipeline.size
+        stuck = self._faults.stuck_rank()
+        if stuck is not None and stuck < len(shares):
+            shares[stuck] = self._bytes.get(tag, 0)
+        return shares

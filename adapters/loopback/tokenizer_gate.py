@@ -145,6 +145,11 @@ class TokenizerGate:
                     return
                 await asyncio.sleep(self._abort_poll_s)
 
+    async def close(self) -> None:
+        """The gate is closed; what is behind it runs on."""
+        async with self._is_pause_cond:
+            self.is_pause = True
+
     async def unpause(self) -> None:
         """The gate is open and the scheduler steps."""
         async with self._is_pause_cond:

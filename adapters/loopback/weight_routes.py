@@ -96,7 +96,7 @@ def _from_disk(engine: Engine, path: str, load_format: str | None, *, flush: boo
 
 def _labelled(engine: Engine, updated: Updated, body: Body) -> Updated:
     label = text_field(body, "weight_version")
-    if not label:
+    if not label or engine.faults.has("update", "unnamed"):
         return updated
     engine.weight_version = label
     return Updated(True, f"{updated.message} Weight version updated to {label}.")

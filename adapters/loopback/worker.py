@@ -19,6 +19,7 @@ class RankWorker:
     """A rank with its memory resident and its weights zero, until `load`."""
 
     def __init__(self, config: RankConfig) -> None:
+        self._rank = config.rank
         self._shape = ModelShape.filling(config.weights_mib)
         self._tensors = self._shape.of_rank(config.rank, config.ranks)
         self._offsets, size = _layout([nbytes(shape) for shape in self._tensors.values()])
@@ -43,9 +44,9 @@ class RankWorker:
         """Each row's hidden states or next token, computed row by row."""
         return [self._shard.forward(chunk, state) for chunk, state in zip(chunks, hidden, strict=True)]
 
-    def release(self, tag: str, keep_bytes: int) -> None:
-        """The tag's pages are given back, but for `keep_bytes`."""
-        self._saver.pause(tag, keep_bytes=keep_bytes)
+    def release(self, tag: str, keep_bytes: Sequence[int]) -> None:  # [ranks]
+        """The tag's pages are given back, but for so many bytes as this rank keeps."""
+        self._saver.pause(tag, keep_bytes=keep_bytes[self._rank])
 
     def resume(self, tag: str, zeros: bool) -> None:
         """The tag's pages are resident."""

@@ -18,10 +18,10 @@ from lifecycle.registry import Address
 from lifecycle.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
 
 from ..http import Answer, HttpClient
-from .capabilities import boot_of, capabilities_of
+from .capabilities import boot_of, capabilities_of, sizes_of
 from .plan import plan, push
 
-OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "agent", "tags", "checksum")
+OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "agent", "tags", "sizes", "checksum")
 
 #: How long a server that is alive takes at most for an answer that does not depend on its load.
 READ_S = 10.0
@@ -30,8 +30,8 @@ READ_S = 10.0
 class SGLangAdapter:
     """Drives one SGLang server. Options of its URL: `api_key_env`, `admin_api_key_env` (names of environment
     variables that hold the keys; `api_key`, `admin_api_key` give them directly), `pid`, `agent` (HOST:PORT of the
-    agent of its node), `tags`, `checksum=true` (weights are compared by checksum: every load then reads all of them
-    once).
+    agent of its node), `tags`, `sizes` (TAG:BYTES,... a rank, where the server's own figures are wrong),
+    `checksum=true` (weights are compared by checksum: every load then reads all of them twice).
     """
 
     #: The versions that were driven for real, and the read that makes a paused server look unwell for good.
@@ -44,6 +44,7 @@ class SGLangAdapter:
         self._key = _key(address, "api_key")
         self._admin_key = _key(address, "admin_api_key") or self._key
         self._checksums = _switch(address, "checksum")
+        self._sizes = sizes_of(address)
         self._capabilities: Capabilities | None = None
         self._disaggregated = False
         self._dp_size = 1
@@ -68,7 +69,7 @@ class SGLangAdapter:
             raise ConfigurationError(f"{self.url}: the control endpoints refuse the key; give admin_api_key_env=NAME")
         self._disaggregated = info.get("disaggregation_mode") not in (None, "null")
         self._dp_size = int(info.get("dp_size") or 1)
-        self._capabilities = capabilities_of(info, self._tags())
+        self._capabilities = capabilities_of(info, self._tags(), self._sizes)
         self._boot = boot_of(info)
         self._processes = await find_processes(self._address, deadline_s=deadline_s)
         return self._capabilities
@@ -112,8 +113,8 @@ class SGLangAdapter:
         if Fact.CONTENTS in want:
             model = (await self._get("/model_info", end - time.monotonic())).json() or {}
             parts["weights_label"] = model.get("weight_version")
-            if self._checksums:
-                parts["checksum"] = await self._checksum(deadline_s)
+        if Fact.CHECKSUM in want and self._checksums:
+            parts["checksum"] = await self._checksum(deadline_s)
         boot = boot_of(told)
         if boot != self._boot:
             await self._meet(boot, end)

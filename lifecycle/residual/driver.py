@@ -196,9 +196,13 @@ def _uses(nvml: Any, handle: Any) -> tuple[Use, ...]:
 
 
 def _listed(nvml: Any, handle: Any) -> list[Any]:
-    computing = list(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
-    drawing = _unless(nvml, NOT_SUPPORTED, lambda: nvml.nvmlDeviceGetGraphicsRunningProcesses(handle))
-    return computing + list(drawing or ())
+    """Those that compute, draw, or compute as clients of MPS; only the first must be known to the driver."""
+    listed = list(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    for name in ("nvmlDeviceGetGraphicsRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"):
+        ask = getattr(nvml, name, None)
+        if ask is not None:
+            listed += _unless(nvml, NOT_SUPPORTED, partial(ask, handle)) or ()
+    return listed
 
 
 def _bytes(value: int | None) -> int | None:

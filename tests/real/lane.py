@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from make_model import checkpoint
-from measure import tree
+from measure import expected_weights, tree
 from questions import greedy
 from server import RealSGLang
 
@@ -81,8 +81,9 @@ def source(seed: int) -> FromDisk:
 
 
 def address(server: RealSGLang, **options: object) -> str:
-    """The engine's URL for a fleet."""
-    query = "&".join(f"{name}={value}" for name, value in {"name": "e", **options}.items())
+    """The engine's URL for a fleet. It says how large the weights are: the server's figure is of a busy machine."""
+    size = expected_weights(checkpoint(0))
+    query = "&".join(f"{name}={value}" for name, value in {"name": "e", "sizes": f"weights:{size}", **options}.items())
     return f"sglang://127.0.0.1:{server.port}?{query}"
 
 

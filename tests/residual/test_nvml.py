@@ -228,7 +228,18 @@ def test_a_driver_that_breaks_is_unmeasurable_and_opened_anew(number: int) -> No
     verdict = probe.read_now([by_pid(os.getpid())])
     assert isinstance(verdict, Unmeasurable)
     nvml.broken = None
+    assert nvml.calls.count("init") == 1
     assert probe.read_now([by_pid(os.getpid())]).resident_bytes == GIB
+    assert nvml.calls.count("init") == 2
+
+
+def test_clients_of_mps_are_found_where_the_driver_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = StandInNvml.of(gpu(compute=[use(20, GIB)]))
+    clients = nvml._processes([use(10, 3 * GIB)])
+    monkeypatch.setattr(StandInNvml, "nvmlDeviceGetMPSComputeRunningProcesses", lambda *_: clients, raising=False)
+    reading = measure(NvmlDriver(nvml).snapshot(), frozenset({10}), host({10: (10,), 20: (20,)}))
+    assert isinstance(reading, Reading)
+    assert reading.resident_bytes == 3 * GIB
 
 
 def test_no_driver_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,97 @@
+"""What must hold before torch_memory_saver is used for the first time in a process: its hook mode, the allocator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lifecycle.cuda_wheel import installed_cuda
+from lifecycle.errors import ConfigurationError
+from lifecycle.hook_mode import HookMode, HookModeUnsafe, choose, configured, escaped, judge, visible_gpus
+from lifecycle.verdicts import Refuted, Unmeasurable
+
+from .errors import MissingPackage
+
+Asked = Literal["auto", "preload", "torch"]
+
+#: The allocator's settings, under the old name and the new one.
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+#: The mode that this process uses; fixed at first use.
+_fixed: list[HookMode] = []
+
+
+def check_allocator(environ: Mapping[str, str]) -> None:
+    """Expandable segments are off under either name; ConfigurationError says under which they are on.
+
+    torch_memory_saver checks only the older name, and breaks under the newer. Source: torch_memory_saver 0.0.10,
+    entrypoint.py.
+    """
+    for name in ALLOCATOR:
+        settings = environ.get(name, "").replace(" ", "").lower()
+        if "expandable_segments:true" in settings or "expandable_segments:1" in settings:
+            raise ConfigurationError(
+                f"{name}={environ[name]!r}: expandable segments cannot be released by torch_memory_saver, nor shared "
+                "by CUDA IPC; take expandable_segments out of it before the process starts"
+            )
+
+
+def hook_mode(asked: Asked, environ: Mapping[str, str]) -> HookMode:
+    """The mode to use here: what was asked for, else what the environment says, else what is safe and possible.
+
+    Raises HookModeUnsafe where it would crash the process, ConfigurationError where it cannot work in this one.
+    """
+    wanted = asked if asked != "auto" else configured(environ)
+    gpus = visible_gpus(environ)
+    if isinstance(gpus, Unmeasurable):
+        raise ConfigurationError(f"the hook mode cannot be judged: {gpus.reason}")
+    if wanted == "auto":
+        return choose(gpus, installed_cuda()) if preloaded(environ) else "torch"
+    verdict = judge(wanted, gpus, installed_cuda(), escaped(environ))
+    if isinstance(verdict, Refuted):
+        raise HookModeUnsafe(verdict.reason)
+    if wanted == "preload" and not preloaded(environ):
+        raise ConfigurationError(
+            "hook mode preload needs torch_memory_saver's library in LD_PRELOAD before the process starts "
+            f"(LD_PRELOAD is {environ.get('LD_PRELOAD', '')!r}); start it under "
+            "torch_memory_saver.configure_subprocess(), or use hook_mode='torch'"
+        )
+    return wanted
+
+
+def preloaded(environ: Mapping[str, str]) -> bool:
+    """Whether exactly one of torch_memory_saver's libraries is preloaded, as its preload mode wants it."""
+    return sum("torch_memory_saver" in part for part in environ.get("LD_PRELOAD", "").split(":")) == 1
+
+
+def fix(mode: HookMode) -> HookMode:
+    """This is the process's mode for good; ConfigurationError where another was used before."""
+    if _fixed and _fixed[0] != mode:
+        raise ConfigurationError(
+            f"torch_memory_saver is in use in this process with hook mode {_fixed[0]!r}, and cannot change to "
+            f"{mode!r}: the mode is fixed at first use. Start another process for it"
+        )
+    _fixed[:] = [mode]
+    return mode
+
+
+def memory_saver(asked: Asked) -> tuple[Any, HookMode]:
+    """torch_memory_saver's singleton, its hook mode resolved, guarded and fixed before first use."""
+    check_allocator(os.environ)
+    try:
+        from torch_memory_saver import torch_memory_saver as saver  # type: ignore[import-not-found,unused-ignore]
+    except ModuleNotFoundError as missing:
+        raise MissingPackage(
+            "releasing CUDA memory needs torch_memory_saver; pip install 'engine-lifecycle[torch-memory-saver]'"
+        ) from missing
+    mode = fix(hook_mode(asked, os.environ))
+    used = getattr(saver, "_impl", None)
+    if used is None:
+        saver.hook_mode = mode
+    elif getattr(used, "_hook_mode", mode) != mode:
+        raise ConfigurationError(
+            f"torch_memory_saver was used in this process with hook mode {used._hook_mode!r} before this engine was "
+            f"made, and cannot change to {mode!r}; pass hook_mode={used._hook_mode!r}"
+        )
+    return saver, mode

@@ -1,0 +1,54 @@
+"""`lifecycle doctor`: what is wrong with an engine, before anything is moved."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import typer
+
+from ..doctor import Finding, examine, worst
+from ..engine import Engine
+from . import FAILED, OK
+from .options import JSON, THRESHOLD, URLS, Chosen
+
+#: It works, and there is something to look at.
+WARNED = 4
+
+CODES = {"ok": OK, "warning": WARNED, "failure": FAILED}
+
+
+def doctor(urls: URLS, threshold_gib: THRESHOLD = None, as_json: JSON = False) -> int:
+    """Every check that needs no transition, one line each. Exit 0: all well; 4: a warning; 1: a failure."""
+    chosen = Chosen(urls, threshold_gib=threshold_gib, as_json=as_json)
+    found = asyncio.run(_examine_all(chosen))
+    print(_as_json(found) if as_json else "\n".join(_lines(found)))
+    return CODES[worst(finding for _, findings in found for finding in findings)]
+
+
+def register(app: typer.Typer) -> None:
+    """`lifecycle doctor` is a command of `app`."""
+    app.command()(doctor)
+
+
+async def _examine_all(chosen: Chosen) -> list[tuple[Engine, list[Finding]]]:
+    fleet = chosen.fleet(unprovable="warn")
+    try:
+        found = await asyncio.gather(*(examine(engine) for engine in fleet))
+    finally:
+        await fleet.aclose()
+    return list(zip(fleet, found, strict=True))
+
+
+def _lines(found: Sequence[tuple[Engine, list[Finding]]]) -> list[str]:
+    return [line for engine, findings in found for line in (engine.name, *(f"  {each}" for each in findings))]
+
+
+def _as_json(found: Sequence[tuple[Engine, list[Finding]]]) -> str:
+    told = [
+        {"engine": engine.name, "worst": worst(findings), "findings": [asdict(each) for each in findings]}
+        for engine, findings in found
+    ]
+    return json.dumps(told, indent=2)

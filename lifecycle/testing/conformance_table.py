@@ -1,0 +1,56 @@
+"""A pytest plugin that prints what the conformance suite found: a line a case, a column an engine.
+
+    # conftest.py
+    from lifecycle.testing.conformance_table import Table
+
+    def pytest_configure(config):
+        config.pluginmanager.register(Table())
+"""
+
+from __future__ import annotations
+
+import pytest
+
+WORDS = {"passed": "yes", "failed": "NO", "skipped": "-"}
+
+
+class Table:
+    """Collects the outcome of every case; `lines` are the table."""
+
+    def __init__(self) -> None:
+        self._cells: dict[str, dict[str, str]] = {}
+        self._engines: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """The outcome is in the table, if the report is of a case; of its phases the worst counts."""
+        found = dict(report.user_properties).get("conformance")
+        if found is None or (report.when != "call" and report.passed):
+            return
+        engine, case = found  # type: ignore[misc]
+        if engine not in self._engines:
+            self._engines.append(engine)
+        row = self._cells.setdefault(case.removeprefix("test_"), {})
+        if row.get(engine) != "NO":
+            row[engine] = WORDS[report.outcome]
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """The table is printed, if any case ran."""
+        for line in self.lines():
+            terminalreporter.write_line(line)
+
+    def lines(self) -> list[str]:
+        """A head, a line for each case, and how many each engine passed of those that apply to it."""
+        if not self._cells:
+            return []
+        wide = max(len(case) for case in self._cells)
+        columns = [(engine, max(len(engine), 7)) for engine in self._engines]
+        lines = [" ".join(["case".ljust(wide), *(engine.ljust(width) for engine, width in columns)])]
+        for case, row in self._cells.items():
+            cells = (row.get(engine, "").ljust(width) for engine, width in columns)
+            lines.append(" ".join([case.ljust(wide), *cells]).rstrip())
+        totals = (self._total(engine).ljust(width) for engine, width in columns)
+        return [*lines, " ".join(["passed of those that apply".ljust(wide), *totals]).rstrip()]
+
+    def _total(self, engine: str) -> str:
+        outcomes = [row[engine] for row in self._cells.values() if row.get(engine, "-") != "-"]
+        return f"{outcomes.count('yes')}/{len(outcomes)}"

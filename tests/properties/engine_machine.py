@@ -1,0 +1,279 @@
+"""One engine under everything that can happen to it, in virtual time, before the judge."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from drawn import COMMANDS, SHAPES, V1, deadlines_s, patience, script, some_faults
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from judge import Invariant, Judge, still_held, untruths
+from virtual_time import VirtualTime
+from watched import Watched
+
+from lifecycle import CommandRefused, Engine, EngineBusy, OperationFailed, Policy, State
+from lifecycle.adapter import Capabilities
+from lifecycle.commands import Command, UpdateWeights
+from lifecycle.facts import Fact
+from lifecycle.moves import standing
+from lifecycle.plan import Goal, next_command
+from lifecycle.residual import Unmeasurable
+from lifecycle.states import UNCLAIMED
+from lifecycle.testing import capabilities, scripted
+
+POLICY = Policy(settle_s=1.0, poll_s=0.2)
+#: Every look at an engine is given this long even where the deadline has passed; settling takes at most five.
+GRACE_S = 0.05 * 5
+
+Ended = BaseException | None
+
+
+async def cut_short(work: Coroutine[Any, Any, object], patience: float | None) -> Ended:
+    """What it raised, its caller giving up after so many turns of the loop (int) or seconds (float)."""
+    task = asyncio.ensure_future(work)
+    if isinstance(patience, int):
+        for _ in range(patience):
+            await asyncio.sleep(0)
+    elif patience is not None:
+        await asyncio.wait([task], timeout=patience)
+    gave_up = patience is not None and task.cancel()
+    await asyncio.wait([task])
+    if gave_up:
+        assert task.cancelled(), "a cancellation did not reach its caller"
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
+
+
+def carry_out(engine: Engine, command: Command, limit_s: float) -> Coroutine[Any, Any, object]:
+    """The planner's command, as a verb."""
+    if isinstance(command, UpdateWeights):
+        return engine.update_weights(command.source, deadline_s=limit_s)  # type: ignore[arg-type]
+    return engine.execute(command, deadline_s=limit_s)
+
+
+def judge_standing(judge: Judge, engine: Engine, adapter: Watched) -> None:
+    """What must be so whenever nothing is under way."""
+    judge.hold(Invariant.STABLE, engine.state.stable and engine.busy is None, repr(engine))
+    claims = engine.state not in UNCLAIMED
+    if claims and not adapter.replaced:
+        judge.hold(Invariant.TRUE_FACTS, engine.facts.boot == adapter.engine.boot, f"{engine!r} is {adapter.told_boot}")
+    if engine.facts.boot == adapter.engine.boot and (claims or adapter.settled):
+        for fact, wrong in untruths(engine, adapter.engine).items():
+            judge.hold(Invariant.TRUE_FACTS, False, f"{engine!r}: {wrong}", excuse=adapter.excused(fact))
+    if engine.memory_is_free:
+        held = still_held(engine, adapter.engine)
+        excuse = adapter.replaced or Fact.MAPPED in adapter.others
+        judge.hold(Invariant.HANDED_OVER, held is None, f"{engine!r}: {held}", excuse=excuse)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Rules are what a caller, the engine, and others may do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.judge = Judge()
+
+    @initialize(
+        shape=st.sampled_from(sorted(SHAPES)),
+        tells_tags=st.booleans(),
+        tells_admission=st.sampled_from([True, True, False]),
+        cancellable=st.sampled_from([True, True, False]),
+        ranks=st.sampled_from([1, 2]),
+        late=st.booleans(),
+    )
+    def launch(
+        self,
+        shape: str = "weights and kv",
+        tells_tags: bool = False,
+        tells_admission: bool = True,
+        cancellable: bool = True,
+        ranks: int = 1,
+        late: bool = True,
+    ) -> None:
+        self.time = VirtualTime()
+        able: Capabilities = capabilities(*SHAPES[shape], cancellable=cancellable, ranks=ranks)
+        self.adapter = Watched("e", able, self.judge)
+        self.adapter.tells_tags, self.adapter.tells_admission = tells_tags, tells_admission
+        self.adapter.late_when_cancelled = late
+        self.model = self.adapter.engine
+        self.engine = scripted(self.adapter, policy=POLICY)
+        self.adapter.wanted = lambda: self.engine.wanted
+        self.time.run(self.engine.connect())
+
+    # the caller
+
+    def do(self, work: Coroutine[Any, Any, object], limit_s: float, patience: float | None = None) -> Ended:
+        """What the verb ended with; whatever that is, the judge has looked."""
+        before = (self.engine.state, self.engine.facts, len(self.adapter.journal.calls()))
+        began_s = self.time.clock()
+        ended = self.time.run(cut_short(work, patience))
+        took_s = self.time.clock() - began_s
+        self.judge.hold(Invariant.IN_TIME, took_s <= limit_s + GRACE_S, f"{took_s:.2f} s of {limit_s} s: {ended!r}")
+        after = (self.engine.state, self.engine.facts, len(self.adapter.journal.calls()))
+        if isinstance(ended, CommandRefused):
+            self.judge.hold(Invariant.ONE_AT_A_TIME, before == after, f"refused, and touched: {ended}")
+        elif isinstance(ended, OperationFailed):
+            self.judge.hold(Invariant.STABLE, ended.settled is self.engine.state, f"{self.engine!r}: {ended}")
+        elif isinstance(ended, asyncio.CancelledError):
+            as_it_was = self.engine.state in (before[0], State.FAILED, State.GONE)
+            self.judge.hold(Invariant.STABLE, as_it_was, f"cancelled in {before[0]}, and now {self.engine!r}")
+        elif ended is not None:
+            raise ended
+        return ended
+
+    @rule(faults=some_faults, limit_s=deadlines_s, patience=patience, home=st.booleans())
+    def onwards(
+        self, faults: Any = (), limit_s: float = 4.0, patience: float | None = None, home: bool = False
+    ) -> None:
+        """The planner's next command, to released or to serving."""
+        goal = Goal(State.SERVING, weights=self.engine.source) if home else Goal(State.RELEASED, None, V1)
+        command = next_command(standing(self.engine), goal)
+        if command is not None:
+            script(self.adapter, faults)
+            self.do(carry_out(self.engine, command, limit_s), limit_s, patience)
+
+    @rule(steps=st.integers(1, 6), home=st.booleans())
+    def some_way(self, steps: int = 6, home: bool = False) -> None:
+        """Several steps, and none goes wrong by itself."""
+        for _ in range(steps):
+            self.onwards(home=home)
+
+    @rule(what=st.sampled_from(sorted(COMMANDS)), faults=some_faults, limit_s=deadlines_s, patience=patience)
+    def command(self, what: str, faults: Any = (), limit_s: float = 4.0, patience: float | None = None) -> None:
+        """Any command, wherever it is."""
+        script(self.adapter, faults)
+        self.do(COMMANDS[what](self.engine, limit_s), limit_s, patience)
+
+    @rule(faults=some_faults, patience=patience)
+    def recover(self, faults: Any = (), patience: float | None = None) -> None:
+        """It is looked for."""
+        script(self.adapter, faults)
+        self.do(self.engine.recover(deadline_s=4.0), 4.0, patience)
+
+    @rule(faults=some_faults, patience=patience)
+    def verify(self, faults: Any = (), patience: float | None = None) -> None:
+        """Its claim is checked."""
+        script(self.adapter, faults)
+        self.do(self.engine.verify(deadline_s=4.0), 4.0, patience)
+
+    @rule(first=st.sampled_from(sorted(COMMANDS)), second=st.sampled_from(sorted(COMMANDS)), turns=st.integers(1, 6))
+    def interfere(self, first: str, second: str, turns: int) -> None:
+        """A second caller comes while the first one's command is under way."""
+
+        async def both() -> Ended:
+            task = asyncio.ensure_future(COMMANDS[first](self.engine, 4.0))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if self.engine.busy:
+                self.refused_at_once(COMMANDS[second](self.engine, 4.0))
+            await asyncio.wait([task])
+            return task.exception()
+
+        self.do_both(both())
+
+    def do_both(self, both: Coroutine[Any, Any, Ended]) -> None:
+        """Both callers have ended, the first as it may."""
+        ended = self.time.run(both)
+        if ended is not None and not isinstance(ended, CommandRefused | OperationFailed):
+            raise ended
+
+    def refused_at_once(self, work: Coroutine[Any, Any, object]) -> None:
+        """The second caller got EngineBusy before its first await, and nothing changed."""
+        before = (self.engine.state, self.engine.facts, len(self.adapter.journal), self.engine.busy)
+        try:
+            work.send(None)
+        except EngineBusy:
+            after = (self.engine.state, self.engine.facts, len(self.adapter.journal), self.engine.busy)
+            self.judge.hold(Invariant.ONE_AT_A_TIME, before == after, "EngineBusy, and touched")
+        else:
+            self.judge.hold(Invariant.ONE_AT_A_TIME, False, "a second caller was let in")
+            work.close()
+
+    @precondition(lambda self: self.engine.state is State.FAILED and not self.adapter.excused(*Fact))
+    @rule()
+    def declare_the_truth(self) -> None:
+        """An operator looks and says what is so, where it makes a state."""
+        model = self.model
+        if model.admission == "open" or model.running or self.engine.facts.boot != model.boot:
+            return
+        weights = self.engine.capabilities.stage("weights")
+        states = {
+            frozenset(): State.PAUSED,
+            frozenset(model.sizes): State.RELEASED,
+            frozenset(model.sizes) - weights: State.WEIGHTS_RESTORED,
+        }
+        state = states.get(frozenset(model.unmapped))
+        if state is not None and (state is State.PAUSED or not self.adapter.open_effects):
+            self.engine.declare(state, by="the test", reason="it is so")
+
+    # the engine and others
+
+    @rule(requests=st.integers(1, 3))
+    def requests_arrive(self, requests: int = 1) -> None:
+        self.model.submit(requests)
+
+    @rule()
+    def requests_end(self) -> None:
+        self.model.finish()
+
+    @rule(more=st.sampled_from([1, 3, -1]))
+    def a_request_will_not_end(self, more: int = 1) -> None:
+        """The idle proof finds a request so many times yet; -1: for ever."""
+        if self.model.running:
+            self.model.stubborn = more
+
+    @rule()
+    def it_dies(self) -> None:
+        self.model.die("killed by a rule")
+
+    @rule()
+    def it_restarts(self) -> None:
+        self.model.restart()
+
+    @rule(reachable=st.booleans())
+    def the_network(self, reachable: bool = False) -> None:
+        self.model.reachable = reachable
+
+    @precondition(lambda self: self.adapter.tells_admission)
+    @rule(name=st.sampled_from(["resume", "pause"]))
+    def somebody_else_acts(self, name: str = "resume") -> None:
+        """Others open or close it."""
+        self.adapter.others |= {Fact.ADMISSION, Fact.RUNNING}
+        self.model.apply(name, {"mode": "abort"} if name == "pause" else {})
+
+    @precondition(lambda self: self.adapter.tells_tags and self.model.idle_and_closed())
+    @rule(kv=st.booleans())
+    def somebody_else_releases(self, kv: bool = False) -> None:
+        """Others give memory back that is mapped."""
+        stage = self.engine.capabilities.stage("kv" if kv else "weights")
+        self.adapter.others |= {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH}
+        self.model.apply("release", {"tags": sorted(stage - self.model.unmapped)})
+
+    @rule(frees=st.booleans(), leak_gib=st.sampled_from([0, 1, 6]))
+    def its_releases(self, frees: bool = True, leak_gib: int = 0) -> None:
+        """From here on they free what they say, or leave some behind, or all of it."""
+        self.model.frees, self.model.leak_bytes = frees, leak_gib << 30
+
+    @rule(reads=st.integers(1, 3))
+    def the_probe_is_blind(self, reads: int = 1) -> None:
+        self.adapter.probe.script(*[Unmeasurable(reason="no permission")] * reads)
+
+    # the judge
+
+    @invariant()
+    def judged(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        judge_standing(self.judge, self.engine, self.adapter)
+        self.judge_served()
+        self.judge.check()
+
+    def judge_served(self) -> None:
+        excuse = self.adapter.excused(Fact.ADMISSION, Fact.CONTENTS, Fact.CACHE_FRESH)
+        crimes, self.model.crimes = self.model.crimes, []
+        self.judge.hold(Invariant.SERVED_FIT, not crimes, f"{self.engine!r}: {crimes}", excuse=excuse)
+
+    def teardown(self) -> None:
+        if hasattr(self, "time"):
+            self.time.close()

@@ -1,0 +1,153 @@
+"""A scripted adapter under the eyes of the judge: everything that is sent is judged by the model, when it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from judge import Invariant, Judge, fit_to_serve
+
+from lifecycle import Call, Capabilities, Fact, Observation, Reply
+from lifecycle.testing import Act, ScriptedAdapter
+
+#: Answered as done without effect: what no evidence of this adapter could then show to be untrue.
+UNSEEN_LIES = {
+    "load": {Fact.CONTENTS, Fact.CACHE_FRESH},
+    "push_tensor": {Fact.CONTENTS},
+    "end_update": {Fact.CONTENTS},
+    "flush": {Fact.CACHE_FRESH},
+    "release": {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH},
+}
+
+
+class Watched(ScriptedAdapter):
+    """Its `judge` is told when the library breaks an invariant on it."""
+
+    def __init__(self, name: str, capabilities: Capabilities, judge: Judge, **how: Any) -> None:
+        super().__init__(name, capabilities, **how)
+        self.judge = judge
+        #: What the engine should serve, and the process whose launched weights count, as the library was told.
+        self.wanted: Callable[[], str | None] = lambda: None
+        self.first_boot = self.engine.boot
+        #: Others that have to be idle before this one is released, as long as they are in one move.
+        self.together: list[Watched] = []
+        #: A call that is cancelled before it took effect takes effect later; else never.
+        self.late_when_cancelled = True
+        self.told_boot: str | None = None
+        #: Whether the last barrier returned: what was observed without one may change.
+        self.settled = True
+        #: Effects of which nobody knows whether they come, with the process they were sent to.
+        self.open_effects: list[tuple[str, str]] = []
+        self.lies: set[tuple[str, Fact]] = set()
+        self.others: set[Fact] = set()
+        self._sending: Call | None = None
+        self._reached = True
+
+    # what the judge may excuse
+
+    def excused(self, *facts: Fact) -> bool:
+        """Whether the engine lied about one of these, unseen, or others changed it since it last told of it."""
+        lied = any((self.engine.boot, fact) in self.lies for fact in facts)
+        return lied or bool(self.others & set(facts)) or self.replaced
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the process is another one than the one that answered last, or has ended since."""
+        return self.engine.boot != self.told_boot or not self.engine.alive
+
+    # the port
+
+    async def send(self, call: Call, *, deadline_s: float) -> Reply:
+        self._judge(call)
+        self._sending, self._reached = call, False
+        try:
+            reply = await super().send(call, deadline_s=deadline_s)
+        except BaseException:
+            self._abandoned(call)
+            raise
+        finally:
+            self._sending = None
+        if reply.outcome == "lost" and not reply.refused:
+            self.open_effects.append((str(call), self.engine.boot))
+        return reply
+
+    async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
+        seen = await super().observe(want, deadline_s=deadline_s)
+        if seen.boot is not None:
+            self.told_boot = seen.boot
+        if seen.admission is not None:
+            self.others -= {Fact.ADMISSION, Fact.RUNNING}
+        if seen.released_tags is not None:
+            self.others -= {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH}
+        return seen
+
+    async def barrier(self, *, deadline_s: float) -> bool:
+        self.settled = await super().barrier(deadline_s=deadline_s)
+        if self.settled:
+            self.open_effects.clear()
+        return self.settled
+
+    # judging
+
+    def _judge(self, call: Call) -> None:
+        where = f"{self.name}: {call} in {self.engine.boot}"
+        still = [name for name, boot in self.open_effects if boot == self.engine.boot]
+        self.judge.hold(Invariant.BARRIER_FIRST, not still, f"{where}, and {still} may still come")
+        self.judge.hold(Invariant.ONE_AT_A_TIME, self._sending is None, f"{where} beside {self._sending}")
+        checks = {"release": self._judge_release, "restore": self._judge_restore, "resume": self._judge_resume}
+        if call.name in checks and not self.replaced and self.engine.reachable:
+            checks[call.name](call, where)
+
+    def _judge_release(self, call: Call, where: str) -> None:
+        model, twice = self.engine, set(call.args["tags"]) & self.engine.unmapped
+        idle = model.admission == "closed" and not model.running and not model.stubborn
+        self.judge.hold(Invariant.RELEASED_IDLE, idle, f"{where}: {model.running} run, admission {model.admission}")
+        self.judge.hold(Invariant.SENT_ONCE, not twice, f"{where}: twice", excuse=self.excused(Fact.MAPPED))
+        for other in self.together:
+            ready = other.engine.idle_and_closed() or other.replaced
+            self.judge.hold(Invariant.DRAINED_TOGETHER, ready, f"{where} while {other.name} is not drained")
+
+    def _judge_restore(self, call: Call, where: str) -> None:
+        once = set(call.args["tags"]) <= self.engine.unmapped
+        self.judge.hold(Invariant.SENT_ONCE, once, f"{where}: not released", excuse=self.excused(Fact.MAPPED))
+
+    def _judge_resume(self, call: Call, where: str) -> None:
+        wrong = fit_to_serve(self.engine, self.wanted(), self.first_boot)
+        excuse = self.excused(Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH)
+        self.judge.hold(Invariant.RESUMED_FIT, wrong is None, f"{where}: {wrong}", excuse=excuse)
+
+    # what becomes of the calls
+
+    def _affect(self, act: Act, call: Call) -> Reply | None:
+        self._reached = True
+        if act.effect == "never" and act.answer == "done":
+            self._lied(call)
+        if call.name == "release" and not self.engine.frees:
+            self.lies.add((self.engine.boot, Fact.MAPPED))  # what moved no byte cannot be seen to have happened
+            self.lies.add((self.engine.boot, Fact.CONTENTS))
+            self.lies.add((self.engine.boot, Fact.CACHE_FRESH))
+        with self._nobody_dies(call):
+            return super()._affect(act, call)
+
+    def _arrive(self, *, everything: bool) -> None:
+        with self._nobody_dies("a late effect"):
+            super()._arrive(everything=everything)
+
+    def _lied(self, call: Call) -> None:
+        seen = call.name == "load" and self.engine.label != call.args["version"] and self.engine.label_lie is None
+        for fact in () if seen else UNSEEN_LIES.get(call.name, ()):
+            self.lies.add((self.engine.boot, fact))
+
+    @contextmanager
+    def _nobody_dies(self, what: object) -> Iterator[None]:
+        deaths, excuse = len(self.engine.deaths), self.excused(Fact.MAPPED, Fact.ADMISSION)
+        yield
+        why = self.engine.deaths[deaths:]
+        self.judge.hold(Invariant.SENT_ONCE, not why, f"{self.name}: {what} ended it: {why}", excuse=excuse)
+
+    def _abandoned(self, call: Call) -> None:
+        """Its caller has gone: the engine may still do it."""
+        self.open_effects.append((str(call), self.engine.boot))
+        if not self._reached and self.late_when_cancelled and self.engine.alive and self.engine.reachable:
+            self._late.append((1, call, self.engine.boot))

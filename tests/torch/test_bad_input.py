@@ -1,0 +1,341 @@
+"""What a user can get wrong with an engine in this process: each is refused or told, by name, with what to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+from lifecycle.adapters.torch_memory_saver import HostBudget, RegionRefused, TorchEngine, hooks
+from lifecycle.adapters.torch_memory_saver.errors import MissingPackage
+from rig import MIB, POLICY, built, greedy, seeded
+
+from lifecycle import ConfigurationError, Fleet, FleetError, FromDisk, Kept, NotProved, Pushed, Rejected, State
+
+GIB = 1 << 30
+
+
+def only(error: FleetError) -> Exception:
+    """The one error of a fleet's."""
+    (first,) = error.exceptions
+    return first
+
+
+async def resident_after_release(**options) -> int:
+    """Bytes that stay when everything is in regions."""
+    with built("measured", **options) as (engine, _):
+        async with Fleet([engine]) as fleet, fleet.offloaded(weights=Kept()) as (released,):
+            return released.verdicts["memory_returned"].figures["resident_bytes"]
+
+
+# allocation outside a region
+
+
+async def test_a_cache_outside_every_region_is_told_by_the_residual() -> None:
+    clean = await resident_after_release()
+    tight = replace(POLICY, residual_threshold_gib=(clean + 32 * MIB) / GIB)
+    stray = torch.ones(96 * MIB // 4)
+    with built(policy=tight) as (engine, _):
+        async with Fleet([engine]) as fleet:
+            with pytest.raises(FleetError, match=r"MiB resident exceeds \d+ MiB allowed"):
+                await fleet.offload(weights=Kept(), deadline_s=2)
+    assert stray.all()
+
+
+async def test_a_module_outside_every_region_is_told_by_name_and_by_the_residual() -> None:
+    engine = TorchEngine("policy", device="cpu", policy=POLICY)
+    with engine.region("weights"):
+        model = seeded(0)
+    model.outside = torch.nn.Linear(4096, 4096, bias=False)
+    engine.attach(model, generate=lambda probe: greedy(model))
+    async with Fleet([engine]) as fleet:
+        (note,) = engine.capabilities.notes
+        assert "64 MiB of weights lie outside every region" in note
+        assert "target.outside.weight" in note
+        with pytest.raises(FleetError, match=r"returned 2[01] MiB of 84 MiB expected") as caught:
+            await fleet.offload(weights=Kept(), deadline_s=2)
+        assert isinstance(only(caught.value), NotProved)
+        assert engine.state is State.RELEASED
+        assert not engine.memory_is_free
+
+
+# regions
+
+
+async def test_a_region_is_not_opened_while_released() -> None:
+    with built() as (engine, _):
+        async with Fleet([engine]) as fleet:
+            async with fleet.offloaded(weights=Kept()):
+                with pytest.raises(RegionRefused, match="'kv_cache' is released"), engine.region("kv_cache"):
+                    torch.ones(1)
+            with engine.region("kv_cache"):
+                more = torch.ones(8 * MIB // 4)
+            assert engine.capabilities.spec("kv_cache").expected_bytes == 72 * MIB
+            async with fleet.offloaded(weights=Kept()) as (released,):
+                assert released.returned_bytes > 0.95 * 92 * MIB
+            assert not more.any()
+
+
+async def test_a_region_that_is_new_after_connect_is_refused() -> None:
+    with built() as (engine, _):
+        async with Fleet([engine]):
+            with pytest.raises(ConfigurationError, match="'workspace' is new"), engine.region("workspace"):
+                pass
+
+
+def test_kv_is_never_backed_up() -> None:
+    with (
+        built(contents="pinned") as (engine, _),
+        pytest.raises(ConfigurationError, match="never backed up"),
+        engine.adapter.tenant.tags.region("kv", "mmap"),
+    ):
+        pass
+
+
+def test_a_tag_is_paused_and_resumed_once() -> None:
+    with built() as (engine, _):
+        tags = engine.adapter.tenant.tags
+        with pytest.raises(RegionRefused, match="is mapped and cannot be restored"):
+            tags.restore("weights")
+        tags.release("weights")
+        with pytest.raises(RegionRefused, match="is released and cannot be released again"):
+            tags.release("weights")
+        tags.restore("weights")
+        with pytest.raises(RegionRefused, match="no region 'graphs'; it has weights, kv_cache"):
+            tags.release("graphs")
+
+
+def test_two_engines_of_one_name_are_refused() -> None:
+    with built("twin"), pytest.raises(ConfigurationError, match="an engine 'twin' in this process already"):
+        TorchEngine("twin", device="cpu")
+
+
+async def test_an_engine_without_regions_or_modules_is_refused() -> None:
+    bare = TorchEngine("bare", device="cpu")
+    with pytest.raises(ConfigurationError, match="no region was opened"):
+        await bare.connect()
+    with bare.region("weights"):
+        torch.ones(4)
+    with pytest.raises(ConfigurationError, match="attach"):
+        await bare.connect()
+    await bare.aclose()
+
+
+# hook mode and allocator
+
+
+@pytest.fixture
+def unused(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """torch_memory_saver as it stands before its first use, in a process where none was used."""
+    saver = types.SimpleNamespace(_impl=None, hook_mode=None)
+    monkeypatch.setitem(sys.modules, "torch_memory_saver", types.SimpleNamespace(torch_memory_saver=saver))
+    monkeypatch.setattr(hooks, "_fixed", [])
+    for name in (*hooks.ALLOCATOR, "LD_PRELOAD", "LIFECYCLE_HOOK_MODE", "MILES_TMS_HOOK_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    return saver
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+@pytest.mark.parametrize("value", ["expandable_segments:True", "max_split_size_mb:64, expandable_segments: true"])
+def test_expandable_segments_are_refused(unused, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=name):
+        hooks.memory_saver("auto")
+    with pytest.raises(ConfigurationError, match=name):
+        TorchEngine("policy", device="cuda")
+
+
+def test_expandable_segments_that_are_off_pass(unused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:False")
+    assert hooks.memory_saver("auto") == (unused, "torch")
+
+
+def test_the_hook_mode_is_set_before_first_use_and_never_changes(unused, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hooks.memory_saver("torch") == (unused, "torch")
+    assert unused.hook_mode == "torch"
+    monkeypatch.setenv("LD_PRELOAD", "/x/torch_memory_saver_hook_mode_preload_cu13.abi3.so")
+    with pytest.raises(ConfigurationError, match="cannot change to 'preload': the mode is fixed at first use"):
+        hooks.memory_saver("preload")
+
+
+def test_a_hook_mode_that_somebody_else_used_is_kept_to(unused) -> None:
+    unused._impl = types.SimpleNamespace(_hook_mode="preload")
+    with pytest.raises(ConfigurationError, match="used in this process with hook mode 'preload'"):
+        hooks.memory_saver("torch")
+
+
+def test_preload_without_its_library_is_refused(unused) -> None:
+    with pytest.raises(ConfigurationError, match="LD_PRELOAD before the process starts"):
+        hooks.memory_saver("preload")
+
+
+def test_an_unknown_hook_mode_of_the_environment_is_refused(unused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIFECYCLE_HOOK_MODE", "Torch")
+    with pytest.raises(ConfigurationError, match="one of auto, torch, preload"):
+        hooks.memory_saver("auto")
+
+
+def test_auto_is_preload_where_its_library_is_there(unused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/x/torch_memory_saver_hook_mode_preload_cu13.abi3.so:/y/other.so")
+    assert hooks.memory_saver("auto")[1] == "preload"
+
+
+def test_a_device_that_cannot_be_released_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="devices are cuda and cpu"):
+        TorchEngine("policy", device="meta")
+
+
+# packages
+
+
+def test_torch_memory_saver_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_memory_saver", None)
+    with pytest.raises(MissingPackage, match=r"engine-lifecycle\[torch-memory-saver\]"):
+        hooks.memory_saver("torch")
+
+
+def test_torch_is_not_installed() -> None:
+    code = "import sys; sys.modules['torch'] = None; import lifecycle.adapters.torch_memory_saver"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.returncode != 0
+    assert "needs torch; pip install 'engine-lifecycle[torch]'" in ended.stderr
+
+
+# host memory
+
+
+async def test_too_little_host_memory_is_refused_before_anything_is_given_back() -> None:
+    with built(host_budget=HostBudget(8 * MIB)) as (engine, model):
+        before = greedy(model)
+        async with Fleet([engine]) as fleet:
+            with pytest.raises(FleetError, match="21 MiB more of host memory and 8 MiB is left of its budget of 8"):
+                await fleet.offload(weights=Kept())
+            assert engine.state is State.SERVING, "the fleet brought it back"
+            assert engine.adapter.tenant.stagings["weights"].host_bytes == 0
+            assert greedy(model) == before
+            await fleet.pause()
+            await fleet.drain()
+            with pytest.raises(Rejected) as refused:
+                await engine.release(weights=Kept())
+            assert refused.value.settled is State.DRAINED
+            assert all(engine.facts.mapped.values())
+
+
+# modules that change between release and restore
+
+
+def moved(model) -> None:
+    model.mix.to("meta")
+
+
+def resized(model) -> None:
+    model.mix.weight.data = torch.empty(8, 1024)
+
+
+def converted(model) -> None:
+    model.mix.weight.data = model.mix.weight.data.to(torch.float16)
+
+
+def replaced(model) -> None:
+    model.mix.weight = torch.nn.Parameter(torch.zeros(1024, 1024))
+
+
+def dropped(model) -> None:
+    del model.scale
+
+
+def added(model) -> None:
+    model.register_buffer("late", torch.zeros(4))
+
+
+@pytest.mark.parametrize("contents", ["staged", "discarded"])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (moved, "target.mix.weight was moved from cpu to meta"),
+        (resized, r"target.mix.weight was resized from \[1024, 1024\] to \[8, 1024\]"),
+        (converted, "target.mix.weight was converted from torch.float32 to torch.float16"),
+        (replaced, r"target.mix.weight was replaced \(it lies in other memory\)"),
+        (dropped, "target.scale is gone"),
+        (added, "target.late is new"),
+    ],
+)
+async def test_a_module_that_changed_while_released_is_refused_by_name(contents: str, change, told: str) -> None:
+    with built(contents=contents) as (engine, model):
+        async with Fleet([engine]) as fleet:
+            source = Kept() if contents == "staged" else FromDisk("/nowhere", "v1")
+            await fleet.offload(weights=source)
+            change(model)
+            with pytest.raises(Rejected, match=told) as refused:
+                await engine.restore_weights()
+            assert refused.value.settled is State.RELEASED
+            assert engine.adapter.tenant.tags.released == {"weights", "kv_cache"}
+
+
+async def test_modules_attached_anew_are_restored_after_all() -> None:
+    with built() as (engine, model):
+        before = greedy(model)
+        async with Fleet([engine]) as fleet:
+            await fleet.offload(weights=Kept())
+            weight = model.mix.weight
+            replaced(model)
+            with pytest.raises(Rejected):
+                await engine.restore_weights()
+            model.mix.weight = weight
+            await fleet.onload()
+        assert greedy(model) == before
+
+
+# weights that do not fit
+
+
+async def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    state = seeded(7).state_dict()
+    del state["head.weight"], state["mix.bias"]
+    save_file(state, tmp_path / "a.safetensors")
+    with built() as (engine, model):
+        before = greedy(model)
+        async with Fleet([engine]) as fleet:
+            await fleet.pause()
+            await fleet.drain()
+            for path, told in ((tmp_path, "the checkpoint has no target.mix.bias"), (tmp_path / "none", "safetensors")):
+                with pytest.raises(Rejected, match=told):
+                    await engine.update_weights(FromDisk(str(path), "v1"))
+                assert engine.state is State.DRAINED
+            save_file({**state, "mix.bias": torch.zeros(3)}, tmp_path / "a.safetensors")
+            with pytest.raises(Rejected, match=r"the shapes differ of target.mix.bias \(\[3\] for \[1024\]\)"):
+                await engine.update_weights(FromDisk(str(tmp_path), "v1"))
+        assert greedy(model) == before
+
+
+@pytest.mark.parametrize(
+    ("pushed", "told"),
+    [
+        ({}, "nothing was pushed to target.embedding.weight, target.mix.weight, target.mix.bias"),
+        ({"mix.bias": torch.zeros(1024)}, "nothing was pushed to target.embedding.weight, target.mix.weight"),
+        ({"mix.bias": torch.zeros(3)}, "the shapes differ of target.mix.bias"),
+        ({"mix.nose": torch.zeros(3)}, "target.mix.nose, which the module does not have"),
+    ],
+)
+async def test_a_push_that_is_not_whole_is_no_update(pushed, told: str) -> None:
+    with built() as (engine, _):
+
+        async def push(engines) -> None:
+            await engines[0].push("tensors", tensors=pushed)
+
+        async with Fleet([engine]) as fleet:
+            with pytest.raises(FleetError, match=told):
+                async with fleet.offloaded(weights=Pushed(push, "v1")):
+                    pass
+            assert engine.state is not State.SERVING
+            assert engine.weights_refusal() is not None
+
+
+async def test_an_unknown_way_to_push_names_those_there_are() -> None:
+    with built() as (engine, _), pytest.raises(ValueError, match="'tensors' or 'in_place', not 'nccl'"):
+        engine.adapter.push_call("nccl", {}, "v1")

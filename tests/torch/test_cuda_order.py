@@ -1,0 +1,118 @@
+"""What the CUDA backend asks of torch_memory_saver and torch, and in which order; the GPU itself is in tests/gpu."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import types
+from collections.abc import Iterator
+
+import pytest
+import torch
+from lifecycle.adapters.torch_memory_saver import RegionRefused, hooks
+from lifecycle.adapters.torch_memory_saver.saver import Tags
+
+from lifecycle import ConfigurationError
+
+
+class Saver:
+    """torch_memory_saver's surface; pausing out of turn ends the process there, and this test here."""
+
+    _impl = None
+
+    def __init__(self, log: list[str], segments: dict[int, int]) -> None:
+        self.log, self.segments, self.paused = log, segments, set()
+        self.hook_mode = None
+
+    @contextlib.contextmanager
+    def region(self, **options) -> Iterator[None]:
+        self.log.append(f"region {options}")
+        yield
+        self.segments[len(self.segments) * (1 << 21) + (1 << 30)] = 1 << 21
+
+    @contextlib.contextmanager
+    def cuda_graph(self, **options) -> Iterator[None]:
+        self.log.append(f"graph {options}")
+        yield
+        self.segments[len(self.segments) * (1 << 21) + (1 << 30)] = 1 << 20
+
+    def pause(self, tag: str) -> None:
+        assert tag not in self.paused
+        self.paused.add(tag)
+        self.log.append(f"pause {tag}")
+
+    def resume(self, tag: str) -> None:
+        self.paused.remove(tag)
+        self.log.append(f"resume {tag}")
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was asked of the saver and of torch.cuda, on a machine that says it has one device."""
+    log: list[str] = []
+    segments: dict[int, int] = {1 << 40: 1 << 21}
+    saver = Saver(log, segments)
+    monkeypatch.setitem(sys.modules, "torch_memory_saver", types.SimpleNamespace(torch_memory_saver=saver))
+    monkeypatch.setattr(hooks, "_fixed", [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    told = lambda: [{"address": at, "total_size": size, "device": 0} for at, size in segments.items()]  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", told)
+    for name in ("synchronize", "empty_cache", "ipc_collect"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args, name=name: log.append(name))
+    return log
+
+
+def tags_of(mode: str) -> Tags:
+    """Tags over the CUDA backend."""
+    from lifecycle.adapters.torch_memory_saver.cuda import CudaBackend
+
+    return Tags("policy", CudaBackend(torch.device("cuda"), hook_mode=mode))
+
+
+def test_the_device_is_synchronised_before_a_pause_and_each_tag_goes_once(log: list[str]) -> None:
+    tags = tags_of("torch")
+    with tags.region("weights", "mmap"):
+        pass
+    with tags.region("kv_cache"):
+        pass
+    tags.release("kv_cache")
+    tags.release("weights")
+    tags.backend.collect()
+    with pytest.raises(RegionRefused):
+        tags.release("weights")
+    tags.restore("weights")
+    tags.restore("kv_cache")
+    with pytest.raises(RegionRefused):
+        tags.restore("kv_cache")
+    assert log == [
+        "region {'tag': 'policy/weights', 'enable_cpu_backup': True, 'cpu_backup_backend': 'mmap'}",
+        "region {'tag': 'policy/kv_cache'}",
+        *("synchronize", "pause policy/kv_cache", "synchronize", "pause policy/weights"),
+        *("empty_cache", "ipc_collect", "resume policy/weights", "resume policy/kv_cache"),
+    ]
+    assert (tags.bytes("weights"), tags.bytes("kv_cache")) == (1 << 21, 1 << 21)
+
+
+def test_a_graph_has_memory_of_its_own_in_preload_only(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/x/torch_memory_saver_hook_mode_preload_cu13.abi3.so")
+    tags = tags_of("preload")
+    with tags.cuda_graph("the graph", "cuda_graph", {"pool": 7}):
+        pass
+    assert log == ["graph {'cuda_graph': 'the graph', 'tag': 'policy/cuda_graph', 'pool': 7}"]
+    assert tags.bytes("cuda_graph") == 1 << 20
+
+
+def test_a_graph_is_refused_in_hook_mode_torch(log: list[str]) -> None:
+    refused = pytest.raises(ConfigurationError, match="hook mode 'torch' cannot release a CUDA graph's memory")
+    with refused, tags_of("torch").cuda_graph("the graph", "cuda_graph", {}):
+        pass
+    assert log == []
+
+
+def test_what_a_region_inside_another_took_is_its_own(log: list[str]) -> None:
+    tags = tags_of("torch")
+    with tags.region("kv_cache"), tags.region("workspace"):
+        pass
+    assert (tags.bytes("kv_cache"), tags.bytes("workspace")) == (1 << 21, 1 << 21)

@@ -1,0 +1,89 @@
+"""Whatever the modules are made of, staging brings back every byte, and nothing that is a KV cache."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from lifecycle.adapters.torch_memory_saver.staging import HostStaging
+from random_modules import ALL, OWN, Built, Entry, build, content, parts, recipes, scribble
+
+SETTINGS = settings(
+    max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def property_holds(built: Built, staging: HostStaging, *, names: bool = True) -> None:
+    """Two cycles through the same host buffers give every tensor its bytes back; a KV cache is left alone."""
+    before = {name: content(tensor) for name, tensor in parts(built).items() if not name.endswith("k_cache")}
+    if names:
+        assert {leaf.name for leaf in staging.staged_leaves()} == set(before)
+    for _ in range(2):
+        staging.stage()
+        scribble(built)
+        caches = [content(cache) for cache in built.caches]
+        staging.restore()
+        assert {name: content(tensor) for name, tensor in parts(built).items() if name in before} == before
+        assert [content(cache) for cache in built.caches] == caches
+
+
+def staging_of(built: Built, kind: type[HostStaging] = HostStaging) -> HostStaging:
+    """A staging in buffers so small that tensors are cut, with checksums."""
+    caches = {cache.data_ptr() for cache in built.caches}
+    return kind(built.owners, checksum=True, slab_bytes=512, exclude=lambda tensor: tensor.data_ptr() in caches)
+
+
+@SETTINGS
+@given(recipe=recipes)
+def test_every_byte_comes_back(kinds: Counter[str], recipe: list[Entry]) -> None:
+    built = build(recipe)
+    staging = staging_of(built)
+    try:
+        property_holds(built, staging)
+    finally:
+        staging.close()
+    kinds.update(built.kinds.values())
+
+
+def test_every_kind_was_among_them(kinds: Counter[str]) -> None:
+    if not kinds:
+        pytest.skip("the property test did not run")
+    assert {kind for kind in ALL if kinds[kind] < 50} == set()
+
+
+def one_of_each() -> list[Entry]:
+    """A tensor of every kind."""
+    return [Entry("target", index % 3, kind, torch.float32, (4, 3), index) for index, kind in enumerate(ALL)]
+
+
+def skipping(built: Built, kind: str) -> type[HostStaging]:
+    """A staging that overlooks one kind."""
+
+    class Skipping(HostStaging):
+        def staged_leaves(self):
+            return (leaf for leaf in super().staged_leaves() if built.kinds[leaf.name] != kind)
+
+    return Skipping
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_the_property_fails_when_a_kind_is_skipped(kind: str) -> None:
+    built = build(one_of_each())
+    property_holds(built, staging_of(built))
+    with pytest.raises(AssertionError):
+        property_holds(built, staging_of(built, skipping(built, kind)))
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_bytes_alone_show_that_a_kind_was_skipped(kind: str) -> None:
+    built = build(one_of_each())
+    with pytest.raises(AssertionError):
+        property_holds(built, staging_of(built, skipping(built, kind)), names=False)
+
+
+def test_a_kv_cache_that_is_not_excluded_shows() -> None:
+    built = build(one_of_each())
+    with pytest.raises(AssertionError):
+        property_holds(built, HostStaging(built.owners), names=False)
