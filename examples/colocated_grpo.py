@@ -112,7 +112,7 @@ class Learner:
     def __init__(self, device: str, start: Actor) -> None:
         self.actor = Actor().to(device)
         self.actor.load_state_dict(start.state_dict())
-        self.optimizer = torch.optim.Adam(self.actor.parameters(), lr=LEARNING_RATE)
+        self.optimizer = torch.optim.Adam(self.actor.parameters(), lr=LEARNING_RATE, fused=True)
         self.tenant = Trainer("trainer", device=device, policy=HOLD)
         self.tenant.own(self.actor, self.optimizer)
 

@@ -25,7 +25,8 @@ from .errors import (
 )
 from .events import BaseObserver, Observer, Transition
 from .facts import Contents, Fact, Facts, Grade, PauseMode, TagSpec
-from .fleet import Fleet, Group
+from .fleet import Fleet
+from .members import Group
 from .router import Router
 from .states import RING, State
 from .verdicts import Condition, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict

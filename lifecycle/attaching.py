@@ -28,10 +28,14 @@ async def attach(engine: Engine, memory: Memory | None, deadline: Deadline) -> N
     engine.facts = _first_facts(engine, seen)
     if memory is not None and memory.recall(engine):
         engine.facts = merge(engine.facts, seen, engine.capabilities)
-    if None in engine.facts.mapped.values():
+    if engine.unsettled:
+        engine.unsettled = not await engine.adapter.barrier(deadline_s=deadline.left_s)
+    if None in engine.facts.mapped.values() and not engine.unsettled:
         reading = await residual(engine, deadline_s=deadline.left_s)
         engine.facts = by_level(engine.facts, reading, engine.context(Resume()))
-    state = fits(engine.facts, engine.capabilities, weights_are_valid=engine.weights_refusal() is None)
+    state = None
+    if not engine.unsettled:
+        state = fits(engine.facts, engine.capabilities, weights_are_valid=engine.weights_refusal() is None)
     engine.move(f"observed_{state or State.FAILED}", reason="attached")
 
 

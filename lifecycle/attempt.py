@@ -100,11 +100,25 @@ class Attempt:
             self._fail_collective(error)
             raise error from None
         self.engine.doubt = None
-        self.engine.note(self.command.name, self.source, command=self.command.name)
+        expected = self.engine.source, self.engine.wanted
         if isinstance(self.command, Release):
             self._note_release(self.command, context)
         if isinstance(self.command, UpdateWeights):
             self.engine.expect(self.command.source)
+        try:
+            self.engine.keep()
+        except Exception as unkept:
+            self.engine.state = self.source  # nothing was sent, and nobody saw the edge
+            self.engine.source, self.engine.wanted = expected
+            raise self._unkept(unkept) from unkept
+        self.engine.note(self.command.name, self.source, command=self.command.name, keep=False)
+
+    def _unkept(self, unkept: Exception) -> GuardRefused:
+        """What is about to be sent cannot be repeated, and would be forgotten if this process ended now."""
+        reasons = {"memory": f"what is known could not be kept ({unkept}); mend that, or connect again"}
+        error = GuardRefused(reasons, engine=self.engine.name, command=self.command.name, state=self.source)
+        self._fail_collective(error)
+        return error
 
     def _note_release(self, command: Release, context: Context) -> None:
         if command.weights is not None:

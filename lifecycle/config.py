@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from .errors import ConfigurationError
 from .facts import Grade, PauseMode
@@ -47,7 +47,7 @@ ACCEPT: Mapping[str, Grade] = {
 #: Source: miles, 1.81-1.83 GiB stay per engine (Qwen2.5-0.5B, RTX 5090, CUDA 12.9), mostly CUDA context.
 RESIDUAL_THRESHOLD_GIB = 3.0
 
-OnFailure = Literal["restore", "quarantine", "hold"]
+OnFailure = Literal["restore", "hold"]
 
 
 def positive(name: str, value: float) -> float:
@@ -89,6 +89,8 @@ class Policy:
         positive("residual_threshold_gib", self.residual_threshold_gib)
         positive("settle_s", self.settle_s)
         positive("poll_s", self.poll_s)
+        if self.on_failure not in get_args(OnFailure):
+            raise ConfigurationError(f"on_failure {self.on_failure!r}: one of {', '.join(get_args(OnFailure))}")
         positive("room_wait_s", self.room_wait_s)
         if not math.isfinite(self.residual_still_s) or self.residual_still_s < 0:
             raise ConfigurationError(f"residual_still_s must be a finite number >= 0, got {self.residual_still_s!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -229,7 +230,9 @@ class Engine:
         if holder is not None:
             raise EngineBusy(holder, engine=self.name, command=command.name, state=self.state)
         if operation is None:
-            raise self._not_here(command)
+            hint = "; recover() looks where it is" if self.state in UNCLAIMED else ""
+            here = allowed(self.state)
+            raise InvalidTransition(engine=self.name, command=command.name, state=self.state, allowed=here, hint=hint)
         self._busy = command.name
         try:
             deadline = Deadline(limit_s, reserve_s=self.policy.settle_s)
@@ -237,29 +240,28 @@ class Engine:
         finally:
             self._busy = None
 
-    def _not_here(self, command: Command) -> InvalidTransition:
-        hint = "; recover() looks where it is" if self.state in UNCLAIMED else ""
-        return InvalidTransition(
-            engine=self.name, command=command.name, state=self.state, allowed=allowed(self.state), hint=hint
-        )
-
     # looking
 
     async def verify(self, *, deadline_s: float = 10.0) -> State:
-        """The state it is in, observed just now: a claim that the observation denies was given up."""
+        """The state it is in, observed just now: a claim that the observation denies was given up.
+
+        Only looks: while a command or a move has the engine it is not interfered with.
+        """
+        deadline, facts = Deadline(deadline_s), self.facts
+        seen = await self.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
+        if self._busy is not None or self.in_move is not None or self.facts is not facts:
+            return self.state
+        denied = None if self.state in UNCLAIMED else contradiction(facts, seen)
+        returned = self.state is State.GONE and seen.boot is not None
+        if denied is None and not returned:
+            return self.state
         self._claim_for("verify")
         try:
-            deadline = Deadline(deadline_s)
-            seen = await self.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
-            denied = None if self.state in UNCLAIMED else contradiction(self.facts, seen)
             if denied is not None:
                 self.move("contradicted", reason=denied)
-            if self.state is State.GONE and seen.boot is not None:
-                denied = "a process answers in its place"
-                self.move(f"observed_{State.FAILED}", reason=denied)
-            if denied is not None:
-                await look(self, deadline)
-            return self.state
+            else:
+                self.move(f"observed_{State.FAILED}", reason="a process answers in its place")
+            return await look(self, deadline)
         finally:
             self._busy = None
 
@@ -278,6 +280,9 @@ class Engine:
 
     def declare(self, state: State, *, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so; every fact of it is graded declared."""
+        holder = self._busy or self.in_move
+        if holder is not None:
+            raise EngineBusy(holder, engine=self.name, command="declare", state=self.state)
         if self.state is not State.FAILED or state not in RING:
             raise InvalidTransition(engine=self.name, command="declare", state=self.state, allowed=allowed(self.state))
         if not by.strip() or not reason.strip():
@@ -286,8 +291,9 @@ class Engine:
         return self.move(f"declared_{state}", reason=f"declared by {by}: {reason}")
 
     def _claim_for(self, what: str) -> None:
-        if self._busy is not None:
-            raise EngineBusy(self._busy, engine=self.name, command=what, state=self.state)
+        holder = self._busy or self.in_move
+        if holder is not None:
+            raise EngineBusy(holder, engine=self.name, command=what, state=self.state)
         self._busy = what
 
     # what the steps use
@@ -346,6 +352,7 @@ class Engine:
         verdicts: Mapping[str, Verdict] | None = None,
         duration_s: float = 0.0,
         reason: str = "",
+        keep: bool = True,
     ) -> Transition:
         """The observers were told of the edge from `source` to the present state."""
         record = Transition(
@@ -360,10 +367,18 @@ class Engine:
             reason=reason,
             at_s=time.monotonic(),
         )
-        if self._memory is not None:
-            self._memory.save(self)
+        try:
+            if keep:
+                self.keep()
+        except Exception:  # the edge was gone along all the same; what is remembered of it is older
+            logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", self.name)
         self.observers.transition(record)
         return record
+
+    def keep(self) -> None:
+        """What is known is kept for other processes, where there is a memory; raises what that raised."""
+        if self._memory is not None:
+            self._memory.save(self)
 
     def expect(self, source: Source) -> None:
         """From here on the engine should serve what `source` brings."""

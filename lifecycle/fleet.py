@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from .commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
@@ -14,9 +13,9 @@ from .engine import Engine
 from .errors import ConfigurationError, FleetError, InvalidTransition
 from .events import Observer, Observers, Transition
 from .facts import PauseMode, Tag
-from .moves import Move, claimed, in_one_collective, phase
+from .members import Group, member
+from .moves import Move, check_static, claimed, in_one_collective, phase
 from .plan import Goal
-from .registry import adapter_for, parse
 from .router import Router
 from .routing import Routing
 from .states import State
@@ -25,17 +24,6 @@ from .table import allowed
 from .weights import CollectiveFailed, FromDisk, Pushed, Source
 
 Selection = Iterable[str | Engine] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Engines of one role. `drain_after` names groups that must be idle before this one is drained.
-
-    With prefill and decode engines apart, prefill drains first: what it has begun still goes to decode.
-    """
-
-    offload: bool = True
-    drain_after: tuple[str, ...] = ()
 
 
 class Fleet:
@@ -79,7 +67,7 @@ class Fleet:
         """
         told = Observers(observers)
         known = dict(groups or {})
-        engines = [_engine(url, known, router is not None, policy, told, memory) for url in urls]
+        engines = [member(url, known, router is not None, policy, told, memory) for url in urls]
         return cls(engines, groups=known, router=router, policy=policy)
 
     async def __aenter__(self) -> Self:
@@ -119,8 +107,15 @@ class Fleet:
         self, mode: PauseMode | None = None, *, engines: Selection = None, deadline_s: float | None = None
     ) -> list[Transition]:
         """No participant admits requests; the router, if there is one, stopped sending to them first."""
-        await Routing(self.router).close(self.participants(engines))
-        return await self._step(lambda engine: Pause(mode or self.policy.pause_mode), engines, deadline_s)
+        routing, participants = Routing(self.router), self.participants(engines)
+        command = Pause(mode or self.policy.pause_mode)
+        check_static(participants, command)
+        with claimed(participants, "pause"):
+            await routing.close([each for each in participants if each.state is State.SERVING])
+            try:
+                return await self._together([(each, command) for each in participants], deadline_s)
+            finally:
+                await routing.open([each for each in participants if each.state is State.SERVING])
 
     async def drain(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
         """Every participant is idle; groups drain in the order of `drain_after`."""
@@ -187,8 +182,11 @@ class Fleet:
         except BaseException as error:
             if not left.done():
                 left.set_exception(CollectiveFailed(f"the push was given up: {error or type(error).__name__}"))
+                left.exception()  # marks it as seen, where the push was never waited for
             await asyncio.wait({update})
-            update.cancelled() or update.exception()  # its failure is this one, told from the other side
+            failed = None if update.cancelled() else update.exception()
+            if failed is not None and isinstance(error, InvalidTransition):
+                raise failed from error  # the body pushed to an engine whose update had ended: that is what went wrong
             raise
         if not left.done():
             left.set_result(None)
@@ -201,10 +199,11 @@ class Fleet:
     async def resume(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
         """The participants serve again, each having generated a real token; then the router sends to them."""
         participants = self.participants(engines)
-        try:
-            return await self._step(lambda engine: Resume(), participants, deadline_s)
-        finally:
-            await Routing(self.router).open([each for each in participants if each.state is State.SERVING])
+        with claimed(participants, "resume"):
+            try:
+                return await self._together([(each, Resume()) for each in participants], deadline_s)
+            finally:
+                await Routing(self.router).open([each for each in participants if each.state is State.SERVING])
 
     # moves
 
@@ -256,6 +255,9 @@ class Fleet:
         try:
             yield released
         except BaseException as error:
+            for engine in chosen:
+                if engine.last_good is not None:  # what the step that failed was to bring may be half-written
+                    engine.expect(engine.last_good)
             try:
                 await self.onload(engines=chosen, deadline_s=deadline_s)
             except Exception as also:
@@ -269,7 +271,7 @@ class Fleet:
         """The engines of a move, in the groups' order: those named (KeyError if unknown), of groups that offload."""
         if engines is None:
             return [engine for engine in self.engines if engine.offloads]
-        named = {self[each].name if isinstance(each, str) else each.name for each in engines}
+        named = {self[each if isinstance(each, str) else each.name].name for each in engines}
         return [engine for engine in self.engines if engine.name in named and engine.offloads]
 
     def waves(self, engines: Sequence[Engine]) -> list[list[Engine]]:
@@ -306,8 +308,12 @@ class Fleet:
         if all_must:
             _all_allow(participants, all_must)
         with claimed(participants, "a step"):
-            commands = [(engine, command(engine)) for engine in participants]
-            outcomes = await phase(in_one_collective(commands), deadline_s)
+            return await self._together([(engine, command(engine)) for engine in participants], deadline_s)
+
+    async def _together(self, commands: list[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:
+        """Every command has ended; FleetError names those that failed."""
+        _check_deadline(deadline_s)
+        outcomes = await phase(in_one_collective(commands), deadline_s)
         failed = [outcome.error for outcome in outcomes if outcome.error is not None]
         done = [outcome.transition for outcome in outcomes if outcome.transition is not None]
         if failed:
@@ -336,41 +342,6 @@ class Fleet:
                 if other not in self.groups:
                     raise ConfigurationError(f"group {name} drains after {other!r}, and there is no such group")
         self.waves(self.engines)
-
-
-def _engine(
-    url: str,
-    groups: dict[str, Group],
-    has_router: bool,
-    policy: Policy | None,
-    told: Observers,
-    memory: Memory | None,
-) -> Engine:
-    """An engine for this URL; what the URL says of its group is added to `groups`."""
-    address = parse(url)
-    options = dict(address.options)
-    name, group = options.pop("name", None), options.pop("group", "default")
-    given = groups.get(group, Group())
-    offload = _offload(url, options)
-    after = tuple(each for each in options.pop("drain_after", "").split(",") if each)
-    groups[group] = replace(given, drain_after=tuple(dict.fromkeys(given.drain_after + after)))
-    return Engine(
-        adapter_for(replace(address, options=options)),
-        name=name,
-        group=group,
-        offload=given.offload and offload,
-        policy=policy,
-        observers=told,
-        has_router=has_router,
-        memory=memory,
-    )
-
-
-def _offload(url: str, options: dict[str, str]) -> bool:
-    value = options.pop("offload", "true").lower()
-    if value not in ("true", "false"):
-        raise ConfigurationError(f"{url}: offload must be true or false, got {value!r}")
-    return value == "true"
 
 
 def _check_deadline(deadline_s: float | None) -> None:

@@ -36,7 +36,7 @@ from urllib.parse import quote
 from .config import Policy
 from .errors import ConfigurationError
 from .facts import PAUSE_MODES, Grade
-from .fleet import Group
+from .members import Group
 
 _TOP = ("policy", "groups", "engines", "launch", "agent")
 _GROUP = {"offload": bool, "drain_after": list}

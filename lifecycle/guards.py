@@ -182,7 +182,7 @@ def source_ready(context: Context) -> str | None:
         return "Kept() brings nothing new; update from FromDisk(...) or Pushed(...)"
     if not version.strip():
         return "the source has an empty version; name one, it is how weights are told apart"
-    if not command.force and all(_serves(context, contents, version) for contents in _contents(context)):
+    if not command.force and _serves_all(context, version):
         return f"version {version!r} is loaded and valid already; force=True loads it again"
     return _unsupported(context, command.source)
 
@@ -220,8 +220,10 @@ def weights_valid(context: Context) -> str | None:
 
 @guard()
 def cache_fresh(context: Context) -> str | None:
-    """The prefix cache was built with these weights in this mapping."""
-    if context.facts.cache_fresh is not True:
+    """The prefix cache was built with these weights in this mapping; a live update keeps older KV on purpose."""
+    paused_by = context.facts.paused_by
+    traits = context.capabilities.pause.get(paused_by) if paused_by else None
+    if context.facts.cache_fresh is not True and not (traits is not None and traits.keeps_kv and traits.live_update):
         return "the prefix cache may belong to other weights or to memory that was given back; drain it first"
     return None
 
@@ -239,6 +241,11 @@ def _unless_accepted(context: Context, claim: str, verdict: Verdict) -> str | No
     if context.policy.least_grade(claim) <= Grade.ACKNOWLEDGED:
         return None
     return f"{verdict}; mend that, or accept it unseen: Policy(accept={{{claim!r}: Grade.ACKNOWLEDGED}})"
+
+
+def _serves_all(context: Context, version: str) -> bool:
+    held = _contents(context)
+    return bool(held) and all(_serves(context, contents, version) for contents in held)
 
 
 def _contents(context: Context) -> list[Contents | None]:

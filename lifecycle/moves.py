@@ -17,7 +17,11 @@ from .router import Router
 from .routing import Routing
 from .states import State
 from .table import allowed, row
-from .weights import Collective, Pushed
+from .verdicts import holds
+from .weights import Collective, Pushed, Source
+
+#: What an engine should serve: its source and its wanted version.
+Expected = tuple[Source | None, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,56 @@ def preflight(engines: Sequence[Engine], goals: Mapping[str, Goal]) -> None:
         raise FleetError.of("refused before anything was sent", refused)
 
 
+def check_static(engines: Sequence[Engine], command: Command) -> None:
+    """The static guards of this command passed on every engine; FleetError names those that refuse."""
+    refused: list[Exception] = []
+    for engine in engines:
+        operation = row(command.name, engine.state)
+        static = tuple(guard for guard in operation.guards if guard.static) if operation else ()
+        reasons = refusals(static, engine.context(command))
+        if reasons:
+            refused.append(GuardRefused(reasons, engine=engine.name, command=command.name, state=engine.state))
+    if refused:
+        raise FleetError.of("refused before anything was sent", refused)
+
+
+def not_released(engine: Engine, goal: Goal) -> LifecycleError | None:
+    """Why an engine that is released is not so as the goal wants it; None where it is.
+
+    That it is released does not say that its memory came back: its release may have been acknowledged and refuted.
+    """
+    tags = frozenset(spec.name for spec in engine.capabilities.tags) if goal.tags is None else goal.tags
+    mapped = sorted(tags - engine.facts.unmapped())
+    condition = engine.conditions.get("memory_returned")
+    least = engine.policy.least_grade("memory_returned")
+    if mapped:
+        why = f"it is released, and {', '.join(mapped)} are not among what was given back"
+    elif condition is None or not holds(condition.verdict, least):
+        why = f"it is released, and memory_returned is {condition.verdict if condition else 'not known'}"
+    else:
+        return None
+    return GuardRefused(
+        {"memory_returned": f"{why}; bring it back first (onload), or leave it out (engines=...)"},
+        engine=engine.name,
+        command="a move to released",
+        state=engine.state,
+    )
+
+
+def rewind(engine: Engine, source: Source | None, wanted: str | None) -> None:
+    """The engine should serve what it did before: as it is where that is still valid, else the last good source.
+
+    Where there is neither, what was declared for the window has to do.
+    """
+    declared = engine.source
+    engine.source, engine.wanted = source, wanted
+    if engine.weights_refusal() is None:
+        return
+    again = engine.last_good or declared
+    if again is not None:
+        engine.expect(again)
+
+
 def _refusal(engine: Engine, goal: Goal) -> LifecycleError | None:
     if engine.state in (State.DETACHED, State.FAILED, State.GONE):
         return InvalidTransition(
@@ -86,6 +140,8 @@ def _refusal(engine: Engine, goal: Goal) -> LifecycleError | None:
             allowed=allowed(engine.state),
             hint="; recover() looks where it is, or leave it out (engines=...)",
         )
+    if goal.state is State.RELEASED and engine.state is State.RELEASED:
+        return not_released(engine, goal)
     reasons: dict[str, str] = {}
     for now, command in route(standing(engine), goal):
         operation = row(command.name, now.state)
@@ -120,15 +176,15 @@ class Move:
         Raises FleetError; with `restore` the engines that did not fail serve again by then.
         """
         preflight(self.engines, goals)
+        before = {engine.name: (engine.source, engine.wanted) for engine in self.engines}
         await self._routing.close(self.engines)
         done: list[Outcome] = []
         for kind in OFFLOAD:
             done = await self._phase(kind, self.engines, goals)
-            failed = [outcome for outcome in done if outcome.error is not None]
-            failed += self._astray(kind, goals, failed)
+            failed = [outcome for outcome in done if outcome.error is not None] or self._astray(kind, goals)
             if failed:
-                more = await self._back(failed) if self._restore else []
-                raise _fleet_error(kind, failed, done, more)
+                more = await self._back(failed, before) if self._restore else []
+                raise _fleet_error(failed, done, more)
         return [outcome.transition for outcome in done if outcome.transition is not None]
 
     async def onload(self) -> list[Transition]:
@@ -147,10 +203,10 @@ class Move:
                 await self._release_again([outcome.engine for outcome in lost])
             failed += lost
             active = [engine for engine in active if engine not in {outcome.engine for outcome in lost}]
-        await self._routing.open([engine for engine in active if engine.state is State.SERVING])
         failed += [Outcome(engine, error=_elsewhere(engine)) for engine in active if engine.state is not State.SERVING]
-        if failed:
-            raise _fleet_error(Resume, failed, done, [])
+        problems = await self._reopen([engine for engine in active if engine.state is State.SERVING])
+        if failed or problems:
+            raise _fleet_error(failed, done, problems)
         resumed = [outcome for outcome in done if outcome.transition and outcome.transition.command == Resume.name]
         return [outcome.transition for outcome in resumed if outcome.transition is not None]
 
@@ -173,24 +229,41 @@ class Move:
         commands = [(engine, command) for engine, command in planned if isinstance(command, kind)]
         return await phase(in_one_collective(commands), self._deadline_s)
 
-    def _astray(self, kind: type[Command], goals: Mapping[str, Goal], failed: Sequence[Outcome]) -> list[Outcome]:
+    async def _reopen(self, engines: Sequence[Engine]) -> list[Exception]:
+        """The router sends to these engines again; what it raised instead, beside what else went wrong."""
+        try:
+            await self._routing.open(engines)
+        except Exception as error:
+            return [error]
+        return []
+
+    def _astray(self, kind: type[Command], goals: Mapping[str, Goal]) -> list[Outcome]:
         """The engines that somebody else moved meanwhile: the phases to come would pass them by."""
         to_come = OFFLOAD[OFFLOAD.index(kind) + 1 :]
-        known = {outcome.engine for outcome in failed}
-        others = [engine for engine in self.engines if engine not in known and engine.state is not State.RELEASED]
-        astray = [each for each in others if not isinstance(next_command(standing(each), goals[each.name]), to_come)]
-        return [Outcome(engine, error=_elsewhere(engine)) for engine in astray]
+        astray = []
+        for engine in self.engines:
+            goal = goals[engine.name]
+            if engine.state is State.RELEASED:
+                refusal = not_released(engine, goal)
+                if refusal is not None:
+                    astray.append(Outcome(engine, error=refusal))
+            elif not isinstance(next_command(standing(engine), goal), to_come):
+                astray.append(Outcome(engine, error=_elsewhere(engine)))
+        return astray
 
     def _home(self) -> dict[str, Goal]:
         return {engine.name: Goal(State.SERVING, weights=engine.source) for engine in self.engines}
 
     # when some fail
 
-    async def _back(self, failed: Sequence[Outcome]) -> list[Exception]:
+    async def _back(self, failed: Sequence[Outcome], before: Mapping[str, Expected]) -> list[Exception]:
         """All that can serve serve again: a refused or drained one is resumed, a released one restored.
 
-        One whose release failed stays where it settled: its memory is in question.
+        One whose release failed stays where it settled: its memory is in question. The weights are those of before the
+        move where they are still there, else the last good ones: the new ones belong to a step that never began.
         """
+        for engine in self.engines:
+            rewind(engine, *before[engine.name])
         lost = {outcome.engine.name for outcome in failed}
         able = [engine for engine in self.engines if engine.name not in lost or engine.state is not State.RELEASED]
         able = [engine for engine in able if engine.state not in (State.FAILED, State.GONE)]
@@ -248,9 +321,9 @@ def _only_the_trainer(engine: Engine) -> LifecycleError:
     )
 
 
-def _fleet_error(
-    kind: type[Command], failed: Sequence[Outcome], done: Sequence[Outcome], more: Sequence[Exception]
-) -> FleetError:
+def _fleet_error(failed: Sequence[Outcome], done: Sequence[Outcome], more: Sequence[Exception]) -> FleetError:
     errors = [outcome.error for outcome in failed if outcome.error is not None]
-    succeeded = [outcome.transition for outcome in done if outcome.transition is not None]
-    return FleetError.of(f"{len(errors)} of {len(failed) + len(succeeded)} engines", [*errors, *more], succeeded)
+    lost = {outcome.engine.name for outcome in failed}
+    succeeded = {outcome.engine.name: outcome.transition for outcome in done if outcome.transition is not None}
+    kept = [transition for name, transition in succeeded.items() if name not in lost]
+    return FleetError.of(f"{len(lost)} of {len(lost) + len(kept)} engines", [*errors, *more], kept)

@@ -139,6 +139,15 @@ def by_node(processes: Sequence[Process]) -> Iterator[tuple[Node, tuple[Process,
         yield node_at(agent), tuple(process for process in processes if process.agent == agent)
 
 
+def families(processes: Sequence[Process]) -> tuple[Process, ...]:
+    """These processes and, on this host, all that hang below them now: children outlive a parent that is killed."""
+    found = list(processes)
+    for process in processes:
+        if process.agent is None:
+            found += [by_pid(pid) for pid in tree(process) - {process.pid} if psutil.pid_exists(pid)]
+    return tuple(found)
+
+
 async def ended(processes: Sequence[Process], *, deadline_s: float) -> bool:
     """Whether it is known that none of these processes exists any more."""
     told = [await node.any_alive(each, deadline_s=deadline_s) for node, each in by_node(processes)]

@@ -156,7 +156,9 @@ def weights_match(context: Context) -> Verdict:
     if asked is not None:
         return _checksum(asked, seen.checksum)
     if seen.checksum is not None and seen.checksum == context.baseline.observation.checksum and not command.force:
-        return Refuted(reason=f"its label is {wanted} and its checksum is {seen.checksum}, as before: nothing was loaded")
+        return Refuted(
+            reason=f"its label is {wanted} and its checksum is {seen.checksum}, as before: nothing was loaded"
+        )
     grade = Grade.ACKNOWLEDGED if seen.weights_label is None else Grade.REPORTED
     return Proved(grade=grade, reason=f"version {wanted} was loaded")
 

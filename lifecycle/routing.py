@@ -47,7 +47,12 @@ class Routing:
         """The router may send to these engines again."""
         if self.router is None or not engines:
             return
-        await self.router.open([engine.name for engine in engines])
+        try:
+            await self.router.open([engine.name for engine in engines])
+        except BaseException as error:
+            for engine in engines:
+                _note(engine, None, Refuted(reason=f"the router could not be opened: {error or type(error).__name__}"))
+            raise
         for engine in engines:
             _note(engine, True, Proved(grade=Grade.ACKNOWLEDGED, reason="the router sends to it"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from .adapter import Observation
@@ -9,7 +10,7 @@ from .commands import Command, Pause, Resume
 from .deadline import Deadline
 from .errors import OperationFailed
 from .facts import Fact, Facts, Grade, PauseMode
-from .observing import EVERYTHING, by_residual, launched, merge, residual, unknown
+from .observing import EVERYTHING, by_level, by_residual, launched, merge, residual, unknown
 from .residual import Reading
 from .sending import Doubt, send
 from .states import State
@@ -17,6 +18,10 @@ from .table import fits
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+
+#: How long a process may listen no more and still be there: the kernel frees its memory in between.
+ENDING_S = 1.0
 
 
 async def settle(
@@ -43,7 +48,7 @@ async def look(engine: Engine, deadline: Deadline, command: Command | None = Non
     What a call that is in doubt did to the memory is told from the bytes that moved.
     """
     settled = await engine.adapter.barrier(deadline_s=max(0.05, deadline.left_s / 2))
-    seen = await engine.adapter.observe(EVERYTHING, deadline_s=max(0.05, deadline.left_s / 2))
+    seen = await _observed(engine, deadline)
     if seen.alive is False:
         engine.facts, engine.unsettled = Facts(boot=engine.facts.boot), False
         return engine.move(f"observed_{State.GONE}", reason=seen.detail or "its process is gone").dest
@@ -52,13 +57,42 @@ async def look(engine: Engine, deadline: Deadline, command: Command | None = Non
     if not settled or seen.boot is None:
         return engine.state
     engine.unsettled = False
+    strangers = _moved_by_others(engine, seen)
     fresh = _learn(engine, seen)
+    if strangers and not fresh:
+        await _doubt_all(engine, deadline)
     if engine.doubt is not None and not fresh:
         await _decide_mapping(engine, deadline, engine.doubt)
     if engine.facts.admission != "closed" and (isinstance(command, Resume) or not _worth_serving(engine)):
         await _close(engine, deadline)
-        await _confirm(engine, deadline)
+        if not await _confirmed(engine, deadline):
+            return engine.state
     return _enter(engine)
+
+
+async def _observed(engine: Engine, deadline: Deadline) -> Observation:
+    """What is seen of it. One that is silent is looked at again for a while: a process takes some to have ended."""
+    end = Deadline(min(ENDING_S, deadline.left_s / 2))
+    while True:
+        seen = await engine.adapter.observe(EVERYTHING, deadline_s=max(0.05, deadline.left_s / 2))
+        if seen.boot is not None or seen.alive is False or not end.left_s:
+            return seen
+        await asyncio.sleep(min(engine.policy.poll_s, end.left_s))
+
+
+def _moved_by_others(engine: Engine, seen: Observation) -> bool:
+    """Whether it was left closed with memory given back, and is open now: whoever opened it may have restored too."""
+    return engine.facts.admission == "closed" and seen.admission == "open" and bool(engine.facts.unmapped())
+
+
+async def _doubt_all(engine: Engine, deadline: Deadline) -> None:
+    """What its memory is and holds is unknown, but for what its resident bytes tell; no device of it is free."""
+    engine.conditions.pop("memory_returned", None)
+    contents = dict.fromkeys(engine.capabilities.stage("weights"))
+    unknown_now = {Fact.MAPPED: dict.fromkeys(engine.facts.mapped), Fact.CONTENTS: contents, Fact.CACHE_FRESH: None}
+    engine.facts = engine.facts.doubt(unknown_now)
+    reading = await residual(engine, deadline_s=max(0.05, deadline.left_s))
+    engine.facts = by_level(engine.facts, reading, engine.context(Resume()))
 
 
 def _learn(engine: Engine, seen: Observation) -> bool:
@@ -74,13 +108,17 @@ def _learn(engine: Engine, seen: Observation) -> bool:
     return fresh
 
 
-async def _confirm(engine: Engine, deadline: Deadline) -> None:
-    """It was asked again whether it is closed, and whether requests run: that it answered is no evidence."""
-    if engine.facts.admission == "closed":
-        wanted = frozenset({Fact.ADMISSION, Fact.RUNNING})
-        seen = await engine.adapter.observe(wanted, deadline_s=max(0.05, deadline.left_s))
-        if seen.boot == engine.facts.boot:
-            engine.facts = merge(engine.facts, seen, engine.capabilities)
+async def _confirmed(engine: Engine, deadline: Deadline) -> bool:
+    """Whether the same process answers after it was told to close: its facts tell then whether it did.
+
+    Requests are counted where the state hangs on them; elsewhere a drain asks.
+    """
+    counted = {Fact.RUNNING} if False in engine.facts.mapped.values() else set()
+    seen = await engine.adapter.observe(frozenset({Fact.ADMISSION} | counted), deadline_s=max(0.05, deadline.left_s))
+    if seen.boot != engine.facts.boot:
+        return False
+    engine.facts = merge(engine.facts, seen, engine.capabilities)
+    return True
 
 
 def _enter(engine: Engine) -> State:

@@ -20,8 +20,9 @@ import atexit
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from functools import partial, wraps
+from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import anyio
@@ -32,7 +33,8 @@ from . import fleet as fleet_module
 from .config import Policy
 from .events import Observer, Transition
 from .facts import PauseMode, Tag
-from .fleet import Group, Selection
+from .fleet import Selection
+from .members import Group
 from .router import Router
 from .states import State
 from .store import Memory
@@ -210,24 +212,35 @@ class Fleet(Blocking):
     ) -> AbstractContextManager[list[Transition]]:
         """Inside, the participants' memory is free for the trainer; after it they serve."""
         window = self._twin.offloaded(tags, weights=weights, mode=mode, engines=engines, deadline_s=deadline_s)
-        return self._loop.portal.wrap_async_context_manager(window)
+        return Window(window, self._loop)
 
     def updating_weights(
         self, version: str, *, engines: Selection = None, deadline_s: float | None = None
     ) -> AbstractContextManager[Sequence[Engine]]:
         """Inside, every participant waits for the trainer's push (`engine.push(...)`); after it they hold `version`."""
-        return _Push(self._twin.updating_weights(version, engines=engines, deadline_s=deadline_s), self._loop)
+        window = self._twin.updating_weights(version, engines=engines, deadline_s=deadline_s)
+        return Window(window, self._loop, lambda twins: [Engine(twin, self._loop) for twin in twins])
 
 
-class _Push(AbstractContextManager[Sequence[Engine]]):
-    """The window of a push, whose engines block too."""
+class Window(AbstractContextManager[R]):
+    """An asynchronous window, entered and left from a thread that blocks meanwhile.
 
-    def __init__(self, window: Any, loop: Loop) -> None:
-        self._window = loop.portal.wrap_async_context_manager(window)
+    An interrupt while it is entered or left cancels that half and waits until it has ended. (anyio's own wrapper would
+    raise at once and go on behind the caller's back.)
+    """
+
+    def __init__(
+        self, window: AbstractAsyncContextManager[Any], loop: Loop, wrap: Callable[[Any], R] | None = None
+    ) -> None:
+        self._window = window
         self._loop = loop
+        self._wrap = wrap
 
-    def __enter__(self) -> Sequence[Engine]:
-        return [Engine(twin, self._loop) for twin in self._window.__enter__()]
+    def __enter__(self) -> R:
+        value = self._loop.run(self._window.__aenter__)
+        return self._wrap(value) if self._wrap is not None else cast("R", value)
 
-    def __exit__(self, *exception: Any) -> None:
-        self._window.__exit__(*exception)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._loop.run(partial(self._window.__aexit__, kind, error, trace))

@@ -90,7 +90,7 @@ def test_a_threshold_that_means_nothing(monkeypatch: pytest.MonkeyPatch, name: s
         ("LIFECYCLE_HOOK_MODE", "preloaded", "'auto', 'torch' or 'preload'"),
         ("LIFECYCLE_HOOK_MODE", "", "'auto', 'torch' or 'preload'"),
         ("LIFECYCLE_PAUSE_MODE", "nap", "'abort', 'wait', 'keep' or 'freeze'"),
-        ("LIFECYCLE_ON_FAILURE", "panic", "'restore', 'quarantine' or 'hold'"),
+        ("LIFECYCLE_ON_FAILURE", "panic", "'restore'"),
         ("LIFECYCLE_RESIDUAL_SCOPE", "gpu", "'process' or 'device'"),
         ("LIFECYCLE_ALLOW_PRELOAD_ON_BLACKWELL", "yes", "must be 1 or 0"),
         ("LIFECYCLE_RETURNED_FRACTION", "1.5", "> 0 and <= 1"),

@@ -42,11 +42,13 @@ _OWN = {
         "keep": False,  # nothing is given back
         "leak": True,  # so many MiB are not given back
         "late": True,  # given back so many seconds after the answer
-        "grow": True,  # so many MiB more are held after each release
         "stuck": True,  # the rank of this number gives nothing back
         "all": False,  # whatever the tags, all are given back
     },
-    "resume": {"zeros": False},  # mapped again, and the backup not read
+    "resume": {
+        "zeros": False,  # mapped again, and the backup not read
+        "grow": True,  # so many MiB more are held from then on, each time
+    },
     "update": {"label": False, "unnamed": False},  # only the label changes; all but the label changes
     "loads": {"frozen": False},  # the counts stay at 0
     "server_info": {"saver": False},  # claims a memory saver
@@ -130,8 +132,8 @@ class FaultHook:
         return self._amount("release", "late")
 
     def grown_bytes(self) -> int:
-        """How many bytes more are held after a release than before it."""
-        return int(self._amount("release", "grow") * (1 << 20))
+        """How many bytes more are held after a resume than before the release."""
+        return int(self._amount("resume", "grow") * (1 << 20))
 
     def stuck_rank(self) -> int | None:
         """The rank that a release passes by."""

@@ -47,8 +47,6 @@ class MemoryOccupation:
             self._late.append(_LateRelease(time.monotonic() + delay_s, freed))
         else:
             self._free(freed)
-        if grown := self._faults.grown_bytes():
-            self._grown.append(Region(grown))
 
     def resume(self, tags: Sequence[str]) -> None:
         """The tags' memory is resident; the prefix cache is as it was."""
@@ -58,6 +56,8 @@ class MemoryOccupation:
         for tag in ("cuda_graph", "weights", "kv_cache"):
             if tag in wanted:
                 self._pipeline.each("resume", tag, bool(self._faults.has("resume", "zeros")))
+        if grown := self._faults.grown_bytes():
+            self._grown.append(Region(grown))
 
     def free_late(self) -> None:
         """Releases that were answered early and are now due have happened."""

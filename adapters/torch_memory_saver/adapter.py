@@ -108,11 +108,15 @@ class TorchAdapter:
         )
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
-        """No request is in flight, and the device has run everything that was queued on it."""
+        """No request is in flight, and the device has run everything that was queued on it.
+
+        Caches and garbage are given back too, so that what is measured before a release holds nothing that the
+        release would give back beside its tags.
+        """
         running = self.tenant.in_flight.running()
         if running:
             return Pending(reason=f"{running} requests are in flight")
-        ended = await self._effects.run(self.tenant.synchronize, deadline_s)
+        ended = await self._effects.run(self.tenant.settle, deadline_s)
         if ended is None:
             return Pending(reason="no request is in flight, and the device still works")
         if ended.error is not None:

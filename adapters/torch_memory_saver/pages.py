@@ -6,6 +6,7 @@ allocated inside a region is moved into pages of its own, at an address that it 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import socket
@@ -21,11 +22,20 @@ from torch.utils._pytree import tree_leaves
 from ..loopback.memory import Region, read_into
 from .saver import Backup
 
+_LIBC = ctypes.CDLL(None)
+#: glibc's mallopt: from this size on an allocation is a mapping of its own, which a free gives back. Source: mallopt(3).
+_M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES = -3, 1 << 20
+
 
 class PagesBackend:
-    """Tensors of this process's CPU memory. One allocation, one region: memory that is freed leaves its tag."""
+    """Tensors of this process's CPU memory. One allocation, one region: memory that is freed leaves its tag.
+
+    The process's residual is what proves a release, so the C library is told not to keep large freed blocks.
+    """
 
     def __init__(self) -> None:
+        if hasattr(_LIBC, "mallopt"):
+            _LIBC.mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
         self.device = torch.device("cpu")
         self._regions: dict[str, dict[int, Region]] = {}
         self._backups: dict[str, _Backup] = {}
@@ -64,8 +74,10 @@ class PagesBackend:
         """Nothing is ever queued."""
 
     def collect(self) -> None:
-        """Garbage is collected."""
+        """Garbage is collected, and what the C library keeps of freed memory is the operating system's."""
         gc.collect()
+        if hasattr(_LIBC, "malloc_trim"):
+            _LIBC.malloc_trim(0)
 
     def ranges(self, tag: str) -> Sequence[tuple[int, int]]:
         """Address and size of every allocation that is alive."""

@@ -106,6 +106,11 @@ class Tenant:
         """Everything queued on the device has run."""
         self.tags.backend.synchronize()
 
+    def settle(self) -> None:
+        """The device is idle, and only what is in use is held."""
+        self.synchronize()
+        self.collect()
+
     def drop_groups(self) -> None:
         """The process groups are destroyed."""
         if self.hooks.drop_groups is not None and not self._groups_are_down:

@@ -18,7 +18,7 @@ from ..fleet import Fleet
 from ..plan import Goal
 from ..states import RING, State
 from ..weights import FromDisk
-from . import FAILED, code_of, told
+from . import FAILED, agent, code_of, config, doctor, env, told
 from .dry import arrived, planned, towards
 from .live import watching
 from .options import (
@@ -384,3 +384,7 @@ def _away(each: Engine, chosen: Chosen) -> Goal:
         chosen.source() or each.fallback,
         chosen.pause_mode() or each.policy.pause_mode,
     )
+
+
+for module in (doctor, env, agent, config):
+    module.register(app)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..config import Policy
+from .. import settings
 from ..engine import Engine
 from ..errors import ConfigurationError
 from ..events import Observer
@@ -54,7 +54,7 @@ class Chosen:
     def fleet(self, observers: Sequence[Observer] = (), *, unprovable: str | None = None) -> Fleet:
         """The fleet, not yet observed; what is known of its engines is kept from one command to the next."""
         file = self._file()
-        policy = file.policy if file else Policy()
+        policy = settings.load(Path(self.urls[0]) if file else None).settings.policy()
         if self.threshold_gib is not None:
             policy = replace(policy, residual_threshold_gib=self.threshold_gib)
         if unprovable == "warn":

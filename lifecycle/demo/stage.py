@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..config import DEADLINES_S, Policy
 from ..errors import ConfigurationError
-from ..fleet import Fleet, Group
+from ..fleet import Fleet
+from ..members import Group
 from .clients import PROMPTS, Clients, Target, Tokens, new_session, stream
 from .engines import Plan, RunningEngine, make_checkpoint, running
 from .phases import Phases

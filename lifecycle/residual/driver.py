@@ -14,7 +14,10 @@ from functools import partial
 from typing import Any
 
 #: NVML's error numbers that mean something else than "broken". Source: nvml.h, nvmlReturn_t.
-NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND = 3, 4, 6
+NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, NO_FUNCTION, OTHER_VERSION = 3, 4, 6, 13, 25
+
+#: A question that this device, this driver or this user cannot have answered; every other error breaks the snapshot.
+NO_ANSWER = frozenset({NOT_SUPPORTED, NO_PERMISSION, NO_FUNCTION, OTHER_VERSION})
 
 #: A figure that the driver does not know comes as this, where the binding does not make None of it.
 NOT_AVAILABLE = (1 << 64) - 1
@@ -113,6 +116,8 @@ class NvmlDriver:
                 try:
                     uses[device.uuid] = _uses(nvml, each)
                 except nvml.NVMLError as error:
+                    if error.value not in NO_ANSWER:
+                        raise
                     uses[device.uuid] = ()
                     refused[device.uuid] = f"the driver does not list the processes of {device} ({error})"
         return Snapshot(_text(nvml.nvmlSystemGetDriverVersion()), tuple(devices), uses, refused)
@@ -146,7 +151,7 @@ def _instances(nvml: Any, handle: Any, static: Device) -> Iterator[tuple[Any, De
         yield handle, _sized(nvml, handle, static)
         return
     for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-        instance = _unless(nvml, NOT_FOUND, partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number))
+        instance = _answer(nvml, partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number))
         if instance is not None:
             uuid = _text(nvml.nvmlDeviceGetUUID(instance))
             part = Device(uuid, static.index, static.name, static.major, static.minor, parent=static.uuid)
@@ -154,7 +159,7 @@ def _instances(nvml: Any, handle: Any, static: Device) -> Iterator[tuple[Any, De
 
 
 def _divided(nvml: Any, handle: Any) -> bool:
-    mode = _unless(nvml, NOT_SUPPORTED, lambda: nvml.nvmlDeviceGetMigMode(handle))
+    mode = _answer(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
     return mode is not None and mode[0] == 1
 
 
@@ -179,10 +184,10 @@ def _memory(nvml: Any, handle: Any) -> Any:
     """The second version counts as nvidia-smi does: what the driver reserves for itself is not used by anybody."""
     second = getattr(nvml, "nvmlMemory_v2", None)
     if second is not None:
-        told = _unless(nvml, None, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, second))
+        told = _answer(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, second))
         if told is not None:
             return told
-    return _unless(nvml, None, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+    return _answer(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
 
 
 def _uses(nvml: Any, handle: Any) -> tuple[Use, ...]:
@@ -201,7 +206,7 @@ def _listed(nvml: Any, handle: Any) -> list[Any]:
     for name in ("nvmlDeviceGetGraphicsRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"):
         ask = getattr(nvml, name, None)
         if ask is not None:
-            listed += _unless(nvml, NOT_SUPPORTED, partial(ask, handle)) or ()
+            listed += _answer(nvml, partial(ask, handle)) or ()
     return listed
 
 
@@ -209,12 +214,12 @@ def _bytes(value: int | None) -> int | None:
     return None if value is None or value == NOT_AVAILABLE else int(value)
 
 
-def _unless(nvml: Any, number: int | None, ask: Callable[[], Any]) -> Any:
-    """The answer; None where the driver refuses with this error (None: with any)."""
+def _answer(nvml: Any, ask: Callable[[], Any]) -> Any:
+    """The answer; None where there is none to be had, or nothing there to ask about (a MIG slot that is empty)."""
     try:
         return ask()
     except nvml.NVMLError as error:
-        if number is None or error.value in (number, NOT_SUPPORTED):
+        if error.value in NO_ANSWER or error.value == NOT_FOUND:
             return None
         raise
 

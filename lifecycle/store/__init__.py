@@ -22,7 +22,16 @@ from ..weights import FromDisk, Kept, Source
 if TYPE_CHECKING:
     from ..engine import Engine
 
-_SCHEMA = "CREATE TABLE IF NOT EXISTS engines (url TEXT PRIMARY KEY, boot TEXT, known TEXT NOT NULL, at REAL NOT NULL)"
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS engines "
+    "(url TEXT PRIMARY KEY, boot TEXT, known TEXT NOT NULL, generation INTEGER NOT NULL, at REAL NOT NULL)"
+)
+_UPDATE = "UPDATE engines SET boot = ?, known = ?, generation = generation + 1, at = ? WHERE url = ? AND generation = ?"
+_INSERT = "INSERT OR IGNORE INTO engines (boot, known, generation, at, url) VALUES (?, ?, 1, ?, ?)"
+
+
+class Overtaken(Exception):
+    """Another process wrote the row of this engine since it was read here: what is known here is old."""
 
 
 class Memory(Protocol):
@@ -42,7 +51,7 @@ def default_path() -> Path:
 
 
 class Store:
-    """The SQLite file. Several processes may have it open; the last to write an engine's row wins."""
+    """The SQLite file. Several processes may have it open; one that was overtaken by another cannot write."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or default_path()
@@ -51,25 +60,35 @@ class Store:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")  # what cannot be repeated must be known after a crash
         self._db.execute(_SCHEMA)
+        self._generations: dict[str, int] = {}
 
     def save(self, engine: Engine) -> None:
-        """The row of this engine says what is known now; an engine never observed has none."""
+        """The row of this engine says what is known now; an engine never observed has none. Raises Overtaken."""
         if engine.facts.boot is None and engine.state is not State.GONE:
             return
-        row = (engine.adapter.url, engine.facts.boot, json.dumps(_known(engine)), time.time())
-        self._db.execute("INSERT OR REPLACE INTO engines VALUES (?, ?, ?, ?)", row)
+        url, known = engine.adapter.url, json.dumps(_known(engine))
+        generation = self._generations.get(url, 0)
+        row = (engine.facts.boot, known, time.time(), url)
+        written = self._db.execute(_UPDATE, (*row, generation)) if generation else self._db.execute(_INSERT, row)
+        if written.rowcount != 1:
+            raise Overtaken(f"another process moved {url} since it was observed here")
+        self._generations[url] = generation + 1
 
     def recall(self, engine: Engine) -> bool:
         """Gives the engine what is known of its boot; False, and nothing changed, where no row is about that boot."""
-        query = "SELECT known FROM engines WHERE url = ? AND boot = ?"
-        found = self._db.execute(query, (engine.adapter.url, engine.facts.boot)).fetchone()
-        if found is None:
+        url = engine.adapter.url
+        query = "SELECT known, boot, generation FROM engines WHERE url = ?"
+        found = self._db.execute(query, (url,)).fetchone()
+        self._generations[url] = found[2] if found else 0
+        if found is None or found[1] != engine.facts.boot:
             return False
         known = json.loads(found[0])
         facts = _facts(known["facts"])
         if set(facts.mapped) != {spec.name for spec in engine.capabilities.tags}:
             return False
-        engine.facts = facts if State(known["state"]).stable else _interrupted(facts)
+        stable = State(known["state"]).stable
+        engine.facts = facts if stable else _interrupted(facts)
+        engine.unsettled = known["unsettled"] or not stable
         engine.wanted, engine.attached_boot = known["wanted"], known["attached_boot"]
         engine.source, engine.full = _source(known["source"]), _reading(known["full"])
         last_good = _source(known["last_good"])
@@ -85,6 +104,7 @@ def _known(engine: Engine) -> dict[str, Any]:
     facts, source, full = engine.facts, engine.source, engine.full
     return {
         "state": str(engine.state),
+        "unsettled": engine.unsettled,
         "facts": {
             "boot": facts.boot,
             "admission": facts.admission,
@@ -146,6 +166,7 @@ def _interrupted(facts: Facts) -> Facts:
     return facts.doubt(
         {
             Fact.ADMISSION: None,
+            Fact.PAUSED_BY: None,
             Fact.RUNNING: None,
             Fact.MAPPED: dict(facts.mapped),
             Fact.CONTENTS: dict(facts.contents),

@@ -97,7 +97,7 @@ class CallCases:
         engine = await bench.engine_in(State.WEIGHTS_RESTORED)
         if "disk" not in engine.capabilities.update:
             pytest.skip("it loads nothing from disk")
-        with pytest.raises(Exception, match="nowhere|no/such") as failed:
+        with pytest.raises(Exception, match=r"nowhere|no/such") as failed:
             await engine.update_weights(NOWHERE)
         assert getattr(failed.value, "settled", None) is State.WEIGHTS_RESTORED
         assert engine.weights_refusal() is not None

@@ -28,7 +28,7 @@ class FlightCases:
         engine = await bench.attach(has_router=True)
         traits = engine.capabilities.pause.get(mode)
         if traits is None:
-            await self._refused(engine, mode)
+            await self._without(engine, mode)
             await bench.lead_home(engine)
             return
         alone = await _all(bench, self.long)
@@ -58,7 +58,7 @@ class FlightCases:
         if traits.keeps_requests:
             assert not running.done(), "a kept request ended while its engine was released"
 
-    async def _refused(self, engine: Engine, mode: PauseMode) -> None:
+    async def _without(self, engine: Engine, mode: PauseMode) -> None:
         _close_router(engine)
         with pytest.raises(GuardRefused, match="mode_supported"):
             await engine.pause(mode)

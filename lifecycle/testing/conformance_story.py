@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable
-from typing import Any, Concatenate, ParamSpec
 
 from .conformance_bench import Bench
 
-P = ParamSpec("P")
+Case = Callable[..., Awaitable[None]]
 
 
-def story(case: Callable[Concatenate[Any, Bench, P], Awaitable[None]]) -> Callable[Concatenate[Any, Bench, P], None]:
+def story(case: Case) -> Callable[..., None]:
     """The case, run to its end in an event loop of its own; its engines' connections are closed then."""
 
     @functools.wraps(case)
-    def run(suite: Any, bench: Bench, *args: P.args, **kwargs: P.kwargs) -> None:
+    def run(suite: object, bench: Bench, **arguments: object) -> None:
         async def whole() -> None:
             try:
-                await case(suite, bench, *args, **kwargs)
+                await case(suite, bench, **arguments)
             finally:
                 await bench.aclose()
 

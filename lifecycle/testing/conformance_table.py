@@ -1,10 +1,10 @@
 """A pytest plugin that prints what the conformance suite found: a line a case, a column an engine.
 
-    # conftest.py
-    from lifecycle.testing.conformance_table import Table
+# conftest.py
+from lifecycle.testing.conformance_table import Table
 
-    def pytest_configure(config):
-        config.pluginmanager.register(Table())
+def pytest_configure(config):
+    config.pluginmanager.register(Table())
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ class Table:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """The outcome is in the table, if the report is of a case; of its phases the worst counts."""
-        found = dict(report.user_properties).get("conformance")
-        if found is None or (report.when != "call" and report.passed):
-            return
-        engine, case = found  # type: ignore[misc]
+        match dict(report.user_properties).get("conformance"):
+            case (str(engine), str(case)) if report.when == "call" or not report.passed:
+                self._note(engine, case.removeprefix("test_"), WORDS[report.outcome])
+
+    def _note(self, engine: str, case: str, word: str) -> None:
         if engine not in self._engines:
             self._engines.append(engine)
-        row = self._cells.setdefault(case.removeprefix("test_"), {})
+        row = self._cells.setdefault(case, {})
         if row.get(engine) != "NO":
-            row[engine] = WORDS[report.outcome]
+            row[engine] = word
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """The table is printed, if any case ran."""

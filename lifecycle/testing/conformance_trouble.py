@@ -15,8 +15,8 @@ from ..events import Transition
 from ..facts import Fact, Facts
 from ..states import RING, State
 from .conformance_bench import Bench, Meddle, Send, meddled
-from .conformance_story import story
 from .conformance_steps import STEPS, Step, before, calls_of, take
+from .conformance_story import story
 
 Which = Literal["first", "last"]
 

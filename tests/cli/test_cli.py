@@ -74,7 +74,7 @@ def test_a_dry_run_prints_the_calls_and_sends_none(lifecycle, address: str, engi
         "resume",
     ]
     assert "release_memory_occupation(tags=['kv_cache']), release_memory_occupation(tags=['weights'])" in planned[2]
-    assert lifecycle("status", address).stdout.split()[:20] == before.split()[:20]
+    assert lifecycle("status", address).stdout.split()[:15] == before.split()[:15]  # up to what is resident
 
 
 def test_a_cycle_of_kv_alone(lifecycle, address: str) -> None:

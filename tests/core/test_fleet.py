@@ -17,9 +17,10 @@ from lifecycle import (
     GuardRefused,
     InvalidTransition,
     Kept,
+    Refuted,
     State,
 )
-from lifecycle.fleet import Group
+from lifecycle.members import Group
 from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, Journal
 
 ROLES = {"prefill": Group(), "decode": Group(drain_after=("prefill",)), "reward": Group(offload=False)}
@@ -258,9 +259,10 @@ async def test_a_router_that_fails_to_open_says_so() -> None:
     fleet, _ = await fleet_of("a", router=True)
     await fleet.offload(weights=V1)
     fleet.router.open_fails = ConnectionError("the router is away")
-    with pytest.raises(ConnectionError):
+    with pytest.raises(FleetError, match="the router is away"):
         await fleet.onload()
     assert fleet["a"].state is State.SERVING
+    assert isinstance(fleet["a"].conditions["routed"].verdict, Refuted)
     assert not fleet["a"].in_move
 
 

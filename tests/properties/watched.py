@@ -41,6 +41,8 @@ class Watched(ScriptedAdapter):
         self.open_effects: list[tuple[str, str]] = []
         self.lies: set[tuple[str, Fact]] = set()
         self.others: set[Fact] = set()
+        #: What it told of since its present command began.
+        self.told: set[Fact] = set()
         self._sending: Call | None = None
         self._reached = True
 
@@ -49,7 +51,13 @@ class Watched(ScriptedAdapter):
     def excused(self, *facts: Fact) -> bool:
         """Whether the engine lied about one of these, unseen, or others changed it since it last told of it."""
         lied = any((self.engine.boot, fact) in self.lies for fact in facts)
-        return lied or bool(self.others & set(facts)) or self.replaced
+        return lied or bool((self.others - self.told) & set(facts)) or self.replaced
+
+    def ended(self, *, learned: bool) -> None:
+        """A command has ended: what it was told of it knows, where it came to a claim."""
+        if learned:
+            self.others -= self.told
+        self.told.clear()
 
     @property
     def replaced(self) -> bool:
@@ -77,9 +85,9 @@ class Watched(ScriptedAdapter):
         if seen.boot is not None:
             self.told_boot = seen.boot
         if seen.admission is not None:
-            self.others -= {Fact.ADMISSION, Fact.RUNNING}
+            self.told |= {Fact.ADMISSION, Fact.RUNNING}
         if seen.released_tags is not None:
-            self.others -= {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH}
+            self.told |= {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH}
         return seen
 
     async def barrier(self, *, deadline_s: float) -> bool:

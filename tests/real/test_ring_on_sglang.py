@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -167,10 +168,11 @@ async def test_a_checksum_tells_what_was_loaded(sglang: RealSGLang, lane: Lane) 
     assert await asked(sglang) == lane.expected(0)
 
 
-def cycle(server: RealSGLang, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`lifecycle cycle`, as a user runs it."""
+def cycle(server: RealSGLang, state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`lifecycle cycle`, as a user runs it; what it remembers is in `state`."""
     command = [sys.executable, "-m", "lifecycle", "cycle", address(server), "--threshold-gib", "1.8", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    environment = os.environ | {"LIFECYCLE_STATE_DIR": str(state)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
 
 
 def test_the_command_line_cycles_twice_with_streams_in_flight(sglang: RealSGLang, lane: Lane, tmp_path: Path) -> None:
@@ -178,13 +180,13 @@ def test_the_command_line_cycles_twice_with_streams_in_flight(sglang: RealSGLang
     assert len({str(tokens) for tokens in before}) == len(PROMPTS)
     streams = Streams(sglang, tokens=600).start()
     where = source(0)
-    done = cycle(sglang, "--weights", where.path, "--version", "again", "--mode", "keep", "--times", "2")
+    done = cycle(sglang, tmp_path, "--weights", where.path, "--version", "again", "--mode", "keep", "--times", "2")
     print(done.stdout, done.stderr)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("returned") >= 2
     assert all(len(ids) == 600 for ids, _ in streams.join().values())
     assert outputs(sglang) == before == lane.expected(0)
-    refused = cycle(sglang)
+    refused = cycle(sglang, tmp_path, "--weights", "kept")
     assert refused.returncode != 0
     assert "weights_recoverable" in refused.stderr + refused.stdout
     assert outputs(sglang) == before
