@@ -32,8 +32,15 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lifecycle diagram --docs docs --check
 
-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow
+# torch is an extra; here it comes from the constraints, before anything that could bring a CUDA build.
+TORCH := $(VENV)/.torch
+$(TORCH): $(READY)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check torch
+	@touch $@
+
+slow: $(TORCH)
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m slow
+	$(BIN)/python -m pytest -q -m "not slow" tests/torch
 
 real: $(READY)
 	$(BIN)/python tests/real/run.py

@@ -14,14 +14,14 @@ from .events import Transition
 from .evidence import Context, Need, targets
 from .facts import Fact, Grade, Tag
 from .machine import Refusals, fire
-from .observing import contradiction, gather, replaced
+from .observing import contradiction, gather, replaced, residual
 from .proofs import Proof, learned
 from .residual import Reading
 from .sending import send
 from .settling import settle
 from .states import State
 from .table import Operation
-from .verdicts import Condition, NotApplicable, Pending, Proved, Refuted, Verdict, expired, holds
+from .verdicts import Condition, Pending, Proved, Refuted, Unmeasurable, Verdict, expired, holds
 from .weights import CollectiveFailed
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class Attempt:
         self.row = row
         self.deadline = deadline
         self.source = engine.state
+        #: The tags that each call of a release gave back, and what was resident after it.
+        self.weighed: list[tuple[frozenset[Tag], Reading | Unmeasurable]] = []
 
     async def run(self) -> Transition:
         """The engine is in the row's destination, on evidence; otherwise this raises and says where it is."""
@@ -133,12 +135,21 @@ class Attempt:
     async def _send(self, context: Context) -> None:
         if context.targets:
             reason = "memory was released or restored since"  # before the first call: half of one moves memory too
-            self.engine.conditions["memory_returned"] = Condition(NotApplicable(reason=reason))
-        for call in self.engine.adapter.plan(self.command, self.engine.facts):
+            self.engine.conditions["memory_returned"] = Condition(Pending(reason=reason))
+        calls = self.engine.adapter.plan(self.command, self.engine.facts)
+        for call in calls:
             if call.name == "push":
                 await self._push(call)
             else:
                 await self._send_one(call, context)
+            if isinstance(self.command, Release):
+                self.weighed.append((frozenset(call.effect.get(Fact.MAPPED, {})), await self._weigh(call is calls[-1])))
+
+    async def _weigh(self, last: bool) -> Reading | Unmeasurable:
+        """What is resident between two releases, so that it is seen what each gave back."""
+        if last:
+            return Unmeasurable(reason="the proof reads it")
+        return await residual(self.engine, deadline_s=self.deadline.work_s)
 
     async def _push(self, call: Call) -> None:
         collective = self.command.collective if isinstance(self.command, UpdateWeights) else None
@@ -154,8 +165,11 @@ class Attempt:
         except TimeoutError as late:
             self.engine.facts = self.engine.facts.doubt(call.effect)
             raise self._late(f"the push did not end in {self.deadline.total_s:.1f} s") from late
-        except BaseException:
+        except BaseException as error:
             self.engine.unsettled = True  # the trainer's last call may be under way
+            if not self.engine.capabilities.cancellable:
+                collective.fail(error, who=self.engine.name)
+                await collective.ended()
             raise
         self.engine.facts = self.engine.facts.learn(call.effect, Grade.ACKNOWLEDGED)
 
@@ -184,7 +198,7 @@ class Attempt:
     async def _look(self, context: Context) -> tuple[dict[str, Verdict], Context]:
         needs = frozenset().union(*(proof.needs for proof in self.row.proofs))
         evidence = await gather(self.engine, needs, deadline_s=max(self.deadline.work_s, 0.05))
-        context = replace(context, facts=self.engine.facts, evidence=evidence)
+        context = replace(context, facts=self.engine.facts, evidence=evidence, weighed=tuple(self.weighed))
         other = replaced(self.engine.facts, evidence.observation)
         if other is not None:
             raise self._error(Unreachable, other)

@@ -257,10 +257,8 @@ class Engine:
             return self.state
         self._claim_for("verify")
         try:
-            if denied is not None:
-                self.move("contradicted", reason=denied)
-            else:
-                self.move(f"observed_{State.FAILED}", reason="a process answers in its place")
+            trigger = "contradicted" if denied else f"observed_{State.FAILED}"
+            self.move(trigger, reason=denied or "a process answers in its place")
             return await look(self, deadline)
         finally:
             self._busy = None
@@ -287,7 +285,8 @@ class Engine:
             raise InvalidTransition(engine=self.name, command="declare", state=self.state, allowed=allowed(self.state))
         if not by.strip() or not reason.strip():
             raise ValueError("a declaration needs the name of who declares (by=) and a reason (reason=)")
-        self.facts = self.facts.learn(claims_of(state, self), Grade.DECLARED)
+        self.conditions.pop("memory_returned", None)  # proved of what it was before: nobody has measured this
+        self.facts, self.doubt = self.facts.learn(claims_of(state, self), Grade.DECLARED), None
         return self.move(f"declared_{state}", reason=f"declared by {by}: {reason}")
 
     def _claim_for(self, what: str) -> None:

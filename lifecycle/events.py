@@ -35,6 +35,12 @@ class Transition:
         return int(verdict.figures["returned_bytes"]) if isinstance(verdict, Proved) else None
 
     @property
+    def returned_by_tag(self) -> Mapping[str, int]:
+        """Bytes that each call of a release was seen to give back, by its tags; empty where that was not measured."""
+        verdict = self.verdicts.get("memory_returned")
+        return dict(verdict.figures.get("returned_by_tag", {})) if isinstance(verdict, Proved) else {}
+
+    @property
     def expected_bytes(self) -> int | None:
         """Bytes that the released tags held beforehand."""
         verdict = self.verdicts.get("memory_returned")

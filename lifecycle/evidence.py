@@ -52,6 +52,7 @@ class Context:
     engine should serve (None: any valid one). `attached_boot` is the process whose launched weights are trusted.
     `learned` are the bytes per rank that a set of tags gave back when no figure was known beforehand. `full` is what
     was resident when every tag was last known to be mapped; `kept_checksum`, of the weights that a release was to keep.
+    `weighed` is what was resident after each call of a release, by the tags that it gave back.
     """
 
     command: Command
@@ -68,6 +69,7 @@ class Context:
     learned: Mapping[frozenset[Tag], int] = field(default_factory=dict)
     full: Reading | None = None
     kept_checksum: str | None = None
+    weighed: tuple[tuple[frozenset[Tag], Reading | Unmeasurable], ...] = ()
 
     def expected_bytes(self, tags: frozenset[Tag]) -> int | None:
         """Bytes per rank that these tags hold together; None where no figure is known."""

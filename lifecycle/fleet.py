@@ -166,6 +166,9 @@ class Fleet:
         left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def body(parties: Sequence[Engine]) -> None:
+            if ready.done():
+                over = f"the push of {version} is over; push again (updating_weights) or load from disk"
+                raise CollectiveFailed(over)
             ready.set_result(parties)
             await left
 

@@ -18,7 +18,8 @@ from .weights import Kept, Source
 
 #: The phases of the two moves. Each waits for all participants before the next begins.
 OFFLOAD: tuple[type[Command], ...] = (Pause, Drain, Release)
-ONLOAD: tuple[type[Command], ...] = (RestoreWeights, UpdateWeights, RestoreKV, Resume)
+#: On the way home an engine whose prefix cache may be stale, or whose requests were frozen, is drained first.
+ONLOAD: tuple[type[Command], ...] = (Pause, Drain, RestoreWeights, UpdateWeights, RestoreKV, Resume)
 
 #: No route takes more commands: a pause that has to be changed, then both moves.
 _LONGEST = 1 + len(OFFLOAD) + len(ONLOAD)
@@ -54,17 +55,25 @@ def _towards_released(now: Standing, goal: Goal) -> Command | None:
         case State.SERVING:
             return Pause(goal.mode)
         case State.PAUSED:
-            return _towards_drained(now, goal)
+            return _towards_drained(now, goal.mode)
         case State.DRAINED | State.WEIGHTS_RESTORED | State.KV_RESTORED:
             return Release(goal.tags, goal.weights)
     return None
 
 
-def _towards_drained(now: Standing, goal: Goal) -> Command:
+def _towards_drained(now: Standing, wanted: PauseMode) -> Command:
     mode = now.facts.paused_by
     traits = now.capabilities.pause.get(mode) if mode else None
     drains = traits is not None and traits.drains
-    return Drain() if drains or mode == goal.mode else Pause(goal.mode)
+    return Drain() if drains or mode == wanted else Pause(wanted)
+
+
+def _safe_mode(now: Standing, wanted: PauseMode) -> PauseMode:
+    """The mode, or another that drains where entering it would hang the engine: on the way home any of them will do."""
+    modes, current = now.capabilities.pause, now.facts.paused_by
+    safe = [name for name, each in modes.items() if each.drains and not each.needs_router]
+    safe = [name for name in safe if current not in modes[name].unsafe_from]
+    return wanted if wanted in safe or not safe else safe[0]
 
 
 def _towards_serving(now: Standing, goal: Goal) -> Command | None:
@@ -75,7 +84,7 @@ def _towards_serving(now: Standing, goal: Goal) -> Command | None:
         case State.WEIGHTS_RESTORED:
             return RestoreKV() if update is None else UpdateWeights(update)
         case State.PAUSED if update is not None or not now.facts.cache_fresh:
-            return _towards_drained(now, goal)
+            return _towards_drained(now, _safe_mode(now, goal.mode))
         case State.DRAINED if update is not None:
             return UpdateWeights(update)
         case State.DRAINED | State.PAUSED | State.KV_RESTORED:

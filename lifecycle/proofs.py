@@ -112,6 +112,8 @@ def _judge_residual(context: Context, before: Reading, after: Reading, expected:
         "devices": len(before.devices),
         "pids": [holder.pid for holder in after.holders],
     }
+    if context.weighed:
+        figures["returned_by_tag"] = _by_tag(context, before, after)
     if after.whole:
         figures |= {"device_used_bytes": dict(after.whole), "others_bytes": after.others_bytes}
     told = f"returned {_mib(returned)} of {'unknown' if expected is None else _mib(expected)} expected"
@@ -261,6 +263,19 @@ def _missing_tags(context: Context, before: Reading, returned: int) -> str:
         if abs(sum(known[tag] for tag in tags) - missing) <= 0.1 * missing
     ]
     return f" (what is missing is the size of {', '.join(fitting[0])})" if len(fitting) == 1 else ""
+
+
+def _by_tag(context: Context, before: Reading, after: Reading) -> dict[Tag, int]:
+    """The bytes seen to go with each call of the release, the least over the devices; the last has what came late."""
+    found: dict[Tag, int] = {}
+    for index, (tags, reading) in enumerate(context.weighed):
+        if index == len(context.weighed) - 1:
+            reading = after
+        if isinstance(reading, Unmeasurable):
+            return {}
+        found["+".join(sorted(tags))] = min(_freed_by_device(before, reading).values(), default=0)
+        before = reading
+    return found
 
 
 def _more_than_named(context: Context, before: Reading | Unmeasurable, after: Reading | Unmeasurable) -> Verdict | None:

@@ -1,11 +1,28 @@
-"""`async def` tests run each in an event loop of their own."""
+"""`async def` tests run each in an event loop of their own; what tests tell is printed at the end."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
+from collections.abc import Callable
 
 import pytest
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """What a test has to tell stands at the end of the run, also where workers ran it."""
+    return lambda line: request.node.user_properties.append(("told", line))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what tests had to tell."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    lines = [line for report in reports for name, line in report.user_properties if name == "told"]
+    if lines:
+        terminalreporter.section("told by tests")
+        for line in dict.fromkeys(lines):
+            terminalreporter.line(line)
 
 
 @pytest.hookimpl(tryfirst=True)

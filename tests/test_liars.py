@@ -10,7 +10,6 @@ import json
 import urllib.request
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +105,14 @@ async def busy(stage: Stage) -> None:
         await asyncio.gather(request, return_exceptions=True)
 
 
+async def dead(stage: Stage) -> None:
+    """It acknowledged the pause, and is no more when the drain is asked for."""
+    stage.lie()
+    await stage.engine.pause()
+    await asyncio.to_thread(stage.process.wait)
+    await stage.engine.drain()
+
+
 async def restarted(stage: Stage) -> None:
     """Another process is in its place when the release is asked for."""
     await stage.fleet.pause()
@@ -137,7 +144,7 @@ class Lie:
 BACKUP = {"weights_backup": True}
 CANARY = replace(POLICY, canary_tokens=8)
 LIES = (
-    Lie("answers 200, then dies", ("pause=die_after",), "Unreachable", "gone"),
+    Lie("answers 200, then dies", ("pause=die_after",), "Unreachable", "gone", dead),
     Lie("answers 200, frees nothing", ("release=keep",), "proof memory_returned"),
     Lie("answers 200, leaves a part", ("release=leak:40",), "proof memory_returned"),
     Lie("answers early, frees late", ("release=late:9",), "proof memory_returned"),
@@ -264,4 +271,3 @@ def _generate(process: LoopbackProcess, tokens: int) -> None:
 
 def test_no_lie_stands_twice() -> None:
     assert len({lie.name for lie in LIES}) == len(LIES)
-    assert Path(__file__).exists()

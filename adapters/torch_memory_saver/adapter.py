@@ -72,7 +72,8 @@ class TorchAdapter:
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
         """The effects of a command, in order."""
-        has = Has(frozenset(self.tenant.stagings), self.tenant.hooks.rebuild_groups is not None)
+        tenant = self.tenant
+        has = Has(frozenset(tenant.stagings), frozenset(tenant.buffers), tenant.hooks.rebuild_groups is not None)
         return plan(command, facts, self.capabilities(), has)
 
     def push_call(self, how: str, args: Mapping[str, Any], version: str) -> Call:
@@ -146,7 +147,7 @@ class TorchAdapter:
     async def aclose(self) -> None:
         """Its thread has ended and its name is free; memory stays as it is, staged contents are given up."""
         await asyncio.to_thread(self._effects.close)
-        for staging in self.tenant.stagings.values():
+        for staging in self.tenant.every_staging():
             staging.close()
         self.tenant.tags.close()
 

@@ -22,6 +22,7 @@ from .probe import ProbeOfTenant
 from .saver import Backend, Backup, Tags
 from .staging import HostStaging
 from .tenant import Hooks, Tenant
+from .tensors import BuffersOf
 
 #: How the contents of weights come through a release: staged in host memory by this library; by the saver's own
 #: backup, page-locked or reclaimable; or not at all (from a checkpoint, or the trainer's push).
@@ -89,12 +90,18 @@ class TorchTenant(Engine):
 
     def _hold(self, tag: Tag, owners: Mapping[str, Any]) -> None:
         """The owners' tensors are the tag's contents."""
-        self._tenant.owners.setdefault(tag, {}).update(owners)
-        if self._contents == "staged" and tag not in self._tenant.stagings:
-            self._tenant.stagings[tag] = HostStaging(
-                self._tenant.owners[tag], budget=self._budget, checksum=self._checksum, exclude=self._tenant.is_kv
-            )
+        tenant = self._tenant
+        held = tenant.owners.setdefault(tag, {})
+        held.update(owners)
+        if self._contents == "staged":
+            tenant.stagings.setdefault(tag, self._staging(held))
+        if self._contents in ("staged", "discarded"):
+            buffers = {name: BuffersOf(owner) for name, owner in held.items() if isinstance(owner, torch.nn.Module)}
+            tenant.buffers[tag] = self._staging(buffers)
         self._remeasure()
+
+    def _staging(self, owners: Mapping[str, Any]) -> HostStaging:
+        return HostStaging(owners, budget=self._budget, checksum=self._checksum, exclude=self._tenant.is_kv)
 
     def _backup(self, tag: Tag) -> Backup | None:
         if self._tenant.tags.stage(tag) == "kv" or self._contents in ("staged", "discarded"):

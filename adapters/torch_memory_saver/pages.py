@@ -23,7 +23,7 @@ from ..loopback.memory import Region, read_into
 from .saver import Backup
 
 _LIBC = ctypes.CDLL(None)
-#: glibc's mallopt: from this size on an allocation is a mapping of its own, which a free gives back. Source: mallopt(3).
+#: glibc: from this size on an allocation is a mapping of its own, which a free gives back. Source: mallopt(3).
 _M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES = -3, 1 << 20
 
 

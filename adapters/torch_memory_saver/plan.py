@@ -20,9 +20,14 @@ PUSHES = ("tensors", "in_place")
 
 @dataclass(frozen=True, slots=True)
 class Has:
-    """What the engine has beside its memory: tags that are staged in host memory, process groups to be rebuilt."""
+    """What the engine has beside its memory.
+
+    `staged`: tags that can be staged in host memory. `buffers`: tags with modules, of which at least the buffers are.
+    `groups`: process groups to be rebuilt.
+    """
 
     staged: frozenset[Tag] = frozenset()
+    buffers: frozenset[Tag] = frozenset()
     groups: bool = False
 
 
@@ -67,7 +72,9 @@ def _release(command: Release, tags: list[Tag], facts: Facts, capabilities: Capa
     if not tags:
         return ()
     staged = frozenset(tags) & has.staged if _keeps(command, capabilities) else frozenset()
+    lost = frozenset(tags) & has.buffers - staged
     calls = [Call("stage", {"tag": tag}, repeatable=True, refusal_is_untouched=True) for tag in sorted(staged)]
+    calls += [Call("stage_buffers", {"tag": tag}, repeatable=True, refusal_is_untouched=True) for tag in sorted(lost)]
     calls += _groups("drop_groups", has)
     calls += [_give_back(tag, tag in staged, facts, capabilities, has) for tag in tags]
     return (*calls, Call("collect", repeatable=True, refusal_is_untouched=True))
@@ -96,11 +103,7 @@ def _restore_weights(tags: list[Tag], facts: Facts, capabilities: Capabilities, 
         return ()
     check = Call("check_modules", repeatable=True, refusal_is_untouched=True)
     restores = [_take_again(tag) for tag in reversed(tags)]
-    back = [
-        Call("unstage", {"tag": tag}, {Fact.CONTENTS: {tag: facts.contents[tag]}})
-        for tag in tags
-        if tag in has.staged and _was_kept(facts, tag)
-    ]
+    back = [each for tag in tags for each in _unstage(tag, facts, has)]
     return (check, *restores, *back, *_groups("rebuild_groups", has))
 
 
@@ -110,6 +113,12 @@ def _restore_kv(tags: list[Tag], facts: Facts, has: Has) -> tuple[Call, ...]:
     if not restores and facts.cache_fresh and known:
         return ()
     return (*restores, *_groups("rebuild_groups", has), _drop_cache())
+
+
+def _unstage(tag: Tag, facts: Facts, has: Has) -> tuple[Call, ...]:
+    if tag in has.staged and _was_kept(facts, tag):
+        return (Call("unstage", {"tag": tag}, {Fact.CONTENTS: {tag: facts.contents[tag]}}),)
+    return (Call("unstage_buffers", {"tag": tag}),) if tag in has.buffers else ()
 
 
 def _take_again(tag: Tag) -> Call:

@@ -43,7 +43,8 @@ class Hooks:
 class Tenant:
     """Every method is an effect: it runs in the tenant's thread, and raises Refused where it touched nothing.
 
-    `owners` are the modules (or optimizers) whose tensors lie in a tag's memory, by tag and name.
+    `owners` are the modules (or optimizers) whose tensors lie in a tag's memory, by tag and name. `stagings` stage all
+    of that; `buffers` only what neither a checkpoint nor a push need bring, where those bring the rest.
     """
 
     tags: Tags
@@ -51,10 +52,12 @@ class Tenant:
     hooks: Hooks = field(default_factory=Hooks)
     owners: dict[Tag, dict[str, Any]] = field(default_factory=dict)
     stagings: dict[Tag, HostStaging] = field(default_factory=dict)
+    buffers: dict[Tag, HostStaging] = field(default_factory=dict)
     version: str | None = None
     _were: dict[Tag, dict[str, Identity]] = field(default_factory=dict)
     _pushed: set[int] = field(default_factory=set)
     _groups_are_down: bool = False
+    _is_settled: bool = False
 
     # admission
 
@@ -64,6 +67,7 @@ class Tenant:
 
     def open(self) -> None:
         """Requests are admitted."""
+        self._is_settled = False
         self.in_flight.open()
 
     # memory
@@ -77,6 +81,19 @@ class Tenant:
         """The tag holds what was staged."""
         copied = self.stagings[tag].restore()
         return {"bytes": copied.bytes, "seconds": copied.seconds}
+
+    def stage_buffers(self, tag: Tag) -> None:
+        """The buffers of the tag's modules wait in host memory."""
+        self.buffers[tag].stage()
+
+    def unstage_buffers(self, tag: Tag) -> None:
+        """The buffers hold what was staged, where anything was."""
+        if self.buffers[tag].holds:
+            self.buffers[tag].restore()
+
+    def every_staging(self) -> list[HostStaging]:
+        """All stagings that have host memory."""
+        return [*self.stagings.values(), *self.buffers.values()]
 
     def release(self, tag: Tag) -> None:
         """The tag's memory is given back; which tensors lay there is remembered."""
@@ -107,9 +124,11 @@ class Tenant:
         self.tags.backend.synchronize()
 
     def settle(self) -> None:
-        """The device is idle, and only what is in use is held."""
+        """The device is idle, and only what is in use is held; that is seen to once between two times of serving."""
         self.synchronize()
-        self.collect()
+        if not self._is_settled:
+            self.collect()
+            self._is_settled = True
 
     def drop_groups(self) -> None:
         """The process groups are destroyed."""
@@ -180,7 +199,7 @@ class Tenant:
     def _replace(self) -> None:
         self._pushed.clear()
         self.version = None
-        for staging in self.stagings.values():
+        for staging in self.every_staging():
             staging.clear()
 
     # what it holds

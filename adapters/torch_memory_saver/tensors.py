@@ -10,7 +10,7 @@ import torch
 
 from .errors import CannotStage
 
-#: A module, an optimizer, or tensors by name.
+#: A module, an optimizer, `BuffersOf` a module, or tensors by name.
 Owner = Any
 Owners = Mapping[str, Owner]
 
@@ -20,6 +20,13 @@ _COMPRESSED = {
     torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
     torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class BuffersOf:
+    """The buffers of a module without its parameters: what neither a checkpoint nor a push need bring."""
+
+    module: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,8 @@ def _named(owner: Owner) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(owner, torch.nn.Module):
         yield from owner.named_parameters(remove_duplicate=False)
         yield from owner.named_buffers(remove_duplicate=False)
+    elif isinstance(owner, BuffersOf):
+        yield from owner.module.named_buffers(remove_duplicate=False)
     elif isinstance(owner, torch.optim.Optimizer):
         yield from _states(owner)
     elif isinstance(owner, Mapping):

@@ -86,6 +86,7 @@ def record_of(record: Transition) -> dict[str, Any]:
         "command": record.command,
         "state": str(record.dest),
         "returned_bytes": record.returned_bytes,
+        "returned_by_tag": dict(record.returned_by_tag),
         "expected_bytes": record.expected_bytes,
         "duration_s": round(record.duration_s, 3),
         "verdicts": {name: str(verdict) for name, verdict in record.verdicts.items()},
@@ -112,4 +113,5 @@ def _outcome(record: Transition) -> str:
     if returned is None:
         return "released; nothing was measured"
     told = "unknown" if expected is None else f"{round(expected / MIB)} MiB"
-    return f"returned {round(returned / MIB)} MiB of {told} expected"
+    by_tag = ", ".join(f"{tag} {round(size / MIB)} MiB" for tag, size in record.returned_by_tag.items())
+    return f"returned {round(returned / MIB)} MiB of {told} expected{f' ({by_tag})' if by_tag else ''}"

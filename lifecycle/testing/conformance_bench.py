@@ -29,7 +29,7 @@ class Subject(Protocol):
 
     @property
     def url(self) -> str:
-        """What a fleet is given: `scheme://host:port?options`."""
+        """Where it is: `scheme://host:port`, with options of the adapter's own."""
 
     def generate(self, text: str, tokens: int) -> list[int]:
         """The greedy token ids that a client gets; fewer where its request was aborted. Blocks, in a thread."""

@@ -4,13 +4,14 @@
 from lifecycle.testing.conformance_table import Table
 
 def pytest_configure(config):
-    config.pluginmanager.register(Table())
+    Table.register(config)
 """
 
 from __future__ import annotations
 
 import pytest
 
+NAME = "conformance-table"
 WORDS = {"passed": "yes", "failed": "NO", "skipped": "-"}
 
 
@@ -20,6 +21,12 @@ class Table:
     def __init__(self) -> None:
         self._cells: dict[str, dict[str, str]] = {}
         self._engines: list[str] = []
+
+    @classmethod
+    def register(cls, config: pytest.Config) -> None:
+        """The table is printed at the end, once however many ask for it."""
+        if not config.pluginmanager.has_plugin(NAME):
+            config.pluginmanager.register(cls(), NAME)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """The outcome is in the table, if the report is of a case; of its phases the worst counts."""

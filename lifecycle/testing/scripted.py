@@ -133,6 +133,11 @@ class ScriptedAdapter:
         if act is not None:
             self._always[name] = act
 
+    def as_modelled(self) -> None:
+        """From here on everything goes as modelled: nothing that was scripted is left."""
+        self._scripts.clear()
+        self._always.clear()
+
     # the port
 
     @property

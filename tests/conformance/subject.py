@@ -17,7 +17,7 @@ class LoopbackSubject:
 
     @property
     def url(self) -> str:
-        """What a fleet is given."""
+        """Where it is."""
         return f"loopback://127.0.0.1:{self.process.port}"
 
     def generate(self, text: str, tokens: int) -> list[int]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
-from drawn import COMMANDS, SHAPES, V1, deadlines_s, patience, script, some_faults
+from drawn import COMMANDS, SHAPES, V1, acts, deadlines_s, patience, script, some_faults
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from judge import Invariant, Judge, still_held, untruths
+from judge import Invariant, Judge
 from virtual_time import VirtualTime
-from watched import Watched
+from watched import Watched, judge_standing
 
 from lifecycle import CommandRefused, Engine, EngineBusy, OperationFailed, Policy, State
 from lifecycle.adapter import Capabilities
@@ -20,7 +21,6 @@ from lifecycle.facts import Fact
 from lifecycle.moves import standing
 from lifecycle.plan import Goal, next_command
 from lifecycle.residual import Unmeasurable
-from lifecycle.states import UNCLAIMED
 from lifecycle.testing import capabilities, scripted
 
 POLICY = Policy(settle_s=1.0, poll_s=0.2)
@@ -52,27 +52,19 @@ def carry_out(engine: Engine, command: Command, limit_s: float) -> Coroutine[Any
     return engine.execute(command, deadline_s=limit_s)
 
 
-def judge_standing(judge: Judge, engine: Engine, adapter: Watched) -> None:
-    """What must be so whenever nothing is under way."""
-    judge.hold(Invariant.STABLE, engine.state.stable and engine.busy is None, repr(engine))
-    claims = engine.state not in UNCLAIMED
-    if claims and not adapter.replaced:
-        judge.hold(Invariant.TRUE_FACTS, engine.facts.boot == adapter.engine.boot, f"{engine!r} is {adapter.told_boot}")
-    if engine.facts.boot == adapter.engine.boot and (claims or adapter.settled):
-        for fact, wrong in untruths(engine, adapter.engine).items():
-            judge.hold(Invariant.TRUE_FACTS, False, f"{engine!r}: {wrong}", excuse=adapter.excused(fact))
-    if engine.memory_is_free:
-        held = still_held(engine, adapter.engine)
-        excuse = adapter.replaced or Fact.MAPPED in adapter.others
-        judge.hold(Invariant.HANDED_OVER, held is None, f"{engine!r}: {held}", excuse=excuse)
+def close(world: VirtualTime, judge: Judge, tally: Counter[str]) -> None:
+    """An example has ended: what was asked in it is counted."""
+    world.close()
+    tally["examples"] += 1
+    for each, times in judge.asked.items():
+        tally[f"asked: {each}"] += times
+    tally["excused"] += judge.excused.total()
 
 
 class EngineMachine(RuleBasedStateMachine):
     """Rules are what a caller, the engine, and others may do."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.judge = Judge()
+    tally: Counter[str] = Counter()
 
     @initialize(
         shape=st.sampled_from(sorted(SHAPES)),
@@ -91,7 +83,7 @@ class EngineMachine(RuleBasedStateMachine):
         ranks: int = 1,
         late: bool = True,
     ) -> None:
-        self.time = VirtualTime()
+        self.time, self.judge = VirtualTime(), Judge()
         able: Capabilities = capabilities(*SHAPES[shape], cancellable=cancellable, ranks=ranks)
         self.adapter = Watched("e", able, self.judge)
         self.adapter.tells_tags, self.adapter.tells_admission = tells_tags, tells_admission
@@ -141,6 +133,16 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(steps):
             self.onwards(home=home)
 
+    @rule(act=acts, which=st.integers(0, 2), home=st.booleans(), limit_s=deadlines_s, patience=patience)
+    def onwards_with_trouble(
+        self, act: str, which: int = 0, home: bool = False, limit_s: float = 4.0, patience: float | None = None
+    ) -> None:
+        """The planner's next command, and one of its own calls goes wrong."""
+        goal = Goal(State.SERVING, weights=self.engine.source) if home else Goal(State.RELEASED, None, V1)
+        command = next_command(standing(self.engine), goal)
+        calls = self.adapter.plan(command, self.engine.facts) if command else ()
+        self.onwards([(call.name, act) for call in calls[which : which + 1]], limit_s, patience, home)
+
     @rule(what=st.sampled_from(sorted(COMMANDS)), faults=some_faults, limit_s=deadlines_s, patience=patience)
     def command(self, what: str, faults: Any = (), limit_s: float = 4.0, patience: float | None = None) -> None:
         """Any command, wherever it is."""
@@ -167,7 +169,7 @@ class EngineMachine(RuleBasedStateMachine):
             task = asyncio.ensure_future(COMMANDS[first](self.engine, 4.0))
             for _ in range(turns):
                 await asyncio.sleep(0)
-            if self.engine.busy:
+            if not task.done():
                 self.refused_at_once(COMMANDS[second](self.engine, 4.0))
             await asyncio.wait([task])
             return task.exception()
@@ -189,9 +191,12 @@ class EngineMachine(RuleBasedStateMachine):
         except EngineBusy:
             after = (self.engine.state, self.engine.facts, len(self.adapter.journal), self.engine.busy)
             self.judge.hold(Invariant.ONE_AT_A_TIME, before == after, "EngineBusy, and touched")
-        else:
-            self.judge.hold(Invariant.ONE_AT_A_TIME, False, "a second caller was let in")
-            work.close()
+            return
+        except CommandRefused as refused:
+            self.judge.hold(Invariant.ONE_AT_A_TIME, False, f"a second caller was told {refused!r}")
+            return
+        self.judge.hold(Invariant.ONE_AT_A_TIME, False, "a second caller was let in")
+        work.close()
 
     @precondition(lambda self: self.engine.state is State.FAILED and not self.adapter.excused(*Fact))
     @rule()
@@ -239,11 +244,22 @@ class EngineMachine(RuleBasedStateMachine):
         self.model.reachable = reachable
 
     @precondition(lambda self: self.adapter.tells_admission)
-    @rule(name=st.sampled_from(["resume", "pause"]))
-    def somebody_else_acts(self, name: str = "resume") -> None:
+    @rule(what=st.sampled_from(["resume", "abort", "freeze"]))
+    def somebody_else_acts(self, what: str = "resume") -> None:
         """Others open or close it."""
-        self.adapter.others |= {Fact.ADMISSION, Fact.RUNNING}
-        self.model.apply(name, {"mode": "abort"} if name == "pause" else {})
+        self.adapter.others |= {Fact.ADMISSION, Fact.RUNNING, Fact.PAUSED_BY}
+        if what == "resume":
+            self.model.apply("resume", {})
+        else:
+            self.model.apply("pause", {"mode": what})
+
+    @precondition(lambda self: self.adapter.tells_admission)
+    @rule(requests=st.integers(1, 3))
+    def somebody_else_lets_requests_in(self, requests: int = 2) -> None:
+        """Others open it, requests come, and others freeze it."""
+        self.somebody_else_acts("resume")
+        self.requests_arrive(requests)
+        self.somebody_else_acts("freeze")
 
     @precondition(lambda self: self.adapter.tells_tags and self.model.idle_and_closed())
     @rule(kv=st.booleans())
@@ -268,15 +284,15 @@ class EngineMachine(RuleBasedStateMachine):
     def judged(self) -> None:
         if not hasattr(self, "engine"):
             return
+        self.tally["rules run"] += 1
         judge_standing(self.judge, self.engine, self.adapter)
         self.judge_served()
         self.judge.check()
 
     def judge_served(self) -> None:
-        excuse = self.adapter.excused(Fact.ADMISSION, Fact.CONTENTS, Fact.CACHE_FRESH)
-        crimes, self.model.crimes = self.model.crimes, []
+        crimes, excuse = self.adapter.crimes()
         self.judge.hold(Invariant.SERVED_FIT, not crimes, f"{self.engine!r}: {crimes}", excuse=excuse)
 
     def teardown(self) -> None:
         if hasattr(self, "time"):
-            self.time.close()
+            close(self.time, self.judge, self.tally)

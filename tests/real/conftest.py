@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from lane import Lane
 
 from lifecycle.testing.conformance_table import Table
+
+if TYPE_CHECKING:
+    from lane import Lane
 
 collect_ignore_glob = [] if os.environ.get("LIFECYCLE_REAL") else ["test_*.py"]
 
 
+#: Modules in an order that needs three servers: one with keys, one with a backup, one without either.
+ORDER = ("test_likeness", "test_backup_on_sglang", "test_conformance_on_sglang", "test_ring_on_sglang")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """The table of the conformance suite is printed at the end."""
-    config.pluginmanager.register(Table())
+    Table.register(config)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the conformance suite only the chosen cases are left."""
+    """Of the conformance suite only the chosen cases are left, and tests that share a server follow each other."""
     from_suite = [item for item in items if item.path.name == "test_conformance_on_sglang.py"]
     if from_suite:
         from test_conformance_on_sglang import CHOSEN
@@ -27,11 +34,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in from_suite if item.name not in CHOSEN]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+    items.sort(key=lambda item: ORDER.index(item.path.stem) if item.path.stem in ORDER else len(ORDER))
 
 
 @pytest.fixture(scope="session")
 def lane() -> Iterator[Lane]:
     """The servers of this run; none is left at its end."""
+    from lane import Lane  # not before: its modules have names that other folders of tests use too
+
     lane = Lane()
     yield lane
     lane.stop()

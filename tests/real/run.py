@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _suite(arguments: list[str]) -> list[str]:
-    given = [each for each in arguments if not each.startswith("-")]
+    given = [each for each in arguments if Path(each.partition("::")[0]).exists()]
     options = ["-q", "--timeout", "600", "-p", "no:cacheprovider"]
     return [*options, *arguments, *([] if given else [str(HERE)])]
 

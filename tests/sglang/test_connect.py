@@ -64,6 +64,7 @@ async def test_what_listens_is_no_engine(stranger: int) -> None:
         ("sglang://127.0.0.1:1?offload=maybe", "offload must be true or false"),
         ("sglang://127.0.0.1:1?group=a&group=b", "gives group twice"),
         ("sglang://127.0.0.1:1?pid=abc", "nothing listens"),
+        ("sglang://127.0.0.1:1?sizes=weights", "sizes must be TAG:BYTES"),
         ("sglang://127.0.0.1:1?api_key_env=NO_SUCH_VARIABLE", "NO_SUCH_VARIABLE, which is not set"),
     ],
 )

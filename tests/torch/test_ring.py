@@ -82,11 +82,10 @@ async def test_the_trainers_push_is_not_staged_for_and_replaces_what_was_there()
     calls = Calls()
     other = seeded(7)
     with built(observers=[calls], checksum=True) as (engine, model):
-        tied = {name: value for name, value in other.state_dict().items() if name != "head.weight"}
 
         async def push(engines) -> None:
             for each in engines:
-                await each.push("tensors", tensors=tied)
+                await each.push("tensors", tensors=dict(other.named_parameters()))
 
         async with Fleet([engine]) as fleet:
             async with fleet.offloaded(weights=Pushed(push, "step-1")):
@@ -95,6 +94,7 @@ async def test_the_trainers_push_is_not_staged_for_and_replaces_what_was_there()
             assert engine.facts.contents["weights"].version == "step-1"
         assert "stage:weights" not in calls.names
         assert greedy(model) == greedy(other)
+        assert model.scratch.tolist() == [0, 1, 2, 3, 4], "what no push brings came back"
         assert not engine.adapter.tenant.stagings["weights"].holds
 
 
@@ -144,6 +144,7 @@ async def test_a_checkpoint_is_loaded(tmp_path) -> None:
         async with Fleet([engine]) as fleet, fleet.offloaded(weights=FromDisk(str(tmp_path), "step-1")):
             pass
         assert greedy(model) == greedy(other)
+        assert model.scratch.tolist() == [0, 1, 2, 3, 4], "what no checkpoint has came back"
 
 
 async def test_target_and_draft_come_back_together() -> None:

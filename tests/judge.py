@@ -67,7 +67,8 @@ def fit_to_serve(model: ScriptedEngine, wanted: str | None, attached: str | None
             return f"{tag} holds {contents}, and {wanted} is wanted"
         if contents.origin == "launched" and attached not in (None, model.boot):
             return f"{tag} holds what a restarted process launched with"
-    return None if model.cache_fresh else "the cache is stale"
+    kept = model.paused_by == "freeze"  # for a live update, which keeps what its requests hold on purpose
+    return None if model.cache_fresh or kept else "the cache is stale"
 
 
 def untruths(engine: Engine, model: ScriptedEngine) -> dict[Fact, str]:
@@ -86,6 +87,24 @@ def untruths(engine: Engine, model: ScriptedEngine) -> dict[Fact, str]:
     if facts.cache_fresh and not model.cache_fresh:
         wrong[Fact.CACHE_FRESH] = "the cache is fresh, and it is stale"
     return wrong
+
+
+def false_claim(state: State, model: ScriptedEngine) -> str | None:
+    """What the state claims of admission, requests and memory that is not so; None where all of it is."""
+    closed, mapped = model.admission == "closed", not model.unmapped
+    idle = not model.running and not model.stubborn
+    weights = model.capabilities.stage("weights")
+    claims = {
+        State.SERVING: (not closed, mapped),
+        State.PAUSED: (closed, mapped),
+        State.DRAINED: (closed, idle, mapped),
+        State.RELEASED: (closed, idle, not mapped),
+        State.WEIGHTS_RESTORED: (closed, idle, not weights & model.unmapped),
+        State.KV_RESTORED: (closed, idle, mapped),
+    }
+    if all(claims.get(state, ())):
+        return None
+    return f"admission {model.admission}, {model.running} run, unmapped {sorted(model.unmapped)}"
 
 
 def same(believed: Contents, true: Contents) -> bool:

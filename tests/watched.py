@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from judge import Invariant, Judge, fit_to_serve
+from judge import Invariant, Judge, false_claim, fit_to_serve, still_held, untruths
 
-from lifecycle import Call, Capabilities, Fact, Observation, Reply
+from lifecycle import Call, Capabilities, Engine, Fact, Observation, Reply
+from lifecycle.states import UNCLAIMED
 from lifecycle.testing import Act, ScriptedAdapter
 
 #: Answered as done without effect: what no evidence of this adapter could then show to be untrue.
@@ -19,6 +20,9 @@ UNSEEN_LIES = {
     "flush": {Fact.CACHE_FRESH},
     "release": {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH},
 }
+
+#: What a state claims something about.
+CLAIMED = (Fact.ADMISSION, Fact.RUNNING, Fact.MAPPED)
 
 
 class Watched(ScriptedAdapter):
@@ -32,13 +36,17 @@ class Watched(ScriptedAdapter):
         self.first_boot = self.engine.boot
         #: Others that have to be idle before this one is released, as long as they are in one move.
         self.together: list[Watched] = []
+        #: The process that was known when the move began: one that took its place unseen is found out by its own guard.
+        self.boot_before: str | None = None
         #: A call that is cancelled before it took effect takes effect later; else never.
         self.late_when_cancelled = True
         self.told_boot: str | None = None
+        #: Whether it was resumed with what a live update kept on purpose.
+        self.keeps_kv = False
         #: Whether the last barrier returned: what was observed without one may change.
         self.settled = True
         #: Effects of which nobody knows whether they come, with the process they were sent to.
-        self.open_effects: list[tuple[str, str]] = []
+        self.open_effects: list[tuple[Call, str]] = []
         self.lies: set[tuple[str, Fact]] = set()
         self.others: set[Fact] = set()
         #: What it told of since its present command began.
@@ -64,6 +72,12 @@ class Watched(ScriptedAdapter):
         """Whether the process is another one than the one that answered last, or has ended since."""
         return self.engine.boot != self.told_boot or not self.engine.alive
 
+    def crimes(self) -> tuple[list[str], bool]:
+        """What it served and should not have, since this was asked last; and whether that is excused."""
+        crimes, self.engine.crimes = self.engine.crimes, []
+        crimes = [each for each in crimes if not (self.keeps_kv and each == "served from a stale cache")]
+        return crimes, self.excused(Fact.ADMISSION, Fact.CONTENTS, Fact.CACHE_FRESH)
+
     # the port
 
     async def send(self, call: Call, *, deadline_s: float) -> Reply:
@@ -77,7 +91,7 @@ class Watched(ScriptedAdapter):
         finally:
             self._sending = None
         if reply.outcome == "lost" and not reply.refused:
-            self.open_effects.append((str(call), self.engine.boot))
+            self.open_effects.append((call, self.engine.boot))
         return reply
 
     async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
@@ -85,7 +99,9 @@ class Watched(ScriptedAdapter):
         if seen.boot is not None:
             self.told_boot = seen.boot
         if seen.admission is not None:
-            self.told |= {Fact.ADMISSION, Fact.RUNNING}
+            self.told.add(Fact.ADMISSION)
+        if seen.running is not None:
+            self.told.add(Fact.RUNNING)
         if seen.released_tags is not None:
             self.told |= {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH}
         return seen
@@ -100,7 +116,7 @@ class Watched(ScriptedAdapter):
 
     def _judge(self, call: Call) -> None:
         where = f"{self.name}: {call} in {self.engine.boot}"
-        still = [name for name, boot in self.open_effects if boot == self.engine.boot]
+        still = [str(each) for each, boot in self.open_effects if boot == self.engine.boot]
         self.judge.hold(Invariant.BARRIER_FIRST, not still, f"{where}, and {still} may still come")
         self.judge.hold(Invariant.ONE_AT_A_TIME, self._sending is None, f"{where} beside {self._sending}")
         checks = {"release": self._judge_release, "restore": self._judge_restore, "resume": self._judge_resume}
@@ -113,14 +129,15 @@ class Watched(ScriptedAdapter):
         self.judge.hold(Invariant.RELEASED_IDLE, idle, f"{where}: {model.running} run, admission {model.admission}")
         self.judge.hold(Invariant.SENT_ONCE, not twice, f"{where}: twice", excuse=self.excused(Fact.MAPPED))
         for other in self.together:
-            ready = other.engine.idle_and_closed() or other.replaced
-            self.judge.hold(Invariant.DRAINED_TOGETHER, ready, f"{where} while {other.name} is not drained")
+            ready, replaced = other.engine.idle_and_closed(), other.engine.boot != other.boot_before
+            self.judge.hold(Invariant.DRAINED_TOGETHER, ready, f"{where}; {other.name} is not drained", excuse=replaced)
 
     def _judge_restore(self, call: Call, where: str) -> None:
         once = set(call.args["tags"]) <= self.engine.unmapped
         self.judge.hold(Invariant.SENT_ONCE, once, f"{where}: not released", excuse=self.excused(Fact.MAPPED))
 
     def _judge_resume(self, call: Call, where: str) -> None:
+        self.keeps_kv = self.engine.paused_by == "freeze"
         wrong = fit_to_serve(self.engine, self.wanted(), self.first_boot)
         excuse = self.excused(Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH)
         self.judge.hold(Invariant.RESUMED_FIT, wrong is None, f"{where}: {wrong}", excuse=excuse)
@@ -156,6 +173,23 @@ class Watched(ScriptedAdapter):
 
     def _abandoned(self, call: Call) -> None:
         """Its caller has gone: the engine may still do it."""
-        self.open_effects.append((str(call), self.engine.boot))
+        self.open_effects.append((call, self.engine.boot))
         if not self._reached and self.late_when_cancelled and self.engine.alive and self.engine.reachable:
             self._late.append((1, call, self.engine.boot))
+
+
+def judge_standing(judge: Judge, engine: Engine, adapter: Watched) -> None:
+    """What must be so whenever nothing is under way."""
+    judge.hold(Invariant.STABLE, engine.state.stable and engine.busy is None, repr(engine))
+    claims = engine.state not in UNCLAIMED
+    if claims and not adapter.replaced:
+        judge.hold(Invariant.TRUE_FACTS, engine.facts.boot == adapter.engine.boot, f"{engine!r} is {adapter.told_boot}")
+        false, excuse = false_claim(engine.state, adapter.engine), adapter.excused(*CLAIMED)
+        judge.hold(Invariant.TRUE_FACTS, false is None, f"{engine!r}: {false}", excuse=excuse)
+    if engine.facts.boot == adapter.engine.boot and (claims or adapter.settled):
+        for fact, wrong in untruths(engine, adapter.engine).items():
+            judge.hold(Invariant.TRUE_FACTS, False, f"{engine!r}: {wrong}", excuse=adapter.excused(fact))
+    if engine.memory_is_free:
+        held = still_held(engine, adapter.engine)
+        excuse = adapter.replaced or Fact.MAPPED in adapter.others
+        judge.hold(Invariant.HANDED_OVER, held is None, f"{engine!r}: {held}", excuse=excuse)

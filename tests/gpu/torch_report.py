@@ -1,0 +1,112 @@
+"""The page of what torch_cycles.py measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+def page(told: dict[str, Any]) -> str:
+    """The figures in Markdown, each against its target."""
+    return "\n".join(_lines(told)) + "\n"
+
+
+def _lines(told: dict[str, Any]) -> Iterator[str]:
+    yield "# torch in this process, measured"
+    yield ""
+    yield from (f"- {key}: {value}" for key, value in told["machine"].items())
+    asked = told["asked"]
+    sizes = f"--gib {asked['gib']} --kv-gib {asked['kv_gib']} --cycles {asked['cycles']}"
+    yield f"- made by `tests/gpu/torch_cycles.py --device {asked['device']} {sizes}`"
+    yield ""
+    bare, with_cublas = (told["bare"].get(name) for name in ("context_bytes", "with_cublas_bytes"))
+    yield f"A process with a bare torch context holds {_mib(bare)}, one that has multiplied {_mib(with_cublas)}."
+    for name, ring in told["ring"].items():
+        yield from _ring(name, ring, bare)
+    yield from _contents(told)
+    if "copies" in told:
+        yield from _copies(told["copies"])
+
+
+def _ring(name: str, ring: dict[str, Any], bare: int | None) -> Iterator[str]:
+    yield ""
+    yield f"## Hook mode {name}"
+    yield ""
+    if "bytes_at" not in ring:
+        yield f"Failed: `{ring.get('error', '')[-400:]}`"
+        return
+    at = ring["bytes_at"]
+    tags = ", ".join(f"{tag} {_mib(size)}" for tag, size in ring["tags_bytes"].items())
+    yield f"Regions: {tags}. Outside regions torch's allocator holds {_mib(ring['allocator_outside_regions_bytes'])}."
+    yield ""
+    yield "| state | resident, first cycle | last cycle |"
+    yield "|---|---|---|"
+    yield from (f"| {state} | {_mib(sizes[0])} | {_mib(sizes[-1])} |" for state, sizes in at.items())
+    yield ""
+    if bare is not None:
+        shares = [(up - down) / (up - bare) for up, down in zip(at["serving"], at["released"], strict=True)]
+        least = f"least of {len(shares)}; target on a GPU: 99 %"
+        yield f"- reclaim: {min(shares):.2%} of what was held beyond the bare context ({least})"
+    growth, later = ((at["released"][-1] - at["released"][first]) / MIB for first in (0, min(1, ring["cycles"] - 1)))
+    told = f"{growth:.1f} MiB, from the second on {later:.1f} (target 0)"
+    yield f"- growth of the residual over {ring['cycles']} cycles: {told}"
+    yield f"- logits identical, eager and by graph: {ring['identical_logits']} of {ring['cycles']} cycles"
+    seconds = ", ".join(f"{name} {statistics.median(each):.3f}" for name, each in ring["command_s"].items())
+    yield f"- seconds for each command, proofs included (median): {seconds}"
+    calls = ", ".join(f"{name} {statistics.median(each):.3f}" for name, each in ring["call_s"].items())
+    yield f"- seconds for each effect (median): {calls}"
+
+
+def _contents(told: dict[str, Any]) -> Iterator[str]:
+    """Staging against the saver's own backups: from the contents on the device to the memory given back, and again."""
+    rings = {"host staging": next(iter(told["ring"].values())), **told["backups"]}
+    yield from ("", "## Weights kept through a release", "")
+    yield "| kept by | to host and released, s | GB/s | mapped and back, s | GB/s | identical logits |"
+    yield "|---|---|---|---|---|---|"
+    for name, ring in rings.items():
+        if "call_s" not in ring:
+            yield f"| {name} | failed: {ring.get('error', '')[-200:]!r} | | | | |"
+            continue
+        out, back = (_seconds(ring, each) for each in (("stage", "release"), ("restore", "unstage")))
+        size = ring["model_bytes"] / 1e9
+        same = f"{ring['identical_logits']} of {ring['cycles']}"
+        yield f"| {name} | {out:.3f} | {size / out:.1f} | {back:.3f} | {size / back:.1f} | {same} |"
+
+
+def _seconds(ring: dict[str, Any], names: tuple[str, ...]) -> float:
+    """The median seconds of these effects on the weights together, without the first cycle, which allocates."""
+    calls = ring["call_s"]
+    return sum(statistics.median(calls[f"{name} weights"][1:]) for name in names if f"{name} weights" in calls)
+
+
+def _copies(copies: dict[str, Any]) -> Iterator[str]:
+    yield from ("", "## Copies alone", "")
+    if "staging" not in copies:
+        yield f"Failed: `{copies.get('error', '')[-400:]}`"
+        return
+    size = f"{copies['tensors']} tensors, {copies['bytes'] / GIB:.2f} GiB"
+    yield f"{size}; the first stage, which allocates, took {copies['first_stage_s']:.2f} s."
+    yield ""
+    yield "| | to host, GB/s | of plain | to device, GB/s | of plain |"
+    yield "|---|---|---|---|---|"
+    plain = copies["plain_pinned"]
+    for name in ("staging", "plain_pinned", "cpu_per_tensor"):
+        each = copies[name]
+        shares = [each[way] / plain[way] for way in ("to_host_gb_s", "to_device_gb_s")]
+        there = f"{each['to_host_gb_s']:.1f} {_range(each['to_host_range'])} | {shares[0]:.1%}"
+        back = f"{each['to_device_gb_s']:.1f} {_range(each['to_device_range'])} | {shares[1]:.1%}"
+        yield f"| {name.replace('_', ' ')} | {there} | {back} |"
+    yield ""
+    yield "Medians (range). The target of staging is 95 % of plain."
+
+
+def _range(ends: list[float]) -> str:
+    return f"({ends[0]:.1f}-{ends[1]:.1f})"
+
+
+def _mib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / MIB:.0f} MiB"

@@ -1,0 +1,253 @@
+"""Two or three engines behind a router, moved together, under everything that can happen to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from drawn import COMMANDS, V1, V2, deadlines_s, patience, push, push_half, script, some_faults
+from engine_machine import GRACE_S, POLICY, close, cut_short
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from judge import Invariant, Judge
+from virtual_time import VirtualTime
+from watched import Watched, judge_standing
+
+from lifecycle import Call, CommandRefused, Engine, Fleet, FleetError, Group, LifecycleError, Pushed, State
+from lifecycle.fleet import Transition
+from lifecycle.testing import Journal, ScriptedRouter, capabilities, scripted
+
+Verb = Callable[[Fleet, float], Coroutine[Any, Any, Any]]
+
+
+class Together(Watched):
+    """Until the way back begins, no participant of its move is released while another is not idle."""
+
+    participants: list[Watched]
+
+    def _judge(self, call: Call) -> None:
+        if call.name in ("restore", "resume", "load"):
+            for each in self.participants:
+                each.together = []
+        super()._judge(call)
+
+
+async def away(fleet: Fleet, limit_s: float) -> None:
+    """The trainer has the devices for a while."""
+    async with fleet.offloaded(weights=V1, deadline_s=limit_s):
+        await asyncio.sleep(0.1)
+
+
+async def away_and_breaks(fleet: Fleet, limit_s: float) -> None:
+    """The trainer has the devices, and its step fails."""
+    async with fleet.offloaded(weights=V1, deadline_s=limit_s):
+        raise ArithmeticError("the step diverged")
+
+
+async def updated_by_hand(fleet: Fleet, limit_s: float) -> None:
+    """The trainer pushes from inside its own code."""
+    async with fleet.updating_weights("v3", deadline_s=limit_s) as engines:
+        await push(engines)
+
+
+VERBS: dict[str, Verb] = {
+    "pause": lambda fleet, limit: fleet.pause(deadline_s=limit),
+    "pause keep": lambda fleet, limit: fleet.pause("keep", deadline_s=limit),
+    "drain": lambda fleet, limit: fleet.drain(deadline_s=limit),
+    "release": lambda fleet, limit: fleet.release(weights=V1, deadline_s=limit),
+    "restore_weights": lambda fleet, limit: fleet.restore_weights(deadline_s=limit),
+    "update v1": lambda fleet, limit: fleet.update_weights(V1, deadline_s=limit),
+    "update v2": lambda fleet, limit: fleet.update_weights(V2, force=True, deadline_s=limit),
+    "push": lambda fleet, limit: fleet.update_weights(Pushed(push, "v4"), deadline_s=limit),
+    "push half": lambda fleet, limit: fleet.update_weights(Pushed(push_half, "v5"), deadline_s=limit),
+    "updating_weights": updated_by_hand,
+    "restore_kv": lambda fleet, limit: fleet.restore_kv(deadline_s=limit),
+    "resume": lambda fleet, limit: fleet.resume(deadline_s=limit),
+    "offload": lambda fleet, limit: fleet.offload(weights=V1, deadline_s=limit),
+    "offload kv": lambda fleet, limit: fleet.offload(["kv_cache"], weights=V1, deadline_s=limit),
+    "onload": lambda fleet, limit: fleet.onload(deadline_s=limit),
+    "offloaded": away,
+    "offloaded, and it breaks": away_and_breaks,
+}
+MOVES = ["offload", "onload", "offloaded", "offload kv"]
+GROUPS = {"prefill": Group(), "decode": Group(drain_after=("prefill",))}
+
+engines_ = st.integers(0, 2)
+
+
+class FleetMachine(RuleBasedStateMachine):
+    """Rules are what a trainer, the engines, the router, and others may do."""
+
+    tally: Counter[str] = Counter()
+
+    @initialize(size=st.integers(2, 3), waves=st.booleans(), cancellable=st.booleans())
+    def launch(self, size: int = 2, waves: bool = False, cancellable: bool = True) -> None:
+        self.time, self.judge, self.journal = VirtualTime(), Judge(), Journal()
+        self.adapters: list[Watched] = []
+        engines = [self.new_engine(number, waves, cancellable) for number in range(size)]
+        self.router = ScriptedRouter(self.journal)
+        self.fleet = Fleet(engines, groups=GROUPS if waves else None, router=self.router, policy=POLICY)
+        self.time.run(self.fleet.__aenter__())
+        for adapter in self.adapters:
+            adapter.ended(learned=True)
+
+    def new_engine(self, number: int, waves: bool, cancellable: bool) -> Engine:
+        able = capabilities(cancellable=cancellable)
+        adapter = Together(f"e{number}", able, self.judge, journal=self.journal)
+        adapter.participants = self.adapters
+        self.adapters.append(adapter)
+        group = ("prefill" if number else "decode") if waves else "default"
+        engine = scripted(adapter, policy=POLICY, group=group, has_router=True)
+        adapter.wanted = lambda: engine.wanted
+        return engine
+
+    # the trainer
+
+    def do(self, work: Coroutine[Any, Any, Any], patience: float | None = None, *, together: bool = False) -> Any:
+        """What it ended with; nobody has the engines then."""
+        for engine, adapter in zip(self.in_order(), self.adapters, strict=True):
+            adapter.boot_before = engine.facts.boot
+            adapter.together = [each for each in self.adapters if each is not adapter] if together else []
+        ended = self.time.run(cut_short(work, patience))
+        for engine, adapter in zip(self.in_order(), self.adapters, strict=True):
+            adapter.together = []
+            adapter.ended(learned=engine.state is not State.FAILED)
+        known = (LifecycleError, FleetError, asyncio.CancelledError, ArithmeticError)
+        if ended is not None and not isinstance(ended, known):
+            raise ended
+        return ended
+
+    def in_order(self) -> list[Engine]:
+        return [self.fleet[adapter.name] for adapter in self.adapters]
+
+    @rule(
+        what=st.sampled_from(sorted(VERBS)), whom=engines_, faults=some_faults, limit_s=deadlines_s, patience=patience
+    )
+    def together(
+        self, what: str, whom: int = 0, faults: Any = (), limit_s: float = 4.0, patience: float | None = None
+    ) -> None:
+        """A verb of the fleet, in which one engine has trouble."""
+        script(self.adapters[whom % len(self.adapters)], faults)
+        self.do(VERBS[what](self.fleet, limit_s), patience, together=what.startswith("offload"))
+
+    @rule(what=st.sampled_from(MOVES))
+    def move(self, what: str) -> None:
+        """A move in which nothing new goes wrong."""
+        calm = not any(adapter._scripts for adapter in self.adapters)
+        calm = calm and self.well() and self.states() == {State.SERVING} and self.router.close_fails is None
+        ended = self.do(VERBS[what](self.fleet, 30.0), together=what.startswith("offload"))
+        if ended is None:
+            self.arrived(what)
+        elif calm:
+            self.judge.hold(Invariant.COMES_HOME, False, f"{what} of a fleet that is well: {ended!r}")
+
+    def arrived(self, what: str) -> None:
+        """Where a move that says it succeeded has led."""
+        goal = State.RELEASED if what.startswith("offload") and what != "offloaded" else State.SERVING
+        self.judge.hold(Invariant.COMES_HOME, self.states() == {goal}, f"{what}: {self.fleet!r}")
+        for engine in self.fleet:
+            closed = engine.name in self.router.closed
+            self.judge.hold(Invariant.COMES_HOME, closed is (goal is State.RELEASED), f"{what}: router of {engine!r}")
+            if what == "offload":
+                self.judge.hold(Invariant.HANDED_OVER, engine.memory_is_free, f"{what}: {engine!r}")
+
+    def states(self) -> set[State]:
+        return {engine.state for engine in self.fleet}
+
+    def well(self) -> bool:
+        """Whether no engine lies, hides, leaks, holds on to requests, or was touched by others."""
+        return all(
+            adapter.engine.reachable and adapter.engine.alive and not adapter.engine.stubborn
+            and adapter.engine.frees and not adapter.engine.leak_bytes and not adapter.lies and not adapter.others
+            and not adapter.replaced
+            for adapter in self.adapters
+        )  # fmt: skip
+
+    @rule(whom=engines_, what=st.sampled_from(sorted(COMMANDS)), turns=st.integers(1, 30))
+    def while_it_moves(self, whom: int, what: str, turns: int) -> None:
+        """Somebody gives one engine a command while the fleet offloads."""
+
+        async def both() -> None:
+            move = asyncio.ensure_future(self.fleet.offload(weights=V1, deadline_s=4.0))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            engine = self.in_order()[whom % len(self.adapters)]
+            if engine.in_move:
+                before = (engine.state, engine.facts, len(self.journal))
+                refused = await raised(COMMANDS[what](engine, 4.0))
+                after = (engine.state, engine.facts, len(self.journal))
+                self.judge.hold(Invariant.ONE_AT_A_TIME, isinstance(refused, CommandRefused), f"{what}: {refused!r}")
+                self.judge.hold(Invariant.ONE_AT_A_TIME, before == after, f"{what}: refused, and touched")
+            await move
+
+        self.do(both(), together=True)
+
+    @rule(whom=engines_, faults=some_faults)
+    def recover(self, whom: int = 0, faults: Any = ()) -> None:
+        """One engine is looked for."""
+        number = whom % len(self.adapters)
+        script(self.adapters[number], faults)
+        began_s = self.time.clock()
+        self.do(self.in_order()[number].recover(deadline_s=4.0))
+        self.judge.hold(Invariant.IN_TIME, self.time.clock() - began_s <= 4.0 + GRACE_S, "recover")
+
+    @rule()
+    def recover_all(self) -> None:
+        """Whoever failed is looked for."""
+        for engine in self.fleet:
+            if engine.state in (State.FAILED, State.GONE):
+                self.do(engine.recover(deadline_s=4.0))
+
+    # the engines and others
+
+    @rule(whom=engines_, requests=st.integers(1, 3))
+    def requests_arrive(self, whom: int = 0, requests: int = 1) -> None:
+        adapter = self.adapters[whom % len(self.adapters)]
+        if adapter.name not in self.router.closed:
+            adapter.engine.submit(requests)
+
+    @rule(whom=engines_)
+    def it_restarts(self, whom: int = 0) -> None:
+        self.adapters[whom % len(self.adapters)].engine.restart()
+
+    @rule(whom=engines_, frees=st.booleans())
+    def its_releases(self, whom: int = 0, frees: bool = True) -> None:
+        self.adapters[whom % len(self.adapters)].engine.frees = frees
+
+    @rule(fails=st.booleans())
+    def the_router(self, fails: bool = False) -> None:
+        """From here on it can be closed and opened, or not."""
+        self.router.close_fails = LifecycleErrorOf("the router is down") if fails else None
+
+    # the judge
+
+    @invariant()
+    def judged(self) -> None:
+        if not hasattr(self, "fleet"):
+            return
+        self.tally["rules run"] += 1
+        for engine, adapter in zip(self.in_order(), self.adapters, strict=True):
+            self.judge.hold(Invariant.STABLE, engine.in_move is None, f"{engine!r} in {engine.in_move}")
+            judge_standing(self.judge, engine, adapter)
+            crimes, excuse = adapter.crimes()
+            self.judge.hold(Invariant.SERVED_FIT, not crimes, f"{engine!r}: {crimes}", excuse=excuse)
+        self.judge.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "time"):
+            close(self.time, self.judge, self.tally)
+
+
+class LifecycleErrorOf(ArithmeticError):
+    """What the scripted router raises."""
+
+
+async def raised(work: Awaitable[Transition]) -> BaseException | None:
+    """What the verb raised."""
+    try:
+        await work
+    except Exception as error:
+        return error
+    return None

@@ -1,0 +1,213 @@
+"""A caller may give up anywhere: at the k-th turn of every row, for every k, and around every verb.
+
+CancelledError and TimeoutError reach the caller; the state is what it was, or failed; the call that was under way is
+unknown, and nothing is sent before a barrier; recover() finds what is so, and the ring goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from virtual_time import virtually
+from watched import judge_standing
+from ways import VERBS, comes_home, new_engine, ready
+
+from lifecycle import Engine, OperationFailed, State
+from lifecycle.table import OPERATIONS, Operation
+from lifecycle.testing import HANG, HANG_AFTER, HANG_LATE
+
+ROWS = [(row.command, row) for row in OPERATIONS]
+ROWS += [("update by a push", row) for row in OPERATIONS if row.command == "update_weights"]
+IDS = [f"{verb} from {row.source}" for verb, row in ROWS]
+EVERY_ROW = pytest.mark.parametrize(("verb", "row"), ROWS, ids=IDS)
+PAIRS: dict[str, int] = {}
+
+
+async def given_up(work: Awaitable[Any], turns: int) -> bool:
+    """Whether it was cancelled after so many turns of the loop, and CancelledError came out; False where it ended."""
+    task = asyncio.ensure_future(work)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if task.done():
+        await task
+        return False
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return True
+
+
+def as_it_was_or_failed(engine: Engine, row: Operation, facts: Any) -> None:
+    """Before the machine fired nothing has changed; after it the engine is failed."""
+    assert engine.busy is None
+    if engine.state is State.FAILED:
+        return
+    assert (engine.state, engine.facts) == (row.source, facts)
+    assert not engine.unsettled
+
+
+def in_flight_is_unknown(engine: Engine) -> None:
+    """Nothing is claimed of what the call under way may have changed."""
+    for call, _ in engine.adapter.open_effects:
+        assert engine.unsettled
+        for fact, value in call.effect.items():
+            held = getattr(engine.facts, fact)
+            assert held is None if not hasattr(value, "keys") else all(held[tag] is None for tag in value)
+
+
+async def recovered(engine: Engine) -> None:
+    """The engine is where the model is, serves again, and the judge found nothing on the way."""
+    if engine.state is State.FAILED:
+        assert await engine.recover() is not State.FAILED, str(engine.facts)
+    judged(engine)
+    await comes_home(engine)
+    judged(engine)
+
+
+def judged(engine: Engine) -> None:
+    """The judge has nothing to say against it."""
+    judge_standing(engine.adapter.judge, engine, engine.adapter)
+    engine.adapter.judge.check()
+    assert engine.adapter.engine.deaths == engine.adapter.engine.crimes == []
+
+
+async def every_turn(verb: str, row: Operation, cut: Callable[[Engine, int], Awaitable[bool]], **how: bool) -> int:
+    """For how many k the row's command was given up, until it was done before."""
+    for turns in range(1, 200):
+        if not await cut(await ready(row, **how), turns):
+            return turns - 1
+    raise AssertionError(f"{verb} never ends")
+
+
+def counted(what: str, verb: str, row: Operation, pairs: int) -> None:
+    """The pairs are part of the sum, which is told at the end."""
+    assert pairs >= 3
+    PAIRS[f"{what}: {verb} from {row.source}"] = pairs
+
+
+@EVERY_ROW
+@pytest.mark.parametrize("late", [True, False], ids=["it happens later", "it never happens"])
+def test_given_up_at_every_turn_it_recovers_and_comes_home(verb: str, row: Operation, late: bool) -> None:
+    async def cut(engine: Engine, turns: int) -> bool:
+        engine.adapter.late_when_cancelled, facts = late, engine.facts
+        cancelled = await given_up(VERBS[verb](engine), turns)
+        if cancelled:
+            as_it_was_or_failed(engine, row, facts)
+            in_flight_is_unknown(engine)
+            await recovered(engine)
+        return cancelled
+
+    counted(f"late={late}", verb, row, virtually(every_turn(verb, row, cut)))
+
+
+@EVERY_ROW
+def test_nothing_is_sent_before_the_barrier_whatever_an_operator_says(verb: str, row: Operation) -> None:
+    async def cut(engine: Engine, turns: int) -> bool:
+        cancelled = await given_up(VERBS[verb](engine), turns)
+        if cancelled and engine.unsettled:
+            engine.declare(State.PAUSED, by="a test", reason="to send something at once")
+            engine.adapter.journal.clear()
+            with suppress(OperationFailed):  # what the operator said may be found out to be wrong
+                await engine.pause()
+            first = engine.adapter.journal.kinds("call", "barrier")[0]
+            assert first.startswith("e: barrier")
+        engine.adapter.judge.check()
+        return cancelled
+
+    counted("declared", verb, row, virtually(every_turn(verb, row, cut)))
+
+
+@EVERY_ROW
+def test_a_call_that_cannot_be_cancelled_has_ended_and_its_reply_counts(verb: str, row: Operation) -> None:
+    async def cut(engine: Engine, turns: int) -> bool:
+        facts = engine.facts
+        cancelled = await given_up(VERBS[verb](engine), turns)
+        if cancelled:
+            as_it_was_or_failed(engine, row, facts)
+            lines = [entry.kind for entry in engine.adapter.journal]
+            assert lines.count("call") == lines.count("reply")
+            assert engine.adapter.open_effects == []
+            judged(engine)
+            await recovered(engine)
+        return cancelled
+
+    counted("in process", verb, row, virtually(every_turn(verb, row, cut, cancellable=False)))
+
+
+def test_the_pairs_are_counted(tell: Callable[[str], None]) -> None:
+    tell(f"cancellation: {sum(PAIRS.values())} (row, k) pairs over {len(ROWS)} rows")
+
+
+# what hangs for ever is left by asyncio.timeout and by a TaskGroup
+
+
+HANGS = ["observe", "pause", "prove_idle", "release", "restore", "load", "push_tensor", "flush", "resume", "answers"]
+
+
+async def hanging(row: Operation, what: str, act: Any) -> Engine:
+    engine = await ready(row)
+    engine.adapter.script(what, act)
+    return engine
+
+
+def reached(engine: Engine, what: str) -> bool:
+    """Whether what was scripted to hang was asked for."""
+    return not engine.adapter._scripts[what]
+
+
+@EVERY_ROW
+@pytest.mark.parametrize("act", [HANG, HANG_AFTER, HANG_LATE], ids=["never", "done", "later"])
+def test_a_timeout_reaches_its_caller(verb: str, row: Operation, act: Any) -> None:
+    async def story(what: str) -> None:
+        engine = await hanging(row, what, act)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await VERBS[verb](engine)
+            assert not reached(engine, what)
+        assert engine.busy is None
+        in_flight_is_unknown(engine)
+        engine.adapter.as_modelled()
+        await recovered(engine)
+
+    for what in HANGS:
+        virtually(story(what))
+
+
+@EVERY_ROW
+def test_a_sibling_that_fails_ends_the_verb(verb: str, row: Operation) -> None:
+    async def sibling() -> None:
+        await asyncio.sleep(0.5)
+        raise ValueError("the sibling broke")
+
+    async def story(what: str) -> None:
+        engine = await hanging(row, what, HANG_LATE)
+        with pytest.raises(ExceptionGroup) as broke:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(VERBS[verb](engine))
+                group.create_task(sibling())
+        assert [str(error) for error in broke.value.exceptions] == ["the sibling broke"]
+        assert engine.busy is None
+        engine.adapter.as_modelled()
+        await recovered(engine)
+
+    for what in HANGS:
+        virtually(story(what))
+
+
+@pytest.mark.parametrize("verb", ["verify", "recover"])
+def test_looking_can_be_given_up_too(verb: str) -> None:
+    async def story(turns: int) -> bool:
+        engine = await new_engine()
+        engine.adapter.engine.restart()
+        cancelled = await given_up(getattr(engine, verb)(), turns)
+        assert engine.busy is None
+        if cancelled:
+            await engine.recover()
+            await comes_home(engine)
+        return cancelled
+
+    assert any(not virtually(story(turns)) for turns in range(1, 60))

@@ -1,0 +1,160 @@
+"""Every verb of a fleet may be given up at every turn: nobody is left busy or in a move, and the fleet comes home."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import pytest
+from test_cancellation import given_up, judged
+from virtual_time import virtually
+from watched import Watched
+from ways import POLICY, V1, comes_home, new_engine, push
+
+from lifecycle import EngineBusy, Fleet, FleetError, Pushed, State
+from lifecycle.testing import HANG_LATE, Journal, ScriptedRouter
+
+Verb = Callable[[Fleet], Coroutine[Any, Any, Any]]
+PAIRS: dict[str, int] = {}
+
+
+async def away(fleet: Fleet) -> None:
+    async with fleet.offloaded(weights=V1):
+        await asyncio.sleep(0)
+
+
+async def pushed_to(fleet: Fleet) -> None:
+    async with fleet.updating_weights("v3") as engines:
+        await push(engines)
+
+
+#: Each verb, and the verbs that lead to where it is given.
+VERBS: dict[str, tuple[Verb, str]] = {
+    "pause": (lambda fleet: fleet.pause(), ""),
+    "drain": (lambda fleet: fleet.drain(), "pause"),
+    "release": (lambda fleet: fleet.release(weights=V1), "pause drain"),
+    "restore_weights": (lambda fleet: fleet.restore_weights(), "offload"),
+    "update_weights": (lambda fleet: fleet.update_weights(V1), "offload restore_weights"),
+    "update by a push": (lambda fleet: fleet.update_weights(Pushed(push, "v3")), "offload restore_weights"),
+    "updating_weights": (pushed_to, "offload restore_weights"),
+    "restore_kv": (lambda fleet: fleet.restore_kv(), "offload restore_weights update_weights"),
+    "resume": (lambda fleet: fleet.resume(), "offload restore_weights update_weights restore_kv"),
+    "offload": (lambda fleet: fleet.offload(weights=V1), ""),
+    "onload": (lambda fleet: fleet.onload(), "offload"),
+    "offloaded": (away, ""),
+}
+EVERY_VERB = pytest.mark.parametrize("verb", list(VERBS))
+
+
+async def fleet_before(verb: str) -> Fleet:
+    """Two engines behind a router, where this verb is given."""
+    engines = [await new_engine(name) for name in "ab"]
+    for engine in engines:
+        engine.has_router = True
+    fleet = Fleet(engines, policy=POLICY, router=ScriptedRouter(Journal()))
+    for before in VERBS[verb][1].split():
+        await VERBS[before][0](fleet)
+    return fleet
+
+
+async def all_come_home(fleet: Fleet) -> None:
+    """Nobody has the engines; each is recovered where it failed, serves again, and the judge found nothing.
+
+    What the trainer was pushing and gave up only the trainer can push again: those engines load from disk.
+    """
+    for engine in fleet:
+        assert engine.busy is engine.in_move is None
+        assert engine.state.stable
+        adapter: Watched = engine.adapter
+        adapter.as_modelled()
+        if engine.state is State.FAILED:
+            assert await engine.recover() is not State.FAILED
+        judged(engine)
+    pushed = any(isinstance(engine.source, Pushed) and engine.weights_refusal() for engine in fleet)
+    with suppress(FleetError) if pushed else nullcontext():
+        await fleet.onload()
+    for engine in fleet:
+        await comes_home(engine)
+        judged(engine)
+
+
+@EVERY_VERB
+def test_given_up_at_every_turn_the_fleet_comes_home(verb: str) -> None:
+    async def cut(turns: int) -> bool:
+        fleet = await fleet_before(verb)
+        cancelled = await given_up(VERBS[verb][0](fleet), turns)
+        await all_come_home(fleet)
+        return cancelled
+
+    turns = next(turns for turns in range(1, 400) if not virtually(cut(turns)))
+    PAIRS[verb] = turns - 1
+
+
+def test_the_pairs_are_counted(tell: Callable[[str], None]) -> None:
+    tell(f"cancellation of fleets: {sum(PAIRS.values())} (verb, k) pairs over {len(VERBS)} verbs")
+
+
+@EVERY_VERB
+@pytest.mark.parametrize("what", ["observe", "pause", "prove_idle", "release", "restore", "load", "resume", "answers"])
+def test_a_timeout_reaches_the_caller_of_a_fleet(verb: str, what: str) -> None:
+    async def story() -> None:
+        fleet = await fleet_before(verb)
+        fleet["a"].adapter.script(what, HANG_LATE)
+        try:
+            async with asyncio.timeout(0.5):
+                await VERBS[verb][0](fleet)
+        except TimeoutError:
+            assert not fleet["a"].adapter._scripts[what]
+        await all_come_home(fleet)
+
+    virtually(story())
+
+
+@EVERY_VERB
+def test_a_sibling_that_fails_ends_the_verb_of_a_fleet(verb: str) -> None:
+    async def sibling() -> None:
+        await asyncio.sleep(0.5)
+        raise ValueError("the sibling broke")
+
+    async def story() -> None:
+        fleet = await fleet_before(verb)
+        fleet["b"].adapter.script("observe", HANG_LATE)
+        with pytest.raises(ExceptionGroup) as broke:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(VERBS[verb][0](fleet))
+                group.create_task(sibling())
+        assert [str(error) for error in broke.value.exceptions] == ["the sibling broke"]
+        await all_come_home(fleet)
+
+    virtually(story())
+
+
+def test_a_timeout_in_the_body_of_offloaded_comes_through_once_the_fleet_is_back() -> None:
+    async def story() -> None:
+        fleet = await fleet_before("offload")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5), fleet.offloaded(weights=V1):
+                await asyncio.sleep(60)
+        assert [engine.state for engine in fleet] == [State.SERVING] * 2
+        await all_come_home(fleet)
+
+    virtually(story())
+
+
+def test_one_engine_that_hangs_does_not_let_others_in_meanwhile() -> None:
+    async def story() -> None:
+        fleet = await fleet_before("offload")
+        fleet["a"].adapter.script("release", HANG_LATE)
+        move = asyncio.create_task(fleet.offload(weights=V1))
+        await asyncio.sleep(0.1)
+        for refused in (fleet.onload, fleet["b"].resume, fleet.offload):
+            with pytest.raises((EngineBusy, ExceptionGroup)):
+                await refused()
+        move.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await move
+        await all_come_home(fleet)
+
+    virtually(story())

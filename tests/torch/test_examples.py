@@ -1,0 +1,114 @@
+"""The examples, run: a loop that learns, and does not without its push; the few lines for two frameworks' loops."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from rig import built, greedy, seeded
+
+from lifecycle import FleetError, State
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    """The example's module."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def _imports_are_no_garbage() -> Iterator[None]:
+    """Collecting garbage 500 times takes a minute less when torch's own objects are not looked at."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("_imports_are_no_garbage")
+async def test_the_reward_rises_with_the_push_and_not_without(capsys: pytest.CaptureFixture[str]) -> None:
+    grpo, begun, told = example("colocated_grpo"), time.monotonic(), []
+    for seed in (0, 1, 2):
+        with_push = grpo.gain(await grpo.train(20, seed))
+        without = grpo.gain(await grpo.train(20, seed, push=False))
+        told.append(f"seed {seed}: the reward rose by {with_push:.3f}, without the push by {without:.3f}")
+        assert with_push > grpo.MARGIN > 2 * abs(without)
+    with capsys.disabled():
+        print("", *told, f"{time.monotonic() - begun:.0f} s for six runs of 20 steps", sep="\n")
+
+
+@pytest.mark.slow
+def test_the_example_runs_from_its_command_line() -> None:
+    command = [sys.executable, EXAMPLES / "colocated_grpo.py", "--steps", "6"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    lines = ended.stdout.splitlines()
+    assert len([line for line in lines if "MiB given to the trainer" in line]) == 6, ended.stderr
+    assert "the reward rose by" in lines[-1]
+
+
+@pytest.mark.slow
+async def test_a_loop_with_verls_verbs() -> None:
+    verl = example("verl_like")
+    trained = seeded(7)
+    with built() as (engine, model):
+        rollout = verl.Rollout(engine)
+        await rollout.start()
+        before = greedy(model)
+        for _ in range(2):
+            await rollout.release()
+            assert engine.memory_is_free
+            await rollout.resume(tags=["weights"])
+            await rollout.update_weights(trained.named_parameters())
+            await rollout.resume(tags=["kv_cache"])
+            assert engine.state is State.SERVING
+            assert greedy(model) == greedy(trained) != before
+
+
+@pytest.mark.slow
+def test_a_loop_with_trls_verbs() -> None:
+    trl = example("trl_like")
+    trained = seeded(7)
+    with built() as (engine, model):
+        colocated = trl.Colocated(engine)
+        for _ in range(2):
+            colocated.sleep()
+            assert engine.memory_is_free
+            colocated.wake_up(tags=["weights"])
+            with pytest.raises(FleetError, match="weights_valid"):
+                colocated.wake_up(tags=["kv_cache"])
+            colocated.sync_weights(dict(trained.named_parameters()))
+            colocated.wake_up(tags=["kv_cache"])
+            assert engine.state is State.SERVING
+            assert greedy(model) == greedy(trained)
+        colocated.close()
+
+
+@pytest.mark.slow
+def test_the_script_that_measures_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "gpu" / "torch_cycles.py"
+    sizes = ["--gib=0.1", "--kv-gib=0.1", "--workspace-gib=0.02", "--width=512", "--cycles=2"]
+    command = [sys.executable, script, "--device=cpu", f"--out={tmp_path}", *sizes]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    told = (tmp_path / "torch_cycles.md").read_text() if ended.returncode == 0 else ended.stdout + ended.stderr
+    assert "logits identical, eager and by graph: 2 of 2 cycles" in told
+    assert [line.split("|")[1].strip() for line in told.splitlines() if line.endswith("| 2 of 2 |")] == [
+        "host staging",
+        "pinned",
+        "mmap",
+    ]

@@ -1,0 +1,67 @@
+"""Ways round the ring: to where a row of the table can be given, and home again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from judge import Judge
+from watched import Watched
+
+from lifecycle import Engine, FromDisk, Policy, Pushed, State
+from lifecycle.moves import standing
+from lifecycle.plan import Goal, next_command
+from lifecycle.table import Operation
+from lifecycle.testing import KV_CACHE, WEIGHTS, capabilities, scripted
+
+POLICY = Policy(settle_s=1.0, poll_s=0.2)
+V1 = FromDisk("/models/step-1", "v1")
+V2 = FromDisk("/models/step-2", "v2")
+
+
+async def push(engines: Sequence[Engine]) -> None:
+    """The trainer sends its weights to every engine."""
+    for engine in engines:
+        await engine.push("tensor")
+
+
+async def new_engine(name: str = "e", *, cancellable: bool = True) -> Engine:
+    """An engine that serves, watched by a judge of its own (`engine.adapter.judge`)."""
+    adapter = Watched(name, capabilities(WEIGHTS, KV_CACHE, cancellable=cancellable), Judge())
+    engine = scripted(adapter, policy=POLICY)
+    adapter.wanted = lambda: engine.wanted
+    return await engine.connect()
+
+
+async def ready(row: Operation, *, cancellable: bool = True) -> Engine:
+    """An engine in which the row's command succeeds."""
+    engine = await new_engine(cancellable=cancellable)
+    if row.command == "update_weights" and row.source is State.PAUSED:
+        await engine.pause("freeze")
+        return engine
+    way = iter(WAY)
+    while engine.state is not row.source or (row.command == "restore_kv" and engine.weights_refusal()):
+        await VERBS[next(way)](engine)
+    return engine
+
+
+WAY = ("pause", "drain", "release", "restore_weights", "update_weights", "restore_kv")
+VERBS = {
+    "pause": lambda engine: engine.pause(),
+    "drain": lambda engine: engine.drain(),
+    "release": lambda engine: engine.release(weights=V1),
+    "restore_weights": lambda engine: engine.restore_weights(),
+    "update_weights": lambda engine: engine.update_weights(V1),
+    "update by a push": lambda engine: engine.update_weights(Pushed(push, "v3")),
+    "restore_kv": lambda engine: engine.restore_kv(),
+    "resume": lambda engine: engine.resume(),
+}
+
+
+async def comes_home(engine: Engine) -> None:
+    """The engine serves, by the planner's commands."""
+    for _ in range(10):
+        command = next_command(standing(engine), Goal(State.SERVING, weights=V1))
+        if command is None:
+            break
+        await engine.execute(command)
+    assert engine.state is State.SERVING, repr(engine)
