@@ -35,7 +35,7 @@ check: $(READY)
 # torch is an extra; here it comes from the constraints, before anything that could bring a CUDA build.
 TORCH := $(VENV)/.torch
 $(TORCH): $(READY)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check torch
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,dev,torch]'
 	@touch $@
 
 slow: $(TORCH)
