@@ -70,6 +70,9 @@ class Attempt:
             needs |= {Need.ADMISSION}
         if self.engine.unsettled and not await self._barrier():
             raise await self._contradicted("what was sent before may still run, and nothing tells when it has ended")
+        if self.source is State.SERVING:
+            canary = self.engine.canary
+            await canary.meet(self.engine.adapter, self.engine.facts, deadline_s=self.deadline.work_s / 2)
         evidence = await gather(self.engine, needs, deadline_s=self.deadline.work_s, command=self.command)
         denied = contradiction(self.engine.facts, evidence.observation)
         if denied is not None:

@@ -9,6 +9,9 @@ from .adapter import EngineAdapter, Probe
 from .facts import Facts
 from .verdicts import Proved, Refuted, Verdict
 
+#: How long a serving engine is given for the answer that is remembered; it may be busy.
+MEETING_S = 10.0
+
 
 class Canary:
     """Asks for `tokens` tokens, and remembers them by version; 0 only asks whether the engine answers."""
@@ -22,6 +25,14 @@ class Canary:
         """Whether the engine answers, and as it did before with these weights."""
         verdict = await adapter.answers(self.probe, deadline_s=deadline_s)
         return self.judge(_version(facts), verdict) if self.watching else verdict
+
+    async def meet(self, adapter: EngineAdapter, facts: Facts, *, deadline_s: float) -> None:
+        """What a serving engine answers with these weights is remembered, unless it is already.
+
+        Asked before the first release, since what comes back from that one is to be compared too. No answer is none.
+        """
+        if self.watching and _version(facts) not in self._answers:
+            await self.ask(adapter, facts, deadline_s=min(deadline_s, MEETING_S))
 
     def judge(self, version: str | None, verdict: Verdict) -> Verdict:
         """The verdict, refuted where the answer is not the one that was remembered for this version."""

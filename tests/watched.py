@@ -149,9 +149,9 @@ class Watched(ScriptedAdapter):
         if act.effect == "never" and act.answer == "done":
             self._lied(call)
         if call.name == "release" and not self.engine.frees:
-            self.lies.add((self.engine.boot, Fact.MAPPED))  # what moved no byte cannot be seen to have happened
-            self.lies.add((self.engine.boot, Fact.CONTENTS))
-            self.lies.add((self.engine.boot, Fact.CACHE_FRESH))
+            self._hides(*UNSEEN_LIES["release"])  # what moved no byte cannot be seen to have happened
+        if call.name == "load" and call.args["flush"] and self.engine.running:
+            self._hides(Fact.CACHE_FRESH)  # it answers, and could not drop what requests hold that others let in unseen
         with self._nobody_dies(call):
             return super()._affect(act, call)
 
@@ -161,8 +161,10 @@ class Watched(ScriptedAdapter):
 
     def _lied(self, call: Call) -> None:
         seen = call.name == "load" and self.engine.label != call.args["version"] and self.engine.label_lie is None
-        for fact in () if seen else UNSEEN_LIES.get(call.name, ()):
-            self.lies.add((self.engine.boot, fact))
+        self._hides(*(() if seen else UNSEEN_LIES.get(call.name, ())))
+
+    def _hides(self, *facts: Fact) -> None:
+        self.lies |= {(self.engine.boot, fact) for fact in facts}
 
     @contextmanager
     def _nobody_dies(self, what: object) -> Iterator[None]:

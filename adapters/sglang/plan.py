@@ -91,8 +91,8 @@ def _from_disk(source: FromDisk, facts: Facts, capabilities: Capabilities) -> Ca
 
 def _pushed(source: Pushed, capabilities: Capabilities) -> tuple[Call, ...]:
     """The push between begin and end; its contents are known as loaded only once the end was acknowledged."""
-    garbage = dict.fromkeys(capabilities.stage("weights"), GARBAGE)
-    begin = Call("begin_weight_update", {}, {Fact.CONTENTS: garbage, Fact.CACHE_FRESH: False})
+    half: dict[Tag, Contents | None] = dict.fromkeys(capabilities.stage("weights"))
+    begin = Call("begin_weight_update", {}, {Fact.CONTENTS: half, Fact.CACHE_FRESH: False})
     end = Call("end_weight_update", {}, {Fact.CONTENTS: _loaded(source.version, capabilities)})
     return begin, PUSH, end, FLUSH
 

@@ -74,8 +74,8 @@ def _load(source: FromDisk, facts: Facts, capabilities: Capabilities) -> Call:
 
 
 def _pushed(source: Pushed, capabilities: Capabilities) -> tuple[Call, ...]:
-    garbage = dict.fromkeys(capabilities.stage("weights"), GARBAGE)
-    begin = Call("begin_update", {}, {Fact.CONTENTS: garbage, Fact.CACHE_FRESH: False})
+    half: dict[Tag, Contents | None] = dict.fromkeys(capabilities.stage("weights"))
+    begin = Call("begin_update", {}, {Fact.CONTENTS: half, Fact.CACHE_FRESH: False})
     return begin, PUSH, Call("end_update", {}, {Fact.CONTENTS: _loaded(source.version, capabilities)}), FLUSH
 
 

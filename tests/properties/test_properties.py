@@ -16,7 +16,7 @@ from fleet_machine import FleetMachine
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-MORE = int(os.environ.get("LIFECYCLE_EXAMPLES", "0"))
+MORE = int(os.environ.get("LIFECYCLE_EXAMPLES") or 0)
 Tell = Callable[[str], None]
 
 
@@ -53,7 +53,7 @@ def test_fleets_keep_the_invariants(tell: Tell) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_engines_keep_the_invariants_at_length(tell: Tell) -> None:
-    examples(EngineMachine, 1500, 50, tell)
+    examples(EngineMachine, 1200, 50, tell)
 
 
 @pytest.mark.slow
