@@ -17,7 +17,7 @@ from .machine import Refusals, fire
 from .observing import contradiction, gather, replaced, residual
 from .proofs import Proof, learned
 from .residual import Reading
-from .sending import send
+from .sending import Doubt, send
 from .settling import settle
 from .states import State
 from .table import Operation
@@ -52,6 +52,7 @@ class Attempt:
             raise await settle(self.engine, error, self.deadline, self.command) from error.__cause__
         except BaseException as error:
             self._fail_collective(error)
+            self._leave_unproved(context)
             self.engine.move("failed", command=self.command.name, reason=f"cancelled: {type(error).__name__}")
             raise
         return self._succeed(context, verdicts)
@@ -104,7 +105,7 @@ class Attempt:
             error = GuardRefused(refused.reasons, engine=self.engine.name, command=self.command.name, state=self.source)
             self._fail_collective(error)
             raise error from None
-        self.engine.doubt = None
+        self.engine.doubt, self.engine.touched = None, False
         expected = self.engine.source, self.engine.wanted
         if isinstance(self.command, Release):
             self._note_release(self.command, context)
@@ -235,6 +236,14 @@ class Attempt:
                 denied = {Fact.MAPPED: dict.fromkeys(verdict.denied), Fact.CONTENTS: dict.fromkeys(weights)}
                 self.engine.facts = self.engine.facts.doubt(denied)
 
+    def _leave_unproved(self, context: Context) -> None:
+        """The caller gave up: what an answer alone says to be mapped is unknown until bytes have shown it."""
+        shown = any(Fact.MAPPED in proof.facts for proof in self.row.proofs)
+        if shown and context.targets and self.engine.doubt is None:
+            effect = {Fact.MAPPED: dict.fromkeys(context.targets, True)}
+            self.engine.doubt = Doubt(context, context.facts, effect)
+            self.engine.facts = self.engine.facts.doubt(effect)
+
     def _unproved(self, verdicts: dict[str, Verdict], accepted: dict[str, bool], context: Context) -> OperationFailed:
         failed = {
             name: expired(verdict, self.deadline.elapsed_s) for name, verdict in verdicts.items() if not accepted[name]
@@ -245,6 +254,7 @@ class Attempt:
 
     def _succeed(self, context: Context, verdicts: dict[str, Verdict]) -> Transition:
         engine = self.engine
+        engine.touched = False
         if isinstance(self.command, UpdateWeights):
             engine.remember(self.command.source)
         if isinstance(self.command, UpdateWeights | RestoreKV):

@@ -67,6 +67,8 @@ class Engine:
         self.unsettled = False
         #: The last call of which nobody knows whether it took effect, until the next command.
         self.doubt: Doubt | None = None
+        #: Whether a call of the present command that moves memory was answered; perhaps by a process in its place.
+        self.touched = False
         self.wanted: str | None = None
         #: Where the weights of the present window come from, as declared; `last_good` is what was loaded last.
         self.source: Source | None = None
@@ -195,13 +197,9 @@ class Engine:
         Returns the engine's answer; raises Rejected, Unreachable or DeadlineExceeded, and the collective fails.
         """
         if self._pushing is None or self.wanted is None:
-            raise InvalidTransition(
-                engine=self.name,
-                command="push",
-                state=self.state,
-                allowed=allowed(self.state),
-                hint="; weights are pushed inside updating_weights() or by Pushed(callback)",
-            )
+            hint = "; weights are pushed inside updating_weights() or by Pushed(callback)"
+            here = allowed(self.state)
+            raise InvalidTransition(engine=self.name, command="push", state=self.state, allowed=here, hint=hint)
         call = self.adapter.push_call(how, args, self.wanted)
         deadline = self._pushing
         reply = await send(self, call, deadline_s=deadline.work_s)

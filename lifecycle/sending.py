@@ -67,6 +67,7 @@ def _take(engine: Engine, call: Call, reply: Reply | None, context: Context | No
     """What the reply tells is known."""
     if reply is not None and reply.outcome == "done":
         engine.facts = engine.facts.learn(call.effect, Grade.ACKNOWLEDGED)
+        engine.touched |= not call.repeatable
         return
     if reply is not None and (reply.refused or (reply.outcome == "rejected" and call.refusal_is_untouched)):
         return

@@ -59,13 +59,13 @@ async def look(engine: Engine, deadline: Deadline, command: Command | None = Non
     engine.unsettled = False
     strangers = _moved_by_others(engine, seen)
     fresh = _learn(engine, seen)
-    if strangers and not fresh:
+    if engine.touched if fresh else strangers:
         await _doubt_all(engine, deadline)
     if engine.doubt is not None and not fresh:
         await _decide_mapping(engine, deadline, engine.doubt)
     if engine.facts.admission != "closed" and (isinstance(command, Resume) or not _worth_serving(engine)):
         await _close(engine, deadline)
-        if not await _confirmed(engine, deadline):
+        if engine.unsettled or not await _confirmed(engine, deadline):
             return engine.state
     return _enter(engine)
 
@@ -124,6 +124,7 @@ async def _confirmed(engine: Engine, deadline: Deadline) -> bool:
 def _enter(engine: Engine) -> State:
     state = fits(engine.facts, engine.capabilities, weights_are_valid=engine.weights_refusal() is None)
     if state is not None:
+        engine.touched = False
         engine.move(f"observed_{state}", reason="its facts make this state")
     return engine.state
 

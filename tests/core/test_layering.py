@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,12 @@ def test_importing_the_package_imports_nothing_that_is_slow() -> None:
 def test_a_file_over_400_lines_is_two_files(path: Path) -> None:
     assert path.stem not in {"utils", "util", "common", "helpers", "helper", "misc"}
     assert len(path.read_text().splitlines()) <= 400
+
+
+def test_no_two_test_modules_share_a_name() -> None:
+    """Test folders are no packages: of two modules of one name, whichever is imported first stands for both."""
+    names = Counter(path.name for path in sources(CORE.parent / "tests") if path.name != "conftest.py")
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_every_public_name_exists_and_stands_once() -> None:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import gpu_record
 import pytest
-import record
 
 from lifecycle.adapter import Capabilities, TagSpec
 from lifecycle.commands import Release
@@ -66,7 +66,7 @@ def test_only_a_grandchild_holds_memory(hold: Hold, report: Any) -> None:
         probe_mib=found.resident_bytes / MIB,
         smi_mib=shown[family.holder],
     )
-    report.answers["grandchild"] = {"holder": family.holder, "answers": record.answers()}
+    report.answers["grandchild"] = {"holder": family.holder, "answers": gpu_record.answers()}
 
 
 def test_two_processes_on_one_device(hold: Hold, report: Any) -> None:
@@ -93,7 +93,7 @@ def test_two_processes_on_one_device(hold: Hold, report: Any) -> None:
         smi_device_used_mib=used,
         smi_device_free_mib=free,
     )
-    report.answers["two processes"] = {"holders": [one.holder, two.holder], "answers": record.answers()}
+    report.answers["two processes"] = {"holders": [one.holder, two.holder], "answers": gpu_record.answers()}
 
 
 def verdict(before: Reading, after: Reading, threshold_bytes: int, expected_mib: int) -> Any:

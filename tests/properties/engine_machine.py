@@ -92,7 +92,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine = scripted(self.adapter, policy=POLICY)
         self.adapter.wanted = lambda: self.engine.wanted
         self.time.run(self.engine.connect())
-        self.adapter.ended(learned=self.engine.state is not State.FAILED)
+        self.adapter.ended(self.engine)
 
     # the caller
 
@@ -102,7 +102,7 @@ class EngineMachine(RuleBasedStateMachine):
         began_s = self.time.clock()
         ended = self.time.run(cut_short(work, patience))
         took_s = self.time.clock() - began_s
-        self.adapter.ended(learned=self.engine.state is not State.FAILED)
+        self.adapter.ended(self.engine, gave_up=isinstance(ended, asyncio.CancelledError))
         self.judge.hold(Invariant.IN_TIME, took_s <= limit_s + GRACE_S, f"{took_s:.2f} s of {limit_s} s: {ended!r}")
         after = (self.engine.state, self.engine.facts, len(self.adapter.journal.calls()))
         if isinstance(ended, CommandRefused):
@@ -179,7 +179,7 @@ class EngineMachine(RuleBasedStateMachine):
     def do_both(self, both: Coroutine[Any, Any, Ended]) -> None:
         """Both callers have ended, the first as it may."""
         ended = self.time.run(both)
-        self.adapter.ended(learned=self.engine.state is not State.FAILED)
+        self.adapter.ended(self.engine)
         if ended is not None and not isinstance(ended, CommandRefused | OperationFailed):
             raise ended
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
+from unittest import mock
 
 from drawn import COMMANDS, V1, V2, deadlines_s, patience, push, push_half, script, some_faults
 from engine_machine import GRACE_S, POLICY, close, cut_short
@@ -15,23 +16,26 @@ from judge import Invariant, Judge
 from virtual_time import VirtualTime
 from watched import Watched, judge_standing
 
-from lifecycle import Call, CommandRefused, Engine, Fleet, FleetError, Group, LifecycleError, Pushed, State
+from lifecycle import CommandRefused, Engine, Fleet, FleetError, Group, LifecycleError, Pushed, State
 from lifecycle.fleet import Transition
+from lifecycle.moves import Move
 from lifecycle.testing import Journal, ScriptedRouter, capabilities, scripted
 
 Verb = Callable[[Fleet, float], Coroutine[Any, Any, Any]]
 
 
-class Together(Watched):
-    """Until the way back begins, no participant of its move is released while another is not idle."""
+def on_the_way_back(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """From here on the move's engines need not wait for each other: some may have to be released again."""
 
-    participants: list[Watched]
+    async def begun(move: Move, *args: Any) -> Any:
+        for engine in move.engines:
+            engine.adapter.together = []
+        return await method(move, *args)
 
-    def _judge(self, call: Call) -> None:
-        if call.name in ("restore", "resume", "load"):
-            for each in self.participants:
-                each.together = []
-        super()._judge(call)
+    return begun
+
+
+BACK = {name: on_the_way_back(getattr(Move, name)) for name in ("_back", "onload")}
 
 
 async def away(fleet: Fleet, limit_s: float) -> None:
@@ -90,13 +94,12 @@ class FleetMachine(RuleBasedStateMachine):
         self.router = ScriptedRouter(self.journal)
         self.fleet = Fleet(engines, groups=GROUPS if waves else None, router=self.router, policy=POLICY)
         self.time.run(self.fleet.__aenter__())
-        for adapter in self.adapters:
-            adapter.ended(learned=True)
+        for engine, adapter in zip(self.in_order(), self.adapters, strict=True):
+            adapter.ended(engine)
 
     def new_engine(self, number: int, waves: bool, cancellable: bool) -> Engine:
         able = capabilities(cancellable=cancellable)
-        adapter = Together(f"e{number}", able, self.judge, journal=self.journal)
-        adapter.participants = self.adapters
+        adapter = Watched(f"e{number}", able, self.judge, journal=self.journal)
         self.adapters.append(adapter)
         group = ("prefill" if number else "decode") if waves else "default"
         engine = scripted(adapter, policy=POLICY, group=group, has_router=True)
@@ -110,10 +113,11 @@ class FleetMachine(RuleBasedStateMachine):
         for engine, adapter in zip(self.in_order(), self.adapters, strict=True):
             adapter.boot_before = engine.facts.boot
             adapter.together = [each for each in self.adapters if each is not adapter] if together else []
-        ended = self.time.run(cut_short(work, patience))
+        with mock.patch.multiple(Move, **BACK):
+            ended = self.time.run(cut_short(work, patience))
         for engine, adapter in zip(self.in_order(), self.adapters, strict=True):
             adapter.together = []
-            adapter.ended(learned=engine.state is not State.FAILED)
+            adapter.ended(engine, gave_up=isinstance(ended, asyncio.CancelledError))
         known = (LifecycleError, FleetError, asyncio.CancelledError, ArithmeticError)
         if ended is not None and not isinstance(ended, known):
             raise ended

@@ -1,6 +1,6 @@
 """A driver that answers from a record: what pynvml offers of it, and nothing else.
 
-Records are plain JSON, as `tests/gpu/record.py` writes them on a machine with a GPU; `gpu()` makes one by hand.
+Records are plain JSON, as `tests/gpu/gpu_record.py` writes them on a machine with a GPU; `gpu()` makes one by hand.
 """
 
 from __future__ import annotations

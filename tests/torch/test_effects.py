@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from rig import built, greedy
+from torch_rig import built, greedy
 
 from lifecycle import DeadlineExceeded, Fleet, Kept, State
 from lifecycle.adapter import Call

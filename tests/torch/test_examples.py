@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from rig import built, greedy, seeded
+from torch_rig import built, greedy, seeded
 
 from lifecycle import FleetError, State
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from lifecycle.adapters.torch_memory_saver import GateClosed, RegionRefused, Trainer
-from rig import MIB, POLICY, seeded
+from torch_rig import MIB, POLICY, seeded
 
 from lifecycle import Fleet, Kept, NotApplicable, State
 

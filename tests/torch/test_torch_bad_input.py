@@ -11,7 +11,7 @@ import pytest
 import torch
 from lifecycle.adapters.torch_memory_saver import HostBudget, RegionRefused, TorchEngine, hooks
 from lifecycle.adapters.torch_memory_saver.errors import MissingPackage
-from rig import MIB, POLICY, built, greedy, seeded
+from torch_rig import MIB, POLICY, built, greedy, seeded
 
 from lifecycle import ConfigurationError, Fleet, FleetError, FromDisk, Kept, NotProved, Pushed, Rejected, State
 

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from lifecycle.adapters.torch_memory_saver import GateClosed, TorchEngine
-from rig import MIB, POLICY, built, greedy, seeded
+from torch_rig import MIB, POLICY, built, greedy, seeded
 
 from lifecycle import (
     BaseObserver,
