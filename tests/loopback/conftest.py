@@ -6,21 +6,33 @@ from collections.abc import Iterator
 
 import pytest
 from lifecycle.adapters.loopback import LoopbackProcess
-from loopback_client import QUICK, SLOW_STEPS, SMALL, fresh
+from loopback_client import QUICK, SLOW_STEPS, SMALL, fresh, unpause
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[LoopbackProcess]:
-    """A quick engine without surprises."""
+def quick_process() -> Iterator[LoopbackProcess]:
     with LoopbackProcess.start(**SMALL, arguments=QUICK) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
-def slow_engine() -> Iterator[LoopbackProcess]:
-    """An engine whose requests last long enough to be caught running."""
+def slow_process() -> Iterator[LoopbackProcess]:
     with LoopbackProcess.start(**SMALL, arguments=(*QUICK, *SLOW_STEPS, "--enable-metrics")) as started:
         yield started
+
+
+@pytest.fixture
+def engine(quick_process: LoopbackProcess) -> LoopbackProcess:
+    """A quick engine without surprises; it admits requests, whatever the test before did."""
+    unpause(quick_process)
+    return quick_process
+
+
+@pytest.fixture
+def slow_engine(slow_process: LoopbackProcess) -> LoopbackProcess:
+    """An engine whose requests last long enough to be caught running; it admits them, whatever the test before did."""
+    unpause(slow_process)
+    return slow_process
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from lifecycle.adapters.loopback import LoopbackProcess
 
 SMALL: dict[str, Any] = {"weights_mib": 16, "kv_mib": 8}
 QUICK = ("--death-delay-s", "0.05", "--abort-poll-s", "0.02", "--health-poll-s", "0.05", "--health-timeout-s", "0.3")
-SLOW_STEPS = ("--step-delay-s", "0.003")
+#: 70 tokens take over half a second: they still run when a busy machine has noticed that they do.
+SLOW_STEPS = ("--step-delay-s", "0.008")
 GONE = (ConnectionError, http.client.HTTPException)
 
 
