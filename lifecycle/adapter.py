@@ -104,7 +104,11 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What reads alone told; None is unknown. `alive` is False only where the process is known not to exist."""
+    """What reads alone told; None is unknown. `alive` is False only where the process is known not to exist.
+
+    `checksum` is of all weights together; `checksums` are of each owner (target, draft) where the engine tells them
+    apart. `weights_label` is one for all of them: no engine known here has a label for each.
+    """
 
     boot: str | None = None
     alive: bool | None = None
@@ -114,6 +118,7 @@ class Observation:
     released_tags: frozenset[Tag] | None = None
     weights_label: str | None = None
     checksum: str | None = None
+    checksums: Mapping[str, str] = field(default_factory=dict)
     detail: str = ""
     sampled_at: float = 0.0
 

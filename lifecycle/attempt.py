@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .adapter import Call, Reply
+from .attestation import by_owner
 from .commands import Command, Release, RestoreKV, UpdateWeights
 from .deadline import Deadline
 from .errors import DeadlineExceeded, GuardRefused, NotProved, OperationFailed, Rejected, Unreachable
@@ -65,7 +66,7 @@ class Attempt:
         acted_on = targets(self.command, self.engine.facts, self.engine.capabilities)
         if self._keeps(acted_on):
             needs |= {Need.CHECKSUM}
-        elif self.engine.kept_checksum is None and not isinstance(self.command, UpdateWeights):
+        elif not self.engine.kept_checksums and not isinstance(self.command, UpdateWeights):
             needs -= {Need.CHECKSUM}
         if self.engine.facts.admission is not None:
             needs |= {Need.ADMISSION}
@@ -132,7 +133,7 @@ class Attempt:
         if not context.facts.unmapped() and isinstance(context.baseline.residual, Reading):
             self.engine.full = context.baseline.residual
         if self._keeps(context.targets):
-            self.engine.kept_checksum = context.baseline.observation.checksum
+            self.engine.kept_checksums = by_owner(context.baseline.observation)
 
     # 3. send
 
@@ -258,7 +259,7 @@ class Attempt:
         if isinstance(self.command, UpdateWeights):
             engine.remember(self.command.source)
         if isinstance(self.command, UpdateWeights | RestoreKV):
-            engine.kept_checksum = None
+            engine.kept_checksums = {}
         if self.row.dest is State.RELEASED:
             returned = verdicts.get("memory_returned")
             engine.learn_expectation(context.targets, returned)

@@ -78,8 +78,8 @@ class Engine:
         self._probe = probe
         self._memory = memory
         self.full: Reading | None = None
-        #: Of the weights before a release that keeps them, until they were seen to have been kept.
-        self.kept_checksum: str | None = None
+        #: By owner, of the weights before a release that keeps them, until they were seen to have been kept.
+        self.kept_checksums: Mapping[str, str] = {}
         self.slopes = Slopes()
         self.canary = Canary(self.policy.canary_tokens)
         self._learned: dict[frozenset[Tag], int] = {}
@@ -319,7 +319,7 @@ class Engine:
             source=self.source,
             learned=self._learned,
             full=self.full,
-            kept_checksum=self.kept_checksum,
+            kept_checksums=self.kept_checksums,
         )
 
     def weights_refusal(self) -> str | None:

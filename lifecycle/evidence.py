@@ -51,8 +51,8 @@ class Context:
     `targets` are the tags that the command acts on, as they stood before it. `wanted` is the weights version that the
     engine should serve (None: any valid one). `attached_boot` is the process whose launched weights are trusted.
     `learned` are the bytes per rank that a set of tags gave back when no figure was known beforehand. `full` is what
-    was resident when every tag was last known to be mapped; `kept_checksum`, of the weights that a release was to keep.
-    `weighed` is what was resident after each call of a release, by the tags that it gave back.
+    was resident when every tag was last known to be mapped; `kept_checksums`, by owner, are of the weights that a
+    release was to keep. `weighed` is what was resident after each call of a release, by the tags that it gave back.
     """
 
     command: Command
@@ -68,7 +68,7 @@ class Context:
     source: Source | None = None
     learned: Mapping[frozenset[Tag], int] = field(default_factory=dict)
     full: Reading | None = None
-    kept_checksum: str | None = None
+    kept_checksums: Mapping[str, str] = field(default_factory=dict)
     weighed: tuple[tuple[frozenset[Tag], Reading | Unmeasurable], ...] = ()
 
     def expected_bytes(self, tags: frozenset[Tag]) -> int | None:

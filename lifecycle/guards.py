@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .attestation import by_owner, changed
 from .commands import Pause, Release, UpdateWeights
 from .evidence import Context, Need
 from .facts import Contents, Grade
@@ -207,9 +208,10 @@ def all_mapped(context: Context) -> str | None:
 @guard(Need.CHECKSUM)
 def weights_valid(context: Context) -> str | None:
     """Every weights tag holds the wanted version, what was kept, or what this very process launched with."""
-    before, now = context.kept_checksum, context.evidence.observation.checksum
-    if before is not None and now is not None and now != before:
-        return f"the weights were to be kept, and their checksum is {now}, not {before}; update the weights first"
+    now = by_owner(context.evidence.observation)
+    differing = changed(context.kept_checksums, now) if now else ""
+    if differing:
+        return f"the weights were to be kept, and {differing}; update the weights first"
     for tag in sorted(context.capabilities.stage("weights")):
         contents = context.facts.contents.get(tag)
         reason = _invalid(context, contents)

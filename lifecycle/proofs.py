@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from .attestation import compare, unchanged
 from .commands import UpdateWeights
 from .evidence import Context, Need
 from .facts import Fact, Grade, Tag
@@ -141,9 +142,10 @@ def kv_mapped(context: Context) -> Verdict:
 
 @proof(Need.LABEL, Need.CHECKSUM, facts=(Fact.CONTENTS,))
 def weights_match(context: Context) -> Verdict:
-    """The engine acknowledged the load, reports its version, and has its checksum where one was asked for.
+    """The engine acknowledged the load, reports its version, and has the checksums that were asked for.
 
-    Where it has checksums and none was asked for, the load must have changed it; force=True is for the same weights.
+    Where it has checksums and none was asked for, the load must have changed those of every owner (target, draft);
+    force=True is for the same weights.
     """
     command = context.command
     assert isinstance(command, UpdateWeights)
@@ -155,12 +157,12 @@ def weights_match(context: Context) -> Verdict:
     if seen.weights_label is not None and seen.weights_label != wanted:
         return Refuted(reason=f"it reports version {seen.weights_label!r}, not {wanted!r}")
     asked = getattr(command.source, "checksum", None)
-    if asked is not None:
-        return _checksum(asked, seen.checksum)
-    if seen.checksum is not None and seen.checksum == context.baseline.observation.checksum and not command.force:
-        return Refuted(
-            reason=f"its label is {wanted} and its checksum is {seen.checksum}, as before: nothing was loaded"
-        )
+    compared = None if asked is None else compare(asked, seen)
+    if compared is not None:
+        return compared
+    same = unchanged(context.baseline.observation, seen)
+    if same and not command.force:
+        return Refuted(reason=f"its label is {wanted} and {same}: nothing was loaded")
     grade = Grade.ACKNOWLEDGED if seen.weights_label is None else Grade.REPORTED
     return Proved(grade=grade, reason=f"version {wanted} was loaded")
 
@@ -194,14 +196,6 @@ def learned(name: str, verdict: Proved, context: Context) -> dict[Fact, Any]:
         case "answers":
             return {Fact.ADMISSION: "open", Fact.PAUSED_BY: None, Fact.RUNNING: None}
     return {}
-
-
-def _checksum(asked: str, seen: str | None) -> Verdict:
-    if seen is None:
-        return Unmeasurable(reason="a checksum was asked for, and the engine gives none")
-    if seen != asked:
-        return Refuted(reason=f"its checksum is {seen}, not {asked}")
-    return Proved(grade=Grade.MEASURED, reason=f"its checksum is {seen}")
 
 
 def _stage_mapped(context: Context, stage: frozenset[Tag]) -> Verdict:

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .attestation import check_owners
+
 if TYPE_CHECKING:
     from .engine import Engine
 
@@ -23,14 +25,18 @@ class Kept:
 class FromDisk:
     """The engine loads a checkpoint folder that every node of it can read.
 
-    `version` is the label that the loaded weights get. `checksum`, where the engine has one, is what its whole
-    checksum must be after the load. `options` go to the engine's load call as they are (`load_format`...).
+    `version` is the label that the loaded weights get. `checksum`, where the engine has one, is what it must be after
+    the load: of all weights together, or by owner, as in {"target": ..., "draft": ...}; owners that are not named are
+    not looked at then. `options` go to the engine's load call as they are (`load_format`...).
     """
 
     path: str
     version: str
-    checksum: str | None = None
+    checksum: str | Mapping[str, str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_owners(self.checksum)
 
     def __str__(self) -> str:
         return f"{self.path} ({self.version})"
@@ -46,7 +52,10 @@ class Pushed:
 
     push: Callable[[Sequence[Engine]], Awaitable[None]]
     version: str
-    checksum: str | None = None
+    checksum: str | Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        check_owners(self.checksum)
 
     def __str__(self) -> str:
         return f"pushed by the trainer ({self.version})"

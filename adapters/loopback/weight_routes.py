@@ -16,6 +16,7 @@ from .engine import Engine
 from .weight_updater import Updated
 
 _PARALLEL = {"role": "target", "tp_rank": 0, "tp_size": 1, "dp_rank": 0, "dp_size": 1}
+_SELECTORS = ("target", "draft", "all")
 _CHECKER_ACTIONS = ("checksum", "snapshot", "compare", "reset_tensors")
 
 
@@ -70,8 +71,16 @@ async def version(engine: Engine, request: Request) -> Response:
 
 
 async def check(engine: Engine, request: Request) -> Response:
-    """Checksums of every tensor as it is now, per rank."""
-    action = (await read_body(request, required=False)).get("action", "checksum")
+    """Checksums of every tensor as it is now, per rank. There is no draft model: one that is asked for has none.
+
+    Source: sglang 0.5.23, weight_updater: without a draft worker `selector: draft` selects nothing and succeeds.
+    """
+    body = await read_body(request, required=False)
+    action, selector = body.get("action", "checksum"), body.get("selector", "all")
+    if selector not in _SELECTORS:
+        raise BadBody(f"selector {selector!r}: one of {', '.join(_SELECTORS)}")
+    if selector == "draft":
+        return _reply(Updated(True, "Success."))
     if action not in _CHECKER_ACTIONS:
         return _reply(Updated(False, f"Unsupported action={action!r}"))
     if action == "compare":
@@ -121,7 +130,7 @@ def _checksums(ranks: list[dict[str, str]]) -> Response:
     entries = [
         {
             "checksums": checksums,
-            "per_gpu_checksum": _overall(sorted(f"{name}:{value}" for name, value in checksums.items())),
+            "per_gpu_checksum": _overall([f"{name}{checksums[name]}" for name in sorted(checksums)]),
             "parallelism_info": [
                 _PARALLEL | {"pp_rank": rank, "pp_size": len(ranks), "rank": rank, "size": len(ranks)}
             ],

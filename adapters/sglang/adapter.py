@@ -20,6 +20,7 @@ from lifecycle.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasur
 
 from ..http import Answer, HttpClient
 from .capabilities import boot_of, capabilities_of, sizes_of
+from .checksums import by_owner, whole
 from .plan import plan, push
 
 OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "agent", "tags", "sizes", "checksum")
@@ -122,7 +123,7 @@ class SGLangAdapter:
             model = (await self._get("/model_info", end - time.monotonic())).json() or {}
             parts["weights_label"] = model.get("weight_version")
         if Fact.CHECKSUM in want and self._checksums:
-            parts["checksum"] = await self._checksum(deadline_s)
+            parts |= await self._checksums_now(deadline_s)
         boot = boot_of(told)
         if boot != self._boot:
             await self._meet(boot, end)
@@ -260,13 +261,14 @@ class SGLangAdapter:
         running = await self._running(time.monotonic() + min(clock.left_s, READ_S))
         return bool(running) and (await self._get("/health", clock.left_s)).ok
 
-    async def _checksum(self, deadline_s: float) -> str | None:
+    async def _checksums_now(self, deadline_s: float) -> dict[str, Any]:
+        """The checksum of all weights, and those of target and draft; one reading of every byte tells both."""
         body = {"action": "checksum"}
         answer = await self._http.request(
             "POST", "/weights_checker", deadline_s=deadline_s, json_body=body, key=self._admin_key
         )
         told = answer.json() if answer.ok else None
-        return told.get("per_engine_checksum") if isinstance(told, dict) else None
+        return {"checksum": whole(told), "checksums": by_owner(told)} if isinstance(told, dict) else {}
 
     # what it is
 

@@ -64,8 +64,9 @@ class ScriptedEngine:
         self.stubborn = 0
         #: What it reports as its weights' version whatever it holds.
         self.label_lie: str | None = None
-        #: What it reports as its checksum.
+        #: What it reports as its checksum, and of each owner of weights in it.
         self.checksum: str | None = None
+        self.checksums: dict[str, str] = {}
         self._boots = 0
         self._launch()
 

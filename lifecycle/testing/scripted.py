@@ -315,6 +315,7 @@ class ScriptedAdapter:
             parts["running"] = engine.running + abs(engine.stubborn)
         if Fact.CONTENTS in want:
             parts |= {"weights_label": engine.label_lie or engine.label, "checksum": engine.checksum}
+            parts["checksums"] = dict(engine.checksums)
         if Fact.MAPPED in want and self.tells_tags:
             parts["released_tags"] = frozenset(engine.unmapped)
         return Observation(boot=engine.boot, alive=True, sampled_at=time.monotonic(), **parts)
