@@ -14,7 +14,8 @@ from .config import MIB
 from .engine import Engine
 from .errors import ConfigurationError
 from .facts import Grade
-from .launched_with import expandable, launched_with
+from .launched_with import NCCL_GRAPHS, PRELOAD, Launched, expandable, preloads_twice
+from .nodes import PROCESSES_UNKNOWN, by_node
 from .observing import residual
 from .residual.process_memory import named, tree
 from .surroundings import hook_mode_of
@@ -103,19 +104,43 @@ async def hook_mode(engine: Engine) -> Finding:
 
 
 async def allocator(engine: Engine) -> Finding:
-    """Its allocator settings let memory be released."""
+    """Its allocator settings, as its processes were started on their hosts, let memory be released."""
     if engine.capabilities.device != "cuda":
         return Finding("allocator", "ok", "it does not run on a GPU")
-    local = [process for process in await engine.adapter.processes() or () if process.agent is None]
-    found = launched_with(local) if local else Unmeasurable(reason="its processes are not on this host")
-    if isinstance(found, Unmeasurable):
-        return Finding("allocator", "warning", found.reason, "see `lifecycle env` for what it must be started with")
-    for process in found:
-        setting = expandable(process.environ)
-        if setting is not None:
-            told = f"pid {process.pid} was started with {setting}, and cannot give such memory back"
-            return Finding("allocator", "failure", told, "set expandable_segments:False under both names")
-    return Finding("allocator", "ok", "no expandable segments")
+    processes = await engine.adapter.processes()
+    if not processes:
+        return _unseen(PROCESSES_UNKNOWN)
+    problems: list[Finding] = []
+    for node, there in by_node(processes):
+        found = await node.launched(there, deadline_s=DEADLINE_S)
+        if isinstance(found, Unmeasurable):
+            problems.append(_unseen(found.reason))
+        else:
+            problems += filter(None, (_launch_problem(engine, process, there[0].node) for process in found))
+    worst_first = sorted(problems, key=lambda problem: problem.level != "failure")
+    return worst_first[0] if worst_first else Finding("allocator", "ok", "no expandable segments")
+
+
+def _unseen(reason: str) -> Finding:
+    return Finding("allocator", "warning", reason, "see `lifecycle env` for what it must be started with")
+
+
+def _launch_problem(engine: Engine, process: Launched, node: str) -> Finding | None:
+    """What is wrong with how this process was started; None where nothing is."""
+    who = f"pid {process.pid} on {node} was started with"
+    setting = expandable(process.environ)
+    if setting is not None:
+        told = f"{who} {setting}, and cannot give such memory back"
+        return Finding("allocator", "failure", told, "set expandable_segments:False under both names")
+    if engine.capabilities.saver != "torch_memory_saver":
+        return None
+    if preloads_twice(process.environ):
+        told = f"{who} two libraries of torch_memory_saver in {PRELOAD}"
+        return Finding("allocator", "failure", told, "name exactly one; `lifecycle env` prints which")
+    if engine.capabilities.ranks > 1 and process.environ.get(NCCL_GRAPHS) != "0":
+        told = f"{who} {NCCL_GRAPHS}={process.environ.get(NCCL_GRAPHS, 'unset')}: CUDA graphs kept over a release hang"
+        return Finding("allocator", "warning", told, f"set {NCCL_GRAPHS}=0 where graphs are kept")
+    return None
 
 
 async def tags(engine: Engine) -> Finding:

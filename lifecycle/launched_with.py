@@ -16,6 +16,11 @@ from .verdicts import NotApplicable, Refuted, Unmeasurable, Verdict
 #: torch reads both names; torch_memory_saver 0.0.10 checks only the first. Source: its entrypoint, and torch 2.9.
 ALLOCATOR_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
+PRELOAD, NCCL_GRAPHS = "LD_PRELOAD", "NCCL_GRAPH_REGISTER"
+
+#: All that is told of a process's environment to others, with what begins with `TMS_`: the rest may hold secrets.
+TOLD = frozenset({PRELOAD, NCCL_GRAPHS, *ALLOCATOR_NAMES})
+
 
 @dataclass(frozen=True, slots=True)
 class Launched:
@@ -37,6 +42,18 @@ def launched_with(processes: Sequence[Process]) -> tuple[Launched, ...] | Unmeas
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended between the listing and the reading
     return tuple(found) or Unmeasurable(reason="no process of the engine is left to look at")
+
+
+def told_of(processes: Sequence[Process]) -> tuple[Launched, ...] | Unmeasurable:
+    """`launched_with`, with the variables that decide what a release does and no others."""
+    found = launched_with(processes)
+    if isinstance(found, Unmeasurable):
+        return found
+    return tuple(Launched(each.pid, _told(each.environ), each.cuda) for each in found)
+
+
+def _told(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name in TOLD or name.startswith("TMS_")}
 
 
 def environ_of(pid: int) -> dict[str, str]:
@@ -73,6 +90,11 @@ def _of_one(process: Launched, cuda: str | None, nvml: NvmlDriver | None) -> Ver
             return Refuted(reason=f"pid {process.pid} was started with {error}")
         asked = resolve(process.environ, gpus, cuda)
     return judge(asked, gpus, cuda, escaped(process.environ))
+
+
+def preloads_twice(environ: Mapping[str, str]) -> bool:
+    """Whether two libraries of torch_memory_saver are preloaded: with more than one it refuses to start."""
+    return sum("torch_memory_saver" in path for path in environ.get(PRELOAD, "").replace(" ", ":").split(":")) > 1
 
 
 def expandable(environ: Mapping[str, str]) -> str | None:

@@ -10,7 +10,7 @@ import psutil
 
 from .adapter import Process
 from .errors import ConfigurationError
-from .launched_with import hook_mode_verdict
+from .launched_with import Launched, hook_mode_verdict, told_of
 from .registry import Address
 from .residual import Holder, Reading, ResidualProbe
 from .residual.driver import DriverUnavailable, NvmlDriver, driver
@@ -54,6 +54,9 @@ class Node(Protocol):
     async def hook_mode(self, processes: Sequence[Process], *, deadline_s: float) -> Verdict:
         """Whether the hook mode with which these trees were started is safe on their GPUs."""
 
+    async def launched(self, processes: Sequence[Process], *, deadline_s: float) -> tuple[Launched, ...] | Unmeasurable:
+        """How every process of these trees was started: the variables that decide what a release does, no others."""
+
     async def free(
         self, devices: Sequence[str], processes: Sequence[Process], *, need_bytes: int, deadline_s: float
     ) -> Mapping[str, Free] | Unmeasurable:
@@ -90,6 +93,13 @@ class ThisHost:
             return await in_thread(lambda: hook_mode_verdict(processes, nvml=self._driver), deadline_s=deadline_s)
         except TimeoutError:
             return Unmeasurable(reason=f"the hook mode was not found out in {deadline_s:.1f} s")
+
+    async def launched(self, processes: Sequence[Process], *, deadline_s: float) -> tuple[Launched, ...] | Unmeasurable:
+        """Read from the environment of the processes."""
+        try:
+            return await in_thread(lambda: told_of(processes), deadline_s=deadline_s)
+        except TimeoutError:
+            return Unmeasurable(reason=f"how they were started was not found out in {deadline_s:.1f} s")
 
     async def free(
         self, devices: Sequence[str], processes: Sequence[Process], *, need_bytes: int, deadline_s: float

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,30 @@ import pytest
 def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """What a test has to tell stands at the end of the run, also where workers ran it."""
     return lambda line: request.node.user_properties.append(("told", line))
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of this machine's settings reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(("LIFECYCLE_", "MILES_", "RLIX_", "PYTORCH_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs the command of a module of `lifecycle.cli` with these arguments: exit code, and what it printed."""
+    import typer
+
+    def go(module: Any, *arguments: str) -> tuple[int, str]:
+        app = typer.Typer(pretty_exceptions_enable=False)
+        module.register(app)
+        app.command("other")(lambda: None)
+        name = module.__name__.rpartition(".")[2]
+        result = app([name, *arguments], standalone_mode=False)
+        return result, capsys.readouterr().out
+
+    return go
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

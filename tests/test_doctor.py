@@ -254,6 +254,39 @@ def test_expandable_segments_under_either_name(monkeypatch: pytest.MonkeyPatch, 
     assert name in finding.said
 
 
+def test_two_libraries_of_the_saver_are_one_too_many(monkeypatch: pytest.MonkeyPatch, child: Any) -> None:
+    library = "/site/torch_memory_saver_hook_mode_preload{}.abi3.so"
+    one, two = (
+        child(LD_PRELOAD=":".join(["/lib/other.so", *map(library.format, suffixes)]))
+        for suffixes in (["_cu12"], ["_cu12", ""])
+    )
+    assert findings(monkeypatch, one, on(one))["allocator"].level == "ok"
+    finding = findings(monkeypatch, two, on(two))["allocator"]
+    assert finding.level == "failure"
+    assert f"pid {two.pid}" in finding.said
+    assert "two libraries of torch_memory_saver" in finding.said
+    assert findings(monkeypatch, two, on(two), saver="cumem")["allocator"].level == "ok"
+
+
+def test_graphs_of_several_ranks_need_nccl_told_of_them(monkeypatch: pytest.MonkeyPatch, child: Any) -> None:
+    unset, off = child(), child(NCCL_GRAPH_REGISTER="0")
+    assert findings(monkeypatch, unset, on(unset))["allocator"].level == "ok", "one rank has no peer"
+    assert findings(monkeypatch, off, on(off), ranks=2)["allocator"].level == "ok"
+    finding = findings(monkeypatch, unset, on(unset), ranks=2)["allocator"]
+    assert finding.level == "warning"
+    assert "NCCL_GRAPH_REGISTER=unset" in finding.said
+
+
+def test_the_worst_of_how_processes_were_started_is_said(monkeypatch: pytest.MonkeyPatch, child: Any) -> None:
+    """The parent lacks a variable, which is a warning; its child cannot give memory back at all."""
+    below = f"{sys.executable} -c 'import sys; print(flush=True); sys.stdin.read()'"
+    environ = {"NCCL_GRAPH_REGISTER": "0", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    parent = child(f"import subprocess, shlex; subprocess.run(shlex.split({below!r}), env={environ!r})")
+    finding = findings(monkeypatch, parent, on(parent), ranks=2)["allocator"]
+    assert finding.level == "failure"
+    assert "expandable_segments" in finding.said
+
+
 def test_what_cannot_be_seen_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     found = findings(monkeypatch, None, on(None))
     levels = {name: finding.level for name, finding in found.items() if finding.level != "ok"}

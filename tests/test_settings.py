@@ -1,43 +1,24 @@
-"""Settings: where each value comes from, what is refused and how it is said, and that the threshold arrives."""
+"""Settings: where each value comes from, what is refused and how it is said, and what `lifecycle config` prints."""
 
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import typer
-from lifecycle.adapters.loopback import LoopbackProcess
 
-from lifecycle import ConfigurationError, Engine, Grade, Policy, Process, Unmeasurable
-from lifecycle.cli import agent, config, env
-from lifecycle.environment import apply_offload_defaults, forwarded, parse_env_positive_float
-from lifecycle.launch_environment import launch_environment, preload_library
-from lifecycle.registry import adapter_for, parse
-from lifecycle.residual import Reading, remote
-from lifecycle.residual.owners import by_pid
-from lifecycle.residual.remote import TOKEN, RemoteNode
+from lifecycle import ConfigurationError, Grade, Policy
+from lifecycle.cli import config
+from lifecycle.residual.remote import TOKEN
 from lifecycle.settings import Settings, load
+
+pytestmark = pytest.mark.usefixtures("bare_environment")
 
 THRESHOLD = "LIFECYCLE_RESIDUAL_THRESHOLD_GIB"
 MILES = "MILES_MAX_RESIDUAL_GPU_MEM_GB"
-
-
-@pytest.fixture(autouse=True)
-def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of this machine's settings reaches a test."""
-    for name in list(os.environ):
-        if name.startswith(("LIFECYCLE_", "MILES_", "RLIX_", "PYTORCH_")):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -150,285 +131,16 @@ def test_nested_settings_by_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 # the command line
 
 
-def run(capsys: pytest.CaptureFixture[str], module: Any, *arguments: str) -> tuple[int, str]:
-    app = typer.Typer(pretty_exceptions_enable=False)
-    module.register(app)
-    app.command("other")(lambda: None)
-    name = module.__name__.rpartition(".")[2]
-    result = app([name, *arguments], standalone_mode=False)
-    return result, capsys.readouterr().out
-
-
-def test_config_prints_values_and_origins(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_config_prints_values_and_origins(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     monkeypatch.setenv(MILES, "2.5")
     monkeypatch.setenv(TOKEN, "hunter2")
     monkeypatch.setenv("LIFECYCLE_RESIDUAL_TRESHOLD_GIB", "1")
-    code, out = run(capsys, config)
+    code, out = run(config)
     assert code == 0
     lines = {line.split()[0]: line.split() for line in out.splitlines()}
     assert lines["residual_threshold_gib"] == ["residual_threshold_gib", "2.5", MILES]
     assert lines["settle_s"] == ["settle_s", "5.0", "default"]
     assert "hunter2" not in out
     assert "warning: LIFECYCLE_RESIDUAL_TRESHOLD_GIB is set, and is no setting" in out
-    told = json.loads(run(capsys, config, "--json")[1])
+    told = json.loads(run(config, "--json")[1])
     assert told["residual_threshold_gib"] == {"value": 2.5, "origin": MILES}
-
-
-@pytest.mark.parametrize("engine", ["sglang", "torch"])
-def test_env_prints_what_every_process_must_get(monkeypatch: pytest.MonkeyPatch, capsys: Any, engine: str) -> None:
-    monkeypatch.setenv(MILES, "2.5")
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64,expandable_segments:True")
-    told = json.loads(run(capsys, env, "--engine", engine, "--json")[1])["env_vars"]
-    assert told["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:64,expandable_segments:False"
-    assert told["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:False"
-    assert told["NCCL_GRAPH_REGISTER"] == "0"
-    assert told["LIFECYCLE_HOOK_MODE"] == told["MILES_TMS_HOOK_MODE"]
-    assert (told[THRESHOLD], told[MILES]) == ("2.5", "2.5")
-    code, out = run(capsys, env, "--engine", engine)
-    assert code == 0
-    assert "export NCCL_GRAPH_REGISTER=0" in out
-
-
-def test_env_of_vllm_and_of_nothing_known(capsys: Any) -> None:
-    code, out = run(capsys, env, "--engine", "vllm")
-    assert code == 0
-    assert "export VLLM_SERVER_DEV_MODE=1" in out
-    assert "NCCL_GRAPH_REGISTER" not in out
-    with pytest.raises(ConfigurationError, match="one of sglang, vllm, torch"):
-        run(capsys, env, "--engine", "mlx")
-
-
-@pytest.fixture
-def saver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A site with torch_memory_saver's files in it."""
-    (tmp_path / "torch_memory_saver").mkdir()
-    (tmp_path / "torch_memory_saver" / "__init__.py").touch()
-    for suffix in ("_cu12", "_cu13", ""):
-        (tmp_path / f"torch_memory_saver_hook_mode_preload{suffix}.abi3.so").touch()
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
-
-
-@pytest.mark.parametrize(("cuda", "name"), [("12.9", "_cu12"), ("13.0", "_cu13"), ("14.0", ""), (None, "")])
-def test_the_right_library_is_preloaded(saver: Path, cuda: str | None, name: str) -> None:
-    library = saver / f"torch_memory_saver_hook_mode_preload{name}.abi3.so"
-    assert preload_library(cuda) == library
-    before = {"LD_PRELOAD": "/lib/a.so:/old/torch_memory_saver_hook_mode_preload.abi3.so"}
-    told = launch_environment("torch", "preload", cuda, before)
-    assert told.variables["LD_PRELOAD"] == f"{library}:/lib/a.so"
-
-
-def test_who_sets_ld_preload_for_sglang(saver: Path) -> None:
-    assert "LD_PRELOAD" not in launch_environment("sglang", "preload", "12.9", {}).variables
-    assert "LD_PRELOAD" in launch_environment("sglang", "preload", "12.9", {}, spawned=True).variables
-    assert "LD_PRELOAD" not in launch_environment("torch", "torch", "12.9", {}).variables
-
-
-# what frameworks call
-
-
-@pytest.mark.parametrize(("text", "value"), [(None, 3.0), ("2.5", 2.5), (" 1e1 ", 10.0)])
-def test_a_number_from_the_environment(text: str | None, value: float) -> None:
-    assert parse_env_positive_float("X", 3.0, {} if text is None else {"X": text}) == value
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("3GB", "must be a number"),
-        ("", "must be a number"),
-        ("nan", "must be a finite number"),
-        ("inf", "must be a finite number"),
-        ("-inf", "must be a finite number"),
-        ("0", "must be > 0"),
-        ("-1", "must be > 0"),
-    ],
-)
-def test_what_is_no_such_number(monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
-    monkeypatch.setenv("X", text)
-    with pytest.raises(ConfigurationError, match=said) as refused:
-        parse_env_positive_float("X", 3.0)
-    assert f"X {said}" in str(refused.value)
-    assert repr(text) in str(refused.value)
-
-
-def offload(environ: dict[str, str], **given: bool) -> tuple[bool, dict[str, bool]]:
-    args = SimpleNamespace(**given)
-    return apply_offload_defaults(args, environ), vars(args)
-
-
-def test_offload_is_forced_on_for_a_shared_gpu() -> None:
-    assert offload({"RLIX_CONTROL_PLANE": "rlix"}, offload_rollout=False) == (True, {"offload_rollout": True})
-    assert offload({"RLIX_CONTROL_PLANE": "rlix"}) == (True, {"offload_rollout": True})
-
-
-def test_offload_is_left_alone_without_the_variable() -> None:
-    assert offload({}, offload_rollout=False) == (False, {"offload_rollout": False})
-
-
-@pytest.mark.parametrize("value", ["", "RLIX", "other", "1"])
-def test_offload_is_left_alone_for_another_value(value: str) -> None:
-    assert offload({"RLIX_CONTROL_PLANE": value}) == (False, {})
-
-
-def test_forcing_offload_twice_changes_nothing() -> None:
-    assert offload({"RLIX_CONTROL_PLANE": "rlix"}, offload_rollout=True) == (False, {"offload_rollout": True})
-
-
-def test_offload_of_the_trainer_is_untouched() -> None:
-    told = offload({"RLIX_CONTROL_PLANE": "rlix"}, offload_train=False)
-    assert told == (True, {"offload_train": False, "offload_rollout": True})
-
-
-# the agent, and that the threshold arrives
-
-
-@pytest.fixture
-def start_agent() -> Iterator[Callable[..., str]]:
-    """Starts an agent of its own process; ends it after the test. Returns its address."""
-    with ExitStack() as stack:
-        yield lambda *arguments, **environ: _start(stack, {TOKEN: "s3cret", **environ}, *arguments)
-
-
-def _start(stack: ExitStack, environ: dict[str, str], *arguments: str) -> str:
-    code = "import typer; from lifecycle.cli import agent; app = typer.Typer(); agent.register(app); app()"
-    command = [sys.executable, "-c", code, "--port", "0", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **environ})
-    for end in (process.stdout.close, process.stderr.close, lambda: process.wait(10), process.terminate):
-        stack.callback(end)
-    return str(json.loads(process.stdout.readline())["agent"])
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """One agent for all that only ask it."""
-    with ExitStack() as stack:
-        yield _start(stack, {TOKEN: "s3cret"})
-
-
-@pytest.fixture
-def engine() -> Iterator[LoopbackProcess]:
-    with LoopbackProcess.start(weights_mib=64, kv_mib=64) as process:
-        yield process
-
-
-async def test_the_threshold_reaches_the_agent_by_environment_argument_and_question(start_agent: Any) -> None:
-    environ = Settings(residual_threshold_gib=1.75).environment()
-    assert environ.items() >= forwarded(1.75).items()
-    address = start_agent(**environ)
-    told = await RemoteNode(address, token="s3cret").about(deadline_s=10)
-    assert told["threshold_gib"] == 1.75
-    process = (by_pid(os.getpid()),)
-    node = RemoteNode(address, token="s3cret", threshold_gib=0.25)
-    assert isinstance(await node.read(process, kind="cpu", scope="process", deadline_s=10), Reading)
-    assert (await node.about(deadline_s=10))["threshold_gib"] == 0.25
-    other = start_agent("--threshold-gib", "0.5", **environ)
-    assert (await RemoteNode(other, token="s3cret").about(deadline_s=10))["threshold_gib"] == 0.5
-
-
-async def test_an_engine_measured_through_its_agent(
-    monkeypatch: pytest.MonkeyPatch, start_agent: Any, engine: LoopbackProcess
-) -> None:
-    address = start_agent()
-    monkeypatch.setenv(TOKEN, "s3cret")
-    policy = Policy(residual_threshold_gib=0.25)
-    adapter = adapter_for(parse(f"loopback://127.0.0.1:{engine.port}?agent={address}"))
-    driven = Engine(adapter, policy=policy)
-    try:
-        await driven.connect()
-        (process,) = await adapter.processes()
-        assert (process.pid, process.agent) == (engine.pid, address)
-        assert (await RemoteNode(address).about(deadline_s=10))["threshold_gib"] == 0.25, "by the probe"
-        await driven.pause()
-        await driven.drain()
-        released = await driven.release(weights=_pushed())
-        assert released.returned_bytes >= 0.9 * (128 << 20)
-        engine.kill()
-        assert str(await driven.verify()) == "gone", "the agent tells the end of a process from silence"
-    finally:
-        await driven.aclose()
-
-
-def _pushed() -> Any:
-    from lifecycle import Pushed
-
-    return Pushed(lambda engines: None, "v2")  # type: ignore[arg-type, return-value]
-
-
-MINE = [Process("here", os.getpid(), 0.0)]
-
-
-async def test_an_agent_with_another_token(address: str) -> None:
-    verdict = await RemoteNode(address, token="guess").read(MINE, kind="cpu", scope="process", deadline_s=10)
-    assert isinstance(verdict, Unmeasurable)
-    assert "refuses the token" in verdict.reason
-    assert TOKEN in verdict.reason
-
-
-async def test_an_agent_of_another_version(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    monkeypatch.setattr(remote, "PROTOCOL", 2)
-    verdict = await RemoteNode(address, token="s3cret").hook_mode(MINE, deadline_s=10)
-    assert isinstance(verdict, Unmeasurable)
-    assert "speaks protocol 1" in verdict.reason
-    assert "this is 2" in verdict.reason
-
-
-async def test_no_agent_there() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    verdict = await RemoteNode(address).free(["host:x"], MINE, need_bytes=1, deadline_s=5)
-    assert isinstance(verdict, Unmeasurable)
-    assert "lifecycle agent" in verdict.reason
-    assert await RemoteNode(address).any_alive(MINE, deadline_s=5) is None
-
-
-async def test_an_agent_that_never_answers() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        verdict = await RemoteNode(address).find(port=1, deadline_s=0.3)
-    assert "no answer in 0.3 s" in verdict.reason
-
-
-async def test_what_listens_is_no_agent(engine: LoopbackProcess) -> None:
-    verdict = await RemoteNode(f"127.0.0.1:{engine.port}").about(deadline_s=5)
-    assert "is no lifecycle agent" in verdict.reason
-
-
-@pytest.mark.parametrize(
-    ("name", "body", "said"),
-    [
-        ("find", {"pid": 1 << 22}, "there is no process 4194304"),
-        ("find", {"port": 0}, "port must be a number > 0"),
-        ("find", {"port": "x"}, "port must be a number > 0"),
-        ("residual", {"processes": 1}, "processes must be a list"),
-        ("residual", {"processes": [{"pid": "a"}]}, "a process is {pid, start_time}"),
-        ("residual", {"processes": [], "kind": "tpu"}, "kind must be one of cuda, cpu"),
-        ("hook_mode", {"processes": [], "deadline_s": -1}, "deadline_s must be a number > 0"),
-        ("dance", {}, "no question 'dance'"),
-    ],
-)
-async def test_questions_that_mean_nothing(address: str, name: str, body: Any, said: str) -> None:
-    told = await RemoteNode(address, token="s3cret")._ask(name, body, dict, 10)
-    assert isinstance(told, Unmeasurable)
-    assert said in told.reason
-
-
-async def test_a_pid_that_is_not_there_is_refused_at_connect(
-    monkeypatch: pytest.MonkeyPatch, address: str, engine: LoopbackProcess
-) -> None:
-    monkeypatch.setenv(TOKEN, "s3cret")
-    adapter = adapter_for(parse(f"loopback://127.0.0.1:{engine.port}?pid=4194304&agent={address}"))
-    with pytest.raises(ConfigurationError, match="there is no process 4194304"):
-        await adapter.connect(deadline_s=10)
-    await adapter.aclose()
-
-
-def test_an_agent_does_not_start_without_a_token_or_a_port(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    with pytest.raises(ConfigurationError, match=TOKEN):
-        run(capsys, agent)
-    monkeypatch.setenv(TOKEN, "s3cret")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        with pytest.raises(ConfigurationError, match="cannot listen on"):
-            run(capsys, agent, "--port", port)

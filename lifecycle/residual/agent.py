@@ -1,6 +1,6 @@
 """`lifecycle agent`: serves what only its own host can see, to those who have the token.
 
-One POST a question, below /v1/: about, find, alive, residual, hook_mode, free. It changes nothing on the host.
+One POST a question, below /v1/: about, find, alive, residual, hook_mode, launched, free. Nothing is changed here.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from .. import nodes
+from ..config import positive
 from ..verdicts import Unmeasurable
 from .driver import DriverUnavailable, driver
 from .offloop import in_thread
 from .owners import by_pid, here
-from .wire import PROTOCOL, holders_out, processes_in, processes_out, reading_out, verdict_out
+from .wire import PROTOCOL, holders_out, launched_out, processes_in, processes_out, reading_out, verdict_out
 
 _log = logging.getLogger("lifecycle.agent")
 
@@ -46,6 +47,7 @@ class Agent:
             "alive": self.alive,
             "residual": self.residual,
             "hook_mode": self.hook_mode,
+            "launched": self.launched,
             "free": self.free,
         }
 
@@ -73,14 +75,16 @@ class Agent:
 
     async def residual(self, asked: dict[str, Any]) -> dict[str, Any]:
         """What the trees hold; the caller's threshold is the one in force from here on."""
+        threshold_gib = self.threshold_gib
         if asked.get("threshold_gib") is not None:
-            self.threshold_gib = float(asked["threshold_gib"])
+            threshold_gib = positive("threshold_gib", asked["threshold_gib"])
         reading = await self._host.read(
             _processes(asked),
             kind=_one_of(asked, "kind", ("cuda", "cpu")),
             scope=_one_of(asked, "scope", ("process", "device")),
             deadline_s=_deadline_s(asked),
         )
+        self.threshold_gib = threshold_gib
         told = reading_out(reading)
         if not isinstance(reading, Unmeasurable):
             told["over"] = reading.resident_bytes > self.threshold_gib * (1 << 30)
@@ -89,6 +93,10 @@ class Agent:
     async def hook_mode(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Whether the hook mode of the trees is safe."""
         return verdict_out(await self._host.hook_mode(_processes(asked), deadline_s=_deadline_s(asked)))
+
+    async def launched(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """How the trees were started: the few variables that matter, since the rest may hold secrets."""
+        return launched_out(await self._host.launched(_processes(asked), deadline_s=_deadline_s(asked)))
 
     async def free(self, asked: dict[str, Any]) -> dict[str, Any]:
         """What is free of the devices."""

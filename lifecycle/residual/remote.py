@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..adapter import Process
+from ..launched_with import Launched
 from ..nodes import Free, Kind
 from ..verdicts import Unmeasurable, Verdict
 from . import Reading
 from .nvml import Scope
-from .wire import PROTOCOL, holders_in, processes_in, processes_out, reading_in, verdict_in
+from .wire import PROTOCOL, holders_in, launched_in, processes_in, processes_out, reading_in, verdict_in
 
 #: The variable that holds the token, on both ends.
 TOKEN = "LIFECYCLE_AGENT_TOKEN"
@@ -64,6 +65,11 @@ class RemoteNode:
         """Whether the hook mode with which these trees were started is safe on their GPUs."""
         body = {"processes": processes_out(processes), "deadline_s": deadline_s}
         return await self._ask("hook_mode", body, verdict_in, deadline_s)
+
+    async def launched(self, processes: Sequence[Process], *, deadline_s: float) -> tuple[Launched, ...] | Unmeasurable:
+        """How every process of these trees was started there."""
+        body = {"processes": processes_out(processes), "deadline_s": deadline_s}
+        return await self._ask("launched", body, launched_in, deadline_s)
 
     async def free(
         self, devices: Sequence[str], processes: Sequence[Process], *, need_bytes: int, deadline_s: float

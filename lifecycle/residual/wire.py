@@ -7,6 +7,7 @@ from typing import Any
 
 from ..adapter import Process
 from ..facts import Grade
+from ..launched_with import Launched
 from ..verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
 from . import Holder, Reading
 
@@ -58,6 +59,23 @@ def reading_in(told: Mapping[str, Any]) -> Reading | Unmeasurable:
     if "unmeasurable" in told:
         return Unmeasurable(reason=str(told["unmeasurable"]))
     return Reading(_sizes(told["devices"]), holders_in(told["holders"]), str(told["probe"]), _sizes(told["whole"]))
+
+
+def launched_out(found: Sequence[Launched] | Unmeasurable) -> dict[str, Any]:
+    """How processes were started, or why that cannot be read."""
+    if isinstance(found, Unmeasurable):
+        return {"unmeasurable": found.reason}
+    return {"launched": [{"pid": each.pid, "environ": dict(each.environ), "cuda": each.cuda} for each in found]}
+
+
+def launched_in(told: Mapping[str, Any]) -> tuple[Launched, ...] | Unmeasurable:
+    """How the processes were started, as told."""
+    if "unmeasurable" in told:
+        return Unmeasurable(reason=str(told["unmeasurable"]))
+    return tuple(
+        Launched(int(each["pid"]), {str(name): str(value) for name, value in each["environ"].items()}, each["cuda"])
+        for each in told["launched"]
+    )
 
 
 def verdict_out(verdict: Verdict) -> dict[str, Any]:
