@@ -9,6 +9,7 @@ from .adapter import Call, Capabilities, EngineAdapter, Observation, PauseTraits
 from .commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from .config import DEADLINES_S, PAUSE_MODE, Policy
 from .engine import Engine
+from .environment import apply_offload_defaults, parse_env_positive_float
 from .errors import (
     CommandRefused,
     ConfigurationError,
@@ -26,6 +27,7 @@ from .errors import (
 from .events import BaseObserver, Observer, Transition
 from .facts import Contents, Fact, Facts, Grade, PauseMode, TagSpec
 from .fleet import Fleet
+from .hook_mode import HookModeUnsafe, require_safe_hook_mode
 from .members import Group
 from .router import Router
 from .states import RING, State
@@ -57,6 +59,7 @@ __all__ = [
     "Grade",
     "Group",
     "GuardRefused",
+    "HookModeUnsafe",
     "InvalidTransition",
     "Kept",
     "LifecycleError",
@@ -90,4 +93,7 @@ __all__ = [
     "Unreachable",
     "UpdateWeights",
     "Verdict",
+    "apply_offload_defaults",
+    "parse_env_positive_float",
+    "require_safe_hook_mode",
 ]

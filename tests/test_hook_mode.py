@@ -13,9 +13,19 @@ from pathlib import Path
 import pytest
 from residual.stand_in_nvml import StandInNvml, gpu
 
-from lifecycle import ConfigurationError, NotApplicable, Proved, Refuted, Unmeasurable, cuda_wheel, hook_mode
+from lifecycle import (
+    ConfigurationError,
+    HookModeUnsafe,
+    NotApplicable,
+    Proved,
+    Refuted,
+    Unmeasurable,
+    cuda_wheel,
+    hook_mode,
+    require_safe_hook_mode,
+)
 from lifecycle.facts import Grade
-from lifecycle.hook_mode import Gpu, HookModeUnsafe, choose, configured, judge, require_safe_hook_mode, resolve
+from lifecycle.hook_mode import Gpu, choose, configured, judge, resolve
 from lifecycle.residual.driver import NvmlDriver
 
 HOPPER, ADA = Gpu("H100", 9, 0), Gpu("L40S", 8, 9)

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from lifecycle import ConfigurationError
+from lifecycle import ConfigurationError, apply_offload_defaults, parse_env_positive_float
 from lifecycle.cli import env
-from lifecycle.environment import apply_offload_defaults, parse_env_positive_float
 from lifecycle.launch_environment import launch_environment, preload_library
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
