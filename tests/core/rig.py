@@ -88,6 +88,22 @@ async def fleet_of(
     return fleet, journal
 
 
+async def goes_home(engine: Engine) -> None:
+    """From released, drained or paused, the engine serves again by its verbs."""
+    if engine.state is State.RELEASED:
+        await engine.restore_weights()
+    if engine.state is State.PAUSED:
+        await engine.drain()
+    if engine.weights_refusal():
+        await engine.update_weights(V1)
+    if engine.state is State.WEIGHTS_RESTORED:
+        await engine.restore_kv()
+    await engine.resume()
+    assert engine.state is State.SERVING
+    assert engine.adapter.engine.crimes == []
+    assert engine.adapter.engine.submit()
+
+
 def sent(engine: Engine) -> list[str]:
     """The calls that the engine was sent, in order."""
     return engine.adapter.journal.calls(engine.name)

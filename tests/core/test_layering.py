@@ -31,7 +31,8 @@ from lifecycle import (
 )
 
 CORE = Path(lifecycle.__file__).parent
-ADAPTERS = CORE.parent / "adapters"
+TESTS = CORE.parent / "tests"
+BESIDE = [CORE.parent / name for name in ("adapters", "tests", "examples")]
 ENGINES = {"torch", "ray", "sglang", "vllm", "torch_memory_saver"}
 #: What is imported only on first use: aiohttp alone takes 0.24 s.
 LAZY = [*sorted(ENGINES), "aiohttp", "fastapi", "pydantic_settings", "typer", "uvicorn", "numpy", "rich"]
@@ -57,7 +58,7 @@ def test_importing_the_package_imports_nothing_that_is_slow() -> None:
     assert json.loads(told.stdout) == []
 
 
-@pytest.mark.parametrize("path", sources(CORE, ADAPTERS), ids=lambda path: path.relative_to(CORE.parent).as_posix())
+@pytest.mark.parametrize("path", sources(CORE, *BESIDE), ids=lambda path: path.relative_to(CORE.parent).as_posix())
 def test_a_file_over_400_lines_is_two_files(path: Path) -> None:
     assert path.stem not in {"utils", "util", "common", "helpers", "helper", "misc"}
     assert len(path.read_text().splitlines()) <= 400
@@ -65,7 +66,7 @@ def test_a_file_over_400_lines_is_two_files(path: Path) -> None:
 
 def test_no_two_test_modules_share_a_name() -> None:
     """Test folders are no packages: of two modules of one name, whichever is imported first stands for both."""
-    names = Counter(path.name for path in sources(CORE.parent / "tests") if path.name != "conftest.py")
+    names = Counter(path.name for path in sources(TESTS) if path.name != "conftest.py")
     assert [name for name, count in names.items() if count > 1] == []
 
 

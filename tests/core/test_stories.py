@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from rig import V1, V2, engine_in, new_engine, sent, serving
+from rig import V1, V2, engine_in, sent, serving
 
 from lifecycle import (
-    ConfigurationError,
     Contents,
-    Fact,
     FromDisk,
     Grade,
     GuardRefused,
     InvalidTransition,
     Kept,
     NotProved,
-    Policy,
     Proved,
     Refuted,
     State,
     TagSpec,
-    Unmeasurable,
 )
-from lifecycle.testing import CUDA_GRAPH, KEPT_WEIGHTS, KV_CACHE, LIE, QUICK, WEIGHTS
+from lifecycle.testing import CUDA_GRAPH, KEPT_WEIGHTS, KV_CACHE, WEIGHTS
 
 GIB = 1 << 30
 
@@ -371,95 +367,3 @@ async def test_an_engine_that_is_not_idle_any_more_is_not_released() -> None:
     assert list(refused.value.reasons) == ["still_idle"]
     assert engine.state is State.DRAINED
     assert engine.adapter.engine.alive
-
-
-async def test_a_restore_that_lies_is_not_believed() -> None:
-    engine = await engine_in(State.RELEASED)
-    engine.adapter.script("restore", LIE)
-    with pytest.raises(NotProved, match="its bytes have not come back"):
-        await engine.restore_weights(deadline_s=0.1)
-    assert engine.state is State.FAILED
-    assert not engine.memory_is_free
-
-
-async def test_a_bogus_label_is_refused() -> None:
-    engine = await engine_in(State.WEIGHTS_RESTORED)
-    engine.adapter.engine.label_lie = "v7"
-    with pytest.raises(NotProved, match="reports version 'v7', not 'v1'"):
-        await engine.update_weights(V1, deadline_s=0.2)
-    assert engine.state is State.WEIGHTS_RESTORED
-    with pytest.raises(GuardRefused, match="nobody knows what"):
-        await engine.restore_kv()
-    engine.adapter.engine.label_lie = None
-    await engine.update_weights(V1)
-    await engine.restore_kv()
-
-
-async def test_a_resume_that_does_not_answer_is_closed_again() -> None:
-    engine = await engine_in(State.KV_RESTORED)
-    engine.adapter.script("answers", Refuted(reason="it generated no token"))
-    with pytest.raises(NotProved, match="it generated no token") as failed:
-        await engine.resume()
-    assert failed.value.settled is engine.state is State.PAUSED
-    assert engine.adapter.engine.admission == "closed"
-    assert sent(engine) == ["resume", "pause(abort)"]
-    await engine.resume()
-    assert engine.state is State.SERVING
-
-
-async def test_grades_say_how_each_fact_is_known() -> None:
-    engine = await serving()
-    assert engine.facts.grades[Fact.MAPPED] is Grade.DECLARED
-    await engine.pause()
-    assert engine.facts.grades[Fact.ADMISSION] is Grade.REPORTED
-    engine.adapter.tells_admission = False
-    await engine.drain()
-    assert engine.facts.grades[Fact.ADMISSION] is Grade.ACKNOWLEDGED
-    await engine.release(weights=V1)
-    assert engine.facts.grades[Fact.MAPPED] is Grade.MEASURED
-
-
-async def test_a_claim_that_must_be_better_known_than_the_engine_can_tell_is_refused() -> None:
-    policy = Policy(settle_s=QUICK.settle_s, poll_s=QUICK.poll_s, accept={"admission_closed": Grade.REPORTED})
-    engine = await serving(policy=policy)
-    engine.adapter.tells_admission = False
-    with pytest.raises(NotProved, match="admission_closed is proved"):
-        await engine.pause(deadline_s=0.2)
-
-
-async def test_evidence_that_the_engine_cannot_give_is_refused_at_connect() -> None:
-    engine = new_engine(caps={"evidence": {"idle": Grade.ACKNOWLEDGED}})
-    with pytest.raises(ConfigurationError, match=r"idle can only be acknowledged.*accept less.*or only warn"):
-        await engine.connect()
-    blind = new_engine()
-    blind.adapter.tells_processes = False
-    with pytest.raises(ConfigurationError, match="memory_returned cannot be measured: its processes are not known"):
-        await blind.connect()
-    unmoved = new_engine(offload=False, caps={"evidence": {"idle": Grade.ACKNOWLEDGED}})
-    await unmoved.connect()
-
-
-async def test_evidence_that_the_engine_cannot_give_is_a_warning_where_the_operator_says_so() -> None:
-    engine = new_engine(policy=Policy(settle_s=0.05, poll_s=0.001, unprovable="warn"))
-    engine.adapter.tells_processes = False
-    await engine.connect()
-    assert engine.state is State.SERVING
-    assert isinstance(engine.conditions["memory_returned"].verdict, Unmeasurable)
-    await engine.pause()
-    await engine.drain()
-    with pytest.raises(NotProved, match=r"tags_unmapped|memory_returned"):
-        await engine.release(weights=V1, deadline_s=0.2)
-    assert engine.state is State.RELEASED
-    assert not engine.memory_is_free
-
-
-async def test_an_operator_may_accept_less_about_the_memory() -> None:
-    accept = {"memory_returned": Grade.ACKNOWLEDGED, "tags_unmapped": Grade.ACKNOWLEDGED}
-    engine = new_engine(policy=Policy(settle_s=0.05, poll_s=0.001, accept=accept))
-    engine.adapter.tells_processes = False
-    await engine.connect()
-    await engine.pause()
-    await engine.drain()
-    await engine.release(weights=V1, deadline_s=0.2)
-    assert engine.state is State.RELEASED
-    assert not engine.memory_is_free  # accepted is not proved

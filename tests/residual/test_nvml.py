@@ -22,8 +22,6 @@ from lifecycle.residual.nvml import SEE_PIDS, Host, NvmlProbe, measure, others
 from lifecycle.residual.owners import by_pid, here
 from lifecycle.residual.visible import visible
 
-MIB = 1 << 20
-
 
 def host(known: Mapping[int, tuple[int, ...]]) -> Host:
     """A /proc with these processes: our pid, and all their numbers."""
