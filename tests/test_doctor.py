@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,6 +134,28 @@ def test_a_monitor_on_this_host_is_named(run: Any, good: LoopbackProcess) -> Non
         assert "/ping and /ready" in out
     finally:
         monitor.communicate()
+
+
+DOCS = Path(__file__).parent.parent / "docs" / "doctor"
+
+
+@pytest.mark.parametrize("name", ["good", "without-memory-saver", "wrong-key", "nothing-there"])
+def test_the_outputs_in_the_docs_are_what_is_printed_now(
+    run: Any, good: Any, plain: Any, locked: Any, nothing: int, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    ports = {"good": good.port, "without-memory-saver": plain.port, "wrong-key": locked.port, "nothing-there": nothing}
+    monkeypatch.setenv("WRONG_KEY", "guess")
+    query = "?api_key_env=WRONG_KEY" if name == "wrong-key" else ""
+    code, out = run(f"loopback://127.0.0.1:{ports[name]}{query}")
+    asked = f"$ lifecycle doctor 'loopback://127.0.0.1:30000{query}'\n"
+    told = f"{asked}{out}$ echo $?\n{code}\n"
+    assert _of_any_machine(told) == _of_any_machine((DOCS / f"{name}.txt").read_text())
+
+
+def _of_any_machine(output: str) -> str:
+    """The output without what differs from one machine and process to the next."""
+    output = re.sub(r"127\.0\.0\.1'?(:|, )\d+", "ADDRESS", output)
+    return re.sub(r"pid \d+ on \S+,|\d+ MiB of host:\S+;", "THERE", output)
 
 
 def test_the_worst_level() -> None:

@@ -7,14 +7,7 @@ import asyncio
 import pytest
 from rig import V1, V2, fleet_of, states
 
-from lifecycle import (
-    Engine,
-    EngineBusy,
-    FleetError,
-    State,
-)
-
-# windows
+from lifecycle import Engine, EngineBusy, FleetError, State
 
 
 async def until_drained(engine: Engine) -> None:

@@ -22,9 +22,6 @@ from lifecycle.testing import (
     HANG_LATE,
 )
 
-GIB = 1 << 30
-
-
 # callers that give up
 
 
