@@ -39,7 +39,7 @@ async def settle(
     except BaseException as interrupted:
         error.settle(engine.state, " (looking was interrupted)")
         raise interrupted from error
-    return error.settle(engine.state, _note(engine))
+    return error.settle(engine.state, _note(engine, command))
 
 
 async def look(engine: Engine, deadline: Deadline, command: Command | None = None) -> State:
@@ -172,10 +172,12 @@ def _closing_mode(engine: Engine) -> PauseMode | None:
     return next((mode for mode in safe if not modes[mode].needs_router), None)
 
 
-def _note(engine: Engine) -> str:
+def _note(engine: Engine, command: Command) -> str:
     if engine.state is State.FAILED:
         return f" ({engine.facts}). recover() looks again; declare(state, by=..., reason=...) says what you know of it"
     condition = engine.conditions.get("memory_returned")
     if engine.state is State.RELEASED and condition is not None:
         return f", memory_returned is {condition.verdict.word}: its device is not free for others"
+    if isinstance(command, Resume) and engine.facts.admission == "closed":
+        return ": it was closed again, and admits no requests"
     return ""
