@@ -57,11 +57,12 @@ class Slopes:
 def slope(series: Sequence[int], called: str, *, limit_bytes: int | None = None) -> Verdict:
     """Refuted where the last figures grow, each above the one before, by more than measuring errs.
 
-    That is more than 64 MiB, and more than 5 % of the first of them. `limit_bytes` is what they must not reach.
+    That is more than 64 MiB, and more than 5 % of the first of them. It must be so without the largest step too: an
+    allocator that warms up grows once, a leak grows again. `limit_bytes` is what they must not reach.
     """
     growing = _growing(series)
     figures = {"series_bytes": tuple(series)}
-    if len(growing) < ENOUGH or growing[-1] - growing[0] <= max(64 * MIB, growing[0] // 20):
+    if len(growing) < ENOUGH or _repeated(growing) <= max(64 * MIB, growing[0] // 20):
         return Proved(grade=Grade.MEASURED, reason=f"{called} does not grow", figures=figures)
     told = " -> ".join(f"{size / (1 << 30):.2f}" for size in growing)
     reason = f"{called} grows from cycle to cycle: {told} GiB{_when(growing, limit_bytes)}"
@@ -76,6 +77,12 @@ def _growing(series: Sequence[int]) -> Sequence[int]:
             break
         begin = index
     return series[max(0, begin) :]
+
+
+def _repeated(growing: Sequence[int]) -> int:
+    """By how much they grow without the largest step."""
+    steps = [after - before for before, after in pairwise(growing)]
+    return sum(steps) - max(steps)
 
 
 def _when(growing: Sequence[int], limit_bytes: int | None) -> str:

@@ -102,7 +102,12 @@ def test_readings_of_several_nodes_are_one() -> None:
         ([4.1, 11.6], False),
         ([4.1, 11.6, 11.6], False),
         ([4.1, 11.6, 25.0, 4.0], False),
-        ([2.0, 2.04, 2.08, 2.12], True),
+        ([2.0, 2.04, 2.08, 2.12], False),
+        ([2.0, 2.04, 2.08, 2.12, 2.16], True),
+        ([1.0, 1.5, 1.502], False),
+        ([1.0, 1.5, 1.51, 1.512, 1.513, 1.515], False),
+        ([1.0, 1.001, 1.5], False),
+        ([1.0, 1.5, 1.6], True),
         ([20.0, 20.3, 20.6], False),
         ([], False),
         ([1.0], False),
@@ -128,6 +133,16 @@ def test_the_warning_has_the_numbers_and_how_long_it_will_last(caplog: pytest.Lo
     assert "4.00 -> 6.00 -> 8.00 GiB" in others.reason
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
     assert "e0" in caplog.text
+
+
+def test_the_fields_case_is_warned_of_at_its_third_figure_and_before_the_threshold() -> None:
+    slopes, found = Slopes(), []
+    for size in (4.1, 11.6, 25.0):
+        verdict = Proved(grade=Grade.MEASURED, figures={"resident_bytes": round(size * GIB)})
+        policy = Policy(residual_threshold_gib=40.0)
+        found.append(dict(slopes.after_release("e", frozenset({"weights"}), verdict, policy))["residual_slope"].verdict)
+    assert [type(verdict) for verdict in found] == [Proved, Proved, Refuted]
+    assert "4.10 -> 11.60 -> 25.00 GiB; at this rate the threshold of 40.00 GiB is passed in 2 more" in found[2].reason
 
 
 def test_releases_of_other_tags_are_another_series() -> None:
