@@ -68,13 +68,16 @@ def idle(context: Context) -> Verdict:
 
 @proof(Need.RESIDUAL)
 def tags_unmapped(context: Context) -> Verdict:
-    """The released tags are unmapped: acknowledged, and seen where their bytes can be seen to have gone."""
+    """The released tags are unmapped: acknowledged, seen where their bytes can be seen to have gone, and not denied."""
     if not context.targets:
         return NotApplicable(reason="every named tag was unmapped already")
     still = sorted(tag for tag in context.targets if context.facts.mapped.get(tag) is not False)
     if still:
         return Refuted(reason=f"the release of {', '.join(still)} was not acknowledged")
     before, after = context.baseline.residual, context.evidence.residual
+    told = context.evidence.observation.released_tags
+    if told is not None and context.targets - told:
+        return Pending(reason=f"it says that {', '.join(sorted(context.targets - told))} is not released")
     too_much = _more_than_named(context, before, after)
     return too_much or _moved(context, before, after, Pending(reason="acknowledged, and the bytes are still held"))
 
@@ -130,13 +133,13 @@ def _judge_residual(context: Context, before: Reading, after: Reading, expected:
 
 @proof(Need.RESIDUAL, facts=(Fact.MAPPED,))
 def weights_mapped(context: Context) -> Verdict:
-    """Every tag of the weights stage is mapped: acknowledged, and seen where its bytes can be seen to come back."""
+    """Every weights tag is mapped: acknowledged, seen where its bytes can be seen to come back, and not denied."""
     return _stage_mapped(context, context.capabilities.stage("weights"))
 
 
 @proof(Need.RESIDUAL, facts=(Fact.MAPPED,))
 def kv_mapped(context: Context) -> Verdict:
-    """Every tag is mapped: acknowledged, and seen where its bytes can be seen to come back."""
+    """Every tag is mapped: acknowledged, seen where its bytes can be seen to come back, and not denied."""
     return _stage_mapped(context, frozenset(context.facts.mapped))
 
 
@@ -204,6 +207,9 @@ def _stage_mapped(context: Context, stage: frozenset[Tag]) -> Verdict:
         return Refuted(reason=f"the restore of {', '.join(missing)} was not acknowledged")
     if not context.targets:
         return NotApplicable(reason="nothing was unmapped")
+    still = stage & (context.evidence.observation.released_tags or frozenset())
+    if still:
+        return Pending(reason=f"acknowledged, and it says that {', '.join(sorted(still))} is released")
     back = _resident_again(context)
     if back is not None:
         return Proved(grade=Grade.MEASURED, reason=back)
@@ -231,18 +237,24 @@ def _resident_again(context: Context) -> str | None:
 
 def _moved(context: Context, more: Reading | Unmeasurable, less: Reading | Unmeasurable, otherwise: Pending) -> Verdict:
     """Whether the targets' bytes were seen to move: `more` holds them and `less` does not."""
-    acknowledged = Proved(grade=Grade.ACKNOWLEDGED, reason="acknowledged; its bytes cannot be seen")
     if isinstance(more, Unmeasurable) or isinstance(less, Unmeasurable):
-        return acknowledged
+        return _said(context)
     expected = context.share_bytes(context.targets, more)
     visible = _visible_bytes(context, more)
     if expected is not None and expected < visible:
-        return acknowledged
+        return _said(context)
     moved = min(_freed_by_device(more, less).values(), default=0)
     least = visible if expected is None else context.policy.returned_fraction * expected
     if moved >= least:
         return Proved(grade=Grade.MEASURED, reason=f"{_mib(moved)} moved")
     return Pending(reason=f"{otherwise.reason}: {_mib(moved)} of {_mib(least)} moved")
+
+
+def _said(context: Context) -> Verdict:
+    """What is known of tags whose bytes cannot be seen: the engine's own report of what is released, or the answer."""
+    if context.evidence.observation.released_tags is None:
+        return Proved(grade=Grade.ACKNOWLEDGED, reason="acknowledged; its bytes cannot be seen")
+    return Proved(grade=Grade.REPORTED, reason="it says so itself; its bytes cannot be seen")
 
 
 def _missing_tags(context: Context, before: Reading, returned: int) -> str:

@@ -18,6 +18,7 @@ from lifecycle import (
     Grade,
     Kept,
     OperationFailed,
+    Policy,
     Pushed,
     State,
 )
@@ -50,6 +51,18 @@ async def test_memory_comes_back_and_then_the_same_tokens(contents: str) -> None
                 assert engine.state is State.SERVING
         assert greedy(model) == before
         assert not model.kv.any(), "a KV cache is never kept"
+
+
+async def test_tags_too_small_to_see_are_known_by_the_engines_own_books() -> None:
+    """20 MiB of weights beside a process of many: their release and restore are reported, not only answered."""
+    with built(policy=Policy(residual_threshold_gib=4.0), kv_mib=512) as (engine, model):
+        before = greedy(model)
+        async with Fleet([engine]) as fleet:
+            await fleet.offload(weights=Kept())
+            (restored,) = await fleet.restore_weights()
+            assert restored.verdicts["weights_mapped"].grade is Grade.REPORTED
+            await fleet.onload()
+        assert greedy(model) == before
 
 
 async def test_only_kv_is_released_and_nothing_is_staged() -> None:
