@@ -127,6 +127,12 @@ def require_safe_hook_mode(environ: Mapping[str, str] | None = None, *, nvml: Nv
         _log.log(level, "%s", verdict.reason)
 
 
+def in_use(mode: HookMode, *, nvml: NvmlDriver | None = None) -> Verdict:
+    """Whether the mode that this process uses is safe on every GPU that it sees, however it was chosen."""
+    gpus = visible_gpus(os.environ, nvml=nvml)
+    return gpus if isinstance(gpus, Unmeasurable) else judge(mode, gpus, installed_cuda(), escaped(os.environ))
+
+
 def visible_gpus(environ: Mapping[str, str], *, nvml: NvmlDriver | None = None) -> tuple[Gpu, ...] | Unmeasurable:
     """Every device that a process with this environment sees; empty where there is none.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .commands import Command
 from .deadline import Deadline
 from .evidence import Need
+from .hook_mode import in_use
 from .nodes import PROCESSES_UNKNOWN, by_node
 from .residual import Reading
 from .room import device_room, host_room, worst
@@ -40,10 +41,12 @@ async def surroundings(
 
 
 async def hook_mode_of(engine: Engine, *, deadline_s: float) -> Verdict:
-    """Whether torch_memory_saver's hook mode is safe where the engine's processes run; read from them."""
+    """Whether torch_memory_saver's hook mode is safe where the engine runs: as it says, or read from its processes."""
     capabilities = engine.capabilities
     if capabilities.saver != "torch_memory_saver" or capabilities.device != "cuda":
         return NotApplicable(reason="it does not use torch_memory_saver on a GPU")
+    if capabilities.hook_mode is not None:
+        return in_use(capabilities.hook_mode)
     processes = await engine.adapter.processes()
     if not processes:
         return Unmeasurable(reason=PROCESSES_UNKNOWN)

@@ -25,7 +25,7 @@ from lifecycle import (
     require_safe_hook_mode,
 )
 from lifecycle.facts import Grade
-from lifecycle.hook_mode import Gpu, choose, configured, judge, resolve
+from lifecycle.hook_mode import Gpu, choose, configured, in_use, judge, resolve
 from lifecycle.residual.driver import NvmlDriver
 
 HOPPER, ADA = Gpu("H100", 9, 0), Gpu("L40S", 8, 9)
@@ -162,6 +162,18 @@ def test_the_environment_is_read_when_called(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("MILES_TMS_HOOK_MODE")
     with pytest.raises(HookModeUnsafe):
         require_safe_hook_mode(nvml=nvml)
+
+
+@pytest.mark.usefixtures("cuda_12")
+def test_the_mode_in_use_is_judged_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("MILES_TMS_HOOK_MODE", "preload")
+    nvml = NvmlDriver(StandInNvml.of(blackwell()))
+    assert isinstance(in_use("torch", nvml=nvml), Proved)
+    monkeypatch.setenv("MILES_TMS_HOOK_MODE", "torch")
+    assert isinstance(in_use("preload", nvml=nvml), Refuted)
+    monkeypatch.setattr(hook_mode, "visible_gpus", lambda *args, **how: Unmeasurable(reason="silent"))
+    assert isinstance(in_use("torch"), Unmeasurable)
 
 
 @pytest.mark.usefixtures("cuda_12")

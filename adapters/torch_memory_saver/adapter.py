@@ -56,16 +56,19 @@ class TorchAdapter:
     def capabilities(self) -> Capabilities:
         """What the tenant can do, with the sizes of its regions now."""
         tags = self.tenant.tags
+        on_cuda = tags.backend.device.type == "cuda"
         return Capabilities(
             engine="torch",
             version=torch.__version__,
             tags=tuple(self._spec(tag) for tag in tags.known),
             pause=self.tenant.in_flight.modes,
             memory_saver=True,
+            saver="torch_memory_saver" if on_cuda else None,
+            hook_mode=tags.backend.hook_mode,
             update=frozenset({"disk", "push"}) if self._serves else frozenset(),
             has_admission=self._serves,
             cancellable=False,
-            device="cuda" if tags.backend.device.type == "cuda" else "cpu",
+            device="cuda" if on_cuda else "cpu",
             evidence={"idle": Grade.REPORTED, "answers": Grade.MEASURED},
             notes=tuple(note for tag in tags.known for note in self._notes(tag)),
         )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lifecycle.errors import ConfigurationError
+from lifecycle.hook_mode import HookMode
 
 from . import hooks
 from .saver import Backup
@@ -26,7 +27,8 @@ class CudaBackend:
         hooks.check_allocator(os.environ)
         if not torch.cuda.is_available():
             raise ConfigurationError(f"{device}: torch sees no CUDA device here; use device='cpu' for a trial run")
-        self._saver, self.hook_mode = hooks.memory_saver(hook_mode)
+        self._saver, mode = hooks.memory_saver(hook_mode)
+        self.hook_mode: HookMode | None = mode
         index = torch.cuda.current_device() if device.index is None else device.index
         self.device = torch.device("cuda", index)
         self._segments: dict[str, dict[int, int]] = {}

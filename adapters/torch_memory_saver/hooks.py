@@ -37,12 +37,14 @@ def check_allocator(environ: Mapping[str, str]) -> None:
             )
 
 
-def hook_mode(asked: Asked, environ: Mapping[str, str]) -> HookMode:
-    """The mode to use here: what was asked for, else what the environment says, else what is safe and possible.
+def hook_mode(asked: Asked, environ: Mapping[str, str], used: HookMode | None = None) -> HookMode:
+    """The mode to use here: what was asked for, else what the environment says, else `used`, else what is safe.
 
     Raises HookModeUnsafe where it would crash the process, ConfigurationError where it cannot work in this one.
     """
     wanted = asked if asked != "auto" else configured(environ)
+    if wanted == "auto" and used is not None:
+        wanted = used
     gpus = visible_gpus(environ)
     if isinstance(gpus, Unmeasurable):
         raise ConfigurationError(f"the hook mode cannot be judged: {gpus.reason}")
@@ -85,13 +87,14 @@ def memory_saver(asked: Asked) -> tuple[Any, HookMode]:
         raise MissingPackage(
             "releasing CUDA memory needs torch_memory_saver; pip install 'engine-lifecycle[torch-memory-saver]'"
         ) from missing
-    mode = fix(hook_mode(asked, os.environ))
-    used = getattr(saver, "_impl", None)
+    used = getattr(getattr(saver, "_impl", None), "_hook_mode", None)
+    mode = hook_mode(asked, os.environ, used)
+    if used not in (None, mode):
+        raise ConfigurationError(
+            f"torch_memory_saver was used in this process with hook mode {used!r} before this engine was made, and "
+            f"cannot change to {mode!r}; pass hook_mode={used!r}"
+        )
+    fix(mode)
     if used is None:
         saver.hook_mode = mode
-    elif getattr(used, "_hook_mode", mode) != mode:
-        raise ConfigurationError(
-            f"torch_memory_saver was used in this process with hook mode {used._hook_mode!r} before this engine was "
-            f"made, and cannot change to {mode!r}; pass hook_mode={used._hook_mode!r}"
-        )
     return saver, mode

@@ -19,6 +19,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lifecycle.hook_mode import HookMode
+
 from ..loopback.memory import Region, read_into
 from .saver import Backup
 
@@ -37,6 +39,7 @@ class PagesBackend:
         if hasattr(_LIBC, "mallopt"):
             _LIBC.mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES)
         self.device = torch.device("cpu")
+        self.hook_mode: HookMode | None = None
         self._regions: dict[str, dict[int, Region]] = {}
         self._backups: dict[str, _Backup] = {}
 

@@ -16,6 +16,7 @@ import torch
 
 from lifecycle.errors import ConfigurationError
 from lifecycle.facts import Stage
+from lifecycle.hook_mode import HookMode
 
 from .errors import RegionRefused
 
@@ -30,6 +31,8 @@ class Backend(Protocol):
     """What gives memory back and takes it again, at the same addresses. `tag` is unique in the process."""
 
     device: torch.device
+    #: torch_memory_saver's, where that is what releases.
+    hook_mode: HookMode | None
 
     def region(self, tag: str, backup: Backup | None) -> AbstractContextManager[None]:
         """A context: what this thread allocates on the device inside belongs to the tag."""

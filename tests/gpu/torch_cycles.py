@@ -157,7 +157,7 @@ async def _ring(asked: argparse.Namespace) -> dict[str, Any]:
         tags = {spec.name: spec.expected_bytes for spec in engine.capabilities.tags}
     backend = engine.adapter.tenant.tags.backend
     return {
-        "hook_mode": getattr(backend, "hook_mode", "pages"),
+        "hook_mode": backend.hook_mode or "pages",
         "contents": asked.contents,
         "model_bytes": model.bytes(),
         "tags_bytes": tags,

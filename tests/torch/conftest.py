@@ -33,6 +33,14 @@ def _no_garbage() -> None:
     gc.collect()
 
 
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was asked of torch_memory_saver and of torch.cuda, which are stand-ins."""
+    from cuda_stand_in import installed
+
+    return installed(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def kinds() -> Counter[str]:
     """Where the property test counts what it staged."""

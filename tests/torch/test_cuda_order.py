@@ -2,66 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import types
-from collections.abc import Iterator
-
 import pytest
 import torch
-from lifecycle.adapters.torch_memory_saver import RegionRefused, hooks
+from lifecycle.adapters.torch_memory_saver import RegionRefused
 from lifecycle.adapters.torch_memory_saver.saver import Tags
 
 from lifecycle import ConfigurationError
-
-
-class Saver:
-    """torch_memory_saver's surface; pausing out of turn ends the process there, and this test here."""
-
-    _impl = None
-
-    def __init__(self, log: list[str], segments: dict[int, int]) -> None:
-        self.log, self.segments, self.paused = log, segments, set()
-        self.hook_mode = None
-
-    @contextlib.contextmanager
-    def region(self, **options) -> Iterator[None]:
-        self.log.append(f"region {options}")
-        yield
-        self.segments[len(self.segments) * (1 << 21) + (1 << 30)] = 1 << 21
-
-    @contextlib.contextmanager
-    def cuda_graph(self, **options) -> Iterator[None]:
-        self.log.append(f"graph {options}")
-        yield
-        self.segments[len(self.segments) * (1 << 21) + (1 << 30)] = 1 << 20
-
-    def pause(self, tag: str) -> None:
-        assert tag not in self.paused
-        self.paused.add(tag)
-        self.log.append(f"pause {tag}")
-
-    def resume(self, tag: str) -> None:
-        self.paused.remove(tag)
-        self.log.append(f"resume {tag}")
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was asked of the saver and of torch.cuda, on a machine that says it has one device."""
-    log: list[str] = []
-    segments: dict[int, int] = {1 << 40: 1 << 21}
-    saver = Saver(log, segments)
-    monkeypatch.setitem(sys.modules, "torch_memory_saver", types.SimpleNamespace(torch_memory_saver=saver))
-    monkeypatch.setattr(hooks, "_fixed", [])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    told = lambda: [{"address": at, "total_size": size, "device": 0} for at, size in segments.items()]  # noqa: E731
-    monkeypatch.setattr(torch.cuda, "memory_snapshot", told)
-    for name in ("synchronize", "empty_cache", "ipc_collect"):
-        monkeypatch.setattr(torch.cuda, name, lambda *args, name=name: log.append(name))
-    return log
 
 
 def tags_of(mode: str) -> Tags:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import types
 from dataclasses import replace
 
 import pytest
 import torch
-from lifecycle.adapters.torch_memory_saver import HostBudget, RegionRefused, TorchEngine, hooks
-from lifecycle.adapters.torch_memory_saver.errors import MissingPackage
+from lifecycle.adapters.torch_memory_saver import HostBudget, RegionRefused, TorchEngine
 from torch_rig import MIB, POLICY, built, greedy, seeded
 
 from lifecycle import ConfigurationError, Fleet, FleetError, FromDisk, Kept, NotProved, Pushed, Rejected, State
@@ -122,86 +118,6 @@ async def test_an_engine_without_regions_or_modules_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="attach"):
         await bare.connect()
     await bare.aclose()
-
-
-# hook mode and allocator
-
-
-@pytest.fixture
-def unused(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """torch_memory_saver as it stands before its first use, in a process where none was used."""
-    saver = types.SimpleNamespace(_impl=None, hook_mode=None)
-    monkeypatch.setitem(sys.modules, "torch_memory_saver", types.SimpleNamespace(torch_memory_saver=saver))
-    monkeypatch.setattr(hooks, "_fixed", [])
-    for name in (*hooks.ALLOCATOR, "LD_PRELOAD", "LIFECYCLE_HOOK_MODE", "MILES_TMS_HOOK_MODE"):
-        monkeypatch.delenv(name, raising=False)
-    return saver
-
-
-@pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
-@pytest.mark.parametrize("value", ["expandable_segments:True", "max_split_size_mb:64, expandable_segments: true"])
-def test_expandable_segments_are_refused(unused, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigurationError, match=name):
-        hooks.memory_saver("auto")
-    with pytest.raises(ConfigurationError, match=name):
-        TorchEngine("policy", device="cuda")
-
-
-def test_expandable_segments_that_are_off_pass(unused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:False")
-    assert hooks.memory_saver("auto") == (unused, "torch")
-
-
-def test_the_hook_mode_is_set_before_first_use_and_never_changes(unused, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hooks.memory_saver("torch") == (unused, "torch")
-    assert unused.hook_mode == "torch"
-    monkeypatch.setenv("LD_PRELOAD", "/x/torch_memory_saver_hook_mode_preload_cu13.abi3.so")
-    with pytest.raises(ConfigurationError, match="cannot change to 'preload': the mode is fixed at first use"):
-        hooks.memory_saver("preload")
-
-
-def test_a_hook_mode_that_somebody_else_used_is_kept_to(unused) -> None:
-    unused._impl = types.SimpleNamespace(_hook_mode="preload")
-    with pytest.raises(ConfigurationError, match="used in this process with hook mode 'preload'"):
-        hooks.memory_saver("torch")
-
-
-def test_preload_without_its_library_is_refused(unused) -> None:
-    with pytest.raises(ConfigurationError, match="LD_PRELOAD before the process starts"):
-        hooks.memory_saver("preload")
-
-
-def test_an_unknown_hook_mode_of_the_environment_is_refused(unused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIFECYCLE_HOOK_MODE", "Torch")
-    with pytest.raises(ConfigurationError, match="one of auto, torch, preload"):
-        hooks.memory_saver("auto")
-
-
-def test_auto_is_preload_where_its_library_is_there(unused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LD_PRELOAD", "/x/torch_memory_saver_hook_mode_preload_cu13.abi3.so:/y/other.so")
-    assert hooks.memory_saver("auto")[1] == "preload"
-
-
-def test_a_device_that_cannot_be_released_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="devices are cuda and cpu"):
-        TorchEngine("policy", device="meta")
-
-
-# packages
-
-
-def test_torch_memory_saver_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_memory_saver", None)
-    with pytest.raises(MissingPackage, match=r"engine-lifecycle\[torch-memory-saver\]"):
-        hooks.memory_saver("torch")
-
-
-def test_torch_is_not_installed() -> None:
-    code = "import sys; sys.modules['torch'] = None; import lifecycle.adapters.torch_memory_saver"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert ended.returncode != 0
-    assert "needs torch; pip install 'engine-lifecycle[torch]'" in ended.stderr
 
 
 # host memory
