@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from .facts import Admission, Fact, Facts, Grade, PauseMode, Tag, TagSpec
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
-    from .commands import Command
+    from .commands import Command, Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,3 +188,11 @@ class EngineAdapter(Protocol):
 
     async def aclose(self) -> None:
         """Lets go of connections. The engine is left as it is."""
+
+
+@runtime_checkable
+class KeepsOnHost(Protocol):
+    """What an adapter may have beside the port: it knows what a release takes of its host's memory."""
+
+    def host_bytes(self, command: Release, facts: Facts) -> int:
+        """Host memory that this release would take, beyond what is kept from the last one to be used again."""

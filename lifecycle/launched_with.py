@@ -21,6 +21,9 @@ PRELOAD, NCCL_GRAPHS = "LD_PRELOAD", "NCCL_GRAPH_REGISTER"
 #: All that is told of a process's environment to others, with what begins with `TMS_`: the rest may hold secrets.
 TOLD = frozenset({PRELOAD, NCCL_GRAPHS, *ALLOCATOR_NAMES})
 
+#: With it torch_memory_saver keeps its backup's host memory; without, a resume frees it. Source: its README, 0.0.10.
+RETAIN = "TMS_RETAIN_CPU_BACKUP"
+
 
 @dataclass(frozen=True, slots=True)
 class Launched:
@@ -95,6 +98,20 @@ def _of_one(process: Launched, cuda: str | None, nvml: NvmlDriver | None) -> Ver
 def preloads_twice(environ: Mapping[str, str]) -> bool:
     """Whether two libraries of torch_memory_saver are preloaded: with more than one it refuses to start."""
     return sum("torch_memory_saver" in path for path in environ.get(PRELOAD, "").replace(" ", ":").split(":")) > 1
+
+
+def retains_backup(processes: Sequence[Process]) -> bool:
+    """Whether these processes are known to keep the host memory of a backup from release to release."""
+    if any(process.agent is not None for process in processes):
+        return False
+    return any(_environ_or_none(pid).get(RETAIN) == "1" for process in processes for pid in tree(process))
+
+
+def _environ_or_none(pid: int) -> Mapping[str, str]:
+    try:
+        return environ_of(pid)
+    except OSError:
+        return {}
 
 
 def expandable(environ: Mapping[str, str]) -> str | None:

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .adapter import Process
-from .commands import Command
+from .adapter import KeepsOnHost, Process
+from .commands import Command, Release
 from .config import MIB
 from .deadline import Deadline
 from .evidence import Context, targets
-from .facts import Grade
+from .facts import Grade, Tag
+from .launched_with import retains_backup
 from .nodes import PROCESSES_UNKNOWN, Free, by_node
 from .residual import Reading
 from .verdicts import NotApplicable, Proved, Refuted, Unmeasurable, Verdict
@@ -64,25 +65,45 @@ async def _devices_there(engine: Engine, processes: Sequence[Process], deadline:
 
 
 async def host_room(engine: Engine, command: Command, deadline_s: float) -> Verdict:
-    """Whether the hosts of the engine have memory for the backup that this release makes of what it keeps."""
+    """Whether the hosts of the engine have memory for what this release newly keeps there."""
     context = _context(engine, command)
     kept = frozenset(tag for tag in context.targets if engine.capabilities.spec(tag).on_release == "kept")
-    if not kept:
+    knows = isinstance(engine.adapter, KeepsOnHost)
+    if not kept and not knows:
         return NotApplicable(reason="it keeps no backup of what is released")
-    per_rank = context.expected_bytes(kept)
-    if per_rank is None:
-        return NotApplicable(reason="how much is backed up is not known yet")
     processes = await engine.adapter.processes()
     if not processes:
         return Unmeasurable(reason=PROCESSES_UNKNOWN)
     nodes = list(by_node(processes))
-    need = per_rank * -(-engine.capabilities.ranks // len(nodes))
+    need = _own_bytes(engine, command) if knows else _backup_bytes(engine, context, kept, processes, len(nodes))
+    if need is None:
+        return NotApplicable(reason="how much is backed up is not known yet")
+    if not need:
+        return NotApplicable(reason="it takes no more of its host's memory than it holds already")
     clock = Deadline(deadline_s)
     verdicts = []
     for node, there in nodes:
         free = await node.free([f"host:{there[0].node}"], there, need_bytes=need, deadline_s=max(0.05, clock.left_s))
-        verdicts.append(judge(need, free, f"the backup of {', '.join(sorted(kept))}"))
+        verdicts.append(judge(need, free, f"the backup of {', '.join(sorted(kept or context.targets))}"))
     return worst(verdicts)
+
+
+def _own_bytes(engine: Engine, command: Command) -> int:
+    """What an adapter that knows says."""
+    assert isinstance(engine.adapter, KeepsOnHost)
+    return engine.adapter.host_bytes(command, engine.facts) if isinstance(command, Release) else 0
+
+
+def _backup_bytes(
+    engine: Engine, context: Context, kept: frozenset[Tag], processes: Sequence[Process], nodes: int
+) -> int | None:
+    """The bytes of these tags on each host; none where the backup of an earlier release is still there."""
+    per_rank = context.expected_bytes(kept)
+    if per_rank is None:
+        return None
+    if "memory_returned" in engine.conditions and retains_backup(processes):
+        return 0
+    return per_rank * -(-engine.capabilities.ranks // nodes)
 
 
 def judge(need_bytes: int, free: Mapping[str, Free] | Unmeasurable, what: str) -> Verdict:

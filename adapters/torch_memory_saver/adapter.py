@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lifecycle.adapter import Call, Capabilities, Observation, Probe, Process, Reply
-from lifecycle.commands import Command
+from lifecycle.commands import Command, Release
 from lifecycle.errors import ConfigurationError
 from lifecycle.facts import Fact, Facts, Grade, TagSpec
 from lifecycle.residual.owners import by_pid
@@ -78,6 +78,11 @@ class TorchAdapter:
         tenant = self.tenant
         has = Has(frozenset(tenant.stagings), frozenset(tenant.buffers), tenant.hooks.rebuild_groups is not None)
         return plan(command, facts, self.capabilities(), has)
+
+    def host_bytes(self, command: Release, facts: Facts) -> int:
+        """Host memory that this release would take: of buffers that are there already, none."""
+        calls = [call for call in self.plan(command, facts) if "tag" in call.args]
+        return sum(self.tenant.host_bytes(call.name, call.args["tag"]) for call in calls)
 
     def push_call(self, how: str, args: Mapping[str, Any], version: str) -> Call:
         """One effect of a push."""

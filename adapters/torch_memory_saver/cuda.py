@@ -32,6 +32,8 @@ class CudaBackend:
         index = torch.cuda.current_device() if device.index is None else device.index
         self.device = torch.device("cuda", index)
         self._segments: dict[str, dict[int, int]] = {}
+        #: Host bytes that the saver's backup of each tag has taken, and keeps.
+        self._backed_up: dict[str, int] = {}
 
     @contextmanager
     def region(self, tag: str, backup: Backup | None) -> Iterator[None]:
@@ -39,6 +41,9 @@ class CudaBackend:
 
         The settings are the thread's own: what autograd's threads allocate is outside.
         """
+        if backup is not None:
+            self._backed_up.setdefault(tag, 0)
+            self._saver.retain_cpu_backup = True  # of the process: host memory is not allocated anew at every pause
         before = self._known()
         try:
             with torch.cuda.device(self.device), self._saver.region(**_options(tag, backup)):
@@ -65,6 +70,8 @@ class CudaBackend:
         """The tag's memory is the device's. The saver does not synchronise, so it was done before."""
         with torch.cuda.device(self.device):
             self._saver.pause(tag)
+        if tag in self._backed_up:
+            self._backed_up[tag] = self._bytes(tag)
 
     def resume(self, tag: str) -> None:
         """The tag's memory is mapped at its old addresses. Too little free memory ends the process."""
@@ -86,9 +93,16 @@ class CudaBackend:
         """Address and size of the allocator's segments in which the tag's allocations lie."""
         return list(self._segments.get(tag, {}).items())
 
+    def host_bytes(self, tag: str) -> int:
+        """What the backup lacks; it is kept from pause to pause."""
+        return max(0, self._bytes(tag) - self._backed_up[tag]) if tag in self._backed_up else 0
+
     def device_key(self) -> str:
         """As NVML names it: its UUID."""
         return f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
+
+    def _bytes(self, tag: str) -> int:
+        return sum(size for _, size in self.ranges(tag))
 
     def _known(self) -> set[int]:
         return set(self._all_segments())

@@ -86,6 +86,11 @@ class PagesBackend:
         """Address and size of every allocation that is alive."""
         return [(address, region.size) for address, region in list(self._regions.get(tag, {}).items())]
 
+    def host_bytes(self, tag: str) -> int:
+        """What the backup's file would grow by."""
+        backup = self._backups.get(tag)
+        return 0 if backup is None else max(0, sum(size for _, size in self.ranges(tag)) - backup.size)
+
     def device_key(self) -> str:
         """As process memory is read: by host."""
         return f"host:{socket.gethostname()}"
@@ -109,6 +114,11 @@ class _Backup:
     def __init__(self) -> None:
         self._file = os.memfd_create("lifecycle-backup")
         self._places: dict[int, int] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes that the file takes, between releases too."""
+        return os.fstat(self._file).st_size
 
     def save(self, regions: Mapping[int, Region]) -> None:
         """The file holds every region's bytes."""

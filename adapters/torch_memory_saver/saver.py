@@ -55,6 +55,9 @@ class Backend(Protocol):
     def ranges(self, tag: str) -> Sequence[tuple[int, int]]:
         """Address and size in bytes of each of the tag's allocations."""
 
+    def host_bytes(self, tag: str) -> int:
+        """Host memory that the tag's next pause takes for its backup, beyond what it keeps from the last."""
+
     def device_key(self) -> str:
         """The name under which a residual reading has this device."""
 
@@ -121,6 +124,10 @@ class Tags:
     def bytes(self, tag: str) -> int:
         """What the tag's allocations hold while they are mapped."""
         return sum(size for _, size in self.backend.ranges(self._key(tag)))
+
+    def host_bytes(self, tag: str) -> int:
+        """Host memory that a release of the tag newly takes for the saver's own backup."""
+        return self.backend.host_bytes(self._key(tag))
 
     def mapped_bytes(self) -> int:
         """What this tenant holds of the device in regions now."""

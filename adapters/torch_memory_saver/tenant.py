@@ -208,6 +208,17 @@ class Tenant:
         """What a release of the tag should give back: its regions, and modules that were built outside them."""
         return self.tags.bytes(tag) + sum(span.size for span in spans(self.outside(tag)))
 
+    def host_bytes(self, effect: str, tag: Tag) -> int:
+        """Host memory that this effect on the tag would take beyond what is there from the last time."""
+        match effect:
+            case "stage":
+                return self.stagings[tag].needed_bytes()
+            case "stage_buffers":
+                return self.buffers[tag].needed_bytes()
+            case "release":
+                return self.tags.host_bytes(tag)
+        return 0
+
     def outside(self, tag: Tag) -> list[Leaf]:
         """The tensors that should lie in the tag's memory, and lie in no region."""
         device = self.tags.backend.device.type

@@ -196,6 +196,27 @@ async def test_a_backup_needs_room_on_the_host(start: Any, monkeypatch: Any) -> 
         await engine.aclose()
 
 
+@pytest.mark.parametrize("retained", ["1", "0"])
+async def test_a_backup_that_is_kept_between_releases_needs_room_once(
+    start: Any, monkeypatch: Any, retained: str
+) -> None:
+    from lifecycle import Kept, nodes
+
+    monkeypatch.setenv("TMS_RETAIN_CPU_BACKUP", retained)  # the engine inherits it
+    engine = await drained(start(weights_mib=96, kv_mib=96, weights_backup=True), policy(3.0))
+    try:
+        await engine.release(["weights"], weights=Kept())
+        await engine.restore_weights()
+        monkeypatch.setattr(nodes, "available_bytes", lambda: 40 * MIB)
+        if retained == "1":
+            await engine.release(["weights"], weights=Kept())
+        else:
+            with pytest.raises(GuardRefused, match="the backup of weights need 96 MiB"):
+                await engine.release(["weights"], weights=Kept())
+    finally:
+        await engine.aclose()
+
+
 async def test_other_tokens_under_the_same_label_close_the_engine_again(start: Any, tmp_path: Any) -> None:
     other = tmp_path / "other.safetensors"
     make_weights(other, seed=9, weights_mib=96)

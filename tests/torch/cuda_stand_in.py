@@ -21,6 +21,11 @@ class Saver:
         self.log, self.segments, self.paused = log, segments, set()
         self.hook_mode = None
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "retain_cpu_backup":
+            self.log.append(f"retain {value}")
+        super().__setattr__(name, value)
+
     @contextlib.contextmanager
     def region(self, **options) -> Iterator[None]:
         self.log.append(f"region {options}")

@@ -33,6 +33,7 @@ def test_the_device_is_synchronised_before_a_pause_and_each_tag_goes_once(log: l
     with pytest.raises(RegionRefused):
         tags.restore("kv_cache")
     assert log == [
+        "retain True",
         "region {'tag': 'policy/weights', 'enable_cpu_backup': True, 'cpu_backup_backend': 'mmap'}",
         "region {'tag': 'policy/kv_cache'}",
         *("synchronize", "pause policy/kv_cache", "synchronize", "pause policy/weights"),
@@ -62,3 +63,16 @@ def test_what_a_region_inside_another_took_is_its_own(log: list[str]) -> None:
     with tags.region("kv_cache"), tags.region("workspace"):
         pass
     assert (tags.bytes("kv_cache"), tags.bytes("workspace")) == (1 << 21, 1 << 21)
+
+
+def test_a_backup_takes_host_memory_once_and_more_only_as_it_grows(log: list[str]) -> None:
+    tags = tags_of("torch")
+    with tags.region("weights", "pinned"), tags.region("kv_cache"):
+        pass
+    assert (tags.host_bytes("weights"), tags.host_bytes("kv_cache")) == (1 << 21, 0)
+    tags.release("weights")
+    tags.restore("weights")
+    assert tags.host_bytes("weights") == 0
+    with tags.region("weights", "pinned"):
+        pass
+    assert tags.host_bytes("weights") == 1 << 21

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,19 @@ import torch
 from lifecycle.adapters.torch_memory_saver import HostBudget, RegionRefused, TorchEngine
 from torch_rig import MIB, POLICY, built, greedy, seeded
 
-from lifecycle import ConfigurationError, Fleet, FleetError, FromDisk, Kept, NotProved, Pushed, Rejected, State
+from lifecycle import (
+    ConfigurationError,
+    Fleet,
+    FleetError,
+    FromDisk,
+    GuardRefused,
+    Kept,
+    NotProved,
+    Pushed,
+    Rejected,
+    State,
+    nodes,
+)
 
 GIB = 1 << 30
 
@@ -138,6 +151,66 @@ async def test_too_little_host_memory_is_refused_before_anything_is_given_back()
                 await engine.release(weights=Kept())
             assert refused.value.settled is State.DRAINED
             assert all(engine.facts.mapped.values())
+
+
+def untied(model) -> dict[str, torch.Tensor]:
+    """What a checkpoint of the model has: a tied tensor once."""
+    return {name: value for name, value in model.state_dict().items() if name != "head.weight"}
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Awaitable[str]]:
+    """Releases while this host has so much memory free, and restores while it has plenty; why the guard refused."""
+
+    async def release(fleet: Fleet, source, *tags: str, free_mib: int) -> str:
+        refusal = ""
+        monkeypatch.setattr(nodes, "available_bytes", lambda: free_mib * MIB)
+        try:
+            await fleet.offload(tags or None, weights=source)
+        except FleetError as error:
+            refused = only(error)
+            assert isinstance(refused, GuardRefused), refused
+            refusal = refused.reasons["host_has_room"]
+        monkeypatch.setattr(nodes, "available_bytes", lambda: 1 << 40)
+        await fleet.onload()
+        return refusal
+
+    return release
+
+
+@pytest.mark.parametrize("contents", ["staged", "pinned", "mmap"])
+async def test_room_on_the_host_is_asked_for_once_and_not_for_what_is_there(contents: str, release) -> None:
+    with built(contents=contents) as (engine, model):
+        async with Fleet([engine]) as fleet:
+            assert "8 MiB free, and the backup of weights need 2" in await release(fleet, Kept(), free_mib=8)
+            assert await release(fleet, Kept(), free_mib=64) == ""
+            assert await release(fleet, Kept(), free_mib=0) == "", "its buffers are used again"
+            with engine.region("weights"):
+                model.register_buffer("more", torch.ones(16 * MIB // 4))
+            assert "need 16 MiB" in await release(fleet, Kept(), free_mib=8)
+            assert await release(fleet, Kept(), free_mib=17) == ""
+
+
+async def test_what_a_push_or_a_checkpoint_brings_takes_no_room_on_the_host(release, tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(untied(seeded(7)), tmp_path / "a.safetensors")
+
+    async def push(engines) -> None:
+        await engines[0].push("tensors", tensors=dict(seeded(8).named_parameters()))
+
+    with built() as (engine, _):
+        async with Fleet([engine]) as fleet:
+            assert await release(fleet, FromDisk(str(tmp_path), "v1"), free_mib=1) == ""
+            assert await release(fleet, Pushed(push, "v2"), free_mib=1) == ""
+            assert await release(fleet, FromDisk(str(tmp_path), "v3"), free_mib=0) == "", "its own buffers are there"
+            assert "the backup of weights" in await release(fleet, Kept(), free_mib=0)
+
+
+async def test_kv_takes_no_room_on_the_host(release) -> None:
+    with built() as (engine, _):
+        async with Fleet([engine]) as fleet:
+            assert await release(fleet, None, "kv_cache", free_mib=0) == ""
 
 
 # modules that change between release and restore
