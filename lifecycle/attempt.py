@@ -38,6 +38,8 @@ class Attempt:
         self.row = row
         self.deadline = deadline
         self.source = engine.state
+        #: What the engine was to serve before this command.
+        self._expected = engine.source, engine.wanted
         #: The tags that each call of a release gave back, and what was resident after it.
         self.weighed: list[tuple[frozenset[Tag], Reading | Unmeasurable]] = []
 
@@ -50,10 +52,12 @@ class Attempt:
             verdicts = await self._prove(context)
         except OperationFailed as error:
             self._fail_collective(error)
+            self._expect_as_before(context)
             raise await settle(self.engine, error, self.deadline, self.command) from error.__cause__
         except BaseException as error:
             self._fail_collective(error)
             self._leave_unproved(context)
+            self._expect_as_before(context)
             self.engine.move("failed", command=self.command.name, reason=f"cancelled: {type(error).__name__}")
             raise
         return self._succeed(context, verdicts)
@@ -107,7 +111,6 @@ class Attempt:
             self._fail_collective(error)
             raise error from None
         self.engine.doubt, self.engine.touched = None, False
-        expected = self.engine.source, self.engine.wanted
         if isinstance(self.command, Release):
             self._note_release(self.command, context)
         if isinstance(self.command, UpdateWeights):
@@ -116,7 +119,7 @@ class Attempt:
             self.engine.keep()
         except Exception as unkept:
             self.engine.state = self.source  # nothing was sent, and nobody saw the edge
-            self.engine.source, self.engine.wanted = expected
+            self.engine.source, self.engine.wanted = self._expected
             raise self._unkept(unkept) from unkept
         self.engine.note(self.command.name, self.source, command=self.command.name, keep=False)
 
@@ -126,6 +129,12 @@ class Attempt:
         error = GuardRefused(reasons, engine=self.engine.name, command=self.command.name, state=self.source)
         self._fail_collective(error)
         return error
+
+    def _expect_as_before(self, context: Context) -> None:
+        """Where no memory and no weights were touched, the engine should serve what it should have before."""
+        now, before = self.engine.facts, context.facts
+        if (now.boot, now.mapped, now.contents) == (before.boot, before.mapped, before.contents):
+            self.engine.source, self.engine.wanted = self._expected
 
     def _note_release(self, command: Release, context: Context) -> None:
         if command.weights is not None:

@@ -299,6 +299,8 @@ async def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path) -> None:
             save_file({**state, "mix.bias": torch.zeros(3)}, tmp_path / "a.safetensors")
             with pytest.raises(Rejected, match=r"the shapes differ of target.mix.bias \(\[3\] for \[1024\]\)"):
                 await engine.update_weights(FromDisk(str(tmp_path), "v1"))
+            await fleet.resume()
+            assert engine.state is State.SERVING, "what it had is as good as before"
         assert greedy(model) == before
 
 
