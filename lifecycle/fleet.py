@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Self
 
 from .commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
@@ -14,7 +15,7 @@ from .errors import ConfigurationError, FleetError, InvalidTransition
 from .events import Observer, Observers, Transition
 from .facts import PauseMode, Tag
 from .members import Group, member
-from .moves import Move, check_static, claimed, in_one_collective, phase
+from .moves import Move, check_static, claimed, declared, expected, in_one_collective, phase
 from .plan import Goal
 from .router import Router
 from .routing import Routing
@@ -22,6 +23,7 @@ from .states import State
 from .store import Memory
 from .table import allowed
 from .weights import CollectiveFailed, FromDisk, Pushed, Source
+from .window import CANCELLED, brought_home, lent
 
 Selection = Iterable[str | Engine] | None
 
@@ -47,6 +49,8 @@ class Fleet:
         self.engines = sorted(engines, key=lambda engine: order.index(engine.group))
         self.router = router
         self.policy = policy or Policy()
+        self._restores = self.policy.on_failure == "restore"
+        self._lent: set[str] = set()
         self._check()
 
     @classmethod
@@ -222,12 +226,13 @@ class Fleet:
         """Every participant is released, proved: results of the releases. `deadline_s` bounds each phase.
 
         Routers close, all pause, all drain, and only then is any released. When some fail the others serve again
-        (policy `on_failure="restore"`) before FleetError is raised.
+        (policy `on_failure="restore"`) before FleetError is raised. Cancelled, it leaves every engine where it is:
+        recover() those that failed, then onload(); `offloaded()` does that by itself.
         """
         participants = self.participants(engines)
         named = None if tags is None else frozenset(tags)
         goals = {
-            engine.name: Goal(State.RELEASED, named, weights or engine.fallback, mode or self.policy.pause_mode)
+            engine.name: Goal(State.RELEASED, named, declared(engine, weights), mode or self.policy.pause_mode)
             for engine in participants
         }
         with claimed(participants, "offload"):
@@ -251,22 +256,19 @@ class Fleet:
     ) -> AsyncIterator[list[Transition]]:
         """Inside, the participants' memory is free for the trainer; after it they serve, with weights of `weights`.
 
-        An exception inside comes through once the fleet is back; what failed on the way back is noted on it.
+        An exception inside, or a cancellation at any point, comes through once the fleet is back; what failed on the
+        way is noted on it. EngineBusy where another window has one of the engines.
         """
         chosen = self.participants(engines)
-        released = await self.offload(tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s)
-        try:
-            yield released
-        except BaseException as error:
-            for engine in chosen:
-                if engine.last_good is not None:  # what the step that failed was to bring may be half-written
-                    engine.expect(engine.last_good)
-            try:
-                await self.onload(engines=chosen, deadline_s=deadline_s)
-            except Exception as also:
-                error.add_note(f"the fleet did not come back: {also}")
-            raise
-        await self.onload(engines=chosen, deadline_s=deadline_s)
+        back = partial(self.onload, engines=chosen, deadline_s=deadline_s)
+        before = {engine.name: expected(engine) for engine in chosen}
+        with lent(chosen, self._lent):
+            async with brought_home(chosen, back, after=CANCELLED if self._restores else (), before=before):
+                released = await self.offload(tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s)
+            async with brought_home(chosen, back, after=(BaseException,), before=before):
+                yield released
+            async with brought_home(chosen, back, after=CANCELLED):
+                await back()
 
     # who takes part
 
@@ -296,7 +298,7 @@ class Fleet:
             router=self.router,
             waves=self.waves,
             deadline_s=deadline_s,
-            restore=self.policy.on_failure == "restore",
+            restore=self._restores,
         )
 
     async def _step(

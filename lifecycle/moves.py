@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from .commands import Command, Drain, Release, Resume, UpdateWeights
 from .engine import Engine
-from .errors import EngineBusy, FleetError, GuardRefused, InvalidTransition, LifecycleError
+from .errors import EngineBusy, FleetError, GuardRefused, InvalidTransition, LifecycleError, OperationFailed
 from .events import Transition
+from .guards import Guard
 from .machine import refusals
 from .plan import OFFLOAD, ONLOAD, Goal, Standing, next_command, route
 from .router import Router
@@ -72,11 +73,8 @@ async def phase(commands: Sequence[tuple[Engine, Command]], deadline_s: float | 
 
 def preflight(engines: Sequence[Engine], goals: Mapping[str, Goal]) -> None:
     """Every static guard of every route passed; FleetError names all that refused, and no engine was touched."""
-    refused: list[Exception] = []
-    for engine in engines:
-        error = _refusal(engine, goals[engine.name])
-        if error is not None:
-            refused.append(error)
+    refusals_ = [_refusal(engine, goals[engine.name]) for engine in engines]
+    refused = [error for error in refusals_ if error is not None]
     if refused:
         raise FleetError.of("refused before anything was sent", refused)
 
@@ -85,9 +83,7 @@ def check_static(engines: Sequence[Engine], command: Command) -> None:
     """The static guards of this command passed on every engine; FleetError names those that refuse."""
     refused: list[Exception] = []
     for engine in engines:
-        operation = row(command.name, engine.state)
-        static = tuple(guard for guard in operation.guards if guard.static) if operation else ()
-        reasons = refusals(static, engine.context(command))
+        reasons = refusals(_static_guards(command, engine.state), engine.context(command))
         if reasons:
             refused.append(GuardRefused(reasons, engine=engine.name, command=command.name, state=engine.state))
     if refused:
@@ -117,6 +113,30 @@ def not_released(engine: Engine, goal: Goal) -> LifecycleError | None:
     )
 
 
+def declared(engine: Engine, named: Source | None) -> Source | None:
+    """What an engine that is to be released will come back with: what is named, else what is known to bring it back."""
+    return named or (engine.source if engine.state is State.RELEASED else engine.fallback)
+
+
+def redeclare(engine: Engine, goal: Goal) -> None:
+    """An engine that was released before the move comes back with what the move names, as the others do."""
+    if goal.weights in (None, engine.source):
+        return
+    before = expected(engine)
+    engine.expect(goal.weights)
+    try:
+        engine.keep()
+    except Exception as unkept:
+        engine.source, engine.wanted = before
+        reasons = {"memory": f"what is known could not be kept ({unkept}); mend that, or connect again"}
+        raise GuardRefused(reasons, engine=engine.name, command="offload", state=engine.state) from unkept
+
+
+def expected(engine: Engine) -> Expected:
+    """What the engine should serve as things are."""
+    return engine.source, engine.wanted
+
+
 def rewind(engine: Engine, source: Source | None, wanted: str | None) -> None:
     """The engine should serve what it did before: as it is where that is still valid, else the last good source.
 
@@ -140,16 +160,24 @@ def _refusal(engine: Engine, goal: Goal) -> LifecycleError | None:
             allowed=allowed(engine.state),
             hint="; recover() looks where it is, or leave it out (engines=...)",
         )
-    if goal.state is State.RELEASED and engine.state is State.RELEASED:
-        return not_released(engine, goal)
+    there = goal.state is engine.state is State.RELEASED
+    lacking = not_released(engine, goal) if there else None
+    if lacking is not None:
+        return lacking
+    route_on = list(route(standing(engine), goal))
+    if there and goal.weights is not None:  # it is only asked whether these weights can come back
+        route_on = [(replace(standing(engine), state=State.DRAINED), Release(goal.tags, goal.weights))]
     reasons: dict[str, str] = {}
-    for now, command in route(standing(engine), goal):
-        operation = row(command.name, now.state)
-        static = [guard for guard in operation.guards if guard.static] if operation else []
-        reasons |= refusals(tuple(static), engine.context(command, facts=now.facts))
+    for now, command in route_on:
+        reasons |= refusals(_static_guards(command, now.state), engine.context(command, facts=now.facts))
     if not reasons:
         return None
     return GuardRefused(reasons, engine=engine.name, command=f"a move to {goal.state}", state=engine.state)
+
+
+def _static_guards(command: Command, state: State) -> tuple[Guard, ...]:
+    operation = row(command.name, state)
+    return tuple(guard for guard in operation.guards if guard.static) if operation else ()
 
 
 class Move:
@@ -176,7 +204,7 @@ class Move:
         Raises FleetError; with `restore` the engines that did not fail serve again by then.
         """
         preflight(self.engines, goals)
-        before = {engine.name: (engine.source, engine.wanted) for engine in self.engines}
+        before = {engine.name: expected(engine) for engine in self.engines}
         await self._routing.close(self.engines)
         done: list[Outcome] = []
         for kind in OFFLOAD:
@@ -185,6 +213,8 @@ class Move:
             if failed:
                 more = await self._back(failed, before) if self._restore else []
                 raise _fleet_error(failed, done, more)
+        for engine in self.engines:
+            redeclare(engine, goals[engine.name])
         return [outcome.transition for outcome in done if outcome.transition is not None]
 
     async def onload(self) -> list[Transition]:
@@ -200,7 +230,7 @@ class Move:
             done = [outcome for outcome in done + outcomes if outcome.error is None]
             lost = [outcome for outcome in outcomes if outcome.error is not None]
             if lost and kind is not Resume and self._restore:
-                await self._release_again([outcome.engine for outcome in lost])
+                await self._release_again(lost)
             failed += lost
             active = [engine for engine in active if engine not in {outcome.engine for outcome in lost}]
         failed += [Outcome(engine, error=_elsewhere(engine)) for engine in active if engine.state is not State.SERVING]
@@ -278,10 +308,14 @@ class Move:
             problems += error.exceptions
         return problems
 
-    async def _release_again(self, engines: Sequence[Engine]) -> None:
-        """What it may still hold is given back; where that fails too it keeps its devices, and its state says so."""
-        able = [engine for engine in engines if "release" in allowed(engine.state)]
-        await phase([(engine, Release(None, engine.source)) for engine in able], self._deadline_s)
+    async def _release_again(self, lost: Sequence[Outcome]) -> None:
+        """What they may still hold is given back; where that fails too it keeps its devices, and its state says so."""
+        able = [outcome for outcome in lost if "release" in allowed(outcome.engine.state)]
+        commands = [(outcome.engine, Release(None, outcome.engine.source)) for outcome in able]
+        for outcome, again in zip(able, await phase(commands, self._deadline_s), strict=True):
+            if isinstance(outcome.error, OperationFailed):
+                note = ", where it was released again" if again.error is None else f"; released again: {again.error}"
+                outcome.error.settle(outcome.engine.state, note)
 
 
 def in_one_collective(commands: Sequence[tuple[Engine, Command]]) -> list[tuple[Engine, Command]]:

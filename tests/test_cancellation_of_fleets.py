@@ -143,6 +143,17 @@ def test_a_timeout_in_the_body_of_offloaded_comes_through_once_the_fleet_is_back
     virtually(story())
 
 
+def test_a_window_that_is_given_up_at_any_turn_comes_home_by_itself() -> None:
+    async def cut(turns: int) -> bool:
+        fleet = await fleet_before("offloaded")
+        cancelled = await given_up(away(fleet), turns)
+        assert [engine.state for engine in fleet] == [State.SERVING] * 2, f"after {turns} turns"
+        await all_come_home(fleet)
+        return cancelled
+
+    assert next(turns for turns in range(1, 400) if not virtually(cut(turns))) > 40
+
+
 def test_one_engine_that_hangs_does_not_let_others_in_meanwhile() -> None:
     async def story() -> None:
         fleet = await fleet_before("offload")
