@@ -10,12 +10,14 @@
 Engines are driven from an event loop in a thread of this fleet's own (anyio's portal), so it works in a Ray actor, in
 any thread, and in a notebook whose loop is running. **Every call blocks the thread that makes it** until the engines
 have answered or the deadline passed: in a program whose event loop reads clients' streams, call it from another
-thread, or await `lifecycle.Fleet` there. Ctrl-C cancels what was asked for and waits until it has stopped. A fleet
-that nobody closed is closed when the interpreter exits.
+thread, or await `lifecycle.Fleet` there. Ctrl-C cancels what was asked for and waits until it has ended: `offloaded()`
+brings the fleet home first. A second Ctrl-C does not wait. A fleet that nobody closed is closed when the interpreter
+exits.
 """
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -64,15 +66,23 @@ class Loop:
 
     def run(self, call: Callable[[], Coroutine[Any, Any, R]]) -> R:
         """What the coroutine returned or raised; an interrupt cancels it and waits until it has ended."""
-        future = self.portal.start_task_soon(call)
+        tasks: list[asyncio.Task[Any] | None] = []
+        ended = threading.Event()
+
+        async def task() -> R:
+            tasks.append(asyncio.current_task())
+            try:
+                return await call()
+            finally:
+                ended.set()
+
+        future = self.portal.start_task_soon(task)
         try:
             result: R = future.result()
             return result
         except BaseException:
-            if not future.done():
-                future.cancel()
-                ended = threading.Event()
-                future.add_done_callback(lambda _: ended.set())
+            if not ended.is_set():
+                self.portal.start_task_soon(_cancel, tasks)
                 ended.wait()
             raise
 
@@ -82,6 +92,13 @@ class Loop:
         if self._thread.is_alive():
             self.portal.start_task_soon(self.portal.stop, True)
             self._thread.join(10.0)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any] | None]) -> None:
+    """Asks once, as asyncio does. Cancelling the portal's future would not wait, and cancel what cleans up as well."""
+    for task in tasks:
+        if task is not None:
+            task.cancel()
 
 
 class Blocking:

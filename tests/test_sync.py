@@ -98,6 +98,35 @@ def test_a_push() -> None:
             fleet.resume()
 
 
+INTERRUPTED = """
+    import asyncio, os, signal, threading
+    from lifecycle.sync import Loop
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    steps = []
+
+    async def work():
+        steps.append("begun")
+        try:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+            await asyncio.sleep(30)
+        finally:
+            await asyncio.sleep(0.2)
+            steps.append("cleaned up")
+
+    try:
+        Loop().run(work)
+    except KeyboardInterrupt:
+        print(steps)
+"""
+
+
+def test_an_interrupt_waits_for_what_cleans_up() -> None:
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(INTERRUPTED)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert ended.stdout.strip() == "['begun', 'cleaned up']", ended.stderr
+
+
 SCRIPT = """
     import sys
     from lifecycle import Policy
