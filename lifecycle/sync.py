@@ -34,16 +34,14 @@ from . import engine as engine_module
 from . import fleet as fleet_module
 from .config import Policy
 from .events import Observer, Transition
-from .facts import PauseMode, Tag
-from .fleet import Selection
 from .members import Group
 from .router import Router
 from .states import State
 from .store import Memory
-from .weights import Source
 
 P = ParamSpec("P")
 R = TypeVar("R")
+V = TypeVar("V")
 
 
 class Loop:
@@ -124,6 +122,39 @@ def blocking(
     return cast("Callable[Concatenate[Blocking, P], R]", call)
 
 
+class Window(AbstractContextManager[R]):
+    """An asynchronous window, entered and left from a thread that blocks meanwhile.
+
+    An interrupt while it is entered or left cancels that half and waits until it has ended. (anyio's own wrapper would
+    raise at once and go on behind the caller's back.)
+    """
+
+    def __init__(self, window: AbstractAsyncContextManager[Any], loop: Loop, face: Callable[[Any, Loop], R]) -> None:
+        self._window = window
+        self._loop = loop
+        self._face = face
+
+    def __enter__(self) -> R:
+        return self._face(self._loop.run(self._window.__aenter__), self._loop)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._loop.run(partial(self._window.__aexit__, kind, error, trace))
+
+
+def windowed(
+    method: Callable[Concatenate[Any, P], AbstractAsyncContextManager[V]], face: Callable[[V, Loop], R]
+) -> Callable[Concatenate[Blocking, P], Window[R]]:
+    """The window of the same name for a thread that blocks; `face` makes what its body is given."""
+
+    @wraps(method)
+    def call(self: Blocking, /, *args: P.args, **kwargs: P.kwargs) -> Window[R]:
+        return Window(method(self._twin, *args, **kwargs), self._loop, face)
+
+    return cast("Callable[Concatenate[Blocking, P], Window[R]]", call)
+
+
 class Engine(Blocking):
     """One engine of a blocking fleet. What it is (`state`, `facts`, `conditions`...) is read as on its twin."""
 
@@ -148,6 +179,14 @@ class Engine(Blocking):
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._twin, name)
+
+
+def _as_it_is(value: V, _: Loop) -> V:
+    return value
+
+
+def _blocking_engines(twins: Sequence[engine_module.Engine], loop: Loop) -> Sequence[Engine]:
+    return [Engine(twin, loop) for twin in twins]
 
 
 class Fleet(Blocking):
@@ -197,7 +236,7 @@ class Fleet(Blocking):
     @property
     def engines(self) -> list[Engine]:
         """The engines, in the groups' order."""
-        return [Engine(twin, self._loop) for twin in self._twin.engines]
+        return list(_blocking_engines(self._twin.engines, self._loop))
 
     def __getitem__(self, name: str) -> Engine:
         return Engine(self._twin[name], self._loop)
@@ -218,46 +257,5 @@ class Fleet(Blocking):
     offload = blocking(fleet_module.Fleet.offload)
     onload = blocking(fleet_module.Fleet.onload)
 
-    def offloaded(
-        self,
-        tags: Iterable[Tag] | None = None,
-        *,
-        weights: Source | None = None,
-        mode: PauseMode | None = None,
-        engines: Selection = None,
-        deadline_s: float | None = None,
-    ) -> AbstractContextManager[list[Transition]]:
-        """Inside, the participants' memory is free for the trainer; after it they serve."""
-        window = self._twin.offloaded(tags, weights=weights, mode=mode, engines=engines, deadline_s=deadline_s)
-        return Window(window, self._loop)
-
-    def updating_weights(
-        self, version: str, *, engines: Selection = None, deadline_s: float | None = None
-    ) -> AbstractContextManager[Sequence[Engine]]:
-        """Inside, every participant waits for the trainer's push (`engine.push(...)`); after it they hold `version`."""
-        window = self._twin.updating_weights(version, engines=engines, deadline_s=deadline_s)
-        return Window(window, self._loop, lambda twins: [Engine(twin, self._loop) for twin in twins])
-
-
-class Window(AbstractContextManager[R]):
-    """An asynchronous window, entered and left from a thread that blocks meanwhile.
-
-    An interrupt while it is entered or left cancels that half and waits until it has ended. (anyio's own wrapper would
-    raise at once and go on behind the caller's back.)
-    """
-
-    def __init__(
-        self, window: AbstractAsyncContextManager[Any], loop: Loop, wrap: Callable[[Any], R] | None = None
-    ) -> None:
-        self._window = window
-        self._loop = loop
-        self._wrap = wrap
-
-    def __enter__(self) -> R:
-        value = self._loop.run(self._window.__aenter__)
-        return self._wrap(value) if self._wrap is not None else cast("R", value)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return self._loop.run(partial(self._window.__aexit__, kind, error, trace))
+    offloaded = windowed(fleet_module.Fleet.offloaded, _as_it_is)
+    updating_weights = windowed(fleet_module.Fleet.updating_weights, _blocking_engines)
