@@ -36,6 +36,8 @@ async def attach(engine: Engine, memory: Memory | None, deadline: Deadline) -> N
     state = None
     if not engine.unsettled:
         state = fits(engine.facts, engine.capabilities, weights_are_valid=engine.weights_refusal() is None)
+    if state is not State.RELEASED:
+        engine.conditions.pop("memory_returned", None)  # what was kept of it was about a release
     engine.move(f"observed_{state or State.FAILED}", reason="attached")
 
 

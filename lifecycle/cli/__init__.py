@@ -14,6 +14,14 @@ from ..errors import CommandRefused, ConfigurationError, FleetError, LifecycleEr
 OK, FAILED, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
+class Interrupted(Exception):
+    """Ctrl-C, once what it stopped has ended; the message says where that left the engines."""
+
+
+#: What is told in one message. Anything else is a fault of ours, and its traceback is wanted.
+TOLD = (ConfigurationError, LifecycleError, FleetError, Interrupted)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; errors are one message on stderr, never a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -23,24 +31,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .app import run
 
         return run(arguments)
-    except (ConfigurationError, LifecycleError, FleetError, KeyError) as error:
+    except TOLD as error:
         print(f"lifecycle: {told(error)}", file=sys.stderr)
         return code_of(error)
     except KeyboardInterrupt:
+        print("lifecycle: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
 def told(error: Exception) -> str:
     """The message of an error, without a count of its parts."""
-    if isinstance(error, FleetError):
-        return error.message
-    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return error.message if isinstance(error, FleetError) else str(error)
 
 
 def code_of(error: Exception) -> int:
     """The exit code that an error stands for."""
-    if isinstance(error, ConfigurationError | KeyError):
+    if isinstance(error, ConfigurationError):
         return USAGE
+    if isinstance(error, Interrupted):
+        return INTERRUPTED
     parts = error.exceptions if isinstance(error, FleetError) else (error,)
     untouched = all(isinstance(part, CommandRefused) for part in parts)
     return REFUSED if untouched and not getattr(error, "succeeded", ()) else FAILED

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..commands import Command, Drain
+from ..commands import Command, Drain, UpdateWeights
 from ..engine import Engine
 from ..facts import Fact, Grade
 from ..moves import standing
 from ..plan import Goal, Standing, route
 from ..table import OPERATIONS, row
-from ..weights import Kept
+from ..weights import Kept, version_of
 
 
 def planned(engine: Engine, commands: Iterable[Command]) -> list[str]:
@@ -40,7 +40,13 @@ def arrived(engine: Engine, commands: Sequence[Command]) -> bool:
     """Whether the engine is where these commands lead already: asking again does nothing and is no error."""
     if not commands:
         return True
+    if any(isinstance(command, UpdateWeights) and not _holds(engine, command) for command in commands):
+        return False
     last = commands[-1].name
     return row(commands[0].name, engine.state) is None and any(
         each.command == last and each.dest is engine.state for each in OPERATIONS
     )
+
+
+def _holds(engine: Engine, command: UpdateWeights) -> bool:
+    return engine.wanted == version_of(command.source) and engine.weights_refusal() is None

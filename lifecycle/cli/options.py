@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -13,7 +14,7 @@ from .. import settings
 from ..engine import Engine
 from ..errors import ConfigurationError
 from ..events import Observer
-from ..facts import PAUSE_MODES, PauseMode
+from ..facts import PAUSE_MODES, PauseMode, Tag
 from ..fleet import Fleet
 from ..fleetfile import FleetFile, read
 from ..store import Store
@@ -24,32 +25,31 @@ URLS = Annotated[
     typer.Argument(metavar="URL...|fleet.toml", help="Engines, e.g. sglang://127.0.0.1:30000, or a fleet's file."),
 ]
 ENGINES = Annotated[str | None, typer.Option(help="Only these, by name, separated by commas.")]
-GROUP = Annotated[str | None, typer.Option(help="Only the engines of this group.")]
-TAGS = Annotated[str | None, typer.Option(help="Tags of memory, separated by commas (all).")]
-MODE = Annotated[str | None, typer.Option(help=f"What becomes of requests in flight: {', '.join(PAUSE_MODES)}.")]
-DEADLINE = Annotated[float | None, typer.Option("--deadline", help="Seconds that each step may take.")]
-THRESHOLD = Annotated[float | None, typer.Option(help="GiB that an engine may keep after a release.")]
-DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Print the calls that would be sent, and send none.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-WEIGHTS = Annotated[str | None, typer.Option(help="Where weights come from: a checkpoint's path, or 'kept'.")]
-VERSION = Annotated[str | None, typer.Option(help="The label of that checkpoint's weights.")]
+THRESHOLD = Annotated[float | None, typer.Option(help="GiB that an engine may keep after a release.")]
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The options of one command, checked before anything is sent."""
+    """What a command was given. Each field is an option of the command line; `command` says which command has which."""
 
-    urls: Sequence[str]
-    engines: str | None = None
-    group: str | None = None
-    tags: str | None = None
-    mode: str | None = None
-    deadline_s: float | None = None
-    threshold_gib: float | None = None
-    dry_run: bool = False
-    as_json: bool = False
-    weights: str | None = None
-    version: str | None = None
+    urls: URLS
+    only: Annotated[str | None, typer.Option(help="Only one stage: weights or kv.")] = None
+    tags: Annotated[str | None, typer.Option(help="Tags of memory, separated by commas (all).")] = None
+    weights: Annotated[str | None, typer.Option(help="Where weights come from: a checkpoint's path, or 'kept'.")] = None
+    version: Annotated[str | None, typer.Option(help="The label of that checkpoint's weights.")] = None
+    mode: Annotated[str | None, typer.Option(help=f"What becomes of requests in flight: {', '.join(PAUSE_MODES)}.")] = (
+        None
+    )
+    times: Annotated[int, typer.Option(min=1, help="How many cycles.")] = 1
+    engines: ENGINES = None
+    group: Annotated[str | None, typer.Option(help="Only the engines of this group.")] = None
+    deadline_s: Annotated[float | None, typer.Option("--deadline", help="Seconds that each step may take.")] = None
+    threshold_gib: THRESHOLD = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the calls that would be sent, and send none.")] = (
+        False
+    )
+    as_json: JSON = False
 
     def fleet(self, observers: Sequence[Observer] = (), *, unprovable: str | None = None) -> Fleet:
         """The fleet, not yet observed; what is known of its engines is kept from one command to the next."""
@@ -69,20 +69,19 @@ class Chosen:
         return read(Path(files[0])) if files else None
 
     def participants(self, fleet: Fleet) -> list[Engine]:
-        """The engines that the command is about; KeyError where a name or group is unknown."""
-        named = None if self.engines is None else _split(self.engines)
-        engines = fleet.participants(named)
+        """The engines that the command is about; ConfigurationError where a name or group is unknown."""
+        named = None if self.engines is None else _names("--engines", self.engines)
+        try:
+            engines = fleet.participants(named)
+        except KeyError as unknown:
+            raise ConfigurationError(str(unknown.args[0])) from None
         if self.group is not None and self.group not in fleet.groups:
             raise ConfigurationError(f"--group {self.group!r}: the fleet has {', '.join(fleet.groups)}")
         return [engine for engine in engines if self.group in (None, engine.group)]
 
-    def tag_names(self) -> list[str] | None:
+    def tag_names(self) -> frozenset[Tag] | None:
         """The tags that were named; None means all."""
-        if self.tags is None:
-            return None
-        if not _split(self.tags):
-            raise ConfigurationError("--tags names none; leave it out to mean all")
-        return _split(self.tags)
+        return None if self.tags is None else frozenset(_names("--tags", self.tags))
 
     def pause_mode(self) -> PauseMode | None:
         """The pause mode that was asked for."""
@@ -95,16 +94,49 @@ class Chosen:
 
     def source(self) -> Source | None:
         """Where weights come from; None where nothing was said."""
-        if self.weights is None:
-            if self.version is not None:
+        match self.weights, self.version:
+            case None, None:
+                return None
+            case "kept", None:
+                return Kept()
+            case None | "kept" | "", _:
                 raise ConfigurationError("--version names the weights of --weights PATH, which is missing")
-            return None
-        if self.weights == "kept":
-            return Kept()
-        if not self.version:
-            raise ConfigurationError("--weights PATH needs --version LABEL: it is how weights are told apart")
-        return FromDisk(self.weights, self.version)
+            case str(path), str(version) if version.strip():
+                return FromDisk(path, version)
+        raise ConfigurationError("--weights PATH needs --version LABEL: it is how weights are told apart")
 
 
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
+def command(app: typer.Typer, *options: str) -> Callable[[Callable[[Chosen], int]], Callable[[Chosen], int]]:
+    """The decorated function is a command of `app`, by its own name and docstring, and takes these options."""
+
+    def register(function: Callable[[Chosen], int]) -> Callable[[Chosen], int]:
+        def called(**given: Any) -> int:
+            return function(Chosen(**given))
+
+        called.__signature__ = _taking(options)  # type: ignore[attr-defined]
+        app.command(function.__name__, help=function.__doc__)(called)
+        return function
+
+    return register
+
+
+def _taking(options: Sequence[str]) -> inspect.Signature:
+    hints = get_type_hints(Chosen, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=hints[field.name],
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+        )
+        for field in fields(Chosen)
+        if field.name in options
+    ]
+    return inspect.Signature(parameters)
+
+
+def _names(option: str, told: str) -> list[str]:
+    names = [name.strip() for name in told.split(",") if name.strip()]
+    if not names:
+        raise ConfigurationError(f"{option} names none; leave it out to mean all")
+    return names

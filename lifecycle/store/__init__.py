@@ -8,15 +8,18 @@ a command that was under way when its process ended leaves its targets unknown.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..errors import ConfigurationError
 from ..facts import Contents, Fact, Facts, Grade
 from ..residual import Reading
 from ..states import State
+from ..verdicts import Condition, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
 from ..weights import FromDisk, Kept, Source
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ _SCHEMA = (
 )
 _UPDATE = "UPDATE engines SET boot = ?, known = ?, generation = generation + 1, at = ? WHERE url = ? AND generation = ?"
 _INSERT = "INSERT OR IGNORE INTO engines (boot, known, generation, at, url) VALUES (?, ?, 1, ?, ?)"
+
+_WORDS: dict[str, type[Verdict]] = {kind.word: kind for kind in (Pending, Refuted, Unmeasurable, NotApplicable)}
 
 
 class Overtaken(Exception):
@@ -55,12 +60,15 @@ class Store:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or default_path()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")  # what cannot be repeated must be known after a crash
-        self._db.execute(_SCHEMA)
         self._generations: dict[str, int] = {}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")  # what cannot be repeated must be known after a crash
+            self._db.execute(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise _unusable(self.path, error) from error
 
     def save(self, engine: Engine) -> None:
         """The row of this engine says what is known now; an engine never observed has none. Raises Overtaken."""
@@ -78,26 +86,45 @@ class Store:
         """Gives the engine what is known of its boot; False, and nothing changed, where no row is about that boot."""
         url = engine.adapter.url
         query = "SELECT known, boot, generation FROM engines WHERE url = ?"
-        found = self._db.execute(query, (url,)).fetchone()
+        try:
+            found = self._db.execute(query, (url,)).fetchone()
+        except sqlite3.Error as error:
+            raise _unusable(self.path, error) from error
         self._generations[url] = found[2] if found else 0
         if found is None or found[1] != engine.facts.boot:
             return False
-        known = json.loads(found[0])
-        facts = _facts(known["facts"])
-        if set(facts.mapped) != {spec.name for spec in engine.capabilities.tags}:
+        try:
+            return _give(engine, json.loads(found[0]))
+        except (ValueError, TypeError, LookupError) as error:  # damaged, or written by another version
+            logging.getLogger("lifecycle").warning("%s: what was kept of it cannot be read (%r)", engine.name, error)
             return False
-        stable = State(known["state"]).stable
-        engine.facts = facts if stable else _interrupted(facts)
-        engine.unsettled = known["unsettled"] or not stable
-        engine.wanted, engine.attached_boot = known["wanted"], known["attached_boot"]
-        engine.source, engine.full = _source(known["source"]), _reading(known["full"])
-        last_good = _source(known["last_good"])
-        engine.last_good = last_good if isinstance(last_good, FromDisk) else None
-        return True
 
     def close(self) -> None:
         """The file is closed."""
         self._db.close()
+
+
+def _unusable(path: Path, error: Exception) -> ConfigurationError:
+    why = f"{path}: what is known of engines cannot be kept there: {error}"
+    return ConfigurationError(f"{why}; LIFECYCLE_STATE_DIR names another folder")
+
+
+def _give(engine: Engine, known: dict[str, Any]) -> bool:
+    """The engine was given what was kept of it; False, and nothing changed, where that is about other tags."""
+    facts, state = _facts(known["facts"]), State(known["state"])
+    source, last_good, full = _source(known["source"]), _source(known["last_good"]), _reading(known["full"])
+    unsettled = known["unsettled"] or not state.stable
+    wanted, attached_boot = known["wanted"], known["attached_boot"]
+    returned = _verdict(known.get("memory_returned")) if state is State.RELEASED else None
+    if set(facts.mapped) != {spec.name for spec in engine.capabilities.tags}:
+        return False
+    engine.facts = facts if state.stable else _interrupted(facts)
+    engine.unsettled, engine.wanted, engine.attached_boot = unsettled, wanted, attached_boot
+    engine.source, engine.full = source, full
+    engine.last_good = last_good if isinstance(last_good, FromDisk) else None
+    if returned is not None:
+        engine.conditions["memory_returned"] = Condition(returned)
+    return True
 
 
 def _known(engine: Engine) -> dict[str, Any]:
@@ -122,7 +149,25 @@ def _known(engine: Engine) -> dict[str, Any]:
         "source": _source_record(source),
         "last_good": _source_record(engine.last_good),
         "full": None if full is None else [dict(full.devices), full.probe],
+        "memory_returned": _verdict_record(engine.conditions.get("memory_returned")),
     }
+
+
+def _verdict_record(condition: Condition | None) -> Any:
+    if condition is None:
+        return None
+    verdict = condition.verdict
+    return [verdict.word, verdict.reason, int(verdict.grade) if isinstance(verdict, Proved) else None]
+
+
+def _verdict(record: Any) -> Verdict | None:
+    """A device stays as free as it was found to be, or as much in question, until the engine is moved again."""
+    match record:
+        case [Proved.word, reason, grade]:
+            return Proved(reason=reason, grade=Grade(grade))
+        case [word, reason, None] if word in _WORDS:
+            return _WORDS[word](reason=reason)
+    return None
 
 
 def _source_record(source: Source | None) -> Any:

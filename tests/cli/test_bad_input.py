@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,14 +19,19 @@ BAD = [
     (("pause", "ADDRESS", "--deadline", "-1"), 2, "must be a finite number > 0"),
     (("pause", "ADDRESS", "--engines", "nobody"), 2, "no engine 'nobody'"),
     (("pause", "ADDRESS", "--group", "nobody"), 2, "the fleet has default"),
+    (("pause", "ADDRESS", "--engines", ","), 2, "--engines names none"),
     (("drain", "ADDRESS"), 3, "allowed here: pause"),
     (("offload", "ADDRESS"), 3, "name a source"),
     (("offload", "ADDRESS", "--tags", "lungs"), 3, "unknown tag lungs; it has kv_cache, weights"),
     (("offload", "ADDRESS", "--tags", ","), 2, "names none"),
     (("offload", "ADDRESS", "--weights", "kept"), 3, "keeps no backup"),
     (("offload", "ADDRESS", "--weights", "/checkpoint"), 2, "--version"),
+    (("offload", "ADDRESS", "--weights", "", "--version", "v"), 2, "which is missing"),
+    (("offload", "ADDRESS", "--weights", "kept", "--version", "v"), 2, "which is missing"),
+    (("restore", "ADDRESS", "--only", "kv", "--weights", "/checkpoint", "--version", "v"), 2, "leave out --weights"),
     (("offload", "ADDRESS", "--threshold-gib", "nan"), 2, "residual_threshold_gib must be a finite number"),
     (("cycle", "ADDRESS", "--times", "0"), 2, "times"),
+    (("diagram", "--docs", "/proc/nowhere"), 2, "--docs /proc/nowhere: No such file"),
     (("diagram", "--format", "png"), 2, "one of ring, full as mermaid, svg, table"),
     (("status", "missing.toml"), 2, "No such file"),
     (("nonsense",), 2, "No such command"),
@@ -38,6 +44,16 @@ def test_bad_input_is_one_clear_message(lifecycle, address: str, arguments, code
     assert result.returncode == code, result.stderr
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_state_folder_that_cannot_be_used_is_named(lifecycle, address: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "engines.sqlite3").write_text("not a database, and long enough to be taken for one")
+    for folder in (tmp_path / "file", tmp_path):
+        result = lifecycle("pause", address, state=folder)
+        assert result.returncode == 2
+        assert "LIFECYCLE_STATE_DIR names another folder" in result.stderr
+        assert "Traceback" not in result.stderr
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,78 @@
+"""What is kept of an engine, read by another process: all of it is believed, or none."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from rig import V1, V2, new_engine
+
+from lifecycle import Engine, Fleet, Proved, Refuted, State
+from lifecycle.store import Store
+from lifecycle.testing import LIE
+
+
+def kept_in(path: Path, beside: Engine | None = None) -> Engine:
+    """An engine whose facts are kept in this file; `beside` another process's, over the same server."""
+    server = beside or new_engine()
+    return Engine(server.adapter, name="e", policy=server.policy, probe=server.probe, memory=Store(path))
+
+
+async def released(path: Path) -> Engine:
+    engine = await kept_in(path).connect()
+    await engine.pause()
+    await engine.drain()
+    await engine.release(weights=V1)
+    return engine
+
+
+async def test_that_its_memory_came_back_is_known_to_the_next_process(tmp_path: Path) -> None:
+    first = await released(tmp_path / "engines")
+    second = await kept_in(tmp_path / "engines", first).connect()
+    assert second.state is State.RELEASED
+    assert isinstance(second.conditions["memory_returned"].verdict, Proved)
+    assert second.memory_is_free
+
+
+async def test_that_its_memory_did_not_come_back_is_known_too(tmp_path: Path) -> None:
+    first = await kept_in(tmp_path / "engines").connect()
+    await first.pause()
+    await first.drain()
+    first.adapter.script("release", LIE)
+    with pytest.raises(Exception, match="memory_returned"):
+        await first.release(weights=V1, deadline_s=0.2)
+    second = await kept_in(tmp_path / "engines", first).connect()
+    assert second.state is first.state is State.RELEASED
+    assert isinstance(second.conditions["memory_returned"].verdict, Refuted)
+    assert not second.memory_is_free
+
+
+async def test_of_an_engine_that_is_not_released_any_more_nothing_is_kept_of_the_release(tmp_path: Path) -> None:
+    first = await released(tmp_path / "engines")
+    second = await kept_in(tmp_path / "engines", first).connect()
+    first.adapter.engine.restart()
+    third = await kept_in(tmp_path / "engines", second).connect()
+    assert third.state is State.SERVING
+    assert "memory_returned" not in third.conditions
+
+
+@pytest.mark.parametrize("known", ["not json", "[]", '{"facts": 3}', '{"facts": {}, "state": "asleep"}'])
+async def test_a_row_that_cannot_be_read_is_not_believed(
+    tmp_path: Path, known: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await released(tmp_path / "engines")
+    with sqlite3.connect(tmp_path / "engines") as rows:
+        rows.execute("UPDATE engines SET known = ?", (known,))
+    rows.close()
+    second = await kept_in(tmp_path / "engines", first).connect()
+    assert "cannot be read" in caplog.text
+    assert second.last_good is second.source is None
+    assert "memory_returned" not in second.conditions
+
+
+async def test_a_source_that_was_named_while_released_is_kept(tmp_path: Path) -> None:
+    first = await released(tmp_path / "engines")
+    await Fleet([first]).offload(weights=V2)
+    second = await kept_in(tmp_path / "engines", first).connect()
+    assert second.source == V2
