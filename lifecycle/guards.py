@@ -152,7 +152,7 @@ def weights_recoverable(context: Context) -> str | None:
                 "start it with its weights backup, or name FromDisk(...) or Pushed(...)"
             )
         case FromDisk() | Pushed():
-            return _unsupported(context, command.weights)
+            return _unloadable(context, command.weights)
 
 
 @guard(Need.HOST_ROOM)
@@ -181,11 +181,9 @@ def source_ready(context: Context) -> str | None:
     version = version_of(command.source)
     if version is None:
         return "Kept() brings nothing new; update from FromDisk(...) or Pushed(...)"
-    if not version.strip():
-        return "the source has an empty version; name one, it is how weights are told apart"
     if not command.force and _serves_all(context, version):
         return f"version {version!r} is loaded and valid already; force=True loads it again"
-    return _unsupported(context, command.source)
+    return _unloadable(context, command.source)
 
 
 @guard(static=True)
@@ -272,7 +270,12 @@ def _invalid(context: Context, contents: Contents | None) -> str | None:
     return None
 
 
-def _unsupported(context: Context, source: FromDisk | Pushed | Kept) -> str | None:
+def _unloadable(context: Context, source: FromDisk | Pushed | Kept) -> str | None:
+    version = version_of(source)
+    if version is not None and not version.strip():
+        return "the source has an empty version; name one, it is how weights are told apart"
+    if isinstance(source, FromDisk) and not source.path:
+        return f"the source of {version} has an empty path"
     way = "push" if isinstance(source, Pushed) else "disk"
     if way in context.capabilities.update:
         return None

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from rig import V1, V2, fleet_of, states
 
-from lifecycle import EngineBusy, Fleet, FleetError, GuardRefused, Kept, Policy, State
+from lifecycle import EngineBusy, Fleet, FleetError, FromDisk, GuardRefused, Kept, Policy, State
 from lifecycle.testing import HANG, REJECTED
 
 
@@ -109,3 +109,11 @@ async def test_the_error_says_that_an_engine_was_released_again() -> None:
     with pytest.raises(FleetError, match="It settled to released, where it was released again") as failed:
         await fleet.onload()
     assert failed.value.exceptions[0].settled is fleet["a"].state is State.RELEASED
+
+
+@pytest.mark.parametrize("source", [FromDisk("/models/a", " "), FromDisk("", "v1")])
+async def test_a_source_that_can_bring_nothing_back_is_refused_before_the_release(source: FromDisk) -> None:
+    fleet, journal = await fleet_of("a")
+    with pytest.raises(FleetError, match=r"weights_recoverable: the source .* empty"):
+        await fleet.offload(weights=source)
+    assert journal.calls() == []
