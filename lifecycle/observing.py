@@ -116,10 +116,11 @@ def by_residual(facts: Facts, were: Facts, before: Reading, after: Reading, shar
 
 
 def by_level(facts: Facts, reading: Reading | Unmeasurable, context: Context) -> Facts:
-    """The facts with every tag's mapping told from how much is resident, where only one answer fits.
+    """The facts with the mapping that was unknown told from how much is resident, where only one answer fits.
 
     An answer fits where the bytes of its mapped tags are resident, and no more than the threshold beside them. An
     engine small beside what it holds anyway (a CPU engine under a threshold for GPUs) fits several: nothing is told.
+    What is known stays: the bytes of a tag that is known to be unmapped may be resident all the same.
     """
     if isinstance(reading, Unmeasurable):
         return facts
@@ -131,7 +132,8 @@ def by_level(facts: Facts, reading: Reading | Unmeasurable, context: Context) ->
             fraction * share <= held <= share + threshold for held in reading.devices.values()
         ):
             fitting.append(tags)
-    if len(fitting) != 1:
+    known = {tag: mapped for tag, mapped in facts.mapped.items() if mapped is not None}
+    if len(fitting) != 1 or any(mapped is not (tag in fitting[0]) for tag, mapped in known.items()):
         return facts
     return facts.learn({Fact.MAPPED: {tag: tag in fitting[0] for tag in facts.mapped}}, Grade.MEASURED)
 

@@ -60,7 +60,7 @@ async def look(engine: Engine, deadline: Deadline, command: Command | None = Non
     strangers = _moved_by_others(engine, seen)
     fresh = _learn(engine, seen)
     if engine.touched if fresh else strangers:
-        await _doubt_all(engine, deadline)
+        await _doubt_all(engine, seen, deadline)
     if engine.doubt is not None and not fresh:
         await _decide_mapping(engine, deadline, engine.doubt)
     if engine.facts.admission != "closed" and (isinstance(command, Resume) or not _worth_serving(engine)):
@@ -85,12 +85,14 @@ def _moved_by_others(engine: Engine, seen: Observation) -> bool:
     return engine.facts.admission == "closed" and seen.admission == "open" and bool(engine.facts.unmapped())
 
 
-async def _doubt_all(engine: Engine, deadline: Deadline) -> None:
-    """What its memory is and holds is unknown, but for what its resident bytes tell; no device of it is free."""
+async def _doubt_all(engine: Engine, seen: Observation, deadline: Deadline) -> None:
+    """What its memory is and holds is unknown, but for what it told and its bytes tell; no device of it is free."""
     engine.conditions.pop("memory_returned", None)
     contents = dict.fromkeys(engine.capabilities.stage("weights"))
-    unknown_now = {Fact.MAPPED: dict.fromkeys(engine.facts.mapped), Fact.CONTENTS: contents, Fact.CACHE_FRESH: None}
-    engine.facts = engine.facts.doubt(unknown_now)
+    engine.facts = engine.facts.doubt({Fact.CONTENTS: contents, Fact.CACHE_FRESH: None})
+    if seen.released_tags is not None:
+        return
+    engine.facts = engine.facts.doubt({Fact.MAPPED: dict.fromkeys(engine.facts.mapped)})
     reading = await residual(engine, deadline_s=max(0.05, deadline.left_s))
     engine.facts = by_level(engine.facts, reading, engine.context(Resume()))
 

@@ -1,0 +1,46 @@
+"""What is known of an engine that somebody else acted on, and whose releases may free nothing."""
+
+from __future__ import annotations
+
+import pytest
+from rig import engine_in, facts, serving
+
+from lifecycle import Engine, Grade, State, Unreachable
+from lifecycle.commands import Resume
+from lifecycle.observing import by_level
+from lifecycle.residual import Reading
+from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE
+
+GIB = 1 << 30
+
+
+async def released_by_somebody_else(frees: bool) -> Engine:
+    """It tells which tags are released, and others released its weights."""
+    engine = await engine_in(State.DRAINED, KEPT_WEIGHTS, KV_CACHE)
+    engine.adapter.tells_tags, engine.adapter.engine.frees = True, frees
+    engine.adapter.engine.apply("release", {"tags": ["weights"]})
+    assert await engine.verify() is State.RELEASED
+    return engine
+
+
+@pytest.mark.parametrize("frees", [True, False])
+async def test_what_it_says_is_released_is_not_mapped_because_its_bytes_are_there(frees: bool) -> None:
+    engine = await released_by_somebody_else(frees)
+    engine.adapter.engine.apply("resume", {})
+    with pytest.raises(Unreachable, match="admission is open"):
+        await engine.restore_weights(deadline_s=1)
+    assert engine.facts.mapped == {"weights": False, "kv_cache": True}
+    assert engine.state is State.RELEASED, "it was closed again"
+    assert engine.facts.contents == {"weights": None}, "whoever opened it may have loaded others"
+
+
+async def test_what_is_known_to_be_unmapped_stays_so_though_its_bytes_are_there() -> None:
+    engine = await serving()
+    known = facts(mapped={"weights": False, "kv_cache": None})
+    context = engine.context(Resume())
+    all_there, kv_gone = Reading({"gpu-0": 12 * GIB}, (), "t"), Reading({"gpu-0": 4 * GIB}, (), "t")
+    assert by_level(known, all_there, context) is known
+    assert by_level(known, kv_gone, context) is known
+    told = by_level(facts(mapped={"weights": True, "kv_cache": None}), kv_gone, context)
+    assert told.mapped == {"weights": True, "kv_cache": False}
+    assert told.grades["mapped"] is Grade.MEASURED
