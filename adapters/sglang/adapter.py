@@ -248,10 +248,11 @@ class SGLangAdapter:
         request = self._http.request("POST", "/generate", deadline_s=deadline_s, json_body=body, key=self._key)
         asking = asyncio.ensure_future(request)
         try:
-            await asyncio.wait({asking}, timeout=min(QUEUED_S, clock.left_s / 2))
-            if not asking.done() and await self._others_get_tokens(clock) and not asking.done():
-                return Proved(grade=Grade.MEASURED, reason="the requests that it kept get tokens; a new one queues")
-            return _generated(await asking)
+            while not asking.done():
+                await asyncio.wait({asking}, timeout=max(0.05, min(QUEUED_S, clock.left_s)))
+                if not asking.done() and await self._others_get_tokens(clock) and not asking.done():
+                    return Proved(grade=Grade.MEASURED, reason="the requests that it kept get tokens; a new one queues")
+            return _generated(asking.result())
         finally:
             asking.cancel()
             await asyncio.wait({asking})

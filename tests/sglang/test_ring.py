@@ -99,6 +99,34 @@ async def test_requests_in_flight(start, policy: Policy, mode: str) -> None:
         assert len(answer) < 300
 
 
+async def test_kept_requests_that_get_tokens_are_looked_for_until_they_are_seen(
+    start, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = start(arguments=("--max-running-requests", "1", "--step-delay-s", "0.02"))
+    async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:
+        request = asyncio.create_task(generating(process, "a long story about", 200))
+        await asyncio.to_thread(_until_running, process)
+        monkeypatch.setattr("lifecycle.adapters.sglang.adapter.QUEUED_S", 0.1)
+        looks = _blind_once(fleet["e"].adapter, monkeypatch)
+        async with fleet.offloaded(["kv_cache"], mode="keep"):
+            pass
+        assert not request.done()
+        assert len(looks) == 2
+        assert len(await asyncio.wait_for(request, 20)) == 200
+
+
+def _blind_once(adapter, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """The first look at other requests sees none, as on a server so busy that it renews no count in time."""
+    look, looks = adapter._others_get_tokens, []
+
+    async def others_get_tokens(clock) -> bool:
+        looks.append(bool(looks) and await look(clock))
+        return looks[-1]
+
+    monkeypatch.setattr(adapter, "_others_get_tokens", others_get_tokens)
+    return looks
+
+
 def _until_running(process) -> None:
     """Returns once a request runs in the engine."""
     import time
