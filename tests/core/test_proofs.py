@@ -31,7 +31,6 @@ from lifecycle.evidence import Context, Evidence
 from lifecycle.residual import Holder, Reading
 from lifecycle.table import OPERATIONS
 from lifecycle.testing import KV_CACHE, WEIGHTS, capabilities
-from lifecycle.verdicts import expired, holds
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -74,6 +73,7 @@ def asked(command: Any = None, *, caps: Any = None, known: Any = None, **evidenc
 
 # memory_returned: 4 GiB of weights, 8 GiB of KV cache, 12.5 GiB resident before
 
+assert (WEIGHTS.expected_bytes, KV_CACHE.expected_bytes) == (4 * GIB, 8 * GIB)
 FULL = reading(12 * GIB + GIB // 2)
 
 
@@ -387,32 +387,6 @@ def test_every_proof_of_the_table_is_tested_here() -> None:
     }
 
 
-# verdicts and grades
-
-
-@pytest.mark.parametrize(
-    ("verdict", "least", "enters"),
-    [
-        (Proved(grade=Grade.REPORTED), Grade.REPORTED, True),
-        (Proved(grade=Grade.ACKNOWLEDGED), Grade.REPORTED, False),
-        (Pending(), Grade.DECLARED, False),
-        (Refuted(), Grade.DECLARED, False),
-        (Unmeasurable(), Grade.MEASURED, False),
-        (Unmeasurable(), Grade.REPORTED, False),
-        (Unmeasurable(), Grade.ACKNOWLEDGED, True),
-        (NotApplicable(), Grade.MEASURED, True),
-    ],
-)
-def test_what_counts_as_holding(verdict: Any, least: Grade, enters: bool) -> None:
-    assert holds(verdict, least) is enters
-
-
-def test_what_is_pending_when_time_is_up_is_refuted() -> None:
-    late = expired(Pending(reason="1 runs", figures={"count": 1}), 2.0)
-    assert late == Refuted(reason="1 runs (after 2.0 s)", figures={"count": 1})
-    assert expired(BLIND, 2.0) is BLIND
-
-
 def test_what_a_proof_establishes() -> None:
     context = released(FULL, reading(GIB))
     proved = Proved(grade=Grade.MEASURED)
@@ -424,7 +398,3 @@ def test_what_a_proof_establishes() -> None:
     assert p.learned("idle", dropped, context)[Fact.CACHE_FRESH] is True
     assert p.learned("answers", proved, context)[Fact.ADMISSION] == "open"
     assert p.learned("memory_returned", proved, context) == {}
-
-
-def test_the_sizes_used_here_are_the_scripted_engines() -> None:
-    assert (WEIGHTS.expected_bytes, KV_CACHE.expected_bytes) == (4 * GIB, 8 * GIB)

@@ -35,7 +35,7 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with ExitStack() as stack:
 
         async def start(
-            *, policy: Policy | None = None, environ: dict[str, str] | None = None, **card: Any
+            *, policy: Policy | None = None, environ: dict[str, str] | None = None, release_s: float = 2.0, **card: Any
         ) -> tuple[Engine, Card, LoopbackProcess]:
             for name, value in (environ or {}).items():
                 monkeypatch.setenv(name, value)
@@ -46,7 +46,7 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             driver = NvmlDriver(on.nvml)
             monkeypatch.setattr(nodes, "driver", lambda: driver)
             monkeypatch.setattr(nvml, "driver", lambda: driver)
-            deadlines = {"release": 2.0}
+            deadlines = {"release": release_s}
             policy = replace(policy or Policy(), deadlines_s=deadlines, settle_s=0.5, poll_s=0.05, room_wait_s=0.2)
             engine = Engine(
                 OnGpu(parse(f"loopback://127.0.0.1:{process.port}")), name="e", policy=policy, observers=[on]
@@ -159,7 +159,7 @@ async def test_an_engine_that_the_driver_does_not_show_is_refused_at_connect(beg
 
 
 async def test_figures_that_fall_late_are_polled_for(begin: Any) -> None:
-    engine, card, process = await begin(leak=20 * GIB)
+    engine, card, process = await begin(leak=20 * GIB, release_s=20.0)
     entry, asked = card.entry, card.nvml.calls
 
     class Later(dict):  # type: ignore[type-arg]
