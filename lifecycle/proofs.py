@@ -87,7 +87,8 @@ def memory_returned(context: Context) -> Verdict:
     """Enough of what the tags held is free again on every device, and little enough is left.
 
     Per device: freed >= 0.9 x the bytes expected of the released tags, and resident <= the threshold plus the bytes
-    expected of the tags that stay mapped. Equality passes.
+    expected of the tags that stay mapped. Equality passes. Where as much is missing as a tag holds whose own release
+    was not seen to give it back, that tag is taken to be there still.
     """
     if not context.targets:
         return NotApplicable(reason="nothing was mapped that could be returned")
@@ -123,6 +124,9 @@ def _judge_residual(context: Context, before: Reading, after: Reading, expected:
     told = f"returned {_mib(returned)} of {'unknown' if expected is None else _mib(expected)} expected"
     least = _visible_bytes(context, before) if expected is None else policy.returned_fraction * expected
     kept = f"{_mib(after.resident_bytes)} resident, threshold {_mib(policy.threshold_bytes)}; {_biggest(after)}"
+    unseen = _not_seen_to_go(context, before, after, (expected or 0) - returned)
+    if returned >= least and unseen:
+        return Pending(reason=f"{told}, and the release of {unseen} gave nothing back; {kept}", figures=figures)
     if returned < least:
         return Pending(reason=f"{told}{_missing_tags(context, before, returned)}; {kept}", figures=figures)
     if after.resident_bytes > allowed:
@@ -143,7 +147,7 @@ def kv_mapped(context: Context) -> Verdict:
     return _stage_mapped(context, frozenset(context.facts.mapped))
 
 
-@proof(Need.LABEL, Need.CHECKSUM, facts=(Fact.CONTENTS,))
+@proof(Need.LABEL, Need.CHECKSUM, facts=(Fact.CONTENTS, Fact.CACHE_FRESH))
 def weights_match(context: Context) -> Verdict:
     """The engine acknowledged the load, reports its version, and has the checksums that were asked for.
 
@@ -282,6 +286,17 @@ def _by_tag(context: Context, before: Reading, after: Reading) -> dict[Tag, int]
         found["+".join(sorted(tags))] = min(_freed_by_device(before, reading).values(), default=0)
         before = reading
     return found
+
+
+def _not_seen_to_go(context: Context, before: Reading, after: Reading, missing: int) -> str:
+    """The tags of each call that was not seen to give anything back, where as much as they hold is missing."""
+    seen, found = _by_tag(context, before, after), []
+    for tags, _ in context.weighed:
+        share, name = context.share_bytes(tags, before) or 0, "+".join(sorted(tags))
+        visible = share >= _visible_bytes(context, before)
+        if visible and missing >= 0.9 * share and seen.get(name, 0) <= 0.1 * share:
+            found.append(name)
+    return ", ".join(found)
 
 
 def _more_than_named(context: Context, before: Reading | Unmeasurable, after: Reading | Unmeasurable) -> Verdict | None:
