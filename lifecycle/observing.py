@@ -67,8 +67,12 @@ def merge(facts: Facts, seen: Observation, capabilities: Capabilities) -> Facts:
 
 
 def _denied(facts: Facts, seen: Observation, mapped: Mapping[Tag, bool]) -> dict[Fact, Any]:
-    """What others changed with what they did: contents of memory that they moved, or that has another label now."""
-    moved = {tag for tag, now in mapped.items() if facts.mapped.get(tag) not in (None, now)}
+    """What others changed with what they did: contents of memory that they moved, or that has another label now.
+
+    A tag that is released now has moved, unless it was known to be released before.
+    """
+    were = {tag: facts.mapped.get(tag) for tag in mapped}
+    moved = {tag for tag, now in mapped.items() if were[tag] is not now and False in (were[tag], now)}
     label = seen.weights_label
     other = {tag for tag, held in facts.contents.items() if held and label and held.version not in (None, label)}
     denied = {tag for tag in facts.contents if tag in moved | other and facts.contents[tag] != GARBAGE}
@@ -94,6 +98,8 @@ def contradiction(facts: Facts, seen: Observation) -> str | None:
         return other
     if seen.admission is not None and facts.admission is not None and seen.admission != facts.admission:
         return f"admission is {seen.admission}, and was left {facts.admission}: somebody else acted"
+    if seen.running and facts.running == 0:
+        return f"{seen.running} requests run, and it was left idle: somebody else acted"
     if seen.released_tags is not None and seen.released_tags != facts.unmapped():
         return f"released are {_tags(seen.released_tags)}, and were left {_tags(facts.unmapped())}: somebody else acted"
     return None
@@ -110,7 +116,7 @@ def by_residual(facts: Facts, were: Facts, before: Reading, after: Reading, shar
     moved = [abs(held - after.devices.get(device, 0)) - known for device, held in before.devices.items()]
     if min(moved) >= 0.9 * share:
         return facts.learn({Fact.MAPPED: {tag: not were.mapped[tag] for tag in lost}}, Grade.MEASURED)
-    if max(moved) <= 0.1 * share:
+    if max(map(abs, moved)) <= 0.1 * share:
         return facts.learn({Fact.MAPPED: {tag: were.mapped[tag] for tag in lost}}, Grade.MEASURED)
     return facts
 

@@ -88,6 +88,7 @@ def _moved_by_others(engine: Engine, seen: Observation) -> bool:
 async def _doubt_all(engine: Engine, seen: Observation, deadline: Deadline) -> None:
     """What its memory is and holds is unknown, but for what it told and its bytes tell; no device of it is free."""
     engine.conditions.pop("memory_returned", None)
+    engine.doubt = None  # bytes that others moved do not tell what a lost call did
     contents = dict.fromkeys(engine.capabilities.stage("weights"))
     engine.facts = engine.facts.doubt({Fact.CONTENTS: contents, Fact.CACHE_FRESH: None})
     if seen.released_tags is not None:

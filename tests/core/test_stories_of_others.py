@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from rig import engine_in, facts, serving
+from rig import V1, engine_in, facts, serving
 
-from lifecycle import Engine, Grade, State, Unreachable
+from lifecycle import Engine, Grade, State, TagSpec, Unreachable
 from lifecycle.commands import Resume
 from lifecycle.observing import by_level
 from lifecycle.residual import Reading
-from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE
+from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, LATE, LOST, LOST_AFTER, WEIGHTS
 
 GIB = 1 << 30
+SMALL = TagSpec("small_kv", "kv", "discarded", 1 << 20)
 
 
 async def released_by_somebody_else(frees: bool) -> Engine:
@@ -32,6 +33,43 @@ async def test_what_it_says_is_released_is_not_mapped_because_its_bytes_are_ther
     assert engine.facts.mapped == {"weights": False, "kv_cache": True}
     assert engine.state is State.RELEASED, "it was closed again"
     assert engine.facts.contents == {"weights": None}, "whoever opened it may have loaded others"
+
+
+async def test_requests_that_somebody_else_let_in_deny_that_it_is_idle() -> None:
+    engine = await engine_in(State.DRAINED)
+    model = engine.adapter.engine
+    model.apply("resume", {})
+    model.submit()
+    model.stubborn = -1
+    model.apply("pause", {"mode": "abort"})
+    assert await engine.verify() is State.PAUSED
+    assert engine.facts.running == 1
+
+
+async def test_a_tag_in_doubt_that_is_found_released_leaves_no_fresh_cache() -> None:
+    engine = await engine_in(State.WEIGHTS_RESTORED)
+    engine.adapter.tells_tags = True
+    await engine.update_weights(V1)
+    assert engine.facts.cache_fresh
+    engine.adapter.script("restore", LOST_AFTER)
+    engine.adapter.script("barrier", LOST)
+    with pytest.raises(Unreachable):
+        await engine.restore_kv(deadline_s=1)
+    engine.adapter.engine.apply("release", {"tags": ["kv_cache"]})
+    assert await engine.recover() is State.WEIGHTS_RESTORED
+    assert engine.facts.cache_fresh is None
+    assert not engine.adapter.engine.cache_fresh
+
+
+async def test_a_lost_call_is_not_decided_by_bytes_that_others_may_have_moved() -> None:
+    engine = await engine_in(State.DRAINED, WEIGHTS, SMALL)
+    engine.adapter.script("release", LATE)
+    with pytest.raises(Unreachable):
+        await engine.release(weights=V1, deadline_s=1)
+    assert engine.facts.mapped == {"weights": True, "small_kv": False}
+    engine.adapter.engine.apply("resume", {})
+    assert await engine.recover() is State.FAILED, "whether they restored small_kv cannot be seen"
+    assert engine.facts.mapped["small_kv"] is None
 
 
 async def test_what_is_known_to_be_unmapped_stays_so_though_its_bytes_are_there() -> None:
