@@ -9,12 +9,12 @@ from .adapter import Observation
 from .commands import Resume
 from .config import ACCEPT
 from .deadline import Deadline
-from .errors import ConfigurationError
+from .errors import ConfigurationError, EngineBusy, InvalidTransition
 from .facts import Contents, Fact, Facts, Grade
 from .observing import EVERYTHING, by_level, launched, merge, residual, unknown
-from .states import State
+from .states import RING, State
 from .store import Memory
-from .table import fits
+from .table import allowed, fits
 from .verdicts import Condition, Unmeasurable
 
 if TYPE_CHECKING:
@@ -68,6 +68,20 @@ async def check_evidence(engine: Engine, deadline: Deadline) -> None:
         )
     for claim, reason in lacking.items():
         engine.conditions[claim] = Condition(Unmeasurable(reason=reason))
+
+
+def check_declaration(engine: Engine, state: State, by: str, reason: str) -> None:
+    """Raises where this may not be declared: EngineBusy, InvalidTransition, or ValueError without a name or reason."""
+    holder, here = engine.busy or engine.in_move, allowed(engine.state)
+    if holder is not None:
+        raise EngineBusy(holder, engine=engine.name, command="declare", state=engine.state)
+    if engine.state is not State.FAILED or state not in RING:
+        raise InvalidTransition(engine=engine.name, command="declare", state=engine.state, allowed=here)
+    if engine.unsettled:
+        hint = "; what was sent before may still run: recover() first, which waits for its end"
+        raise InvalidTransition(engine=engine.name, command="declare", state=engine.state, allowed=here, hint=hint)
+    if not by.strip() or not reason.strip():
+        raise ValueError("a declaration needs the name of who declares (by=) and a reason (reason=)")
 
 
 def claims_of(state: State, engine: Engine) -> Mapping[Fact, Any]:

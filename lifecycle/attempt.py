@@ -48,7 +48,7 @@ class Attempt:
         context = await self._ask()
         self._fire(context)
         try:
-            await self._send(context)
+            await self._send_all(context)
             verdicts = await self._prove(context)
         except OperationFailed as error:
             self._fail_collective(error)
@@ -74,8 +74,6 @@ class Attempt:
             needs -= {Need.CHECKSUM}
         if self.engine.facts.admission is not None:
             needs |= {Need.ADMISSION}
-        if self.engine.unsettled and not await self._barrier():
-            raise await self._contradicted("what was sent before may still run, and nothing tells when it has ended")
         if self.source is State.SERVING:
             canary = self.engine.canary
             await canary.meet(self.engine.adapter, self.engine.facts, deadline_s=self.deadline.work_s / 2)
@@ -84,11 +82,6 @@ class Attempt:
         if denied is not None:
             raise await self._contradicted(denied)
         return self.engine.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
-
-    async def _barrier(self) -> bool:
-        """True once everything that was sent before has ended: an operator's word does not end it."""
-        self.engine.unsettled = not await self.engine.adapter.barrier(deadline_s=self.deadline.work_s)
-        return not self.engine.unsettled
 
     def _keeps(self, acted_on: frozenset[Tag]) -> bool:
         """Whether this is a release of weights that the engine keeps by its own backup."""
@@ -146,6 +139,13 @@ class Attempt:
 
     # 3. send
 
+    async def _send_all(self, context: Context) -> None:
+        try:
+            await self._send(context)
+        except OperationFailed:
+            self._leave_unproved(context)
+            raise
+
     async def _send(self, context: Context) -> None:
         if context.targets:
             reason = "memory was released or restored since"  # before the first call: half of one moves memory too
@@ -170,22 +170,25 @@ class Attempt:
         if collective is None:
             raise self._error(Unreachable, "a push needs its collective; update through updating_weights()")
         try:
-            with self.engine.pushed_to(self.deadline):
+            with self.engine.pushes.let(self.deadline):
                 async with asyncio.timeout(self.deadline.work_s):
                     await collective.arrive(self.engine)
-        except CollectiveFailed as failed:
-            self.engine.facts = self.engine.facts.doubt(call.effect)
-            raise self._error(Unreachable, str(failed)) from failed
-        except TimeoutError as late:
-            self.engine.facts = self.engine.facts.doubt(call.effect)
-            raise self._late(f"the push did not end in {self.deadline.total_s:.1f} s") from late
         except BaseException as error:
+            self.engine.facts = self.engine.facts.doubt(call.effect)
             self.engine.unsettled = True  # the trainer's last call may be under way
+            self._fail_collective(error)
+            if isinstance(error, CollectiveFailed | TimeoutError):
+                await self.engine.pushes.ended()
+                raise self._push_failed(error) from error
             if not self.engine.capabilities.cancellable:
-                collective.fail(error, who=self.engine.name)
-                await collective.ended()
+                await self.engine.pushes.ended()
             raise
         self.engine.facts = self.engine.facts.learn(call.effect, Grade.ACKNOWLEDGED)
+
+    def _push_failed(self, error: CollectiveFailed | TimeoutError) -> OperationFailed:
+        if isinstance(error, CollectiveFailed):
+            return self._error(Unreachable, str(error))
+        return self._late(f"the push did not end in {self.deadline.total_s:.1f} s")
 
     async def _send_one(self, call: Call, context: Context) -> None:
         reply = await send(self.engine, call, deadline_s=self.deadline.work_s, context=context)
@@ -247,12 +250,16 @@ class Attempt:
                 self.engine.facts = self.engine.facts.doubt(denied)
 
     def _leave_unproved(self, context: Context) -> None:
-        """The caller gave up: what an answer alone says to be mapped is unknown until bytes have shown it."""
-        shown = any(Fact.MAPPED in proof.facts for proof in self.row.proofs)
-        if shown and context.targets and self.engine.doubt is None:
-            effect = {Fact.MAPPED: dict.fromkeys(context.targets, True)}
-            self.engine.doubt = Doubt(context, context.facts, effect)
-            self.engine.facts = self.engine.facts.doubt(effect)
+        """The proofs were not asked: what an answer alone says to be loaded or mapped is unknown until it is shown."""
+        engine, proved = self.engine, {fact for proof in self.row.proofs for fact in proof.facts}
+        if Fact.CONTENTS in proved:
+            contents = dict.fromkeys(engine.capabilities.stage("weights"))
+            engine.facts = engine.facts.doubt({Fact.CONTENTS: contents, Fact.CACHE_FRESH: None})
+        said = [tag for tag in context.targets if engine.facts.mapped[tag] and not context.facts.mapped[tag]]
+        if Fact.MAPPED in proved and said and engine.doubt is None:
+            effect = {Fact.MAPPED: dict.fromkeys(said, True)}
+            engine.doubt = Doubt(context, context.facts, effect)
+            engine.facts = engine.facts.doubt(effect)
 
     def _unproved(self, verdicts: dict[str, Verdict], accepted: dict[str, bool], context: Context) -> OperationFailed:
         failed = {

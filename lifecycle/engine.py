@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .adapter import Capabilities, EngineAdapter
-from .attaching import attach, check_evidence, claims_of
-from .attempt import Attempt, failure
+from .attaching import attach, check_declaration, check_evidence, claims_of
+from .attempt import Attempt
 from .canary import Canary
 from .commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from .config import Policy
@@ -22,12 +21,13 @@ from .facts import Facts, Grade, PauseMode, Tag
 from .guards import weights_valid
 from .machine import fire
 from .observing import EVERYTHING, contradiction
+from .pushing import Pushes
 from .residual import Reading, ResidualProbe
 from .residual.choice import probe_for
 from .residual.slope import Slopes
-from .sending import Doubt, send
+from .sending import Doubt
 from .settling import look
-from .states import RING, UNCLAIMED, State
+from .states import UNCLAIMED, State
 from .store import Memory
 from .table import allowed, row
 from .verdicts import Condition, Proved, Verdict
@@ -84,7 +84,7 @@ class Engine:
         self.canary = Canary(self.policy.canary_tokens)
         self._learned: dict[frozenset[Tag], int] = {}
         self._busy: str | None = None
-        self._pushing: Deadline | None = None
+        self.pushes = Pushes()
         #: The fleet's move that the engine takes part in, if any.
         self.in_move: str | None = None
 
@@ -196,26 +196,7 @@ class Engine:
 
         Returns the engine's answer; raises Rejected, Unreachable or DeadlineExceeded, and the collective fails.
         """
-        if self._pushing is None or self.wanted is None:
-            hint = "; weights are pushed inside updating_weights() or by Pushed(callback)"
-            here = allowed(self.state)
-            raise InvalidTransition(engine=self.name, command="push", state=self.state, allowed=here, hint=hint)
-        call = self.adapter.push_call(how, args, self.wanted)
-        deadline = self._pushing
-        reply = await send(self, call, deadline_s=deadline.work_s)
-        problem = failure(reply, call, self.name, "push", self.state, deadline)
-        if problem is not None:
-            raise problem
-        return reply.value
-
-    @contextmanager
-    def pushed_to(self, deadline: Deadline) -> Iterator[None]:
-        """The trainer may push to it."""
-        self._pushing = deadline
-        try:
-            yield
-        finally:
-            self._pushing = None
+        return await self.pushes.make(self, how, args)
 
     async def execute(self, command: Command, *, deadline_s: float | None = None, for_move: bool = False) -> Transition:
         """The command was carried out in six steps, and its destination entered on evidence.
@@ -275,14 +256,11 @@ class Engine:
             self._busy = None
 
     def declare(self, state: State, *, by: str, reason: str) -> Transition:
-        """The engine is taken to be in `state` because a person says so; every fact of it is graded declared."""
-        holder = self._busy or self.in_move
-        if holder is not None:
-            raise EngineBusy(holder, engine=self.name, command="declare", state=self.state)
-        if self.state is not State.FAILED or state not in RING:
-            raise InvalidTransition(engine=self.name, command="declare", state=self.state, allowed=allowed(self.state))
-        if not by.strip() or not reason.strip():
-            raise ValueError("a declaration needs the name of who declares (by=) and a reason (reason=)")
+        """The engine is taken to be in `state` because a person says so; every fact of it is graded declared.
+
+        Refused while what was sent before may still run: nobody can say what is so after it.
+        """
+        check_declaration(self, state, by, reason)
         self.conditions.pop("memory_returned", None)  # proved of what it was before: nobody has measured this
         self.facts, self.doubt = self.facts.learn(claims_of(state, self), Grade.DECLARED), None
         return self.move(f"declared_{state}", reason=f"declared by {by}: {reason}")

@@ -103,11 +103,6 @@ class Collective:
         if self._pushing is not None:
             self._pushing.cancel()
 
-    async def ended(self) -> None:
-        """Returns when the trainer's part has ended, however it did."""
-        if self._pushing is not None:
-            await asyncio.wait({self._pushing})
-
     async def _push(self) -> None:
         try:
             await self._source.push(self._parties)

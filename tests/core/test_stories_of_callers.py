@@ -62,15 +62,15 @@ async def test_a_cancelled_pause_recovers() -> None:
     await goes_home(engine)
 
 
-async def test_nothing_is_sent_after_a_cancelled_effect_before_the_barrier_even_where_the_state_was_declared() -> None:
+async def test_nobody_can_declare_what_an_effect_that_may_still_run_will_leave() -> None:
     engine = await engine_in(State.DRAINED)
     engine.adapter.script("release", HANG_LATE)
     await cancelled_in(engine, asyncio.create_task(engine.release(weights=V1)), "release")
-    engine.declare(State.PAUSED, by="operator", reason="looked at it")
-    engine.adapter.journal.clear()
-    await engine.drain()
-    happened = [line.partition(" -> ")[0] for line in engine.adapter.journal.kinds("call", "barrier", "idle")]
-    assert happened[0] == "e: barrier"
+    with pytest.raises(InvalidTransition, match="may still run: recover"):
+        engine.declare(State.DRAINED, by="operator", reason="looked at it, and it had not begun")
+    assert engine.state is State.FAILED
+    assert await engine.recover() is State.WEIGHTS_RESTORED, "the KV cache went at the barrier"
+    assert engine.facts.mapped == {"weights": True, "kv_cache": False}
 
 
 async def test_an_effect_that_cannot_be_cancelled_is_waited_for() -> None:

@@ -215,3 +215,19 @@ async def test_a_call_of_a_push_that_hangs_fails_the_collective_within_its_deadl
     async with asyncio.timeout(2):
         with pytest.raises(FleetError):
             await fleet.update_weights(Pushed(push_to_all, "v1"), deadline_s=0.3)
+
+
+@pytest.mark.parametrize("cancellable", [True, False])
+async def test_the_barrier_comes_after_the_last_call_of_a_push_that_failed_elsewhere(cancellable: bool) -> None:
+    caps = {"cancellable": cancellable}
+    fleet, journal = await fleet_of("a", "b", caps={"a": caps, "b": caps})
+    await fleet.pause()
+    await fleet.drain()
+    fleet["a"].adapter.script("push_tensor", HANG)
+    fleet["b"].adapter.script("push_tensor", REJECTED)
+    with pytest.raises(FleetError):
+        await fleet.update_weights(Pushed(push_to_all, "v1"), deadline_s=0.3)  # gather() leaves the call to a running
+    happened = [line.partition(" -> ")[0] for line in journal.kinds("reply", "barrier") if line.startswith("a: ")]
+    assert happened[-2:] == ["a: reply push_tensor(v1,w)", "a: barrier"]
+    assert not fleet["a"].unsettled
+    assert states(fleet) == {"a": "drained", "b": "drained"}
