@@ -35,6 +35,9 @@ class Invariant(StrEnum):
     COMES_HOME = "from wherever it is, an engine that is well can be brought to serve"
 
 
+STALE = "the cache is stale"
+
+
 @dataclass
 class Judge:
     """How often each invariant was asked about, and every time that one did not hold."""
@@ -68,7 +71,7 @@ def fit_to_serve(model: ScriptedEngine, wanted: str | None, attached: str | None
         if contents.origin == "launched" and attached not in (None, model.boot):
             return f"{tag} holds what a restarted process launched with"
     kept = model.paused_by == "freeze"  # for a live update, which keeps what its requests hold on purpose
-    return None if model.cache_fresh or kept else "the cache is stale"
+    return None if model.cache_fresh or kept else STALE
 
 
 def untruths(engine: Engine, model: ScriptedEngine) -> dict[Fact, str]:
@@ -118,7 +121,9 @@ def still_held(engine: Engine, model: ScriptedEngine) -> str | None:
     """What the engine holds of memory that was handed over; None where its bytes bear the handing over out."""
     if engine.state is State.GONE:
         return f"{model.boot} is alive" if model.alive else None
-    held = [tag for tag in engine.facts.unmapped() if model.alive and model.resident[tag]]
+    least = max(engine.policy.visible_bytes, engine.policy.visible_fraction * sum(model.sizes.values()))
+    seen = [tag for tag in engine.facts.unmapped() if model.sizes[tag] >= least]  # a smaller one cannot be seen
+    held = [tag for tag in seen if model.alive and model.resident[tag]]
     if held:
         return f"{', '.join(held)} still resident"
     staying = sum(model.sizes[tag] for tag in model.sizes if tag not in engine.facts.unmapped())

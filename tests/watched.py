@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from judge import Invariant, Judge, false_claim, fit_to_serve, still_held, untruths
+from judge import STALE, Invariant, Judge, false_claim, fit_to_serve, still_held, untruths
 
-from lifecycle import Call, Capabilities, Engine, Fact, Observation, Reply, State
+from lifecycle import Call, Capabilities, Engine, Fact, Facts, Observation, Policy, Reply, State
 from lifecycle.states import UNCLAIMED
 from lifecycle.testing import Act, ScriptedAdapter
 
@@ -20,6 +20,9 @@ UNSEEN_LIES = {
     "flush": {Fact.CACHE_FRESH},
     "release": {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH},
 }
+
+#: Beside the tags that are mapped, an engine that is well holds no more than this.
+THRESHOLD_BYTES = Policy().threshold_bytes
 
 #: What a state claims something about.
 CLAIMED = (Fact.ADMISSION, Fact.RUNNING, Fact.MAPPED)
@@ -53,7 +56,13 @@ class Watched(ScriptedAdapter):
         self.told: set[Fact] = set()
         #: What the present command was lied to about: its proofs find out, unless its caller gives up before.
         self.unseen: set[Fact] = set()
+        #: The processes that lived since it was asked last what they served.
+        self._boots = {self.engine.boot}
+        #: The calls that were sent to a process of which nobody could know yet that it is another one.
+        self._astray: list[Call] = []
         self._sending: Call | None = None
+        #: What was known when a caller gave up last: as long as nothing was learned since, nothing was found out.
+        self._given_up_with: Facts | None = None
         self._reached = True
 
     # what the judge may excuse
@@ -63,6 +72,10 @@ class Watched(ScriptedAdapter):
         lied = any((self.engine.boot, fact) in self.lies for fact in facts)
         return lied or bool((self.others - self.told) & set(facts)) or self.replaced
 
+    def may_still_come(self) -> list[str]:
+        """The effects of which nobody knows whether they come, to the process that is there."""
+        return [str(each) for each, boot in self.open_effects if boot == self.engine.boot]
+
     def ended(self, engine: Engine, *, gave_up: bool = False) -> None:
         """A command has ended: what it was told of the engine knows, where nobody gave up and it came to a claim."""
         if gave_up:
@@ -70,7 +83,9 @@ class Watched(ScriptedAdapter):
         elif engine.state is not State.FAILED:
             self.others -= self.told
         self.told.clear()
-        if not gave_up:
+        if gave_up:
+            self._given_up_with = engine.facts
+        elif engine.facts is not self._given_up_with:
             self.unseen.clear()
 
     @property
@@ -82,12 +97,17 @@ class Watched(ScriptedAdapter):
         """What it served and should not have, since this was asked last; and whether that is excused."""
         crimes, self.engine.crimes = self.engine.crimes, []
         crimes = [each for each in crimes if not (self.keeps_kv and each == "served from a stale cache")]
-        return crimes, self.excused(Fact.ADMISSION, Fact.CONTENTS, Fact.CACHE_FRESH)
+        boots, self._boots = self._boots | {self.engine.boot}, {self.engine.boot}
+        about = {Fact.ADMISSION, Fact.CONTENTS, Fact.CACHE_FRESH}
+        lied = any(boot in boots and fact in about for boot, fact in self.lies)
+        return crimes, lied or self.excused(*about)
 
     # the port
 
     async def send(self, call: Call, *, deadline_s: float) -> Reply:
         self._judge(call)
+        if self.replaced:
+            self._astray.append(call)
         self._sending, self._reached = call, False
         try:
             reply = await super().send(call, deadline_s=deadline_s)
@@ -122,7 +142,7 @@ class Watched(ScriptedAdapter):
 
     def _judge(self, call: Call) -> None:
         where = f"{self.name}: {call} in {self.engine.boot}"
-        still = [str(each) for each, boot in self.open_effects if boot == self.engine.boot]
+        still = self.may_still_come()
         self.judge.hold(Invariant.BARRIER_FIRST, not still, f"{where}, and {still} may still come")
         self.judge.hold(Invariant.ONE_AT_A_TIME, self._sending is None, f"{where} beside {self._sending}")
         checks = {"release": self._judge_release, "restore": self._judge_restore, "resume": self._judge_resume}
@@ -144,9 +164,10 @@ class Watched(ScriptedAdapter):
         self.judge.hold(Invariant.SENT_ONCE, once, f"{where}: not released", excuse=self.excused(Fact.MAPPED))
 
     def _judge_resume(self, call: Call, where: str) -> None:
-        self.keeps_kv = self.engine.paused_by == "freeze"
+        unseen = Fact.PAUSED_BY in self.others  # no observation tells how others paused it
+        self.keeps_kv = self.engine.paused_by == "freeze" or unseen
         wrong = fit_to_serve(self.engine, self.wanted(), self.first_boot)
-        excuse = self.excused(Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH)
+        excuse = self.excused(Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH) or (unseen and wrong == STALE)
         self.judge.hold(Invariant.RESUMED_FIT, wrong is None, f"{where}: {wrong}", excuse=excuse)
 
     # what becomes of the calls
@@ -155,16 +176,30 @@ class Watched(ScriptedAdapter):
         self._reached = True
         if act.effect == "never" and act.answer == "done":
             self._lied(call)
-        if call.name == "release" and not self.engine.frees:
-            self._hides(*UNSEEN_LIES["release"])  # what moved no byte cannot be seen to have happened
+        if act.answer == "rejected" and act.effect == "now" and call.refusal_is_untouched:
+            self.unseen |= set(call.effect)  # it refuses, and did it all the same
         if call.name == "load" and call.args["flush"] and self.engine.running:
             self._hides(Fact.CACHE_FRESH)  # it answers, and could not drop what requests hold that others let in unseen
-        with self._nobody_dies(call):
+        if call.name in ("pause", "resume") and act.effect == "now":
+            self.others.discard(Fact.PAUSED_BY)
+        with self._nobody_dies(call), self._bytes_that_mislead(call):
             return super()._affect(act, call)
 
-    def _arrive(self, *, everything: bool) -> None:
-        with self._nobody_dies("a late effect"):
-            super()._arrive(everything=everything)
+    def _take_effect(self, call: Call) -> None:
+        astray = any(each is call for each in self._astray)
+        with self._nobody_dies(f"a late {call}", excuse=astray), self._bytes_that_mislead(call):
+            super()._take_effect(call)
+
+    @contextmanager
+    def _bytes_that_mislead(self, call: Call) -> Iterator[None]:
+        """What gave back next to nothing, or left more than the threshold behind, cannot be seen to be unmapped."""
+        model, unmapped, before = self.engine, set(self.engine.unmapped), min(self.engine.bytes_by_device().values())
+        yield
+        now, each = min(model.bytes_by_device().values()), max(1, model.capabilities.ranks // len(set(model.devices)))
+        gone = each * sum(model.sizes[tag] for tag in model.unmapped - unmapped)
+        staying = each * sum(model.sizes[tag] for tag in set(model.sizes) - model.unmapped)
+        if gone and model.alive and (abs(before - now) <= 0.1 * gone or now > staying + THRESHOLD_BYTES):
+            self._hides(*UNSEEN_LIES["release"])
 
     def _lied(self, call: Call) -> None:
         self.unseen |= set(call.effect)
@@ -173,10 +208,11 @@ class Watched(ScriptedAdapter):
 
     def _hides(self, *facts: Fact) -> None:
         self.lies |= {(self.engine.boot, fact) for fact in facts}
+        self._boots.add(self.engine.boot)
 
     @contextmanager
-    def _nobody_dies(self, what: object) -> Iterator[None]:
-        deaths, excuse = len(self.engine.deaths), self.excused(Fact.MAPPED, Fact.ADMISSION)
+    def _nobody_dies(self, what: object, *, excuse: bool = False) -> Iterator[None]:
+        deaths, excuse = len(self.engine.deaths), excuse or self.excused(Fact.MAPPED, Fact.ADMISSION)
         yield
         why = self.engine.deaths[deaths:]
         self.judge.hold(Invariant.SENT_ONCE, not why, f"{self.name}: {what} ended it: {why}", excuse=excuse)

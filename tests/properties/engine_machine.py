@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from drawn import COMMANDS, SHAPES, V1, acts, deadlines_s, patience, script, some_faults
@@ -14,7 +15,7 @@ from judge import Invariant, Judge
 from virtual_time import VirtualTime
 from watched import Watched, judge_standing
 
-from lifecycle import CommandRefused, Engine, EngineBusy, OperationFailed, Policy, State
+from lifecycle import CommandRefused, Engine, EngineBusy, InvalidTransition, OperationFailed, Policy, State
 from lifecycle.adapter import Capabilities
 from lifecycle.commands import Command, UpdateWeights
 from lifecycle.facts import Fact
@@ -203,7 +204,7 @@ class EngineMachine(RuleBasedStateMachine):
     def declare_the_truth(self) -> None:
         """An operator looks and says what is so, where it makes a state."""
         model = self.model
-        if model.admission == "open" or model.running or self.engine.facts.boot != model.boot:
+        if not model.idle_and_closed() or model.stubborn or self.engine.facts.boot != model.boot:
             return
         weights = self.engine.capabilities.stage("weights")
         states = {
@@ -212,8 +213,11 @@ class EngineMachine(RuleBasedStateMachine):
             frozenset(model.sizes) - weights: State.WEIGHTS_RESTORED,
         }
         state = states.get(frozenset(model.unmapped))
-        if state is not None and (state is State.PAUSED or not self.adapter.open_effects):
-            self.engine.declare(state, by="the test", reason="it is so")
+        still = self.adapter.may_still_come()
+        with suppress(InvalidTransition):
+            if state is not None:
+                self.engine.declare(state, by="the test", reason="it is so")
+                self.judge.hold(Invariant.BARRIER_FIRST, not still, f"declared {state}, and {still} may still come")
 
     # the engine and others
 
