@@ -22,7 +22,7 @@ from .sending import Doubt, send
 from .settling import settle
 from .states import State
 from .table import Operation
-from .verdicts import Condition, Pending, Proved, Refuted, Unmeasurable, Verdict, expired, holds
+from .verdicts import Condition, Pending, Proved, Refuted, Unmeasurable, Verdict, expired, falling_short, holds
 from .weights import CollectiveFailed
 
 if TYPE_CHECKING:
@@ -262,8 +262,11 @@ class Attempt:
             engine.facts = engine.facts.doubt(effect)
 
     def _unproved(self, verdicts: dict[str, Verdict], accepted: dict[str, bool], context: Context) -> OperationFailed:
+        policy, elapsed_s = self.engine.policy, self.deadline.elapsed_s
         failed = {
-            name: expired(verdict, self.deadline.elapsed_s) for name, verdict in verdicts.items() if not accepted[name]
+            name: falling_short(verdict, policy.least_grade(name), elapsed_s)
+            for name, verdict in verdicts.items()
+            if not accepted[name]
         }
         return NotProved(failed, engine=self.engine.name, command=self.command.name, state=self.source)
 

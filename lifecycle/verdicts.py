@@ -87,3 +87,11 @@ def expired(verdict: Verdict, deadline_s: float) -> Verdict:
     if isinstance(verdict, Pending):
         return Refuted(reason=f"{verdict.reason} (after {deadline_s:.1f} s)", figures=verdict.figures)
     return verdict
+
+
+def falling_short(verdict: Verdict, least: Grade, deadline_s: float) -> Verdict:
+    """Why a claim was not entered: what was proved at too low a grade is not called proved."""
+    if isinstance(verdict, Proved):
+        short = f"only {verdict.grade.name.lower()}, and {least.name.lower()} is asked for (Policy.accept)"
+        return Unmeasurable(reason=f"{verdict.reason}; {short}" if verdict.reason else short, figures=verdict.figures)
+    return expired(verdict, deadline_s)

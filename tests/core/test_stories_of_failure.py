@@ -313,6 +313,13 @@ async def test_an_engine_met_while_it_is_paused_is_not_claimed_to_be_anything() 
         await engine.resume()
 
 
+async def test_what_is_known_too_little_of_is_not_called_proved_in_the_error() -> None:
+    tiny = (replace(KEPT_WEIGHTS, expected_bytes=20 << 20), replace(KV_CACHE, expected_bytes=20 << 20))
+    engine = await engine_in(State.DRAINED, *tiny, sizes={"weights": 20 << 20, "kv_cache": 20 << 20})
+    with pytest.raises(NotProved, match=r"tags_unmapped is unmeasurable: .*only acknowledged, and reported is"):
+        await engine.release()
+
+
 # what is opened without being worth it is closed again
 
 
