@@ -52,7 +52,7 @@ OnFailure = Literal["restore", "hold"]
 
 def positive(name: str, value: float) -> float:
     """`value`, a finite number above 0; ConfigurationError names it otherwise."""
-    if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
         raise ConfigurationError(f"{name} must be a finite number > 0, got {value!r}")
     return float(value)
 

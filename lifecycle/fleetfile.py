@@ -77,7 +77,9 @@ class _Reader:
             name: self._group(name, table) for name, table in self._table(document.get("groups", {}), "groups").items()
         }
         engines = document.get("engines", [])
-        if not isinstance(engines, list) or not engines:
+        if not isinstance(engines, list):
+            raise self._error(("engines",), "must be written [[engines]], once for each engine")
+        if not engines:
             raise self._error(("engines",), "is missing; a fleet needs at least one [[engines]] with a url")
         urls = tuple(self._url(index, engine, groups) for index, engine in enumerate(engines))
         return FleetFile(urls, groups, self._policy(self._table(document.get("policy", {}), "policy")))
@@ -109,10 +111,12 @@ class _Reader:
         if given.get("pause_mode", "abort") not in PAUSE_MODES:
             raise self._error(("policy", "pause_mode"), f"must be one of {', '.join(PAUSE_MODES)}")
         given["accept"] = self._grades(self._table(given.pop("accept", {}), "policy", "accept"))
+        self._table(given.get("deadlines_s", {}), "policy", "deadlines_s")
         try:
             return Policy(**given)
         except (ConfigurationError, ValueError, TypeError) as error:
-            raise self._error(("policy", self._named_in(str(error), table)), str(error)) from None
+            key = self._named_in(str(error), table)
+            raise self._error(("policy", key), str(error).removeprefix(key).lstrip()) from None
 
     def _grades(self, table: Mapping[str, Any]) -> dict[str, Grade]:
         grades = {}

@@ -28,7 +28,12 @@ class Address:
     options: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.host}:{self.port}"
+        return f"{self.scheme}://{self.authority}"
+
+    @property
+    def authority(self) -> str:
+        """Host and port as they stand in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def only(self, *known: str) -> Address:
         """This address, whose options are all among `known`; ConfigurationError names one that is not."""
@@ -48,7 +53,9 @@ def parse(url: str) -> Address:
     if not parts.scheme or not parts.hostname:
         raise ConfigurationError(f"{url!r} is no engine URL; it looks like sglang://127.0.0.1:30000?group=decode")
     if port is None:
-        raise ConfigurationError(f"{url!r} has no port; it looks like {parts.scheme}://{parts.hostname}:30000")
+        raise ConfigurationError(f"{url!r} has no port; it looks like {parts.scheme}://{parts.netloc}:30000")
+    if parts.path.strip("/") or parts.fragment or parts.username is not None:
+        raise ConfigurationError(f"{url!r}: a path, a fragment or a user means nothing here; keys are options")
     options = parse_qsl(parts.query, keep_blank_values=True)
     names = [name for name, _ in options]
     twice = next((name for name in names if names.count(name) > 1), None)

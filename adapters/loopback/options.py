@@ -86,28 +86,29 @@ def _build() -> argparse.ArgumentParser:
     _add_model_arguments(parser)
     _add_server_arguments(parser)
     _add_timing_arguments(parser)
+    parser.set_defaults(**{field.name: field.default for field in fields(EngineOptions) if field.name != "fault"})
     return parser
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--weights-mib", type=int, default=192, help="size of the weights")
-    add("--kv-mib", type=int, default=192, help="size of the KV pool")
-    add("--ranks", type=int, default=1, choices=RANKS_ALLOWED, help="pipeline ranks; above 1 each is a process")
+    add("--weights-mib", type=int, help="size of the weights (%(default)s)")
+    add("--kv-mib", type=int, help="size of the KV pool (%(default)s)")
+    add("--ranks", type=int, choices=RANKS_ALLOWED, help="pipeline ranks; above 1 each is a process")
     add("--memory-saver", action="store_true", help="release and resume really move memory")
     add("--weights-backup", action="store_true", help="keep the weights' contents across a release")
     add("--weights", metavar="PATH", help="a checkpoint; default: one made from the seed")
-    add("--seed", type=int, default=0, help="what the weights are made from")
-    add("--make-weights", metavar="PATH", help="write a checkpoint and exit")
-    add("--max-running-requests", type=int, default=16)
-    add("--context-length", type=int, default=4096)
-    add("--disaggregation-mode", choices=("null", "prefill", "decode"), default="null", help="only reported")
+    add("--seed", type=int, help="what the weights are made from")
+    add("--make-weights", metavar="PATH", help="write a checkpoint of --weights-mib made from --seed, and exit")
+    add("--max-running-requests", type=int)
+    add("--context-length", type=int)
+    add("--disaggregation-mode", choices=("null", "prefill", "decode"), help="only reported")
 
 
 def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--host", default="127.0.0.1")
-    add("--port", type=int, default=0, help="0: a free one")
+    add("--host")
+    add("--port", type=int, help="0: a free one (%(default)s)")
     add("--api-key", help="for the normal endpoints")
     add("--admin-api-key", help="for the control endpoints")
     add("--enable-metrics", action="store_true")
@@ -118,9 +119,9 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_timing_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--step-delay-s", type=float, default=0.0, help="time added to each step, as of a larger model")
-    add("--death-delay-s", type=float, default=0.3, help="from a failed assertion to the death of the tree")
-    add("--health-timeout-s", type=float, default=20.0)
-    add("--health-poll-s", type=float, default=1.0)
-    add("--abort-poll-s", type=float, default=1.0, help="how often an abort pause looks whether all has ended")
-    add("--watchdog-timeout-s", type=float, default=300.0, help="a batch that stands still this long kills the engine")
+    add("--step-delay-s", type=float, help="time added to each step, as of a larger model")
+    add("--death-delay-s", type=float, help="from a failed assertion to the death of the tree")
+    add("--health-timeout-s", type=float)
+    add("--health-poll-s", type=float)
+    add("--abort-poll-s", type=float, help="how often an abort pause looks whether all has ended")
+    add("--watchdog-timeout-s", type=float, help="a batch that stands still this long kills the engine")

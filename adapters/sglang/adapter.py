@@ -46,7 +46,7 @@ class SGLangAdapter:
 
     def __init__(self, address: Address) -> None:
         self._address = address.only(*OPTIONS)
-        self._http = HttpClient(f"http://{address.host}:{address.port}")
+        self._http = HttpClient(f"http://{address.authority}")
         self._key = _key(address, "api_key")
         self._admin_key = _key(address, "admin_api_key") or self._key
         self._checksums = _switch(address, "checksum")
@@ -280,7 +280,10 @@ class SGLangAdapter:
 
     def _tags(self) -> tuple[str, ...]:
         named = self._address.options.get("tags", "weights,kv_cache")
-        return tuple(tag.strip() for tag in named.split(",") if tag.strip())
+        tags = tuple(tag.strip() for tag in named.split(",") if tag.strip())
+        if not tags:
+            raise ConfigurationError(f"{self.url}: tags names none; leave it out to mean weights,kv_cache")
+        return tags
 
 
 def _generated(answer: Answer) -> Verdict:

@@ -11,6 +11,11 @@ BAD = [
     (("status", "smtp://127.0.0.1:1"), 2, "no adapter for 'smtp'"),
     (("pause", "nonsense"), 2, "no engine URL"),
     (("pause", "loopback://127.0.0.1:9"), 2, "nothing listens there"),
+    (("pause", "loopback://127.0.0.1"), 2, "has no port; it looks like loopback://127.0.0.1:30000"),
+    (("pause", "loopback://me:secret@127.0.0.1:9"), 2, "a user means nothing here"),
+    (("pause", "loopback://127.0.0.1:9/v1"), 2, "a path, a fragment or a user"),
+    (("pause", "loopback://[::1]:9?naem=x"), 2, "loopback://[::1]:9: unknown option 'naem'"),
+    (("offload", "ADDRESS?tags="), 2, "tags names none"),
     (("pause", "ADDRESS", "ADDRESS"), 2, "stands twice"),
     (("pause", "ADDRESS", "--mode", "gently"), 2, "one of abort, wait, keep, freeze"),
     (("pause", "ADDRESS", "--mode", "wait"), 3, "needs a router"),
@@ -40,7 +45,7 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "code", "said"), BAD, ids=[" ".join(each[0]) for each in BAD])
 def test_bad_input_is_one_clear_message(lifecycle, address: str, arguments, code: int, said: str) -> None:
-    result = lifecycle(*(address if argument == "ADDRESS" else argument for argument in arguments))
+    result = lifecycle(*(argument.replace("ADDRESS", address) for argument in arguments))
     assert result.returncode == code, result.stderr
     assert said in result.stderr
     assert "Traceback" not in result.stderr

@@ -54,7 +54,13 @@ BAD = [
     ("policy = 3\n" + GOOD[GOOD.index("[groups.prefill]") :], 1, "policy must be a table"),
     (GOOD.replace("0.25", '"3GB"'), 3, "residual_threshold_gib"),
     (GOOD.replace("0.25", "nan"), 3, "residual_threshold_gib"),
-    (GOOD.replace("0.25", "-1"), 3, "residual_threshold_gib"),
+    (GOOD.replace("0.25", "-1"), 3, "policy.residual_threshold_gib must be a finite number > 0, got -1"),
+    (GOOD.replace("0.25", "true"), 3, "residual_threshold_gib"),
+    (
+        GOOD.replace("[policy.deadlines_s]\ndrain = 7", "deadlines_s = 7"),
+        5,
+        "policy.deadlines_s must be a table",
+    ),
     (GOOD.replace('"keep"', '"gently"'), 4, "pause_mode"),
     (GOOD.replace("drain = 7", "drain = 0"), 6, "drain"),
     (GOOD.replace("drain = 7", "swim = 7"), 6, "swim"),
@@ -65,6 +71,7 @@ BAD = [
     (GOOD.replace('url = "sglang://127.0.0.1:1"', "url = 1"), 17, "engines.0.url must be a str"),
     (GOOD.replace('url = "sglang://127.0.0.1:1"\n', ""), 16, "has no url"),
     (GOOD.replace("[policy]", "[police]"), 2, "police"),
+    ("[engines]\nurl = 1\n", 1, "must be written [[engines]]"),
     ("[policy]\n", None, "at least one [[engines]]"),
     ("[policy\n", None, "line 1"),
 ]
