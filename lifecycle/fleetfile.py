@@ -1,26 +1,6 @@
 """fleet.toml: the engines, groups and policy of a fleet in one file. Errors name the line and the key.
 
-[policy]                          # every field of lifecycle.Policy
-residual_threshold_gib = 3.0
-[policy.deadlines_s]              # seconds, by command
-drain = 60
-[policy.accept]                   # the least grade at which a claim counts, by claim
-idle = "reported"
-
-[launch]                          # how engines are started: hook_mode, allow_preload_on_blackwell
-hook_mode = "auto"
-
-[agent]                           # `lifecycle agent` on a node: host, port, token
-port = 30999
-
-[groups.decode]
-offload = true
-drain_after = ["prefill"]
-
-[[engines]]
-url = "sglang://10.0.0.1:30000"
-name = "decode-0"                 # default: the URL
-group = "decode"                  # default: "default"
+The schema, as an example: docs/command-line.md.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import typer
 from ..errors import ConfigurationError
 from ..states import RING, State
 from . import FAILED, agent, config, doctor, env, moving
-from .options import ENGINES, URLS, Chosen, command
+from .options import ENGINES, URLS, Chosen, command, one_of
 from .report import status_lines, status_record
 
 app = typer.Typer(
@@ -90,7 +90,7 @@ def recover(chosen: Chosen) -> int:
 
 @app.command()
 def declare(
-    state: Annotated[str, typer.Argument(help=f"One of {', '.join(RING)}.")],
+    state: Annotated[str, typer.Argument(help=f"One of {', '.join(RING)}.", autocompletion=one_of(*RING))],
     urls: URLS,
     by: Annotated[str, typer.Option(help="Who says so.")],
     reason: Annotated[str, typer.Option(help="Why it is so.")],

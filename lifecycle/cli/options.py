@@ -20,6 +20,12 @@ from ..fleetfile import FleetFile, read
 from ..store import Store
 from ..weights import FromDisk, Kept, Source
 
+
+def one_of(*values: str) -> Callable[[str], list[str]]:
+    """Completes to these values."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
 URLS = Annotated[
     list[str],
     typer.Argument(metavar="URL...|fleet.toml", help="Engines, e.g. sglang://127.0.0.1:30000, or a fleet's file."),
@@ -34,13 +40,18 @@ class Chosen:
     """What a command was given. Each field is an option of the command line; `command` says which command has which."""
 
     urls: URLS
-    only: Annotated[str | None, typer.Option(help="Only one stage: weights or kv.")] = None
+    only: Annotated[
+        str | None, typer.Option(help="Only one stage: weights or kv.", autocompletion=one_of("weights", "kv"))
+    ] = None
     tags: Annotated[str | None, typer.Option(help="Tags of memory, separated by commas (all).")] = None
     weights: Annotated[str | None, typer.Option(help="Where weights come from: a checkpoint's path, or 'kept'.")] = None
     version: Annotated[str | None, typer.Option(help="The label of that checkpoint's weights.")] = None
-    mode: Annotated[str | None, typer.Option(help=f"What becomes of requests in flight: {', '.join(PAUSE_MODES)}.")] = (
-        None
-    )
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What becomes of requests in flight: {', '.join(PAUSE_MODES)}.", autocompletion=one_of(*PAUSE_MODES)
+        ),
+    ] = None
     times: Annotated[int, typer.Option(min=1, help="How many cycles.")] = 1
     engines: ENGINES = None
     group: Annotated[str | None, typer.Option(help="Only the engines of this group.")] = None
@@ -102,7 +113,7 @@ class Chosen:
             case None | "kept" | "", _:
                 raise ConfigurationError("--version names the weights of --weights PATH, which is missing")
             case str(path), str(version) if version.strip():
-                return FromDisk(path, version)
+                return FromDisk(_as_the_engine_finds_it(path), version)
         raise ConfigurationError("--weights PATH needs --version LABEL: it is how weights are told apart")
 
 
@@ -133,6 +144,11 @@ def _taking(options: Sequence[str]) -> inspect.Signature:
         if field.name in options
     ]
     return inspect.Signature(parameters)
+
+
+def _as_the_engine_finds_it(path: str) -> str:
+    """The engine has a working directory of its own. What is not there from here may be a name that it knows."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def _names(option: str, told: str) -> list[str]:

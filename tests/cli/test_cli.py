@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from lifecycle.adapters.loopback import LoopbackProcess
 
 SMALL = ("--threshold-gib", "0.25")
@@ -81,6 +85,25 @@ def test_a_cycle_of_kv_alone(lifecycle, address: str) -> None:
     result = lifecycle("cycle", address, "--tags", "kv_cache", "--times", "2", *SMALL)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("returned 96 MiB of 96 MiB expected") >= 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("off", {"offload"}),
+        ("pause --mode ", {"abort", "wait", "keep", "freeze"}),
+        ("declare weights", {"weights_restored"}),
+        ("restore --only ", {"weights", "kv"}),
+    ],
+)
+def test_completion(typed: str, offered: set[str]) -> None:
+    words = f"lifecycle {typed}"
+    asked = {"_LIFECYCLE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    program = Path(sys.executable).with_name("lifecycle")
+    told = subprocess.run(
+        [program], env={**os.environ, **asked}, capture_output=True, text=True, check=False, timeout=20
+    )
+    assert set(told.stdout.split()) == offered, told.stderr
 
 
 def test_diagrams(lifecycle) -> None:
