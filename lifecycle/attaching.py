@@ -11,6 +11,7 @@ from .config import ACCEPT
 from .deadline import Deadline
 from .errors import ConfigurationError, EngineBusy, InvalidTransition
 from .facts import Contents, Fact, Facts, Grade
+from .machine import fire
 from .observing import EVERYTHING, by_level, launched, merge, residual, unknown
 from .states import RING, State
 from .store import Memory
@@ -26,7 +27,8 @@ async def attach(engine: Engine, memory: Memory | None, deadline: Deadline) -> N
     seen = await engine.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
     engine.attached_boot = seen.boot
     engine.facts = _first_facts(engine, seen)
-    if memory is not None and memory.recall(engine):
+    remembered = memory is not None and memory.recall(engine)
+    if remembered:
         engine.facts = merge(engine.facts, seen, engine.capabilities)
     if engine.unsettled:
         engine.unsettled = not await engine.adapter.barrier(deadline_s=deadline.left_s)
@@ -38,7 +40,10 @@ async def attach(engine: Engine, memory: Memory | None, deadline: Deadline) -> N
         state = fits(engine.facts, engine.capabilities, weights_are_valid=engine.weights_refusal() is None)
     if state is not State.RELEASED:
         engine.conditions.pop("memory_returned", None)  # what was kept of it was about a release
-    engine.move(f"observed_{state or State.FAILED}", reason="attached")
+    trigger, source = f"observed_{state or State.FAILED}", engine.state
+    fire(engine, trigger)
+    # Looking overtakes nobody: another process may be in the middle of a command, and knows what this one cannot.
+    engine.note(trigger, source, reason="attached", keep=not remembered)
 
 
 def _first_facts(engine: Engine, seen: Observation) -> Facts:

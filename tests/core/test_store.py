@@ -9,6 +9,7 @@ import pytest
 from rig import V1, V2, new_engine
 
 from lifecycle import Engine, Fleet, Proved, Refuted, State
+from lifecycle.adapter import Call, Reply
 from lifecycle.store import Store
 from lifecycle.testing import LIE
 
@@ -76,3 +77,27 @@ async def test_a_source_that_was_named_while_released_is_kept(tmp_path: Path) ->
     await Fleet([first]).offload(weights=V2)
     second = await kept_in(tmp_path / "engines", first).connect()
     assert second.source == V2
+
+
+async def test_looking_does_not_overtake_a_command_of_another_process(tmp_path: Path) -> None:
+    first = await kept_in(tmp_path / "engines").connect()
+    await first.pause()
+    await first.drain()
+    lookers = []
+
+    async def look() -> None:
+        lookers.append(await kept_in(tmp_path / "engines", first).connect())
+
+    send = first.adapter.send
+
+    async def send_while_looked_at(call: Call, *, deadline_s: float) -> Reply:
+        await look()
+        return await send(call, deadline_s=deadline_s)
+
+    first.adapter.send = send_while_looked_at
+    await first.release(weights=V1)
+    await look()
+    assert len(lookers) > 1
+    assert lookers[-1].state is State.RELEASED
+    assert lookers[-1].source == V1
+    assert lookers[-1].memory_is_free

@@ -69,7 +69,7 @@ async def test_a_claim_that_must_be_better_known_than_the_engine_can_tell_is_ref
     policy = Policy(settle_s=QUICK.settle_s, poll_s=QUICK.poll_s, accept={"admission_closed": Grade.REPORTED})
     engine = await serving(policy=policy)
     engine.adapter.tells_admission = False
-    with pytest.raises(NotProved, match="admission_closed is proved"):
+    with pytest.raises(NotProved, match="only acknowledged, and reported is asked for"):
         await engine.pause(deadline_s=0.2)
 
 
