@@ -19,7 +19,8 @@ class Canary:
     def __init__(self, tokens: int = 0) -> None:
         self.probe = Probe(tokens=tokens) if tokens else Probe()
         self.watching = tokens > 0
-        self._answers: dict[str, tuple[int, ...]] = {}
+        #: The tokens that were remembered, by version of the weights.
+        self.answers: dict[str, tuple[int, ...]] = {}
 
     async def ask(self, adapter: EngineAdapter, facts: Facts, *, deadline_s: float) -> Verdict:
         """Whether the engine answers, and as it did before with these weights."""
@@ -31,7 +32,7 @@ class Canary:
 
         Asked before the first release, since what comes back from that one is to be compared too. No answer is none.
         """
-        if self.watching and _version(facts) not in self._answers:
+        if self.watching and _version(facts) not in self.answers:
             await self.ask(adapter, facts, deadline_s=min(deadline_s, MEETING_S))
 
     def judge(self, version: str | None, verdict: Verdict) -> Verdict:
@@ -39,7 +40,7 @@ class Canary:
         tokens = verdict.figures.get("output_ids") if isinstance(verdict, Proved) else None
         if version is None or not tokens:
             return verdict
-        before = self._answers.setdefault(version, tuple(tokens))
+        before = self.answers.setdefault(version, tuple(tokens))
         if before == tuple(tokens):
             return verdict
         return Refuted(
@@ -52,7 +53,7 @@ class Canary:
 
     def forget(self, version: str) -> None:
         """The next answer with this version is the one to remember."""
-        self._answers.pop(version, None)
+        self.answers.pop(version, None)
 
 
 def _version(facts: Facts) -> str | None:

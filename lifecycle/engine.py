@@ -82,7 +82,7 @@ class Engine:
         self.kept_checksums: Mapping[str, str] = {}
         self.slopes = Slopes()
         self.canary = Canary(self.policy.canary_tokens)
-        self._learned: dict[frozenset[Tag], int] = {}
+        self.learned: dict[frozenset[Tag], int] = {}
         self._busy: str | None = None
         self.pushes = Pushes()
         #: The fleet's move that the engine takes part in, if any.
@@ -295,7 +295,7 @@ class Engine:
             attached_boot=self.attached_boot,
             has_router=self.has_router,
             source=self.source,
-            learned=self._learned,
+            learned=self.learned,
             full=self.full,
             kept_checksums=self.kept_checksums,
         )
@@ -373,4 +373,4 @@ class Engine:
         """What these tags gave back, where no figure was known, is what they are expected to give next time."""
         if isinstance(verdict, Proved) and verdict.figures.get("expected_bytes") is None and tags:
             returned = int(verdict.figures["returned_bytes"]) * int(verdict.figures["devices"])
-            self._learned[tags] = returned // self.capabilities.ranks
+            self.learned[tags] = returned // self.capabilities.ranks

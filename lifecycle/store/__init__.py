@@ -116,11 +116,15 @@ def _give(engine: Engine, known: dict[str, Any]) -> bool:
     unsettled = known["unsettled"] or not state.stable
     wanted, attached_boot = known["wanted"], known["attached_boot"]
     returned = _verdict(known.get("memory_returned")) if state is State.RELEASED else None
+    learned = {frozenset(tags): int(size) for tags, size in known["learned"]}
+    checksums = dict(known["kept_checksums"])
+    answers = {version: tuple(ids) for version, ids in known["canary"].items()}
     if set(facts.mapped) != {spec.name for spec in engine.capabilities.tags}:
         return False
     engine.facts = facts if state.stable else _interrupted(facts)
     engine.unsettled, engine.wanted, engine.attached_boot = unsettled, wanted, attached_boot
     engine.source, engine.full = source, full
+    engine.learned, engine.kept_checksums, engine.canary.answers = learned, checksums, answers
     engine.last_good = last_good if isinstance(last_good, FromDisk) else None
     if returned is not None:
         engine.conditions["memory_returned"] = Condition(returned)
@@ -148,6 +152,9 @@ def _known(engine: Engine) -> dict[str, Any]:
         "attached_boot": engine.attached_boot,
         "source": _source_record(source),
         "last_good": _source_record(engine.last_good),
+        "learned": [[sorted(tags), size] for tags, size in engine.learned.items()],
+        "kept_checksums": dict(engine.kept_checksums),
+        "canary": engine.canary.answers,
         "full": None if full is None else [dict(full.devices), full.probe],
         "memory_returned": _verdict_record(engine.conditions.get("memory_returned")),
     }

@@ -11,7 +11,6 @@ from lifecycle import (
     BaseObserver,
     Call,
     ConfigurationError,
-    Engine,
     FromDisk,
     GuardRefused,
     Kept,
@@ -26,8 +25,7 @@ from lifecycle import (
     Unmeasurable,
 )
 from lifecycle.attestation import compare
-from lifecycle.store import Store
-from lifecycle.testing import KV_CACHE, QUICK, ScriptedAdapter
+from lifecycle.testing import KV_CACHE
 
 GIB = 1 << 30
 KEPT = TagSpec("weights", "weights", "kept", 4 * GIB)
@@ -146,16 +144,3 @@ async def test_an_engine_without_a_draft_is_not_excused_by_a_checksum_of_a_draft
 def test_an_owner_that_there_cannot_be_is_refused(source: Any) -> None:
     with pytest.raises(ConfigurationError, match="checksum of 'traget': one of target, draft"):
         source("/m", "v2", checksum={"traget": "t1"})
-
-
-async def test_checksums_by_owner_are_remembered_with_their_source(tmp_path: Any) -> None:
-    source = FromDisk("/m", "v2", checksum={"target": "t1"})
-    adapter = ScriptedAdapter("e")
-    first, again = (
-        Engine(adapter, probe=adapter.probe, policy=QUICK, memory=Store(tmp_path / "known.db")) for _ in range(2)
-    )
-    await first.connect()
-    first.remember(source)
-    first.keep()
-    await again.connect()
-    assert again.last_good == source

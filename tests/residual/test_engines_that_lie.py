@@ -135,11 +135,14 @@ async def test_the_memory_of_two_ranks_is_found_in_the_children_and_a_dead_rank_
     assert sum(held[pid] for pid in process.rank_pids) > 384 * MIB
     assert held[process.pid] < 128 * MIB, "the spawning parent holds none of it"
     root = by_pid(process.pid)
+    engine = await drained(process, policy(0.25))
     os.kill(process.rank_pids[1], 9)
     process.wait(10)
     gone = await probe.read([root], deadline_s=5)
     assert isinstance(gone, Unmeasurable)
     assert "no process of the engine is left" in gone.reason
+    assert await engine.verify() is State.GONE
+    await engine.aclose()
 
 
 async def test_restoring_without_room_is_refused_and_names_the_holders(start: Any, monkeypatch: Any) -> None:
