@@ -183,7 +183,7 @@ def _problem(error: ErrorDetails, told: Mapping[str, Any]) -> str:
     name, *inside = (str(part) for part in error["loc"])
     where = _origin(name, told) if name in Settings.model_fields else told.get(name, (None, name))[1]
     key = ".".join([where if where != "default" else name, *inside])
-    value = "a secret" if "token" in name else repr(error["input"])
+    value = "a secret" if name.endswith("_token") else repr(error["input"])
     said = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         said = f"no such setting; there are {', '.join(Settings.model_fields)}"

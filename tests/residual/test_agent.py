@@ -177,6 +177,25 @@ async def test_a_pid_that_is_not_there_is_refused_at_connect(
     await adapter.aclose()
 
 
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [("token", "refuses the token"), ("version", "speaks protocol 1"), ("nobody", "cannot be reached")],
+)
+async def test_an_engine_whose_agent_does_not_help_is_refused_at_connect(
+    monkeypatch: pytest.MonkeyPatch, address: str, engine: LoopbackProcess, what: str, says: str
+) -> None:
+    monkeypatch.setenv(TOKEN, "guess" if what == "token" else "s3cret")
+    if what == "version":
+        monkeypatch.setattr(remote, "PROTOCOL", 2)
+    if what == "nobody":
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+    adapter = adapter_for(parse(f"loopback://127.0.0.1:{engine.port}?agent={address}"))
+    with pytest.raises(ConfigurationError, match=says):
+        await adapter.connect(deadline_s=10)
+    await adapter.aclose()
+
+
 def test_an_agent_does_not_start_without_a_token_or_a_port(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     with pytest.raises(ConfigurationError, match=TOKEN):
         run(agent)

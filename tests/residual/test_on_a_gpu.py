@@ -23,9 +23,11 @@ from lifecycle import (
     State,
     nodes,
 )
+from lifecycle.launched_with import launched_with
 from lifecycle.registry import parse
 from lifecycle.residual import Unmeasurable, nvml
 from lifecycle.residual.driver import NvmlDriver
+from lifecycle.residual.owners import by_pid
 from lifecycle.residual.process_memory import read_trees
 
 
@@ -174,18 +176,17 @@ async def test_figures_that_fall_late_are_polled_for(begin: Any) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_pid_of_another_user_is_unmeasurable_and_says_so() -> None:
-    from lifecycle.residual.owners import by_pid
-
+@pytest.mark.parametrize("look", [read_trees, launched_with])
+def test_a_pid_of_another_user_is_unmeasurable_and_says_so(look: Any) -> None:
     mine = by_pid(os.getpid())
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         os.setuid(65534)
-        found = read_trees([mine])
+        found = look([mine])
         os.write(writer, (found.reason if isinstance(found, Unmeasurable) else "measured").encode())
         os._exit(0)
     os.waitpid(child, 0)
     os.close(writer)
     said = os.read(reader, 1000).decode()
     os.close(reader)
-    assert "belongs to another user" in said
+    assert said == f"pid {os.getpid()} belongs to another user; run as that user or as root"
