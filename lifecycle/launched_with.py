@@ -92,12 +92,23 @@ def _of_one(process: Launched, cuda: str | None, nvml: NvmlDriver | None) -> Ver
         except ValueError as error:
             return Refuted(reason=f"pid {process.pid} was started with {error}")
         asked = resolve(process.environ, gpus, cuda)
-    return judge(asked, gpus, cuda, escaped(process.environ))
+    loaded = _preloaded(process.environ)
+    verdict = judge("preload" if loaded else asked, gpus, cuda, escaped(process.environ))
+    if asked == "torch" and isinstance(verdict, Refuted):
+        # Its variables ask for torch, and whoever started it preloads all the same: SGLang does, on NVIDIA GPUs.
+        told = f"pid {process.pid} was to use hook mode torch and was started with {PRELOAD}={loaded[0]}"
+        return Refuted(reason=f"{told}; start it without that library. {verdict.reason}")
+    return verdict
 
 
 def preloads_twice(environ: Mapping[str, str]) -> bool:
     """Whether two libraries of torch_memory_saver are preloaded: with more than one it refuses to start."""
-    return sum("torch_memory_saver" in path for path in environ.get(PRELOAD, "").replace(" ", ":").split(":")) > 1
+    return len(_preloaded(environ)) > 1
+
+
+def _preloaded(environ: Mapping[str, str]) -> list[str]:
+    """The libraries of torch_memory_saver that are preloaded."""
+    return [path for path in environ.get(PRELOAD, "").replace(" ", ":").split(":") if "torch_memory_saver" in path]
 
 
 def retains_backup(processes: Sequence[Process]) -> bool:

@@ -254,6 +254,15 @@ def test_preload_on_blackwell(monkeypatch: pytest.MonkeyPatch, child: Any) -> No
     assert levels == {"unset": "failure", "torch": "ok", "allowed": "warning", "auto": "ok", "wrong": "failure"}
 
 
+def test_what_is_preloaded_counts_more_than_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, child: Any) -> None:
+    library = "/site/torch_memory_saver_hook_mode_preload_cu12.abi3.so"
+    process = child(MILES_TMS_HOOK_MODE="torch", LD_PRELOAD=library)
+    finding = findings(monkeypatch, process, on(process, name="RTX 5090", capability=[12, 0]))["hook mode"]
+    assert finding.level == "failure"
+    assert f"pid {process.pid} was to use hook mode torch and was started with LD_PRELOAD={library}" in finding.said
+    assert findings(monkeypatch, process, on(process))["hook mode"].level == "ok", "before Blackwell it is safe"
+
+
 def test_the_worst_process_of_the_tree_counts(monkeypatch: pytest.MonkeyPatch, child: Any) -> None:
     """The parent is safe; its child was started without the variable."""
     below = f"{sys.executable} -c 'import sys; print(flush=True); sys.stdin.read()'"

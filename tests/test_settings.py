@@ -148,6 +148,6 @@ def test_config_prints_values_and_origins(monkeypatch: pytest.MonkeyPatch, run: 
 
 
 def test_a_token_that_is_wrong_is_not_printed(fleet_toml: Any) -> None:
-    with pytest.raises(ConfigurationError, match="agent.token=a secret: Input should be a valid string") as refused:
+    with pytest.raises(ConfigurationError, match=r"agent\.token=a secret: Input should be a valid string") as refused:
         load(fleet_toml("[agent]\ntoken = 12345"))
     assert "12345" not in str(refused.value)
