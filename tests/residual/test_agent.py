@@ -199,6 +199,11 @@ async def test_an_engine_whose_agent_does_not_help_is_refused_at_connect(
 def test_an_agent_does_not_start_without_a_token_or_a_port(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     with pytest.raises(ConfigurationError, match=TOKEN):
         run(agent)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        monkeypatch.setenv(TOKEN, "")
+        with pytest.raises(ConfigurationError, match="needs a token"):  # an empty one would let everybody in
+            run(agent, "--port", port)
     monkeypatch.setenv(TOKEN, "s3cret")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
