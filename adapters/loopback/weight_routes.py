@@ -73,7 +73,7 @@ async def version(engine: Engine, request: Request) -> Response:
 async def check(engine: Engine, request: Request) -> Response:
     """Checksums of every tensor as it is now, per rank. There is no draft model: one that is asked for has none.
 
-    Source: sglang 0.5.23, weight_updater: without a draft worker `selector: draft` selects nothing and succeeds.
+    Source: sglang 0.5.23, measured: without a draft model `selector: draft` selects nothing and succeeds.
     """
     body = await read_body(request, required=False)
     action, selector = body.get("action", "checksum"), body.get("selector", "all")
