@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from lifecycle import (
     Refuted,
     Unmeasurable,
     Verdict,
+    nodes,
 )
 from lifecycle.canary import Canary
 from lifecycle.evidence import Evidence
@@ -33,6 +35,7 @@ from lifecycle.nodes import Free
 from lifecycle.residual import Holder, Reading
 from lifecycle.residual.choice import NodeProbe, NoProbe, joined, probe_for
 from lifecycle.residual.host_memory import available_bytes, biggest_holders
+from lifecycle.residual.owners import by_pid
 from lifecycle.residual.slope import Slopes, slope
 from lifecycle.residual.steady import SteadyProbe
 from lifecycle.room import judge, worst
@@ -236,6 +239,15 @@ def test_the_biggest_of_this_host_are_named() -> None:
     assert 0 < len(named) <= 3
     assert named[0].resident_bytes >= named[-1].resident_bytes
     assert all(holder.pid != 1 for holder in named)
+
+
+async def test_what_the_engine_holds_itself_is_not_in_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed_over: list[frozenset[int]] = []
+    monkeypatch.setattr(nodes, "biggest_holders", lambda device, without: passed_over.append(without) or ())
+    engine = by_pid(os.getpid())
+    free = await nodes.ThisHost().free(["host:x"], [engine], need_bytes=1 << 62, deadline_s=5)
+    assert not isinstance(free, Unmeasurable)
+    assert engine.pid in passed_over[0]
 
 
 # canary
