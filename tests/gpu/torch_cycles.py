@@ -1,5 +1,7 @@
 """Measures the engine in this process on a real GPU: bytes at each state, reclaim, growth, staging, identical logits.
 
+`make gpu` runs it (test_torch_on_gpu.py). By itself:
+
     python3 tests/gpu/torch_cycles.py --out docs/measured        # needs torch, torch_memory_saver, transitions
     python3 tests/gpu/torch_cycles.py --device cpu --gib 0.1     # a trial of the script itself
 
@@ -51,11 +53,18 @@ def bare(asked: argparse.Namespace) -> dict[str, Any]:
             64, 64, device=asked.device, dtype=torch.bfloat16
         )
         product.sum().item()
-    return {"context_bytes": context, "with_cublas_bytes": resident(asked.device)}
+    scope = "device" if own_bytes(asked.device) is None else "process"
+    return {"context_bytes": context, "with_cublas_bytes": resident(asked.device), "scope": scope}
 
 
 def resident(device: str) -> int:
-    """What this process holds, by the library's own probe."""
+    """What this process holds, or where that cannot be told, what is used of its device."""
+    own = own_bytes(device)
+    return device_used(device) if own is None else own
+
+
+def own_bytes(device: str) -> int | None:
+    """What this process holds, by the library's own probe; None where it cannot tell."""
     from lifecycle.adapter import Capabilities
     from lifecycle.residual import Reading
     from lifecycle.residual.choice import probe_for
@@ -64,11 +73,11 @@ def resident(device: str) -> int:
     kind: Any = "cuda" if device.startswith("cuda") else "cpu"
     probe = probe_for(Capabilities(engine="torch", version="", tags=(), pause={}, device=kind))
     reading = asyncio.run(probe.read([by_pid(os.getpid())], deadline_s=10))
-    return reading.resident_bytes if isinstance(reading, Reading) else device_used(device)
+    return reading.resident_bytes if isinstance(reading, Reading) else None
 
 
 def device_used(device: str) -> int:
-    """Bytes used of the whole device: where a process's own cannot be told."""
+    """Bytes used of the whole device."""
     import torch
 
     free, total = torch.cuda.mem_get_info(device)
@@ -302,9 +311,10 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """Every part."""
     on_gpu = asked.device.startswith("cuda")
     told: dict[str, Any] = {"machine": machine(on_gpu), "asked": vars(asked), "bare": part("bare", asked)}
+    scope = {"scope": told["bare"].get("scope", asked.scope)}
     modes = ("torch", "preload") if on_gpu else ("",)
-    told["ring"] = {mode or "cpu": part("ring", asked, mode=mode) for mode in modes}
-    few = {"cycles": min(asked.cycles, 4)}
+    told["ring"] = {mode or "cpu": part("ring", asked, mode=mode, **scope) for mode in modes}
+    few = {"cycles": min(asked.cycles, 4), **scope}
     ways = ("pinned", "mmap")
     told["backups"] = {way: part("ring", asked, mode=modes[0], contents=way, **few) for way in ways}
     if on_gpu:
@@ -339,7 +349,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--cycles", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--scope", default="process", choices=("process", "device"))
+    parser.add_argument("--scope", default="process", choices=("process", "device"), help="for a part by itself")
     parser.add_argument("--contents", default="staged")
     parser.add_argument("--part", default="")
     parser.add_argument("--out", type=Path, default=None)

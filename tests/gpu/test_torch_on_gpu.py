@@ -1,0 +1,46 @@
+"""An engine that is a torch model in this process, on a real GPU, in both hook modes: what torch_cycles.py measures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch_report
+
+pytestmark = pytest.mark.timeout(3000)
+
+SCRIPT = Path(__file__).parent / "torch_cycles.py"
+NEEDED = ("torch", "torch_memory_saver", "transitions")
+
+
+@pytest.fixture(scope="module")
+def told(report: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The figures of every part, which are in the report too. LIFECYCLE_GPU_CYCLES adds arguments of the script."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        pytest.fail(f"{', '.join(missing)} is not installed here; carry the wheels (make gpu WHEELS=FOLDER)")
+    folder = Path(os.environ.get("LIFECYCLE_GPU_REPORT") or tmp_path_factory.mktemp("figures"))
+    asked = shlex.split(os.environ.get("LIFECYCLE_GPU_CYCLES", ""))
+    subprocess.run([sys.executable, SCRIPT, f"--out={folder}", *asked], check=True, timeout=2900)
+    figures: dict[str, Any] = json.loads((folder / "torch_cycles.json").read_text())
+    report.add("torch in this process", **figures)
+    return figures
+
+
+@pytest.mark.parametrize("what", ["every part ran", "logits", "reclaim", "growth", "staging"])
+def test_what_was_aimed_at(told: dict[str, Any], what: str) -> None:
+    assert torch_report.missed(told)[what] == []
+
+
+def test_both_hook_modes_were_measured(told: dict[str, Any]) -> None:
+    assert {name: ring.get("hook_mode") for name, ring in told["ring"].items()} == {
+        "torch": "torch",
+        "preload": "preload",
+    }
