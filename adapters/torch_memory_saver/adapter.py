@@ -99,10 +99,10 @@ class TorchAdapter:
         return Reply("done", value=ended.value)
 
     async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
-        """What the tenant's own books say; the checksum is computed only where contents are wanted."""
+        """What the tenant's own books say; the checksum is computed only where it is wanted, of what is mapped."""
         tenant = self.tenant
         checksum = None
-        if self._checksum and Fact.CONTENTS in want and not tenant.tags.released:
+        if self._checksum and Fact.CHECKSUM in want and not tenant.tags.released & tenant.owners.keys():
             summed = await self._effects.run(tenant.checksum, deadline_s)
             checksum = summed.value if summed is not None else None
         return Observation(

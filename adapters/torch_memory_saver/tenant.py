@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,8 +189,8 @@ class Tenant:
         self.version = version
 
     def checksum(self) -> str:
-        """One checksum of all modules."""
-        return modules_checksum(self.modules())
+        """One checksum of all modules, without the KV caches that they hold."""
+        return _checksum_of(leaf for leaf in leaves(self.modules()) if leaf.has_bytes and not self.is_kv(leaf.tensor))
 
     def modules(self) -> dict[str, Any]:
         """The modules by name, whatever tag they lie in."""
@@ -233,5 +233,8 @@ class Tenant:
 
 def modules_checksum(modules: Owners) -> str:
     """One checksum of every parameter and buffer: equal for equal modules, on whatever device they are."""
-    found = sorted(spans(leaves(modules)), key=lambda span: span.names)
-    return combined(checksums(found))
+    return _checksum_of(leaves(modules))
+
+
+def _checksum_of(found: Iterable[Leaf]) -> str:
+    return combined(checksums(sorted(spans(found), key=lambda span: span.names)))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from itertools import count
 
 import pytest
 import torch
-from lifecycle.adapters.torch_memory_saver import GateClosed, TorchEngine
+from lifecycle.adapters.torch_memory_saver import GateClosed, Hooks, TorchEngine
 from torch_rig import MIB, POLICY, built, greedy, seeded
 
 from lifecycle import (
@@ -16,6 +17,7 @@ from lifecycle import (
     Fleet,
     FromDisk,
     Grade,
+    GuardRefused,
     Kept,
     OperationFailed,
     Policy,
@@ -127,6 +129,65 @@ async def test_staged_contents_never_overwrite_newer_weights() -> None:
             await fleet.offload(weights=Kept())
             await fleet.onload()
             assert torch.equal(model.mix.weight, torch.full_like(model.mix.weight, 0.25))
+
+
+async def test_a_kv_cache_that_a_module_has_as_a_buffer_is_never_staged() -> None:
+    with built(checksum=True) as (engine, model):
+        del model.kv
+        with engine.region("kv_cache"):
+            model.register_buffer("kv", torch.full((24 * MIB // 4,), 7.0))
+        names = {leaf.name for leaf in engine.adapter.tenant.stagings["weights"].staged_leaves()}
+        assert "target.kv" not in names
+        assert "target.scale" in names
+        before = greedy(model)
+        async with Fleet([engine]) as fleet:
+            async with fleet.offloaded(weights=Kept()):
+                assert engine.adapter.tenant.stagings["weights"].host_bytes < 24 * MIB
+            assert not model.kv.any(), "it came back empty"
+            assert engine.state is State.SERVING, "and does not count among the weights that were kept"
+        assert greedy(model) == before
+
+
+async def test_kept_weights_that_came_back_otherwise_are_not_served() -> None:
+    with built(checksum=True) as (engine, model):
+        async with Fleet([engine]) as fleet:
+            await fleet.offload(weights=Kept())
+            await engine.restore_weights()
+            with torch.no_grad():
+                model.mix.weight[3, 5] += 1
+            with pytest.raises(GuardRefused, match="the weights were to be kept, and their checksum is"):
+                await engine.restore_kv()
+            with torch.no_grad():
+                model.mix.weight[3, 5] -= 1
+
+
+async def test_groups_of_processes_are_destroyed_and_rebuilt_for_real(tmp_path) -> None:
+    """Gloo stands for NCCL, whose buffers no region can hold."""
+    from torch import distributed
+
+    numbers = count()
+
+    def rebuild() -> None:
+        store = f"file://{tmp_path}/{next(numbers)}"
+        distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+
+    def total() -> float:
+        ones = torch.ones(3)
+        distributed.all_reduce(ones)
+        return float(ones.sum())
+
+    rebuild()
+    groups = Hooks(drop_groups=distributed.destroy_process_group, rebuild_groups=rebuild)
+    try:
+        with built(hooks=groups) as (engine, _):
+            async with Fleet([engine]) as fleet:
+                for _ in range(2):
+                    assert total() == 3
+                    async with fleet.offloaded(weights=Kept()):
+                        assert not distributed.is_initialized()
+                assert total() == 3
+    finally:
+        distributed.destroy_process_group()
 
 
 async def test_what_is_staged_is_given_up_when_a_push_begins() -> None:
