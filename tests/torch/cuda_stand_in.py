@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from lifecycle.adapters.torch_memory_saver import hooks
+from lifecycle.adapters.torch_memory_saver import cuda, hooks
 
 
 class Saver:
@@ -62,4 +62,5 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch.cuda, "memory_snapshot", told)
     for name in ("synchronize", "empty_cache", "ipc_collect"):
         monkeypatch.setattr(torch.cuda, name, lambda *args, name=name: log.append(name))
+    monkeypatch.setattr(cuda.gc, "collect", lambda: log.append("gc"))
     return log

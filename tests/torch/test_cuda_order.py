@@ -37,7 +37,8 @@ def test_the_device_is_synchronised_before_a_pause_and_each_tag_goes_once(log: l
         "region {'tag': 'policy/weights', 'enable_cpu_backup': True, 'cpu_backup_backend': 'mmap'}",
         "region {'tag': 'policy/kv_cache'}",
         *("synchronize", "pause policy/kv_cache", "synchronize", "pause policy/weights"),
-        *("empty_cache", "ipc_collect", "resume policy/weights", "resume policy/kv_cache"),
+        *("gc", "empty_cache", "ipc_collect"),
+        *("resume policy/weights", "resume policy/kv_cache"),
     ]
     assert (tags.bytes("weights"), tags.bytes("kv_cache")) == (1 << 21, 1 << 21)
 
