@@ -111,8 +111,8 @@ class Tags:
         with self._lock:
             self._check(tag, released=False)
             self.backend.synchronize()
-            self._released.add(tag)
             self.backend.pause(self._key(tag))
+            self._released.add(tag)
 
     def restore(self, tag: str) -> None:
         """The tag's memory is mapped again; RegionRefused where it is mapped."""

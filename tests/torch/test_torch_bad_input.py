@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -50,7 +51,7 @@ async def test_a_cache_outside_every_region_is_told_by_the_residual() -> None:
     with built(policy=tight) as (engine, _):
         async with Fleet([engine]) as fleet:
             with pytest.raises(FleetError, match=r"MiB resident exceeds \d+ MiB allowed"):
-                await fleet.offload(weights=Kept(), deadline_s=2)
+                await fleet.offload(weights=Kept(), deadline_s=6)
     assert stray.all()
 
 
@@ -65,7 +66,7 @@ async def test_a_module_outside_every_region_is_told_by_name_and_by_the_residual
         assert "64 MiB of weights lie outside every region" in note
         assert "target.outside.weight" in note
         with pytest.raises(FleetError, match=r"returned 2[01] MiB of 84 MiB expected") as caught:
-            await fleet.offload(weights=Kept(), deadline_s=2)
+            await fleet.offload(weights=Kept(), deadline_s=6)
         assert isinstance(only(caught.value), NotProved)
         assert engine.state is State.RELEASED
         assert not engine.memory_is_free
@@ -84,7 +85,7 @@ async def test_a_region_is_not_opened_while_released() -> None:
                 more = torch.ones(8 * MIB // 4)
             assert engine.capabilities.spec("kv_cache").expected_bytes == 72 * MIB
             async with fleet.offloaded(weights=Kept()) as (released,):
-                assert released.returned_bytes > 0.95 * 92 * MIB
+                assert released.returned_bytes > 0.9 * 92 * MIB
             assert not more.any()
 
 
@@ -211,6 +212,24 @@ async def test_kv_takes_no_room_on_the_host(release) -> None:
     with built() as (engine, _):
         async with Fleet([engine]) as fleet:
             assert await release(fleet, None, "kv_cache", free_mib=0) == ""
+
+
+async def test_a_backup_that_cannot_be_written_leaves_the_memory_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with built(contents="pinned") as (engine, model):
+        before = greedy(model)
+        async with Fleet([engine]):
+            await engine.pause()
+            await engine.drain()
+
+            def full(*args: object) -> int:
+                raise OSError("no space left")
+
+            monkeypatch.setattr(os, "pwrite", full)
+            with pytest.raises(Rejected, match="OSError: no space left") as failed:
+                await engine.release(["weights"], weights=Kept())
+            assert failed.value.settled is State.DRAINED
+            assert engine.adapter.tenant.tags.released == frozenset()
+            assert greedy(model) == before
 
 
 # modules that change between release and restore

@@ -45,7 +45,7 @@ async def test_memory_comes_back_and_then_the_same_tokens(contents: str) -> None
             for _ in range(3):
                 async with fleet.offloaded(weights=Kept()) as (released,):
                     assert released.expected_bytes == pytest.approx(84 * MIB, rel=0.01)
-                    assert released.returned_bytes > 0.95 * released.expected_bytes
+                    assert released.returned_bytes > 0.9 * released.expected_bytes
                     assert released.verdicts["memory_returned"].grade is Grade.MEASURED
                     assert engine.memory_is_free
                     assert not model.embedding.weight.any(), "released pages read as zeros"
@@ -72,7 +72,7 @@ async def test_only_kv_is_released_and_nothing_is_staged() -> None:
     with built(observers=[calls]) as (engine, model):
         before = greedy(model)
         async with Fleet([engine]) as fleet, fleet.offloaded(["kv_cache"]) as (released,):
-            assert released.returned_bytes == pytest.approx(64 * MIB, rel=0.05)
+            assert released.returned_bytes == pytest.approx(64 * MIB, rel=0.1)
             assert greedy(model) == before
     assert calls.names == ["close", "release:kv_cache", "collect", "restore:kv_cache", "drop_cache", "open"]
 

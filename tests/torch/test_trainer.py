@@ -45,7 +45,7 @@ async def test_a_released_trainer_goes_on_as_if_nothing_had_been() -> None:
         }
         for _ in range(2):
             (released,) = await fleet.offload(weights=Kept())
-            assert released.returned_bytes > 0.95 * 4 * 20 * MIB
+            assert released.returned_bytes > 0.9 * 4 * 20 * MIB
             with pytest.raises(RegionRefused, match="are released; a step would read garbage"):
                 step(trainer, module, optimizer)
             (served,) = await fleet.onload()
