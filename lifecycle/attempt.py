@@ -252,7 +252,7 @@ class Attempt:
     def _leave_unproved(self, context: Context) -> None:
         """The proofs were not asked: what an answer alone says to be loaded or mapped is unknown until it is shown."""
         engine, proved = self.engine, {fact for proof in self.row.proofs for fact in proof.facts}
-        if Fact.CONTENTS in proved:
+        if Fact.CONTENTS in proved and engine.facts.contents != context.facts.contents:
             contents = dict.fromkeys(engine.capabilities.stage("weights"))
             engine.facts = engine.facts.doubt({Fact.CONTENTS: contents, Fact.CACHE_FRESH: None})
         said = [tag for tag in context.targets if engine.facts.mapped[tag] and not context.facts.mapped[tag]]

@@ -13,6 +13,7 @@ from lifecycle import (
     GuardRefused,
     InvalidTransition,
     Kept,
+    NotProved,
     OperationFailed,
     Rejected,
     State,
