@@ -20,10 +20,11 @@ from ..moves import declared
 from ..plan import Goal
 from ..states import State
 from ..weights import FromDisk
-from . import TOLD, Interrupted, code_of, told
+from . import FAILED, OK, TOLD, Interrupted, code_of, told
 from .dry import arrived, planned, towards
 from .live import watching
 from .options import Chosen, command
+from .parity import Parity
 from .report import cycle_lines, record_of
 
 
@@ -37,6 +38,8 @@ class Doing:
     act: Callable[[Fleet, list[Engine]], Awaitable[list[Transition]]]
     plan: Callable[[Engine], Sequence[Command]]
     at_once: bool = False
+    #: Filled by `act` where it was asked for.
+    parity: Parity | None = None
 
 
 Make = Callable[[Chosen], Doing]
@@ -158,24 +161,29 @@ def onload(chosen: Chosen) -> Doing:
     )
 
 
-@_moving("tags", "weights", "version", "mode", "times")
+@_moving("tags", "weights", "version", "mode", "times", "parity")
 def cycle(chosen: Chosen) -> Doing:
     """Once round the ring, or several times: offload, then onload, every engine's memory measured."""
     tags, source, mode = chosen.tag_names(), chosen.source(), chosen.pause_mode()
+    parity = Parity() if chosen.parity else None
 
     async def act(fleet: Fleet, some: list[Engine]) -> list[Transition]:
         done: list[Transition] = []
+        if parity is not None:
+            await parity.meet(some)
         for _ in range(chosen.times):
             window = fleet.offloaded(tags, weights=source, mode=mode, engines=some, deadline_s=chosen.deadline_s)
             async with window as released:
                 done += released
+        if parity is not None:
+            await parity.compare(some)
         return done
 
     def plan(each: Engine) -> list[Command]:
         away = _away(each, chosen)
         return towards(each, [away, Goal(State.SERVING, weights=away.weights)])
 
-    return Doing(act, plan, at_once=True)
+    return Doing(act, plan, at_once=True, parity=parity)
 
 
 def _away(each: Engine, chosen: Chosen) -> Goal:
@@ -203,11 +211,15 @@ def _go(chosen: Chosen, doing: Doing) -> int:
                     done = await doing.act(fleet, some) if some or not participants else []
                 except asyncio.CancelledError:
                     raise Interrupted(_where(some)) from None
+        parity = doing.parity or Parity()
         if chosen.as_json:
-            print(json.dumps({"ok": True, "done": [record_of(each) for each in done]}, indent=2))
+            records = [record_of(each) for each in done]
+            compared = {"parity": parity.found} if doing.parity else {}
+            print(json.dumps({"ok": not parity.broken, "done": records, **compared}, indent=2))
         else:
-            print("\n".join(cycle_lines(done, there)))
-        return 0
+            lines = cycle_lines(done, there)
+            print("\n".join([*lines, *(f"{name}: parity {told}" for name, told in parity.found.items())]))
+        return FAILED if parity.broken else OK
 
     return _told_as_json(go) if chosen.as_json else asyncio.run(go())
 

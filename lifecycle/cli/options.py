@@ -53,6 +53,9 @@ class Chosen:
         ),
     ] = None
     times: Annotated[int, typer.Option(min=1, help="How many cycles.")] = 1
+    parity: Annotated[
+        bool, typer.Option("--parity", help="Exit 1 unless prompts get the tokens that they got before the cycles.")
+    ] = False
     engines: ENGINES = None
     group: Annotated[str | None, typer.Option(help="Only the engines of this group.")] = None
     deadline_s: Annotated[float | None, typer.Option("--deadline", help="Seconds that each step may take.")] = None
