@@ -16,7 +16,7 @@ from .machine import refusals
 from .plan import OFFLOAD, ONLOAD, Goal, Standing, next_command, route
 from .router import Router
 from .routing import Routing
-from .states import State
+from .states import UNCLAIMED, State
 from .table import allowed, row
 from .verdicts import holds
 from .weights import Collective, Pushed, Source
@@ -152,14 +152,9 @@ def rewind(engine: Engine, source: Source | None, wanted: str | None) -> None:
 
 
 def _refusal(engine: Engine, goal: Goal) -> LifecycleError | None:
-    if engine.state in (State.DETACHED, State.FAILED, State.GONE):
-        return InvalidTransition(
-            engine=engine.name,
-            command=f"a move to {goal.state}",
-            state=engine.state,
-            allowed=allowed(engine.state),
-            hint="; recover() looks where it is, or leave it out (engines=...)",
-        )
+    if engine.state in UNCLAIMED:
+        hint = "; recover() looks where it is, or leave it out (engines=...)"
+        return _no_way(engine, f"a move to {goal.state}", hint)
     there = goal.state is engine.state is State.RELEASED
     lacking = not_released(engine, goal) if there else None
     if lacking is not None:
@@ -336,23 +331,17 @@ def in_one_collective(commands: Sequence[tuple[Engine, Command]]) -> list[tuple[
 
 
 def _elsewhere(engine: Engine) -> LifecycleError:
-    return InvalidTransition(
-        engine=engine.name,
-        command="a move",
-        state=engine.state,
-        allowed=allowed(engine.state),
-        hint="; the move cannot go on with it from here; recover() looks where it is",
-    )
+    return _no_way(engine, "a move", "; the move cannot go on with it from here; recover() looks where it is")
 
 
 def _only_the_trainer(engine: Engine) -> LifecycleError:
-    return InvalidTransition(
-        engine=engine.name,
-        command="onload",
-        state=engine.state,
-        allowed=allowed(engine.state),
-        hint="; it stays released: its weights come by a push, and only the trainer can make that",
-    )
+    hint = "; it stays released: its weights come by a push, and only the trainer can make that"
+    return _no_way(engine, "onload", hint)
+
+
+def _no_way(engine: Engine, command: str, hint: str) -> LifecycleError:
+    here = allowed(engine.state)
+    return InvalidTransition(engine=engine.name, command=command, state=engine.state, allowed=here, hint=hint)
 
 
 def _fleet_error(failed: Sequence[Outcome], done: Sequence[Outcome], more: Sequence[Exception]) -> FleetError:

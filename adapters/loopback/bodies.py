@@ -42,7 +42,7 @@ async def read_body(request: Request, *, required: bool = True) -> Body:
         return {}
     try:
         body = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadBody(_complaint("json_invalid", ("body", 0), "JSON decode error", str(error))) from error
     if not isinstance(body, dict):
         raise BadBody(_complaint("model_attributes_type", ("body",), "Input should be a valid dictionary", body))

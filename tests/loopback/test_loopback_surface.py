@@ -25,6 +25,7 @@ def test_a_body_is_required(engine: LoopbackProcess, path: str) -> None:
     [
         ("/pause_generation", {"mode": "nonsense"}),
         ("/pause_generation", b"{not json"),
+        ("/pause_generation", b"[" * 100_000),
         ("/pause_generation", [1, 2]),
         ("/continue_generation", {"torch_empty_cache": "perhaps"}),
         ("/flush_cache?timeout=-1", {}),
