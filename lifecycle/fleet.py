@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Self
 
 from .commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
@@ -260,15 +259,18 @@ class Fleet:
         way is noted on it. EngineBusy where another window has one of the engines.
         """
         chosen = self.participants(engines)
-        back = partial(self.onload, engines=chosen, deadline_s=deadline_s)
         before = {engine.name: expected(engine) for engine in chosen}
+
+        async def back(some: Sequence[Engine]) -> None:
+            await self.onload(engines=some, deadline_s=deadline_s)
+
         with lent(chosen, self._lent):
             async with brought_home(chosen, back, after=CANCELLED if self._restores else (), before=before):
                 released = await self.offload(tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s)
             async with brought_home(chosen, back, after=(BaseException,), before=before):
                 yield released
             async with brought_home(chosen, back, after=CANCELLED):
-                await back()
+                await back(chosen)
 
     # who takes part
 

@@ -292,11 +292,11 @@ class Move:
         lost = {outcome.engine.name for outcome in failed}
         able = [engine for engine in self.engines if engine.name not in lost or engine.state is not State.RELEASED]
         able = [engine for engine in able if engine.state not in (State.FAILED, State.GONE)]
-        stuck = [engine for engine in able if engine.state is State.RELEASED and isinstance(engine.source, Pushed)]
+        stuck = [engine for engine in able if needs_the_trainer(engine)]
         move = Move(
             [engine for engine in able if engine not in stuck], router=self._routing.router, deadline_s=self._deadline_s
         )
-        problems: list[Exception] = [_only_the_trainer(engine) for engine in stuck]
+        problems: list[Exception] = [only_the_trainer(engine) for engine in stuck]
         try:
             await move.onload()
         except FleetError as error:
@@ -334,8 +334,14 @@ def _elsewhere(engine: Engine) -> LifecycleError:
     return _no_way(engine, "a move", "; the move cannot go on with it from here; recover() looks where it is")
 
 
-def _only_the_trainer(engine: Engine) -> LifecycleError:
-    hint = "; it stays released: its weights come by a push, and only the trainer can make that"
+def needs_the_trainer(engine: Engine) -> bool:
+    """Whether nothing but a push brings its weights back: nobody asks for one whose step has failed."""
+    return isinstance(engine.source, Pushed) and engine.weights_refusal() is not None
+
+
+def only_the_trainer(engine: Engine) -> LifecycleError:
+    """Why an engine is left where it is on the way home."""
+    hint = "; it stays where it is: its weights come by a push, and only the trainer can make that"
     return _no_way(engine, "onload", hint)
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from .engine import Engine
 from .errors import EngineBusy
-from .moves import Expected, rewind
+from .moves import Expected, needs_the_trainer, only_the_trainer, rewind
 from .states import State
 
 #: What a task is given up by.
@@ -34,7 +34,7 @@ def lent(engines: Sequence[Engine], out: set[str]) -> Iterator[None]:
 @asynccontextmanager
 async def brought_home(
     engines: Sequence[Engine],
-    onload: Callable[[], Awaitable[object]],
+    onload: Callable[[Sequence[Engine]], Awaitable[object]],
     *,
     after: tuple[type[BaseException], ...],
     before: Mapping[str, Expected] = MappingProxyType({}),
@@ -51,7 +51,9 @@ async def brought_home(
             for engine in engines:
                 if engine.name in before:
                     rewind(engine, *before[engine.name])
-            await onload()
+            for engine in filter(needs_the_trainer, engines):
+                error.add_note(f"the fleet did not come back: {only_the_trainer(engine)}")
+            await onload([engine for engine in engines if not needs_the_trainer(engine)])
         except Exception as also:
             error.add_note(f"the fleet did not come back: {also}")
         raise

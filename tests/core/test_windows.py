@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from rig import V1, V2, fleet_of, states
 
-from lifecycle import EngineBusy, Fleet, FleetError, FromDisk, GuardRefused, Kept, Policy, State
+from lifecycle import Engine, EngineBusy, Fleet, FleetError, FromDisk, GuardRefused, Kept, Policy, Pushed, State
 from lifecycle.testing import HANG, REJECTED
 
 
@@ -109,6 +110,50 @@ async def test_the_error_says_that_an_engine_was_released_again() -> None:
     with pytest.raises(FleetError, match="It settled to released, where it was released again") as failed:
         await fleet.onload()
     assert failed.value.exceptions[0].settled is fleet["a"].state is State.RELEASED
+
+
+async def never(engines: Sequence[Engine]) -> None:
+    raise AssertionError("the trainer was asked for weights of a step that failed")
+
+
+async def test_a_trainer_whose_step_failed_is_not_asked_to_push() -> None:
+    fleet, _ = await fleet_of("a", "b")
+    with pytest.raises(ZeroDivisionError) as failed:
+        async with fleet.offloaded(weights=Pushed(never, "v2")):
+            _ = 1 / 0
+    assert states(fleet) == {"a": "released", "b": "released"}
+    assert sum("only the trainer" in note for note in failed.value.__notes__) == 2
+
+
+async def test_a_trainer_that_is_cancelled_is_not_asked_to_push_either() -> None:
+    fleet, _ = await fleet_of("a", "b")
+    await fleet.offload(weights=V1)
+    await fleet.onload()
+    fleet["a"].adapter.script("release", HANG)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05), fleet.offloaded(weights=Pushed(never, "v2")):
+            raise AssertionError("entered")
+    assert states(fleet) == {"a": "serving", "b": "serving"}
+    assert contents(fleet) == {"loaded(v1)"}
+
+
+async def test_pushed_weights_that_are_still_there_need_no_trainer() -> None:
+    fleet, _ = await fleet_of("a", "b")
+
+    async def push(engines: Sequence[Engine]) -> None:
+        for engine in engines:
+            await engine.push("tensor")
+
+    async with fleet.offloaded(weights=Pushed(push, "v2")):
+        pass
+    with pytest.raises(ZeroDivisionError):
+        async with fleet.offloaded(["kv_cache"]):
+            _ = 1 / 0
+    fleet["b"].adapter.script("release", REJECTED)
+    with pytest.raises(FleetError):
+        await fleet.offload(["kv_cache"])
+    assert states(fleet) == {"a": "serving", "b": "serving"}
+    assert contents(fleet) == {"loaded(v2)"}
 
 
 @pytest.mark.parametrize("source", [FromDisk("/models/a", " "), FromDisk("", "v1")])
