@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+#: Seconds that a look at an engine is given even where the deadline has passed: in less none is answered.
+LOOK_S = 0.05
+
 
 class Deadline:
     """`total_s` seconds from now. The last `reserve_s` (at most a quarter) are kept for finding out what happened."""
@@ -27,3 +30,7 @@ class Deadline:
     def work_s(self) -> float:
         """Seconds left for the work itself, never below 0."""
         return max(0.0, self.left_s - self._reserve_s)
+
+    def look_s(self, share: float = 1.0) -> float:
+        """Seconds for one look: this share of what is left, and never less than LOOK_S."""
+        return max(LOOK_S, self.left_s * share)

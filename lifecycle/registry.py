@@ -14,9 +14,6 @@ from .errors import ConfigurationError
 ADAPTERS = "lifecycle.adapters"
 ENGINES = "lifecycle.engines"
 
-#: The package that brings a scheme which this distribution knows of but does not bring.
-BROUGHT_BY: Mapping[str, str] = {}
-
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -73,10 +70,9 @@ def adapter_for(address: Address) -> EngineAdapter:
     """A new adapter for this address; its module is imported only now."""
     found = {entry.name: entry for entry in entry_points(group=ADAPTERS)}.get(address.scheme)
     if found is None:
-        hint = BROUGHT_BY.get(address.scheme)
-        install = f"; pip install {hint}" if hint else ""
         raise ConfigurationError(
-            f"{address}: no adapter for {address.scheme!r}; installed are {', '.join(known_schemes())}{install}"
+            f"{address}: no adapter for {address.scheme!r}; installed are {', '.join(known_schemes())}; "
+            f"another comes with a package that has an entry point {address.scheme!r} in the group {ADAPTERS!r}"
         )
     try:
         kind: Any = found.load()

@@ -53,14 +53,14 @@ async def _device_room(
     verdicts = []
     for node, there in nodes:
         devices = list(reading.devices) if len(nodes) == 1 else await _devices_there(engine, there, deadline)
-        free = await node.free(devices, there, need_bytes=need, deadline_s=max(0.05, deadline.left_s))
+        free = await node.free(devices, there, need_bytes=need, deadline_s=deadline.look_s())
         verdicts.append(judge(need, free, _named(context)))
     return worst(verdicts)
 
 
 async def _devices_there(engine: Engine, processes: Sequence[Process], deadline: Deadline) -> list[str]:
     """The devices on which these processes of the engine are."""
-    reading = await engine.probe.read(processes, deadline_s=max(0.05, deadline.left_s))
+    reading = await engine.probe.read(processes, deadline_s=deadline.look_s())
     return [] if isinstance(reading, Unmeasurable) else list(reading.devices)
 
 
@@ -83,7 +83,7 @@ async def host_room(engine: Engine, command: Command, deadline_s: float) -> Verd
     clock = Deadline(deadline_s)
     verdicts = []
     for node, there in nodes:
-        free = await node.free([f"host:{there[0].node}"], there, need_bytes=need, deadline_s=max(0.05, clock.left_s))
+        free = await node.free([f"host:{there[0].node}"], there, need_bytes=need, deadline_s=clock.look_s())
         verdicts.append(judge(need, free, f"the backup of {', '.join(sorted(kept or context.targets))}"))
     return worst(verdicts)
 

@@ -47,7 +47,7 @@ async def look(engine: Engine, deadline: Deadline, command: Command | None = Non
 
     What a call that is in doubt did to the memory is told from the bytes that moved.
     """
-    settled = await engine.adapter.barrier(deadline_s=max(0.05, deadline.left_s / 2))
+    settled = await engine.adapter.barrier(deadline_s=deadline.look_s(0.5))
     seen = await _observed(engine, deadline)
     if seen.alive is False:
         engine.facts, engine.unsettled = Facts(boot=engine.facts.boot), False
@@ -74,7 +74,7 @@ async def _observed(engine: Engine, deadline: Deadline) -> Observation:
     """What is seen of it. One that is silent is looked at again for a while: a process takes some to have ended."""
     end = Deadline(min(ENDING_S, deadline.left_s / 2))
     while True:
-        seen = await engine.adapter.observe(EVERYTHING, deadline_s=max(0.05, deadline.left_s / 2))
+        seen = await engine.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
         if seen.boot is not None or seen.alive is False or not end.left_s:
             return seen
         await asyncio.sleep(min(engine.policy.poll_s, end.left_s))
@@ -94,7 +94,7 @@ async def _doubt_all(engine: Engine, seen: Observation, deadline: Deadline) -> N
     if seen.released_tags is not None:
         return
     engine.facts = engine.facts.doubt({Fact.MAPPED: dict.fromkeys(engine.facts.mapped)})
-    reading = await residual(engine, deadline_s=max(0.05, deadline.left_s))
+    reading = await residual(engine, deadline_s=deadline.look_s())
     engine.facts = by_level(engine.facts, reading, engine.context(Resume()))
 
 
@@ -117,7 +117,7 @@ async def _confirmed(engine: Engine, deadline: Deadline) -> bool:
     Requests are counted where the state hangs on them; elsewhere a drain asks.
     """
     counted = {Fact.RUNNING} if False in engine.facts.mapped.values() else set()
-    seen = await engine.adapter.observe(frozenset({Fact.ADMISSION} | counted), deadline_s=max(0.05, deadline.left_s))
+    seen = await engine.adapter.observe(frozenset({Fact.ADMISSION} | counted), deadline_s=deadline.look_s())
     if seen.boot != engine.facts.boot:
         return False
     engine.facts = merge(engine.facts, seen, engine.capabilities)
@@ -145,7 +145,7 @@ async def _decide_mapping(engine: Engine, deadline: Deadline, doubt: Doubt) -> N
     before = context.baseline.residual
     if not lost or not lost <= context.targets or not isinstance(before, Reading):
         return
-    after = await residual(engine, deadline_s=max(0.05, deadline.left_s))
+    after = await residual(engine, deadline_s=deadline.look_s())
     moved = frozenset(tag for tag in context.targets - lost if engine.facts.mapped[tag] != context.facts.mapped[tag])
     share, known = context.share_bytes(lost, before), context.share_bytes(moved, before)
     if isinstance(after, Reading) and share and known is not None:
@@ -160,7 +160,7 @@ async def _close(engine: Engine, deadline: Deadline) -> None:
     for call in engine.adapter.plan(Pause(mode), engine.facts):
         if not call.repeatable:
             return
-        reply = await send(engine, call, deadline_s=max(0.05, deadline.left_s))
+        reply = await send(engine, call, deadline_s=deadline.look_s())
         if reply.outcome != "done":
             engine.facts = engine.facts.doubt(call.effect)
             return

@@ -30,7 +30,7 @@ async def surroundings(
     clock = Deadline(deadline_s)
     parts: dict[str, Verdict] = {}
     if Need.HOOK_MODE in needs:
-        parts["hook_mode"] = await hook_mode_of(engine, deadline_s=max(0.05, clock.left_s))
+        parts["hook_mode"] = await hook_mode_of(engine, deadline_s=clock.look_s())
     if engine.capabilities.device is None:
         return parts
     if Need.HOST_ROOM in needs:

@@ -1,4 +1,7 @@
-"""`async def` tests run each in an event loop of their own; what tests tell is printed at the end."""
+"""`async def` tests run each in an event loop of their own; what tests tell is printed at the end.
+
+Those marked `virtual_time` run on a clock that jumps: what they measure does not hang on how busy the machine is.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from virtual_time import virtually
 
 
 @pytest.fixture
@@ -57,5 +61,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     names = pyfuncitem._fixtureinfo.argnames
-    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    run = asyncio.run if pyfuncitem.get_closest_marker("virtual_time") is None else virtually
+    run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
     return True

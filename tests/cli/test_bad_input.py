@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 BAD = [
-    (("status", "smtp://127.0.0.1:1"), 2, "no adapter for 'smtp'"),
+    (("status", "smtp://127.0.0.1:1"), 2, "another comes with a package"),
     (("pause", "nonsense"), 2, "no engine URL"),
     (("pause", "loopback://127.0.0.1:9"), 2, "nothing listens there"),
     (("pause", "loopback://127.0.0.1"), 2, "has no port; it looks like loopback://127.0.0.1:30000"),

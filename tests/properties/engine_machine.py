@@ -18,6 +18,7 @@ from watched import Watched, judge_standing
 from lifecycle import CommandRefused, Engine, EngineBusy, InvalidTransition, OperationFailed, Policy, State
 from lifecycle.adapter import Capabilities
 from lifecycle.commands import Command, UpdateWeights
+from lifecycle.deadline import LOOK_S
 from lifecycle.facts import Fact
 from lifecycle.moves import standing
 from lifecycle.plan import Goal, next_command
@@ -25,8 +26,8 @@ from lifecycle.residual import Unmeasurable
 from lifecycle.testing import capabilities, scripted
 
 POLICY = Policy(settle_s=1.0, poll_s=0.2)
-#: Every look at an engine is given this long even where the deadline has passed; settling takes at most five.
-GRACE_S = 0.05 * 5
+#: Every look at an engine is given LOOK_S even where the deadline has passed; settling takes at most five.
+GRACE_S = LOOK_S * 5
 
 Ended = BaseException | None
 
