@@ -38,12 +38,17 @@ async def device_room(engine: Engine, command: Command, reading: Reading | Unmea
     if need is None:
         return NotApplicable(reason=f"how much {_named(context)} need is not known yet")
     processes = await engine.adapter.processes() or ()
-    deadline = Deadline(min(engine.policy.room_wait_s, deadline_s / 2))
+    asking, waiting = Deadline(deadline_s), Deadline(min(engine.policy.room_wait_s, deadline_s / 2))
+    short: Refuted | None = None
     while True:
-        verdict = await _device_room(engine, context, processes, reading, need, deadline)
-        if not isinstance(verdict, Refuted) or deadline.left_s <= 0:
+        verdict = await _device_room(engine, context, processes, reading, need, asking)
+        if not isinstance(verdict, Refuted):
+            # Silence after an answer is no better than the answer: what was short is short still.
+            return short if short is not None and isinstance(verdict, Unmeasurable) else verdict
+        if waiting.left_s <= 0:
             return verdict
-        await asyncio.sleep(min(engine.policy.poll_s, deadline.left_s))
+        short = verdict
+        await asyncio.sleep(min(engine.policy.poll_s, waiting.left_s))
 
 
 async def _device_room(

@@ -129,7 +129,7 @@ async def doctor(there: There) -> dict[str, Any]:
 
 async def test_the_doctor_asks_the_agent_how_the_engine_was_started(begin: Any) -> None:
     found = await doctor(begin())
-    assert {name: finding.level for name, finding in found.items() if finding.level != "ok"} == {}
+    assert [str(finding) for finding in found.values() if finding.level != "ok"] == []
     assert found["allocator"].said == "no expandable segments"
     assert found["hook mode"].said == "hook mode preload is safe on NVIDIA H100 (sm_90)"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -155,6 +156,26 @@ async def test_a_trainer_in_the_way_is_named_before_anything_is_mapped(begin: An
     await engine.aclose()
 
 
+async def test_a_driver_that_falls_silent_after_it_said_that_room_is_short(
+    begin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, card, process = await begin()
+    await engine.release(weights=disk(process))
+    card.join(TRAINER, 70 * GIB)
+    free, asked = nodes.ThisHost.free, []
+
+    async def once(*args: Any, **how: Any) -> Any:
+        asked.append(how["deadline_s"])
+        return await free(*args, **how) if len(asked) == 1 else Unmeasurable(reason="no answer")
+
+    monkeypatch.setattr(nodes.ThisHost, "free", once)
+    with pytest.raises(GuardRefused, match=f"pid {TRAINER}"):
+        await engine.restore_weights()
+    assert len(asked) == 2
+    assert asked[0] > 10, "it is given time to answer, however short the wait for room"
+    await engine.aclose()
+
+
 async def test_an_engine_that_the_driver_does_not_show_is_refused_at_connect(begin: Any) -> None:
     with pytest.raises(ConfigurationError, match="memory_returned cannot be measured: none of pids"):
         await begin(compute=[])
@@ -189,4 +210,4 @@ def test_a_pid_of_another_user_is_unmeasurable_and_says_so(look: Any) -> None:
     os.close(writer)
     said = os.read(reader, 1000).decode()
     os.close(reader)
-    assert said == f"pid {os.getpid()} belongs to another user; run as that user or as root"
+    assert re.fullmatch(r"pid \d+ belongs to another user; run as that user or as root", said)

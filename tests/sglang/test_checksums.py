@@ -50,8 +50,9 @@ def test_several_drafts_are_one_owner() -> None:
     assert by_owner(told)["draft"] == digest(digest("draft_step_0.a7draft_step_1.a8"))
 
 
-def test_a_tensor_of_the_target_may_be_called_draft() -> None:
-    assert set(by_owner(answer(rank("target", draft__a="1")))) == {"target"}
+@pytest.mark.parametrize("name", ["draft__a", "target__a"])
+def test_a_tensor_of_the_target_may_be_called_like_an_owner(name: str) -> None:
+    assert set(by_owner(answer(rank("target", **{name: "1"})))) == {"target"}
 
 
 @pytest.mark.parametrize("told", [{}, {"success": True}, {"ranks": None, "per_engine_checksum": None}])
