@@ -10,6 +10,7 @@ import psutil
 
 from .adapter import Process
 from .errors import ConfigurationError
+from .hook_mode import HookMode, in_use
 from .launched_with import Launched, hook_mode_verdict, told_of
 from .registry import Address
 from .residual import Holder, Reading, ResidualProbe
@@ -100,6 +101,13 @@ class ThisHost:
             return await in_thread(lambda: told_of(processes), deadline_s=deadline_s)
         except TimeoutError:
             return Unmeasurable(reason=f"how they were started was not found out in {deadline_s:.1f} s")
+
+    async def mode_in_use(self, mode: HookMode, *, deadline_s: float) -> Verdict:
+        """Whether the hook mode that this very process uses is safe on its GPUs."""
+        try:
+            return await in_thread(lambda: in_use(mode, nvml=self._driver), deadline_s=deadline_s)
+        except TimeoutError:
+            return Unmeasurable(reason=f"the GPUs of this process were not found out in {deadline_s:.1f} s")
 
     async def free(
         self, devices: Sequence[str], processes: Sequence[Process], *, need_bytes: int, deadline_s: float

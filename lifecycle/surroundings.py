@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from .commands import Command
 from .deadline import Deadline
 from .evidence import Need
-from .hook_mode import in_use
-from .nodes import PROCESSES_UNKNOWN, by_node
+from .nodes import PROCESSES_UNKNOWN, ThisHost, by_node
 from .residual import Reading
 from .room import device_room, host_room, worst
 from .verdicts import NotApplicable, Unmeasurable, Verdict
@@ -46,7 +45,7 @@ async def hook_mode_of(engine: Engine, *, deadline_s: float) -> Verdict:
     if capabilities.saver != "torch_memory_saver" or capabilities.device != "cuda":
         return NotApplicable(reason="it does not use torch_memory_saver on a GPU")
     if capabilities.hook_mode is not None:
-        return in_use(capabilities.hook_mode)
+        return await ThisHost().mode_in_use(capabilities.hook_mode, deadline_s=deadline_s)
     processes = await engine.adapter.processes()
     if not processes:
         return Unmeasurable(reason=PROCESSES_UNKNOWN)

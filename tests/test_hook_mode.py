@@ -6,7 +6,9 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import types
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -22,11 +24,14 @@ from lifecycle import (
     Unmeasurable,
     cuda_wheel,
     hook_mode,
+    launched_with,
     require_safe_hook_mode,
 )
 from lifecycle.facts import Grade
 from lifecycle.hook_mode import Gpu, choose, configured, in_use, judge, resolve
+from lifecycle.nodes import ThisHost
 from lifecycle.residual.driver import NvmlDriver
+from lifecycle.residual.owners import by_pid
 
 HOPPER, ADA = Gpu("H100", 9, 0), Gpu("L40S", 8, 9)
 B200, RTX5090, RUBIN = Gpu("B200", 10, 0), Gpu("RTX 5090", 12, 0), Gpu("Rubin", 13, 0)
@@ -176,6 +181,32 @@ def test_the_mode_in_use_is_judged_whatever_the_environment_says(monkeypatch: py
     assert isinstance(in_use("torch"), Unmeasurable)
 
 
+async def test_a_driver_that_hangs_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(hook_mode, "visible_gpus", lambda *args, **how: answer.wait(10))
+    try:
+        verdict = await ThisHost().mode_in_use("torch", deadline_s=0.05)
+        assert verdict == Unmeasurable(reason="the GPUs of this process were not found out in 0.1 s")
+    finally:
+        answer.set()
+
+
+def test_a_backup_is_retained_only_where_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = by_pid(os.getpid())
+    monkeypatch.setattr(launched_with, "environ_of", lambda pid: {"TMS_RETAIN_CPU_BACKUP": "1"})
+    assert launched_with.retains_backup([here])
+    assert not launched_with.retains_backup([replace(here, agent="node-2:30999")]), "its environment is not here"
+    for environ in ({}, {"TMS_RETAIN_CPU_BACKUP": "0"}):
+        monkeypatch.setattr(launched_with, "environ_of", lambda pid, environ=environ: environ)
+        assert not launched_with.retains_backup([here])
+
+    def another_users(pid: int) -> dict[str, str]:
+        raise PermissionError(pid)
+
+    monkeypatch.setattr(launched_with, "environ_of", another_users)
+    assert not launched_with.retains_backup([here])
+
+
 @pytest.mark.usefixtures("cuda_12")
 def test_what_was_allowed_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     nvml = NvmlDriver(StandInNvml.of(blackwell()))
@@ -220,6 +251,7 @@ def test_the_wheel_is_read_without_importing_it(monkeypatch, tmp_path: Path, lin
     (package / "__init__.py").write_text("raise ImportError('it was imported')")
     (package / "version.py").write_text(VERSION_FILE.format(line))
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)  # where torch's own tests run beside these
     assert cuda_wheel.installed_cuda() == cuda
 
 
