@@ -191,18 +191,26 @@ async def test_groups_of_processes_are_destroyed_and_rebuilt_for_real(tmp_path) 
 
 
 async def test_what_is_staged_is_given_up_when_a_push_begins() -> None:
+    """It waits still where its restore failed, and must not come back over what the trainer wrote."""
     other = seeded(7)
     with built() as (engine, model):
+        staging = engine.adapter.tenant.stagings["weights"]
+
+        def broken() -> None:
+            raise OSError("the bus fell off")
 
         async def push(engines) -> None:
-            assert not engine.adapter.tenant.stagings["weights"].holds
+            assert not staging.holds
             await engines[0].push(
                 "in_place", write=lambda modules: modules["target"].load_state_dict(other.state_dict())
             )
 
         async with Fleet([engine]) as fleet:
             await fleet.offload(weights=Kept())
-            await engine.restore_weights()
+            staging.restore = broken
+            with pytest.raises(OperationFailed, match="the bus fell off"):
+                await engine.restore_weights()
+            assert staging.holds
             await engine.update_weights(Pushed(push, "step-1"))
             await fleet.onload()
         assert greedy(model) == greedy(other)

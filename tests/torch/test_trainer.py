@@ -85,6 +85,18 @@ async def test_admission_does_not_apply_but_a_running_step_is_waited_for() -> No
             pass
 
 
+def test_gradients_lie_in_their_region_before_the_first_step() -> None:
+    module = seeded(3)
+    trainer = Trainer(device="cpu", policy=POLICY)
+    trainer.own(module)
+    tags = trainer.adapter.tenant.tags
+    where = {parameter.grad.data_ptr() for parameter in module.parameters()}
+    assert {tags.tag_of(parameter.grad) for parameter in module.parameters()} == {"gradients"}
+    module(torch.arange(12).view(2, 6)).square().mean().backward()
+    assert {parameter.grad.data_ptr() for parameter in module.parameters()} == where, "backward wrote into them"
+    tags.close()
+
+
 def test_what_backward_and_the_optimizer_allocate_is_adopted() -> None:
     trainer, module, optimizer = trainer_of(3)
     tags = trainer.adapter.tenant.tags
