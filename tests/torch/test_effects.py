@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
-from torch_rig import built, greedy
+from torch_rig import POLICY, built, greedy
 
 from lifecycle import DeadlineExceeded, Fleet, Kept, State
 from lifecycle.adapter import Call
@@ -55,13 +56,14 @@ async def test_a_cancelled_release_is_joined_and_then_found() -> None:
 
 
 async def test_an_effect_that_outlasts_its_deadline_is_joined_by_the_barrier() -> None:
-    with built() as (engine, _):
+    # 3 s for the work and half a second for the barrier: the effect begins once the guards were asked, and ends between
+    with built(policy=replace(POLICY, settle_s=1.0)) as (engine, _):
         async with Fleet([engine]) as fleet:
             await engine.pause()
             await engine.drain()
-            log = slowed(engine, "pause", 0.8)
+            log = slowed(engine, "pause", 3.0)
             with pytest.raises(DeadlineExceeded) as late:
-                await engine.release(["kv_cache"], deadline_s=1.0)
+                await engine.release(["kv_cache"], deadline_s=4.0)
             assert log == ["begun", "ended"]
             assert late.value.settled is State.WEIGHTS_RESTORED
             assert engine.adapter.tenant.tags.released == {"kv_cache"}
