@@ -6,6 +6,7 @@ One POST a question, below /v1/: about, find, alive, residual, hook_mode, launch
 from __future__ import annotations
 
 import hmac
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -26,6 +27,9 @@ _log = logging.getLogger("lifecycle.agent")
 
 #: The longest that a caller may have one question worked on.
 LONGEST_S = 60.0
+
+#: The largest question, in bytes: a process takes some 60 of them.
+LONGEST_QUESTION = 1 << 20
 
 Question = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -125,15 +129,27 @@ def application(agent: Agent, token: str) -> FastAPI:
         if question is None:
             return JSONResponse({**common, "detail": f"no question {name!r}: {', '.join(agent.questions)}"}, 404)
         try:
-            asked = await request.json()
-            if not isinstance(asked, dict):
-                raise BadQuestion("a JSON object is wanted")
-            return JSONResponse({**common, **await question(asked)})
+            return JSONResponse({**common, **await question(await _asked(request))})
         except ValueError as error:
             return JSONResponse({**common, "detail": str(error)[:500]}, 400)
 
     app.add_api_route("/v1/{name}", answer, methods=["POST"])
     return app
+
+
+async def _asked(request: Request) -> dict[str, Any]:
+    raw = b""
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > LONGEST_QUESTION:
+            raise BadQuestion(f"a question has at most {LONGEST_QUESTION} bytes")
+    try:
+        asked = json.loads(raw)
+    except RecursionError:
+        raise BadQuestion("it is nested too deep") from None
+    if not isinstance(asked, dict):
+        raise BadQuestion("a JSON object is wanted")
+    return asked
 
 
 def _processes(asked: dict[str, Any]) -> Any:

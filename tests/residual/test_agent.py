@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
@@ -165,6 +166,27 @@ async def test_questions_that_mean_nothing(address: str, name: str, body: Any, s
     told = await RemoteNode(address, token="s3cret")._ask(name, body, dict, 10)
     assert isinstance(told, Unmeasurable)
     assert said in told.reason
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"a": "' + b"x" * (1 << 20) + b'"}', "at most 1048576 bytes"),
+        (b"{", "Expecting property name"),
+        (b"[1]", "a JSON object is wanted"),
+    ],
+    ids=["deep", "large", "cut", "list"],
+)
+def test_a_body_that_is_no_question(address: str, raw: bytes, said: str) -> None:
+    host, port = address.rsplit(":", 1)
+    asking = http.client.HTTPConnection(host.rpartition("/")[2], int(port), timeout=10)
+    asking.request("POST", "/v1/about", raw, {"Authorization": "Bearer s3cret"})
+    answer = asking.getresponse()
+    told = answer.read().decode()
+    asking.close()
+    assert answer.status == 400
+    assert said in told
 
 
 async def test_a_pid_that_is_not_there_is_refused_at_connect(
