@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from lifecycle.adapters.loopback import LoopbackProcess
+
+from lifecycle.cli import main
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -28,9 +33,28 @@ def address(engine: LoopbackProcess) -> str:
 
 
 @pytest.fixture(scope="module")
-def lifecycle(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs the command line in a process of its own; what it knows of engines is kept for the tests of a file."""
-    kept = tmp_path_factory.mktemp("state")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state folder of the tests of a file."""
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def lifecycle(kept: Path) -> Run:
+    """Runs a command, which knows of the ones before only what they kept; an exception that it lets out is raised."""
+
+    def run(*arguments: str, state: Path = kept) -> subprocess.CompletedProcess[str]:
+        out, err = io.StringIO(), io.StringIO()
+        environment = mock.patch.dict(os.environ, LIFECYCLE_STATE_DIR=str(state))
+        with environment, redirect_stdout(out), redirect_stderr(err):
+            code = main(arguments)
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def lifecycle_process(kept: Path) -> Run:
+    """Runs the same in a process of its own, as a user does."""
 
     def run(*arguments: str, state: Path = kept) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "lifecycle", *arguments]

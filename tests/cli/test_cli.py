@@ -14,7 +14,7 @@ from lifecycle.adapters.loopback import LoopbackProcess
 SMALL = ("--threshold-gib", "0.25")
 
 
-def test_step_by_step_over_many_processes(lifecycle, address: str, engine: LoopbackProcess) -> None:
+def test_step_by_step_over_many_processes(lifecycle_process, address: str, engine: LoopbackProcess) -> None:
     weights = ("--weights", str(engine.weights), "--version", "step-2")
     for arguments, ends in (
         (("pause", address), "paused"),
@@ -25,10 +25,10 @@ def test_step_by_step_over_many_processes(lifecycle, address: str, engine: Loopb
         (("restore", address, "--only", "kv"), "kv_restored"),
         (("resume", address), "serving"),
     ):
-        result = lifecycle(*arguments)
+        result = lifecycle_process(*arguments)
         assert result.returncode == 0, (arguments, result.stderr)
         assert ends in result.stdout, arguments
-    assert "loaded(step-2)" in lifecycle("status", address).stdout
+    assert "loaded(step-2)" in lifecycle_process("status", address).stdout
 
 
 def test_offload_and_onload_remember_the_source(lifecycle, address: str, engine: LoopbackProcess) -> None:

@@ -56,6 +56,7 @@ def returned(output: str) -> list[tuple[str, int, int]]:
     return [(name, int(back), int(expected)) for name, back, expected in found]
 
 
+@pytest.mark.slow
 def test_everything_holds_and_nothing_is_left(tmp_path: Path) -> None:
     code, output = ended(tmp_path, SMALL)
     assert code == 0, output
