@@ -124,7 +124,7 @@ def _judge_residual(context: Context, before: Reading, after: Reading, expected:
     told = f"returned {_mib(returned)} of {'unknown' if expected is None else _mib(expected)} expected"
     least = _visible_bytes(context, before) if expected is None else policy.returned_fraction * expected
     kept = f"{_mib(after.resident_bytes)} resident, threshold {_mib(policy.threshold_bytes)}; {_biggest(after)}"
-    unseen = _not_seen_to_go(context, before, after, (expected or 0) - returned)
+    unseen = _not_seen_to_go(context, before, after, (expected or 0) - returned) or _held_since(context, after)
     if returned >= least and unseen:
         return Pending(reason=f"{told}, and the release of {unseen} gave nothing back; {kept}", figures=figures)
     if returned < least:
@@ -314,6 +314,17 @@ def _more_than_named(context: Context, before: Reading | Unmeasurable, after: Re
         return None
     told = f"{_mib(freed)} came back, and {', '.join(sorted(context.targets))} held {_mib(named)}"
     return Refuted(reason=f"{told}: more than what was named was released", denied=staying)
+
+
+def _held_since(context: Context, after: Reading) -> str:
+    """The tags of an earlier release, where as much as they hold is missing since all was mapped."""
+    full, unmapped = context.full, context.facts.unmapped()
+    if full is None or set(full.devices) != set(after.devices):
+        return ""
+    missing = (context.share_bytes(unmapped, full) or 0) - min(_freed_by_device(full, after).values())
+    shares = {tag: context.share_bytes(frozenset({tag}), full) or 0 for tag in sorted(unmapped - context.targets)}
+    least = _visible_bytes(context, full)
+    return ", ".join(tag for tag, share in shares.items() if share >= least and missing >= 0.9 * share)
 
 
 def _freed_by_device(before: Reading, after: Reading) -> dict[str, int]:

@@ -35,6 +35,24 @@ async def test_a_tag_whose_own_release_gave_nothing_back_is_missed_among_bigger_
     assert not engine.memory_is_free, "12 of 13 GiB came back, and below the threshold: not those of cuda_graph"
 
 
+async def test_what_an_earlier_release_did_not_give_back_is_not_free_by_a_later_one() -> None:
+    engine = await engine_in(State.DRAINED, *TWO_KV)
+    engine.adapter.script("release", LIE)
+    with pytest.raises(NotProved):
+        await engine.release(weights=V1, deadline_s=0.3)
+    await engine.restore_weights()
+    with pytest.raises(NotProved, match="the release of cuda_graph gave nothing back"):
+        await engine.release(weights=V1, deadline_s=0.3)  # of the weights, which do come back
+    assert not engine.memory_is_free
+
+
+async def test_a_later_release_is_proved_where_the_earlier_one_was() -> None:
+    engine = await engine_in(State.RELEASED, *TWO_KV)
+    await engine.restore_weights()
+    await engine.release(weights=V1)
+    assert engine.memory_is_free
+
+
 async def test_bytes_that_come_back_a_call_later_are_not_missed() -> None:
     engine = await engine_in(State.DRAINED, *TWO_KV)
     engine.adapter.script("release", Act("done", "late", after_calls=1))
