@@ -135,6 +135,28 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(steps):
             self.onwards(home=home)
 
+    @rule(steps=st.integers(1, 6), home=st.booleans())
+    def all_is_well_again(self, steps: int = 6, home: bool = False) -> None:
+        """Nothing is wrong any more, it is looked for, and goes some way: else most end where one thing did."""
+        self.adapter.as_modelled()
+        self.model.reachable, self.model.stubborn = True, 0
+        self.its_releases()
+        self.model.finish()
+        if not self.model.alive:
+            self.model.restart()
+        self.recover()
+        self.some_way(steps, home)
+
+    @rule(steps=st.integers(0, 3), act=acts, which=st.integers(0, 2), patience=patience)
+    def trouble_on_the_way_home(
+        self, steps: int = 2, act: str = "LIE", which: int = 0, patience: float | None = None
+    ) -> None:
+        """It was away and is on its way home, one call goes wrong, and it is told to serve at once."""
+        self.all_is_well_again()
+        self.some_way(steps, home=True)
+        self.onwards_with_trouble(act, which, home=True, patience=patience)
+        self.command("resume")
+
     @rule(act=acts, which=st.integers(0, 2), home=st.booleans(), limit_s=deadlines_s, patience=patience)
     def onwards_with_trouble(
         self, act: str, which: int = 0, home: bool = False, limit_s: float = 4.0, patience: float | None = None
@@ -233,6 +255,8 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(more=st.sampled_from([1, 3, -1]))
     def a_request_will_not_end(self, more: int = 1) -> None:
         """The idle proof finds a request so many times yet; -1: for ever."""
+        if not self.model.running:
+            self.requests_arrive()
         if self.model.running:
             self.model.stubborn = more
 

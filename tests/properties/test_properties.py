@@ -1,7 +1,8 @@
 """Whatever happens, the invariants of `judge.Invariant` hold, for engines and for fleets.
 
-The fast lane asks a few examples, the slow lane many; both always the same ones. LIFECYCLE_EXAMPLES=2000 asks so many
-others. `test_the_judge_has_teeth.py` shows that each invariant is found broken when what keeps it is taken out.
+The fast lane asks a few examples, the slow lane many; both always the same ones (see conftest.py). To hunt for others:
+LIFECYCLE_EXAMPLES=2500 .venv/bin/pytest -q --timeout 3000 tests/properties -k length.
+`test_the_judge_has_teeth.py` shows that each invariant is found broken when what keeps it is taken out.
 """
 
 from __future__ import annotations
