@@ -256,7 +256,8 @@ class Attempt:
             contents = dict.fromkeys(engine.capabilities.stage("weights"))
             engine.facts = engine.facts.doubt({Fact.CONTENTS: contents, Fact.CACHE_FRESH: None})
         said = [tag for tag in context.targets if engine.facts.mapped[tag] and not context.facts.mapped[tag]]
-        if Fact.MAPPED in proved and said and engine.doubt is None:
+        moves_memory = engine.doubt is not None and Fact.MAPPED in engine.doubt.effect
+        if Fact.MAPPED in proved and said and not moves_memory:
             effect = {Fact.MAPPED: dict.fromkeys(said, True)}
             engine.doubt = Doubt(context, context.facts, effect)
             engine.facts = engine.facts.doubt(effect)

@@ -105,18 +105,20 @@ def contradiction(facts: Facts, seen: Observation) -> str | None:
     return None
 
 
-def by_residual(facts: Facts, were: Facts, before: Reading, after: Reading, share: int, known: int) -> Facts:
+def by_residual(
+    facts: Facts, were: Facts, before: Reading, after: Reading, share: int, known: int, least: int
+) -> Facts:
     """The facts with the tags whose mapping is in doubt decided by how many bytes moved since `were`.
 
-    On each device those tags hold `share` together, and `known` bytes moved by calls that were acknowledged. Where
-    only a part of the share moved, they stay in doubt. Only right after a barrier: a call that may still run could
-    move the bytes later.
+    On each device those tags hold `share` together, `least` the smallest of them, and `known` bytes moved by calls that
+    were acknowledged. Where only a part of the share moved, they stay in doubt. Only right after a barrier: a call that
+    may still run could move the bytes later.
     """
     lost = [tag for tag, mapped in facts.mapped.items() if mapped is None]
     moved = [abs(held - after.devices.get(device, 0)) - known for device, held in before.devices.items()]
-    if min(moved) >= 0.9 * share:
+    if min(moved) >= share - 0.1 * least:
         return facts.learn({Fact.MAPPED: {tag: not were.mapped[tag] for tag in lost}}, Grade.MEASURED)
-    if max(map(abs, moved)) <= 0.1 * share:
+    if max(map(abs, moved)) <= 0.1 * least:
         return facts.learn({Fact.MAPPED: {tag: were.mapped[tag] for tag in lost}}, Grade.MEASURED)
     return facts
 

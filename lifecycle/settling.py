@@ -149,7 +149,9 @@ async def _decide_mapping(engine: Engine, deadline: Deadline, doubt: Doubt) -> N
     moved = frozenset(tag for tag in context.targets - lost if engine.facts.mapped[tag] != context.facts.mapped[tag])
     share, known = context.share_bytes(lost, before), context.share_bytes(moved, before)
     if isinstance(after, Reading) and share and known is not None:
-        engine.facts = doubt.decided(by_residual(engine.facts, context.facts, before, after, share, known))
+        sizes = [context.share_bytes(frozenset({tag}), before) or 0 for tag in lost]
+        least = min((size for size in sizes if size >= context.policy.visible_bytes), default=share)
+        engine.facts = doubt.decided(by_residual(engine.facts, context.facts, before, after, share, known, least))
 
 
 async def _close(engine: Engine, deadline: Deadline) -> None:

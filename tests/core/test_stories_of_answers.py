@@ -106,6 +106,19 @@ async def test_a_restore_of_which_a_later_call_failed_is_decided_by_its_bytes(ac
     assert engine.state is (State.WEIGHTS_RESTORED if act is LIE else State.DRAINED)
 
 
+@pytest.mark.parametrize("lies", [(LIE, Act()), (Act(), LIE)], ids=["the first", "the second"])
+async def test_a_flush_that_is_lost_does_not_bear_out_the_restores_before_it(lies: tuple[Act, Act]) -> None:
+    engine = await engine_in(State.WEIGHTS_RESTORED, *TWO_KV)
+    await engine.update_weights(V1)
+    engine.adapter.script("restore", *lies)
+    engine.adapter.script("flush", LOST)
+    with pytest.raises(Unreachable):
+        await engine.restore_kv(deadline_s=1)
+    assert len(engine.adapter.engine.unmapped) == 1
+    assert engine.facts.mapped == {"weights": True, "cuda_graph": None, "kv_cache": None}
+    assert engine.state is State.FAILED, "the bytes are those of neither all nor none"
+
+
 async def test_a_lost_restore_does_not_bear_out_the_one_before_that_did_nothing() -> None:
     engine = await engine_in(State.WEIGHTS_RESTORED, *TWO_KV)
     await engine.update_weights(V1)
