@@ -78,7 +78,7 @@ class Attempt:
             canary = self.engine.canary
             await canary.meet(self.engine.adapter, self.engine.facts, deadline_s=self.deadline.work_s / 2)
         evidence = await gather(self.engine, needs, deadline_s=self.deadline.work_s, command=self.command)
-        denied = contradiction(self.engine.facts, evidence.observation)
+        denied = contradiction(self.engine.facts, evidence.observation, self.source)
         if denied is not None:
             raise await self._contradicted(denied)
         return self.engine.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)

@@ -230,7 +230,7 @@ class Engine:
         seen = await self.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
         if self._busy is not None or self.in_move is not None or self.facts is not facts:
             return self.state
-        denied = None if self.state in UNCLAIMED else contradiction(facts, seen)
+        denied = None if self.state in UNCLAIMED else contradiction(facts, seen, self.state)
         returned = self.state is State.GONE and seen.boot is not None
         if denied is None and not returned:
             return self.state

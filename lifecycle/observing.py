@@ -13,6 +13,7 @@ from .evidence import Context, Evidence, Need
 from .facts import GARBAGE, Contents, Fact, Facts, Grade, Tag
 from .nodes import PROCESSES_UNKNOWN
 from .residual import Reading
+from .states import State
 from .surroundings import surroundings
 from .verdicts import Unmeasurable
 
@@ -91,14 +92,17 @@ def replaced(facts: Facts, seen: Observation) -> str | None:
     return None
 
 
-def contradiction(facts: Facts, seen: Observation) -> str | None:
-    """What an observation denies of the facts, in words; None where it denies nothing."""
+def contradiction(facts: Facts, seen: Observation, state: State) -> str | None:
+    """What an observation denies of the facts, in words; None where it denies nothing.
+
+    Serving and paused say nothing of requests: those that run there come and go.
+    """
     other = replaced(facts, seen)
     if other is not None:
         return other
     if seen.admission is not None and facts.admission is not None and seen.admission != facts.admission:
         return f"admission is {seen.admission}, and was left {facts.admission}: somebody else acted"
-    if seen.running and facts.running == 0:
+    if seen.running and facts.running == 0 and state not in (State.SERVING, State.PAUSED):
         return f"{seen.running} requests run, and it was left idle: somebody else acted"
     if seen.released_tags is not None and seen.released_tags != facts.unmapped():
         return f"released are {_tags(seen.released_tags)}, and were left {_tags(facts.unmapped())}: somebody else acted"

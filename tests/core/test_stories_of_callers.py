@@ -123,9 +123,9 @@ async def test_a_second_caller_is_told_what_is_under_way() -> None:
 
 async def test_what_an_operator_declares_is_measured_by_the_next_proof() -> None:
     engine = await engine_in(State.FAILED)
-    record = engine.declare(State.DRAINED, by="Ada", reason="looked at nvidia-smi")
+    record = engine.declare(State.DRAINED, by="operator", reason="looked at nvidia-smi")
     assert engine.state is State.DRAINED
-    assert record.reason == "declared by Ada: looked at nvidia-smi"
+    assert record.reason == "declared by operator: looked at nvidia-smi"
     assert engine.facts.grades["mapped"] is Grade.DECLARED
     engine.adapter.engine.apply("pause", {"mode": "abort"})
     await engine.release(weights=V1)
@@ -135,7 +135,7 @@ async def test_what_an_operator_declares_is_measured_by_the_next_proof() -> None
 async def test_a_declaration_that_is_wrong_is_found_out() -> None:
     engine = await engine_in(State.RELEASED)
     engine.move("contradicted", reason="a test")
-    engine.declare(State.DRAINED, by="Ada", reason="a guess")
+    engine.declare(State.DRAINED, by="operator", reason="a guess")
     with pytest.raises(OperationFailed) as failed:
         await engine.release(weights=V1, deadline_s=0.3)
     assert isinstance(failed.value, NotProved | Unreachable)
@@ -145,10 +145,10 @@ async def test_a_declaration_that_is_wrong_is_found_out() -> None:
 async def test_declare_needs_failed_a_name_and_a_reason() -> None:
     engine = await engine_in(State.DRAINED)
     with pytest.raises(InvalidTransition):
-        engine.declare(State.RELEASED, by="Ada", reason="why not")
+        engine.declare(State.RELEASED, by="operator", reason="why not")
     engine.move("contradicted", reason="a test")
     with pytest.raises(ValueError, match="by="):
         engine.declare(State.RELEASED, by=" ", reason="why not")
     with pytest.raises(InvalidTransition):
-        engine.declare(State.GONE, by="Ada", reason="why not")
+        engine.declare(State.GONE, by="operator", reason="why not")
     assert engine.state is State.FAILED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rig import V1, engine_in, facts, serving
 
-from lifecycle import Engine, Grade, State, TagSpec, Unreachable
+from lifecycle import Engine, Fact, Grade, State, TagSpec, Unreachable
 from lifecycle.commands import Resume
 from lifecycle.observing import by_level
 from lifecycle.residual import Reading
@@ -33,6 +33,18 @@ async def test_what_it_says_is_released_is_not_mapped_because_its_bytes_are_ther
     assert engine.facts.mapped == {"weights": False, "kv_cache": True}
     assert engine.state is State.RELEASED, "it was closed again"
     assert engine.facts.contents == {"weights": None}, "whoever opened it may have loaded others"
+
+
+@pytest.mark.parametrize("pause_first", [False, True], ids=["serving", "paused"])
+async def test_requests_that_come_where_none_is_denied_are_no_contradiction(pause_first: bool) -> None:
+    engine = await serving()
+    if pause_first:
+        await engine.pause()
+    engine.facts = engine.facts.learn({Fact.RUNNING: 0}, Grade.REPORTED)  # none ran when it was looked at
+    engine.adapter.engine.running = 1
+    engine.adapter.journal.clear()
+    await engine.verify()
+    assert engine.adapter.journal.kinds("barrier", "call") == [], "no claim was given up, and nothing settled"
 
 
 async def test_requests_that_somebody_else_let_in_deny_that_it_is_idle() -> None:

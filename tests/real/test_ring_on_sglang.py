@@ -186,6 +186,8 @@ def test_the_command_line_cycles_twice_with_streams_in_flight(sglang: RealSGLang
     assert done.stdout.count("returned") >= 2
     assert all(len(ids) == 600 for ids, _ in streams.join().values())
     assert outputs(sglang) == before == lane.expected(0)
+    compared = cycle(sglang, tmp_path, "--weights", where.path, "--version", "again", "--parity")
+    assert "parity ok: 4 prompts, 4 different outputs" in compared.stdout, compared.stdout + compared.stderr
     refused = cycle(sglang, tmp_path, "--weights", "kept")
     assert refused.returncode != 0
     assert "weights_recoverable" in refused.stderr + refused.stdout

@@ -155,7 +155,7 @@ async def test_kept_weights_that_came_back_otherwise_are_not_served() -> None:
             await engine.restore_weights()
             with torch.no_grad():
                 model.mix.weight[3, 5] += 1
-            with pytest.raises(GuardRefused, match="the weights were to be kept, and their checksum is"):
+            with pytest.raises(GuardRefused, match="the weights were to be kept, and its checksum is"):
                 await engine.restore_kv()
             with torch.no_grad():
                 model.mix.weight[3, 5] -= 1
