@@ -51,7 +51,7 @@ $(GPU): $(READY)
 	@touch $@
 
 # Where no registry can be reached: make gpu PYTHON=python3 NO_VENV=1 WHEELS=FOLDER
-# PYTHON has torch for CUDA, pytest and psutil; FOLDER has wheels of transitions, six, structlog and torch_memory_saver.
+# What PYTHON has to have, and which wheels FOLDER: docs/memory.md.
 CARRIED := $(CURDIR)/build/carried
 carried:
 	rm -rf $(CARRIED)

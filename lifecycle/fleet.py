@@ -112,6 +112,7 @@ class Fleet:
         """No participant admits requests; the router, if there is one, stopped sending to them first."""
         routing, participants = Routing(self.router), self.participants(engines)
         command = Pause(mode or self.policy.pause_mode)
+        _check_deadline(deadline_s)
         check_static(participants, command)
         with claimed(participants, "pause"):
             await routing.close([each for each in participants if each.state is State.SERVING])
@@ -205,6 +206,7 @@ class Fleet:
     async def resume(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
         """The participants serve again, each having generated a real token; then the router sends to them."""
         participants = self.participants(engines)
+        _check_deadline(deadline_s)
         with claimed(participants, "resume"):
             try:
                 return await self._together([(each, Resume()) for each in participants], deadline_s)
@@ -319,7 +321,6 @@ class Fleet:
 
     async def _together(self, commands: list[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:
         """Every command has ended; FleetError names those that failed."""
-        _check_deadline(deadline_s)
         outcomes = await phase(in_one_collective(commands), deadline_s)
         failed = [outcome.error for outcome in outcomes if outcome.error is not None]
         done = [outcome.transition for outcome in outcomes if outcome.transition is not None]

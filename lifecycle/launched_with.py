@@ -128,7 +128,7 @@ def _environ_or_none(pid: int) -> Mapping[str, str]:
 def expandable(environ: Mapping[str, str]) -> str | None:
     """The allocator setting that torch_memory_saver cannot live with, as it stands there; None where there is none."""
     for name in ALLOCATOR_NAMES:
-        settings = [part.strip() for part in environ.get(name, "").split(",")]
-        if "expandable_segments:True" in settings:
+        settings = environ.get(name, "").replace(" ", "").lower()
+        if "expandable_segments:true" in settings or "expandable_segments:1" in settings:
             return f"{name}={environ[name]}"
     return None

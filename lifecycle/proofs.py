@@ -117,14 +117,15 @@ def _judge_residual(context: Context, before: Reading, after: Reading, expected:
         "devices": len(before.devices),
         "pids": [holder.pid for holder in after.holders],
     }
+    by_tag = _by_tag(context, before, after)
     if context.weighed:
-        figures["returned_by_tag"] = _by_tag(context, before, after)
+        figures["returned_by_tag"] = by_tag
     if after.whole:
         figures |= {"device_used_bytes": dict(after.whole), "others_bytes": after.others_bytes}
     told = f"returned {_mib(returned)} of {'unknown' if expected is None else _mib(expected)} expected"
     least = _visible_bytes(context, before) if expected is None else policy.returned_fraction * expected
     kept = f"{_mib(after.resident_bytes)} resident, threshold {_mib(policy.threshold_bytes)}; {_biggest(after)}"
-    unseen = _not_seen_to_go(context, before, after, (expected or 0) - returned) or _held_since(context, after)
+    unseen = _not_seen_to_go(context, before, by_tag, (expected or 0) - returned) or _held_since(context, after)
     if returned >= least and unseen:
         return Pending(reason=f"{told}, and the release of {unseen} gave nothing back; {kept}", figures=figures)
     if returned < least:
@@ -288,9 +289,9 @@ def _by_tag(context: Context, before: Reading, after: Reading) -> dict[Tag, int]
     return found
 
 
-def _not_seen_to_go(context: Context, before: Reading, after: Reading, missing: int) -> str:
+def _not_seen_to_go(context: Context, before: Reading, seen: dict[Tag, int], missing: int) -> str:
     """The tags of each call that was not seen to give anything back, where as much as they hold is missing."""
-    seen, found = _by_tag(context, before, after), []
+    found: list[str] = []
     for tags, _ in context.weighed:
         share, name = context.share_bytes(tags, before) or 0, "+".join(sorted(tags))
         visible = share >= _visible_bytes(context, before)

@@ -208,4 +208,6 @@ def _unknown() -> set[str]:
 
 
 #: Variables of this prefix that others read.
-NOT_SETTINGS = frozenset({"LIFECYCLE_STATE_DIR", "LIFECYCLE_GPU_REQUIRED", "LIFECYCLE_GPU_REPORT", "LIFECYCLE_REAL"})
+NOT_SETTINGS = frozenset(
+    f"LIFECYCLE_{name}" for name in ("STATE_DIR", "GPU_REQUIRED", "GPU_REPORT", "GPU_CYCLES", "REAL", "EXAMPLES")
+)

@@ -89,6 +89,7 @@ def test_given_up_at_every_turn_the_fleet_comes_home(verb: str) -> None:
         return cancelled
 
     turns = next(turns for turns in range(1, 400) if not virtually(cut(turns)))
+    assert turns > 3
     PAIRS[verb] = turns - 1
 
 

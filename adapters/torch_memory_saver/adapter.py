@@ -18,7 +18,7 @@ from lifecycle.facts import Fact, Facts, Grade, TagSpec
 from lifecycle.residual.owners import by_pid
 from lifecycle.verdicts import NotApplicable, Pending, Proved, Refuted, Verdict
 
-from .effects import Effects, Ended
+from .effects import Effects
 from .errors import listed, mib
 from .plan import Has, plan, push
 from .tenant import Tenant
@@ -36,7 +36,6 @@ class TorchAdapter:
         self._process = by_pid(os.getpid())
         self._boot = f"{self._process.pid}-{self._process.start_time:.2f}-{next(_boots)}"
         self._effects = Effects(tenant.tags.owner)
-        self._effects_now: set[str] = set()
 
     @property
     def url(self) -> str:
@@ -175,6 +174,3 @@ class TorchAdapter:
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if not isinstance(error, RuntimeError) else str(error)
-
-
-__all__ = ["Ended", "TorchAdapter"]

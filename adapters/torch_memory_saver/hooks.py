@@ -9,14 +9,12 @@ from typing import Any, Literal
 from lifecycle.cuda_wheel import installed_cuda
 from lifecycle.errors import ConfigurationError
 from lifecycle.hook_mode import HookMode, HookModeUnsafe, choose, configured, escaped, judge, visible_gpus
+from lifecycle.launched_with import expandable
 from lifecycle.verdicts import Refuted, Unmeasurable
 
 from .errors import MissingPackage
 
 Asked = Literal["auto", "preload", "torch"]
-
-#: The allocator's settings, under the old name and the new one.
-ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 #: The mode that this process uses; fixed at first use.
 _fixed: list[HookMode] = []
@@ -28,13 +26,12 @@ def check_allocator(environ: Mapping[str, str]) -> None:
     torch_memory_saver checks only the older name, and breaks under the newer. Source: torch_memory_saver 0.0.10,
     entrypoint.py.
     """
-    for name in ALLOCATOR:
-        settings = environ.get(name, "").replace(" ", "").lower()
-        if "expandable_segments:true" in settings or "expandable_segments:1" in settings:
-            raise ConfigurationError(
-                f"{name}={environ[name]!r}: expandable segments cannot be released by torch_memory_saver, nor shared "
-                "by CUDA IPC; take expandable_segments out of it before the process starts"
-            )
+    setting = expandable(environ)
+    if setting is not None:
+        raise ConfigurationError(
+            f"{setting}: expandable segments cannot be released by torch_memory_saver, nor shared by CUDA IPC; "
+            "take expandable_segments out of it before the process starts"
+        )
 
 
 def hook_mode(asked: Asked, environ: Mapping[str, str], used: HookMode | None = None) -> HookMode:

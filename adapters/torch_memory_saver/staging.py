@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .checksum import checksum
+from .checksum import checksums
 from .errors import ModulesChanged, Refused, StagingCorrupt
 from .host_memory import SLAB_BYTES, HostBudget, HostBuffers
 from .identity import Identity, changes, identities
@@ -152,7 +152,7 @@ class HostStaging:
         return sorted(spans(self.staged_leaves()), key=lambda span: -span.size)
 
     def _sums(self, found: Sequence[Span]) -> tuple[int, ...] | None:
-        return tuple(checksum(span.bytes()) for span in found) if self._checksum else None
+        return tuple(checksums(found)) if self._checksum else None
 
     def _copy(self, found: Sequence[Span], pieces: Sequence[_Piece], *, to_host: bool) -> None:
         with ExitStack() as opened:

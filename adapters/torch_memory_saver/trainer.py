@@ -64,7 +64,7 @@ class Trainer(TorchTenant):
         self._move(PARAMETERS, {"module": self._module})
         for parameter in self._module.parameters():
             if parameter.grad is None and parameter.requires_grad:
-                with self.region(GRADIENTS):
+                with self._tenant.tags.region(GRADIENTS):
                     parameter.grad = torch.zeros_like(parameter)
         self._move(GRADIENTS, {"module": _gradients(self._module)})
         if self._optimizer is not None:
@@ -79,7 +79,7 @@ class Trainer(TorchTenant):
             if leaf.has_bytes and leaf.tensor.device == device and tags.tag_of(leaf.tensor) is None:
                 groups.setdefault(place(leaf.tensor), []).append(leaf)
         for group in groups.values():
-            with self.region(tag):
+            with tags.region(tag, self._backup(tag)):
                 room = torch.empty(group[0].tensor.untyped_storage().nbytes(), dtype=torch.uint8, device=device)
             _move_into(room, group)
 

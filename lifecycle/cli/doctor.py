@@ -12,7 +12,7 @@ import typer
 from ..doctor import Finding, examine, worst
 from ..engine import Engine
 from . import FAILED, OK
-from .options import JSON, THRESHOLD, URLS, Chosen
+from .options import Chosen, command
 
 #: It works, and there is something to look at.
 WARNED = 4
@@ -20,17 +20,16 @@ WARNED = 4
 CODES = {"ok": OK, "warning": WARNED, "failure": FAILED}
 
 
-def doctor(urls: URLS, threshold_gib: THRESHOLD = None, as_json: JSON = False) -> int:
+def doctor(chosen: Chosen) -> int:
     """Every check that needs no transition, one line each. Exit 0: all well; 4: a warning; 1: a failure."""
-    chosen = Chosen(urls, threshold_gib=threshold_gib, as_json=as_json)
     found = asyncio.run(_examine_all(chosen))
-    print(_as_json(found) if as_json else "\n".join(_lines(found)))
+    print(_as_json(found) if chosen.as_json else "\n".join(_lines(found)))
     return CODES[worst(finding for _, findings in found for finding in findings)]
 
 
 def register(app: typer.Typer) -> None:
     """`lifecycle doctor` is a command of `app`."""
-    app.command()(doctor)
+    command(app, "urls", "threshold_gib", "as_json")(doctor)
 
 
 async def _examine_all(chosen: Chosen) -> list[tuple[Engine, list[Finding]]]:

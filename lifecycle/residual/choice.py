@@ -40,7 +40,7 @@ class NodeProbe:
         for agent in dict.fromkeys(process.agent for process in processes):
             there = [process for process in processes if process.agent == agent]
             reading = await self._node(agent).read(
-                there, kind=self._kind, scope=self._policy.residual_scope, deadline_s=max(0.05, deadline.left_s)
+                there, kind=self._kind, scope=self._policy.residual_scope, deadline_s=deadline.look_s()
             )
             if isinstance(reading, Unmeasurable):
                 return reading

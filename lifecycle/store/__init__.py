@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..errors import ConfigurationError
 from ..facts import Contents, Fact, Facts, Grade
 from ..residual import Reading
+from ..residual.wire import verdict_in, verdict_out
 from ..states import State
-from ..verdicts import Condition, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
+from ..verdicts import Condition
 from ..weights import FromDisk, Kept, Source
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ _SCHEMA = (
 )
 _UPDATE = "UPDATE engines SET boot = ?, known = ?, generation = generation + 1, at = ? WHERE url = ? AND generation = ?"
 _INSERT = "INSERT OR IGNORE INTO engines (boot, known, generation, at, url) VALUES (?, ?, 1, ?, ?)"
-
-_WORDS: dict[str, type[Verdict]] = {kind.word: kind for kind in (Pending, Refuted, Unmeasurable, NotApplicable)}
 
 
 class Overtaken(Exception):
@@ -115,7 +114,8 @@ def _give(engine: Engine, known: dict[str, Any]) -> bool:
     source, last_good, full = _source(known["source"]), _source(known["last_good"]), _reading(known["full"])
     unsettled = known["unsettled"] or not state.stable
     wanted, attached_boot = known["wanted"], known["attached_boot"]
-    returned = _verdict(known.get("memory_returned")) if state is State.RELEASED else None
+    returned = known["memory_returned"] if state is State.RELEASED else None
+    condition = Condition(verdict_in(returned)) if returned else None
     learned = {frozenset(tags): int(size) for tags, size in known["learned"]}
     checksums = dict(known["kept_checksums"])
     answers = {version: tuple(ids) for version, ids in known["canary"].items()}
@@ -126,13 +126,14 @@ def _give(engine: Engine, known: dict[str, Any]) -> bool:
     engine.source, engine.full = source, full
     engine.learned, engine.kept_checksums, engine.canary.answers = learned, checksums, answers
     engine.last_good = last_good if isinstance(last_good, FromDisk) else None
-    if returned is not None:
-        engine.conditions["memory_returned"] = Condition(returned)
+    if condition is not None:
+        engine.conditions["memory_returned"] = condition
     return True
 
 
 def _known(engine: Engine) -> dict[str, Any]:
     facts, source, full = engine.facts, engine.source, engine.full
+    returned = engine.conditions.get("memory_returned")
     return {
         "state": str(engine.state),
         "unsettled": engine.unsettled,
@@ -156,25 +157,8 @@ def _known(engine: Engine) -> dict[str, Any]:
         "kept_checksums": dict(engine.kept_checksums),
         "canary": engine.canary.answers,
         "full": None if full is None else [dict(full.devices), full.probe],
-        "memory_returned": _verdict_record(engine.conditions.get("memory_returned")),
+        "memory_returned": verdict_out(returned.verdict) if returned else None,
     }
-
-
-def _verdict_record(condition: Condition | None) -> Any:
-    if condition is None:
-        return None
-    verdict = condition.verdict
-    return [verdict.word, verdict.reason, int(verdict.grade) if isinstance(verdict, Proved) else None]
-
-
-def _verdict(record: Any) -> Verdict | None:
-    """A device stays as free as it was found to be, or as much in question, until the engine is moved again."""
-    match record:
-        case [Proved.word, reason, grade]:
-            return Proved(reason=reason, grade=Grade(grade))
-        case [word, reason, None] if word in _WORDS:
-            return _WORDS[word](reason=reason)
-    return None
 
 
 def _source_record(source: Source | None) -> Any:

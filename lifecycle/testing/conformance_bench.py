@@ -171,10 +171,6 @@ class Bench:
         """`answers`, on this thread."""
         return [self.subject.generate(prompt, self.tokens) for prompt in self.prompts]
 
-    def discard(self) -> None:
-        """The engine is not worth leading home: the next case gets another."""
-        self.clean = False
-
     async def aclose(self) -> None:
         """The engine objects of this case let go of their connections."""
         while self._engines:

@@ -109,6 +109,15 @@ async def test_a_deadline_that_is_no_time_is_refused_before_anything_is_sent(dea
     assert engine.adapter.journal == []
 
 
+@pytest.mark.parametrize("verb", ["pause", "drain", "resume"])
+async def test_no_router_is_asked_under_a_deadline_that_is_no_time(verb: str) -> None:
+    fleet, journal = await fleet_of("a", "b", router=True)
+    journal.clear()
+    with pytest.raises(ConfigurationError, match="must be a finite number > 0"):
+        await getattr(fleet, verb)(deadline_s=-1)
+    assert journal == []
+
+
 def test_a_deadline_keeps_back_at_most_a_quarter() -> None:
     assert Deadline(10, reserve_s=1).work_s == pytest.approx(9, abs=0.1)
     assert Deadline(2, reserve_s=5).work_s == pytest.approx(1.5, abs=0.1)

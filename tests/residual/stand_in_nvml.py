@@ -5,7 +5,6 @@ Records are plain JSON, as `tests/gpu/gpu_record.py` writes them on a machine wi
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,10 +55,6 @@ class StandInNvml:
     @classmethod
     def of(cls, *gpus: dict[str, Any]) -> StandInNvml:
         return cls({"driver": "580.0", "devices": list(gpus)})
-
-    @classmethod
-    def load(cls, name: str) -> StandInNvml:
-        return cls(json.loads((RECORDED / name).read_text()))
 
     def _answer(self, name: str) -> None:
         self.calls.append(name)

@@ -13,6 +13,7 @@ from torch_rig import seeded
 
 from lifecycle import ConfigurationError, Grade, GuardRefused, NotApplicable, Policy, Unmeasurable, hook_mode
 from lifecycle.hook_mode import Gpu, HookModeUnsafe
+from lifecycle.launched_with import ALLOCATOR_NAMES
 from lifecycle.surroundings import hook_mode_of
 
 BLACKWELL, HOPPER = Gpu("NVIDIA RTX 5090", 12, 0), Gpu("NVIDIA H100", 9, 0)
@@ -28,7 +29,7 @@ def unused(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     saver = types.SimpleNamespace(_impl=None, hook_mode=None)
     monkeypatch.setitem(sys.modules, "torch_memory_saver", types.SimpleNamespace(torch_memory_saver=saver))
     monkeypatch.setattr(hooks, "_fixed", [])
-    for name in (*hooks.ALLOCATOR, "LD_PRELOAD", "LIFECYCLE_HOOK_MODE", "MILES_TMS_HOOK_MODE"):
+    for name in (*ALLOCATOR_NAMES, "LD_PRELOAD", "LIFECYCLE_HOOK_MODE", "MILES_TMS_HOOK_MODE"):
         monkeypatch.delenv(name, raising=False)
     return saver
 
