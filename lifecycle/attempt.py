@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .adapter import Call, Reply
 from .attestation import by_owner
 from .commands import Command, Release, RestoreKV, UpdateWeights
-from .deadline import LOOK_S, Deadline
+from .deadline import Deadline
 from .errors import DeadlineExceeded, GuardRefused, NotProved, OperationFailed, Rejected, Unreachable
 from .events import Transition
 from .evidence import Context, Need, targets
@@ -214,7 +214,8 @@ class Attempt:
 
     async def _look(self, context: Context) -> tuple[dict[str, Verdict], Context]:
         needs = frozenset().union(*(proof.needs for proof in self.row.proofs))
-        evidence = await gather(self.engine, needs, deadline_s=max(self.deadline.work_s, LOOK_S))
+        # The last look takes from what is kept back: one without time for an answer would call the engine silent.
+        evidence = await gather(self.engine, needs, deadline_s=max(self.deadline.work_s, self.deadline.look_s(0.5)))
         context = replace(context, facts=self.engine.facts, evidence=evidence, weighed=tuple(self.weighed))
         other = replaced(self.engine.facts, evidence.observation)
         if other is not None:

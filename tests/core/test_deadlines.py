@@ -8,9 +8,9 @@ import math
 import pytest
 from rig import V1, engine_in, fleet_of, states
 
-from lifecycle import ConfigurationError, FleetError, OperationFailed, State
+from lifecycle import ConfigurationError, Fact, FleetError, NotProved, Observation, OperationFailed, Policy, State
 from lifecycle.deadline import LOOK_S, Deadline
-from lifecycle.testing import HANG, HANG_AFTER, HANG_LATE
+from lifecycle.testing import HANG, HANG_AFTER, HANG_LATE, LIE
 
 pytestmark = pytest.mark.virtual_time
 
@@ -107,6 +107,20 @@ async def test_a_deadline_that_is_no_time_is_refused_before_anything_is_sent(dea
         await engine.pause(deadline_s=deadline_s)
     assert engine.state is State.SERVING
     assert engine.adapter.journal == []
+
+
+async def test_the_last_look_has_time_for_an_answer() -> None:
+    engine = await engine_in(State.DRAINED, policy=Policy(settle_s=1.0, poll_s=0.05))
+    engine.adapter.script("release", LIE)
+    observe = engine.adapter.observe
+
+    async def slowly(want: frozenset[Fact], *, deadline_s: float) -> Observation:
+        await asyncio.sleep(min(0.1, deadline_s))
+        return await observe(want, deadline_s=1) if deadline_s >= 0.1 else Observation(detail="no answer")
+
+    engine.adapter.observe = slowly
+    with pytest.raises(NotProved, match="memory_returned"):
+        await engine.release(weights=V1, deadline_s=2)
 
 
 @pytest.mark.parametrize("verb", ["pause", "drain", "resume"])
