@@ -58,6 +58,14 @@ async def test_of_an_engine_that_is_not_released_any_more_nothing_is_kept_of_the
     assert "memory_returned" not in third.conditions
 
 
+async def test_of_one_that_somebody_opened_since_nothing_is_kept_of_the_release(tmp_path: Path) -> None:
+    first = await released(tmp_path / "engines")
+    first.adapter.engine.apply("resume", {})
+    second = await kept_in(tmp_path / "engines", first).connect()
+    assert second.state is not State.RELEASED
+    assert "memory_returned" not in second.conditions
+
+
 @pytest.mark.parametrize("known", ["not json", "[]", '{"facts": 3}', '{"facts": {}, "state": "asleep"}'])
 async def test_a_row_that_cannot_be_read_is_not_believed(
     tmp_path: Path, known: str, caplog: pytest.LogCaptureFixture
