@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from lifecycle.errors import DETAIL_LIMIT
+from lifecycle.core.errors import DETAIL_LIMIT
 
 #: Bytes of an answer that are read; an engine's state fits in far less.
 BODY_LIMIT = 16 << 20

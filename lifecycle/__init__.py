@@ -5,12 +5,10 @@ async with Fleet.connect(["sglang://127.0.0.1:30000"]) as fleet:
         train()
 """
 
-from .adapter import Call, Capabilities, EngineAdapter, Observation, PauseTraits, Probe, Process, Reply
-from .commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from .config import DEADLINES_S, PAUSE_MODE, Policy
-from .engine import Engine
-from .environment import apply_offload_defaults, parse_env_positive_float
-from .errors import (
+from .core.calls import Call, Reply
+from .core.capabilities import Capabilities, PauseTraits
+from .core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from .core.errors import (
     CommandRefused,
     ConfigurationError,
     DeadlineExceeded,
@@ -24,15 +22,21 @@ from .errors import (
     Rejected,
     Unreachable,
 )
-from .events import BaseObserver, Observer, Transition
-from .facts import Contents, Fact, Facts, Grade, PauseMode, TagSpec
-from .fleet import Fleet
-from .hook_mode import HookModeUnsafe, require_safe_hook_mode
-from .members import Group
-from .router import Router
-from .states import RING, State
-from .verdicts import Condition, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
-from .weights import FromDisk, Kept, Pushed, Source
+from .core.facts import Contents, Fact, Facts, Grade, PauseMode, TagSpec
+from .core.observation import Observation, Probe
+from .core.observer import BaseObserver, Observer
+from .core.policy import DEADLINES_S, PAUSE_MODE, Policy
+from .core.ports import EngineAdapter, Router
+from .core.readings import Process
+from .core.sources import FromDisk, Kept, Pushed, Source
+from .core.states import RING, State
+from .core.transition import Transition
+from .core.verdicts import Condition, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
+from .engine.engine import Engine
+from .fleet.fleet import Fleet
+from .fleet.groups import Group
+from .launch.miles import apply_offload_defaults, parse_env_positive_float
+from .nodes.hook_mode import HookModeUnsafe, require_safe_hook_mode
 
 __all__ = [
     "DEADLINES_S",

@@ -10,16 +10,17 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from .config import MIB
-from .engine import Engine
-from .errors import ConfigurationError
-from .facts import Grade
-from .launched_with import NCCL_GRAPHS, PRELOAD, Launched, expandable, preloads_twice
-from .nodes import PROCESSES_UNKNOWN, by_node
-from .observing import residual
-from .residual.process_memory import named, tree
-from .surroundings import hook_mode_of
-from .verdicts import Proved, Refuted, Unmeasurable
+from .core.errors import ConfigurationError
+from .core.facts import Grade
+from .core.units import MIB
+from .core.verdicts import Proved, Refuted, Unmeasurable
+from .engine.engine import Engine
+from .engine.gather import residual
+from .engine.preconditions import hook_mode_of
+from .nodes.locate import by_node
+from .nodes.port import PROCESSES_UNKNOWN
+from .nodes.process_env import NCCL_GRAPHS, PRELOAD, Launched, expandable, preloads_twice
+from .nodes.process_memory import named, tree
 
 Level = Literal["ok", "warning", "failure"]
 

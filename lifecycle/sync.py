@@ -32,12 +32,13 @@ from anyio.from_thread import BlockingPortal
 
 from . import engine as engine_module
 from . import fleet as fleet_module
-from .config import Policy
-from .events import Observer, Transition
-from .members import Group
-from .router import Router
-from .states import State
-from .store import Memory
+from .core.observer import Observer
+from .core.policy import Policy
+from .core.ports import Router
+from .core.states import State
+from .core.transition import Transition
+from .fleet.groups import Group
+from .store.sqlite import Memory
 
 P = ParamSpec("P")
 R = TypeVar("R")

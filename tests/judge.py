@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from lifecycle import Contents, Engine, State
-from lifecycle.facts import GARBAGE, Fact
+from lifecycle.core.facts import GARBAGE, Fact
 from lifecycle.testing import ScriptedEngine
 
 

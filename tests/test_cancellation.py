@@ -17,7 +17,7 @@ from watched import judge_standing
 from ways import VERBS, comes_home, new_engine, ready
 
 from lifecycle import Engine, InvalidTransition, State
-from lifecycle.table import OPERATIONS, Operation
+from lifecycle.rules.table import OPERATIONS, Operation
 from lifecycle.testing import HANG, HANG_AFTER, HANG_LATE
 
 ROWS = [(row.command, row) for row in OPERATIONS]

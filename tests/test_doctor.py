@@ -18,11 +18,12 @@ import typer
 from lifecycle.adapters.loopback import LoopbackProcess
 from residual.stand_in_nvml import StandInNvml, gpu
 
-from lifecycle import Capabilities, Engine, Observation, Policy, Process, TagSpec, nodes
+from lifecycle import Capabilities, Engine, Observation, Policy, Process, TagSpec
 from lifecycle.cli import doctor as command
 from lifecycle.doctor import CHECKS, Finding, examine, worst
-from lifecycle.residual.driver import NvmlDriver
-from lifecycle.residual.owners import by_pid
+from lifecycle.nodes import this_host as nodes
+from lifecycle.nodes.driver import NvmlDriver
+from lifecycle.nodes.processes import by_pid
 
 GIB = 1 << 30
 

@@ -22,16 +22,15 @@ from lifecycle import (
     Proved,
     Refuted,
     Unmeasurable,
-    cuda_wheel,
-    hook_mode,
-    launched_with,
     require_safe_hook_mode,
 )
-from lifecycle.facts import Grade
-from lifecycle.hook_mode import Gpu, choose, configured, in_use, judge, resolve
-from lifecycle.nodes import ThisHost
-from lifecycle.residual.driver import NvmlDriver
-from lifecycle.residual.owners import by_pid
+from lifecycle.core.facts import Grade
+from lifecycle.nodes import cuda_wheel, hook_mode
+from lifecycle.nodes import process_env as launched_with
+from lifecycle.nodes.driver import NvmlDriver
+from lifecycle.nodes.hook_mode import Gpu, choose, configured, in_use, judge, resolve
+from lifecycle.nodes.processes import by_pid
+from lifecycle.nodes.this_host import ThisHost
 
 HOPPER, ADA = Gpu("H100", 9, 0), Gpu("L40S", 8, 9)
 B200, RTX5090, RUBIN = Gpu("B200", 10, 0), Gpu("RTX 5090", 12, 0), Gpu("Rubin", 13, 0)
@@ -220,8 +219,8 @@ def test_it_is_no_assert_and_no_import_of_torch() -> None:
     code = (
         "import sys; sys.path[:0] = ['tests']\n"
         "from residual.stand_in_nvml import StandInNvml, gpu\n"
-        "from lifecycle import hook_mode\n"
-        "from lifecycle.residual.driver import NvmlDriver\n"
+        "from lifecycle.nodes import hook_mode\n"
+        "from lifecycle.nodes.driver import NvmlDriver\n"
         "hook_mode.installed_cuda = lambda: '12.9'\n"
         "try: hook_mode.require_safe_hook_mode({}, nvml=NvmlDriver(StandInNvml.of(gpu(capability=[10, 3]))))\n"
         "except hook_mode.HookModeUnsafe as error: print('refused', 'sm_103' in str(error), 'torch' in sys.modules)"

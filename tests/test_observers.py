@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from lifecycle import BaseObserver, Call, Reply, State, Transition
-from lifecycle.events import Observers
+from lifecycle.core.observer import Observers
 from lifecycle.observers import EventLog, LookAway
 from lifecycle.observers.logs import CALL_KEYS, TRANSITION_KEYS
 
@@ -35,7 +35,7 @@ def test_the_keys_of_events_are_fixed_and_documented() -> None:
 
 
 def test_the_state_machines_own_logger_is_silent() -> None:
-    import lifecycle.machine  # noqa: F401
+    import lifecycle.rules.machine  # noqa: F401
 
     assert not logging.getLogger("transitions.core").isEnabledFor(logging.INFO)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lifecycle.adapters.loopback import LoopbackProcess, make_weights
 
-from lifecycle.fleetfile import read
+from lifecycle.settings.fleet_file import read
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,8 +12,8 @@ import pytest
 
 from lifecycle import ConfigurationError, Grade, Policy
 from lifecycle.cli import config
-from lifecycle.residual.remote import TOKEN
-from lifecycle.settings import Settings, load
+from lifecycle.nodes.remote import TOKEN
+from lifecycle.settings.schema import Settings, load
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 

@@ -9,7 +9,7 @@ from typing import Any
 from judge import STALE, Invariant, Judge, false_claim, fit_to_serve, still_held, untruths
 
 from lifecycle import Call, Capabilities, Engine, Fact, Facts, Observation, Policy, Reply, State
-from lifecycle.states import UNCLAIMED
+from lifecycle.core.states import UNCLAIMED
 from lifecycle.testing import Act, ScriptedAdapter
 
 #: Answered as done without effect: what no evidence of this adapter could then show to be untrue.

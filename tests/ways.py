@@ -8,9 +8,9 @@ from judge import Judge
 from watched import Watched
 
 from lifecycle import Engine, FromDisk, Policy, Pushed, State
-from lifecycle.moves import standing
-from lifecycle.plan import Goal, next_command
-from lifecycle.table import Operation
+from lifecycle.fleet.move import standing
+from lifecycle.rules.planner import Goal, next_command
+from lifecycle.rules.table import Operation
 from lifecycle.testing import KV_CACHE, WEIGHTS, capabilities, scripted
 
 POLICY = Policy(settle_s=1.0, poll_s=0.2)

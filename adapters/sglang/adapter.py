@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from lifecycle.adapter import Call, Capabilities, Observation, Probe, Process, Reply
-from lifecycle.commands import Command
-from lifecycle.deadline import Deadline
-from lifecycle.errors import ConfigurationError
-from lifecycle.facts import Admission, Fact, Facts, Grade
-from lifecycle.nodes import ended, families, find_processes
-from lifecycle.registry import Address
-from lifecycle.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
+from lifecycle.core.calls import Call, Reply
+from lifecycle.core.capabilities import Capabilities
+from lifecycle.core.commands import Command
+from lifecycle.core.deadline import Deadline
+from lifecycle.core.errors import ConfigurationError
+from lifecycle.core.facts import Admission, Fact, Facts, Grade
+from lifecycle.core.observation import Observation, Probe
+from lifecycle.core.readings import Process
+from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
+from lifecycle.nodes.address import Address
+from lifecycle.nodes.locate import ended, families, find_processes
 
 from ..http import Answer, HttpClient
 from .capabilities import boot_of, capabilities_of, sizes_of

@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lifecycle.adapter import Capabilities, PauseTraits
-from lifecycle.errors import ConfigurationError
-from lifecycle.facts import Grade, PauseMode, TagSpec
-from lifecycle.registry import Address
+from lifecycle.core.capabilities import Capabilities, PauseTraits
+from lifecycle.core.errors import ConfigurationError
+from lifecycle.core.facts import Grade, PauseMode, TagSpec
+from lifecycle.nodes.address import Address
 
 GIB = 1 << 30
 

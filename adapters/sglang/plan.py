@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lifecycle.adapter import PUSH, Call, Capabilities
-from lifecycle.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from lifecycle.evidence import targets
-from lifecycle.facts import GARBAGE, Contents, Fact, Facts, PauseMode, Tag
-from lifecycle.weights import FromDisk, Pushed
+from lifecycle.core.calls import PUSH, Call
+from lifecycle.core.capabilities import Capabilities
+from lifecycle.core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from lifecycle.core.facts import GARBAGE, Contents, Fact, Facts, PauseMode, Tag
+from lifecycle.core.sources import FromDisk, Pushed
+from lifecycle.rules.evidence import targets
 
 MODES: Mapping[PauseMode, str] = {"abort": "abort", "wait": "abort", "keep": "retract", "freeze": "in_place"}
 

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 
-from lifecycle.adapter import Call, Capabilities, Observation, Probe, Process, Reply
-from lifecycle.commands import Command, Release
-from lifecycle.errors import ConfigurationError
-from lifecycle.facts import Fact, Facts, Grade, TagSpec
-from lifecycle.residual.owners import by_pid
-from lifecycle.verdicts import NotApplicable, Pending, Proved, Refuted, Verdict
+from lifecycle.core.calls import Call, Reply
+from lifecycle.core.capabilities import Capabilities
+from lifecycle.core.commands import Command, Release
+from lifecycle.core.errors import ConfigurationError
+from lifecycle.core.facts import Fact, Facts, Grade, TagSpec
+from lifecycle.core.observation import Observation, Probe
+from lifecycle.core.readings import Process
+from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Verdict
+from lifecycle.nodes.processes import by_pid
 
 from .effects import Effects
 from .errors import listed, mib

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from lifecycle.errors import ConfigurationError
-from lifecycle.hook_mode import HookMode
+from lifecycle.core.errors import ConfigurationError
+from lifecycle.nodes.hook_mode import HookMode
 
 from . import hooks
 from .saver import Backup

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 
-from lifecycle.adapter import Probe
-from lifecycle.engine import Engine
-from lifecycle.errors import ConfigurationError
-from lifecycle.facts import Stage, Tag
-from lifecycle.residual import ResidualProbe
+from lifecycle.core.errors import ConfigurationError
+from lifecycle.core.facts import Stage, Tag
+from lifecycle.core.observation import Probe
+from lifecycle.core.ports import ResidualProbe
+from lifecycle.engine.engine import Engine
 
 from .adapter import TorchAdapter
 from .gate import Gate, InFlight

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lifecycle.errors import ConfigurationError
+from lifecycle.core.errors import ConfigurationError
 
 _SHOWN = 5
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
-from lifecycle.adapter import PauseTraits
-from lifecycle.facts import PauseMode
+from lifecycle.core.capabilities import PauseTraits
+from lifecycle.core.facts import PauseMode
 
 
 class InFlight(Protocol):

@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lifecycle.cuda_wheel import installed_cuda
-from lifecycle.errors import ConfigurationError
-from lifecycle.hook_mode import HookMode, HookModeUnsafe, choose, configured, escaped, judge, visible_gpus
-from lifecycle.launched_with import expandable
-from lifecycle.verdicts import Refuted, Unmeasurable
+from lifecycle.core.errors import ConfigurationError
+from lifecycle.core.verdicts import Refuted, Unmeasurable
+from lifecycle.nodes.cuda_wheel import installed_cuda
+from lifecycle.nodes.hook_mode import HookMode, HookModeUnsafe, choose, configured, escaped, judge, visible_gpus
+from lifecycle.nodes.process_env import expandable
 
 from .errors import MissingPackage
 

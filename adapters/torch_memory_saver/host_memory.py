@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lifecycle.residual.host_memory import available_bytes
+from lifecycle.nodes.host_memory import available_bytes
 
 from .errors import HostMemoryShort
 

@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lifecycle.hook_mode import HookMode
+from lifecycle.nodes.hook_mode import HookMode
 
 from ..loopback.memory import Region, read_into
 from .saver import Backup

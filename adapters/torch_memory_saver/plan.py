@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lifecycle.adapter import PUSH, Call, Capabilities
-from lifecycle.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from lifecycle.evidence import targets
-from lifecycle.facts import GARBAGE, Contents, Fact, Facts, Grade, PauseMode, Tag
-from lifecycle.weights import FromDisk, Kept, Pushed
+from lifecycle.core.calls import PUSH, Call
+from lifecycle.core.capabilities import Capabilities
+from lifecycle.core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from lifecycle.core.facts import GARBAGE, Contents, Fact, Facts, Grade, PauseMode, Tag
+from lifecycle.core.sources import FromDisk, Kept, Pushed
+from lifecycle.rules.evidence import targets
 
 PUSHES = ("tensors", "in_place")
 

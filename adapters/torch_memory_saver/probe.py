@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lifecycle.adapter import Process
-from lifecycle.residual import Reading, ResidualProbe
-from lifecycle.verdicts import Unmeasurable
+from lifecycle.core.ports import ResidualProbe
+from lifecycle.core.readings import Process, Reading
+from lifecycle.core.verdicts import Unmeasurable
 
 from .saver import Tags, cotenants
 

@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from lifecycle.errors import ConfigurationError
-from lifecycle.facts import Stage
-from lifecycle.hook_mode import HookMode
+from lifecycle.core.errors import ConfigurationError
+from lifecycle.core.facts import Stage
+from lifecycle.nodes.hook_mode import HookMode
 
 from .errors import RegionRefused
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from lifecycle.adapter import Probe
-from lifecycle.facts import Tag
+from lifecycle.core.facts import Tag
+from lifecycle.core.observation import Probe
 
 from . import loading
 from .checksum import checksums, combined

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lifecycle.facts import Tag
+from lifecycle.core.facts import Tag
 
 from .engine import TorchTenant
 from .errors import RegionRefused

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..errors import CommandRefused, ConfigurationError, FleetError, LifecycleError
+from ..core.errors import CommandRefused, ConfigurationError, FleetError, LifecycleError
 
 OK, FAILED, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -57,6 +57,6 @@ def code_of(error: Exception) -> int:
 
 def _engine(arguments: list[str]) -> int:
     """The engine's own command line, without the time that ours takes to load."""
-    from ..registry import engine_command
+    from ..fleet.registry import engine_command
 
     return int(engine_command("loopback")(arguments))

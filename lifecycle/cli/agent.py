@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from ..config import positive
-from ..errors import ConfigurationError
-from ..settings import load
+from ..core.errors import ConfigurationError
+from ..core.policy import positive
+from ..settings.schema import load
 
 
 def agent(
@@ -53,7 +53,7 @@ def _serve(listening: socket.socket, token: str, threshold_gib: float) -> None:
 
     import uvicorn
 
-    from ..residual.agent import Agent, application
+    from ..nodes.agent import Agent, application
 
     logging.basicConfig(level=logging.WARNING)
     app = application(Agent(threshold_gib=threshold_gib, version=version("engine-lifecycle")), token)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConfigurationError
-from ..states import RING, State
+from ..core.errors import ConfigurationError
+from ..core.states import RING, State
 from . import FAILED, agent, config, doctor, env, moving
 from .options import ENGINES, URLS, Chosen, command, one_of
 from .report import status_lines, status_record
@@ -118,8 +118,8 @@ def diagram(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 where a page is out of date.")] = False,
 ) -> int:
     """The lifecycle, drawn from its table."""
-    from ..diagram import draw
-    from ..document import drift, write
+    from ..render.diagram import draw
+    from ..render.pages import drift, write
 
     if docs is None:
         try:

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from pydantic import SecretStr
 
-from ..facts import Grade
-from ..settings import Loaded, load
+from ..core.facts import Grade
+from ..settings.schema import Loaded, load
 
 
 def rows_of(loaded: Loaded) -> list[tuple[str, Any, str]]:

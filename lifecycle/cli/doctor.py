@@ -10,7 +10,7 @@ from dataclasses import asdict
 import typer
 
 from ..doctor import Finding, examine, worst
-from ..engine import Engine
+from ..engine.engine import Engine
 from . import FAILED, OK
 from .options import Chosen, command
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..commands import Command, Drain, UpdateWeights
-from ..engine import Engine
-from ..facts import Fact, Grade
-from ..moves import standing
-from ..plan import Goal, Standing, route
-from ..table import OPERATIONS, row
-from ..weights import Kept, version_of
+from ..core.commands import Command, Drain, UpdateWeights
+from ..core.facts import Fact, Grade
+from ..core.sources import Kept, version_of
+from ..engine.engine import Engine
+from ..fleet.move import standing
+from ..rules.planner import Goal, Standing, route
+from ..rules.table import OPERATIONS, row
 
 
 def planned(engine: Engine, commands: Iterable[Command]) -> list[str]:

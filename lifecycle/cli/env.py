@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ..cuda_wheel import installed_cuda
-from ..errors import ConfigurationError
-from ..facts import Grade
-from ..hook_mode import Gpu, escaped, judge, resolve, visible_gpus
-from ..launch_environment import ENGINES, LaunchEnvironment, launch_environment
-from ..settings import Loaded, load
-from ..verdicts import Proved, Refuted, Unmeasurable, Verdict
+from ..core.errors import ConfigurationError
+from ..core.facts import Grade
+from ..core.verdicts import Proved, Refuted, Unmeasurable, Verdict
+from ..launch.environment import ENGINES, LaunchEnvironment, launch_environment
+from ..nodes.cuda_wheel import installed_cuda
+from ..nodes.hook_mode import Gpu, escaped, judge, resolve, visible_gpus
+from ..settings.schema import Loaded, load
 from . import FAILED, OK
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..events import BaseObserver, Transition
-from ..states import RING, State
+from ..core.observer import BaseObserver
+from ..core.states import RING, State
+from ..core.transition import Transition
 from .report import phase_line
 
 _STYLE = {State.SERVING: "green", State.FAILED: "red", State.GONE: "red", State.RELEASED: "cyan"}

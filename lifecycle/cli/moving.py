@@ -11,15 +11,15 @@ from typing import Any
 
 import typer
 
-from ..commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from ..engine import Engine
-from ..errors import ConfigurationError
-from ..events import Transition
-from ..fleet import Fleet
-from ..moves import declared
-from ..plan import Goal
-from ..states import State
-from ..weights import FromDisk
+from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from ..core.errors import ConfigurationError
+from ..core.sources import FromDisk
+from ..core.states import State
+from ..core.transition import Transition
+from ..engine.engine import Engine
+from ..fleet.fleet import Fleet
+from ..fleet.move import declared
+from ..rules.planner import Goal
 from . import FAILED, OK, TOLD, Interrupted, code_of, told
 from .dry import arrived, planned, towards
 from .live import watching

@@ -11,14 +11,14 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from .. import settings
-from ..engine import Engine
-from ..errors import ConfigurationError
-from ..events import Observer
-from ..facts import PAUSE_MODES, PauseMode, Tag
-from ..fleet import Fleet
-from ..fleetfile import FleetFile, read
-from ..store import Store
-from ..weights import FromDisk, Kept, Source
+from ..core.errors import ConfigurationError
+from ..core.facts import PAUSE_MODES, PauseMode, Tag
+from ..core.observer import Observer
+from ..core.sources import FromDisk, Kept, Source
+from ..engine.engine import Engine
+from ..fleet.fleet import Fleet
+from ..settings.fleet_file import FleetFile, read
+from ..store.sqlite import Store
 
 
 def one_of(*values: str) -> Callable[[str], list[str]]:

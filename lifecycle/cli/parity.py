@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..adapter import Probe
-from ..deadline import Deadline
-from ..engine import Engine
-from ..states import State
-from ..verdicts import NotApplicable, Proved
+from ..core.deadline import Deadline
+from ..core.observation import Probe
+from ..core.states import State
+from ..core.verdicts import NotApplicable, Proved
+from ..engine.engine import Engine
 
 PROMPTS = ("The capital of France is", "def main():", "Once upon a time", "2 + 2 =")
 TOKENS = 8

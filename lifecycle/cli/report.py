@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..engine import Engine
-from ..errors import ConfigurationError
-from ..events import Transition
-from ..observing import residual
-from ..residual import Reading
-from ..states import State
+from ..core.errors import ConfigurationError
+from ..core.readings import Reading
+from ..core.states import State
+from ..core.transition import Transition
+from ..engine.engine import Engine
+from ..engine.gather import residual
 
 MIB = 1 << 20
 

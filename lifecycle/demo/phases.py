@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..adapter import Call, Reply
-from ..events import BaseObserver, Transition
+from ..core.calls import Call, Reply
+from ..core.observer import BaseObserver
+from ..core.transition import Transition
 
 
 @dataclass(slots=True)

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import DEADLINES_S, Policy
-from ..errors import ConfigurationError
-from ..fleet import Fleet
-from ..members import Group
+from ..core.errors import ConfigurationError
+from ..core.policy import DEADLINES_S, Policy
+from ..fleet.fleet import Fleet
+from ..fleet.groups import Group
 from .clients import PROMPTS, Clients, Target, Tokens, new_session, stream
 from .engines import Plan, RunningEngine, make_checkpoint, running
 from .phases import Phases

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from ..engine import Engine
-from ..errors import FleetError, GuardRefused, LifecycleError
-from ..events import Transition
-from ..observing import residual
-from ..residual import Reading
-from ..states import State
-from ..weights import FromDisk, Kept
+from ..core.errors import FleetError, GuardRefused, LifecycleError
+from ..core.readings import Reading
+from ..core.sources import FromDisk, Kept
+from ..core.states import State
+from ..core.transition import Transition
+from ..engine.engine import Engine
+from ..engine.gather import residual
 from .clients import Lost
 from .engines import StartFailed
 from .report import Report, mib, returned

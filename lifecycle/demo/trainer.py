@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from ..config import MIB
+from ..core.units import MIB
 
 _DEADLINE_S = 30.0
 
@@ -58,7 +58,7 @@ async def training(mib: int) -> AsyncIterator[Trainer]:
 
 def main() -> None:
     """The memory was held until standard input ended."""
-    from ..residual.process_memory import pss_bytes
+    from ..nodes.process_memory import pss_bytes
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, required=True)

@@ -6,9 +6,10 @@ from typing import Any
 
 import structlog
 
-from ..adapter import Call, Reply
-from ..events import BaseObserver, Transition
-from ..states import State
+from ..core.calls import Call, Reply
+from ..core.observer import BaseObserver
+from ..core.states import State
+from ..core.transition import Transition
 
 #: The keys of a `transition` event, always all of them, in this order. Documented in docs/observers.md.
 TRANSITION_KEYS = ("engine", "group", "trigger", "command", "source", "dest", "duration_s", "reason", "verdicts")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..events import BaseObserver, Transition
-from ..states import State
+from ..core.observer import BaseObserver
+from ..core.states import State
+from ..core.transition import Transition
 
 
 class LookAway(BaseObserver):

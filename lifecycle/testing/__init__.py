@@ -1,7 +1,7 @@
 """For tests of what is built on this library: engines in memory that do as a script says."""
 
-from ..config import Policy
-from ..engine import Engine
+from ..core.policy import Policy
+from ..engine.engine import Engine
 from .acts import (
     DIE,
     DIE_AFTER,

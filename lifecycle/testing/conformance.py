@@ -19,9 +19,9 @@ from typing import ClassVar
 
 import pytest
 
-from ..config import Policy
-from ..facts import PauseMode
-from ..weights import FromDisk
+from ..core.facts import PauseMode
+from ..core.policy import Policy
+from ..core.sources import FromDisk
 from .conformance_bench import Bench, Meddled, Subject, meddled
 from .conformance_calls import CallCases
 from .conformance_flight import FlightCases

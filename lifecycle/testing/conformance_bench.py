@@ -7,18 +7,23 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..adapter import Call, Capabilities, EngineAdapter, Observation, Probe, Process, Reply
-from ..commands import Command
-from ..config import Policy
-from ..engine import Engine
-from ..facts import Fact, Facts
-from ..moves import standing
-from ..plan import Goal, next_command
-from ..registry import adapter_for, parse
-from ..states import State
-from ..store import Memory
-from ..verdicts import Verdict
-from ..weights import FromDisk, Kept, Source
+from ..core.calls import Call, Reply
+from ..core.capabilities import Capabilities
+from ..core.commands import Command
+from ..core.facts import Fact, Facts
+from ..core.observation import Observation, Probe
+from ..core.policy import Policy
+from ..core.ports import EngineAdapter
+from ..core.readings import Process
+from ..core.sources import FromDisk, Kept, Source
+from ..core.states import State
+from ..core.verdicts import Verdict
+from ..engine.engine import Engine
+from ..fleet.move import standing
+from ..fleet.registry import adapter_for
+from ..nodes.address import parse
+from ..rules.planner import Goal, next_command
+from ..store.sqlite import Memory
 
 Send = Callable[[], Awaitable[Reply]]
 Meddle = Callable[[Call, Send], Awaitable[Reply]]

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from ..commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from ..engine import Engine
-from ..errors import EngineBusy, GuardRefused, InvalidTransition
-from ..states import RING, State
-from ..table import allowed
-from ..weights import FromDisk, Kept
+from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from ..core.errors import EngineBusy, GuardRefused, InvalidTransition
+from ..core.sources import FromDisk, Kept
+from ..core.states import RING, State
+from ..engine.engine import Engine
+from ..rules.table import allowed
 from .conformance_bench import Bench, meddled
 from .conformance_story import story
 

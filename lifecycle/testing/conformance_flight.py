@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from ..adapter import PauseTraits
-from ..engine import Engine
-from ..errors import GuardRefused
-from ..facts import PAUSE_MODES, Fact, Grade, PauseMode
-from ..states import State
+from ..core.capabilities import PauseTraits
+from ..core.errors import GuardRefused
+from ..core.facts import PAUSE_MODES, Fact, Grade, PauseMode
+from ..core.states import State
+from ..engine.engine import Engine
 from .conformance_bench import Bench, meddled
 from .conformance_story import story
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from ..commands import UpdateWeights
-from ..engine import Engine
-from ..errors import GuardRefused
-from ..facts import PauseMode
-from ..states import State
-from ..table import OPERATIONS, Operation
-from ..verdicts import Proved
-from ..weights import FromDisk
+from ..core.commands import UpdateWeights
+from ..core.errors import GuardRefused
+from ..core.facts import PauseMode
+from ..core.sources import FromDisk
+from ..core.states import State
+from ..core.verdicts import Proved
+from ..engine.engine import Engine
+from ..rules.table import OPERATIONS, Operation
 from .conformance_bench import Bench
 from .conformance_steps import STEPS, Step, command_of
 from .conformance_story import story

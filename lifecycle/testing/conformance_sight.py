@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ..states import RING, State
-from ..store import Store
+from ..core.states import RING, State
+from ..store.sqlite import Store
 from .conformance_bench import Bench
 from .conformance_story import story
 

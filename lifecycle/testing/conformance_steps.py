@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from ..adapter import Call
-from ..commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from ..engine import Engine
-from ..events import Transition
-from ..states import State
+from ..core.calls import Call
+from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from ..core.states import State
+from ..core.transition import Transition
+from ..engine.engine import Engine
 from .conformance_bench import Bench, meddled
 
 Step = Literal["pause", "drain", "release", "restore_weights", "update_weights", "restore_kv", "resume"]

@@ -8,12 +8,12 @@ from typing import Literal
 
 import pytest
 
-from ..adapter import Call, Reply
-from ..engine import Engine
-from ..errors import DeadlineExceeded, NotProved, OperationFailed
-from ..facts import Fact, Facts
-from ..states import RING, State
-from ..verdicts import Proved
+from ..core.calls import Call, Reply
+from ..core.errors import DeadlineExceeded, NotProved, OperationFailed
+from ..core.facts import Fact, Facts
+from ..core.states import RING, State
+from ..core.verdicts import Proved
+from ..engine.engine import Engine
 from .conformance_bench import Bench, Meddle, Send, meddled
 from .conformance_steps import STEPS, Step, before, calls_of, take
 from .conformance_story import story

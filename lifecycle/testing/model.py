@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
-from ..adapter import Capabilities
-from ..facts import GARBAGE, Admission, Contents, PauseMode, Tag
+from ..core.capabilities import Capabilities
+from ..core.facts import GARBAGE, Admission, Contents, PauseMode, Tag
 from .acts import Entry, Journal
 
 GIB = 1 << 30

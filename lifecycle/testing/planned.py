@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..adapter import PUSH, Call, Capabilities
-from ..commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from ..evidence import targets
-from ..facts import GARBAGE, Contents, Fact, Facts, PauseMode, Tag
-from ..weights import FromDisk, Pushed
+from ..core.calls import PUSH, Call
+from ..core.capabilities import Capabilities
+from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from ..core.facts import GARBAGE, Contents, Fact, Facts, PauseMode, Tag
+from ..core.sources import FromDisk, Pushed
+from ..rules.evidence import targets
 
 FLUSH = Call("flush", effect={Fact.CACHE_FRESH: True}, repeatable=True, refusal_is_untouched=True)
 

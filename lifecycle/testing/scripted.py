@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..adapter import Call, Capabilities, Observation, PauseTraits, Probe, Process, Reply
-from ..commands import Command
-from ..errors import ConfigurationError
-from ..facts import Fact, Facts, Grade, PauseMode, Tag, TagSpec
-from ..residual import Holder, Reading
-from ..verdicts import Pending, Proved, Refuted, Unmeasurable, Verdict
+from ..core.calls import Call, Reply
+from ..core.capabilities import Capabilities, PauseTraits
+from ..core.commands import Command
+from ..core.errors import ConfigurationError
+from ..core.facts import Fact, Facts, Grade, PauseMode, Tag, TagSpec
+from ..core.observation import Observation, Probe
+from ..core.readings import Holder, Process, Reading
+from ..core.verdicts import Pending, Proved, Refuted, Unmeasurable, Verdict
 from . import planned
 from .acts import DONE, Act, Entry, Journal
 from .model import GIB, Rejection, ScriptedEngine

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lifecycle import ConfigurationError, Fleet, Grade
-from lifecycle.fleetfile import read
+from lifecycle.settings.fleet_file import read
 
 GOOD = """
 [policy]

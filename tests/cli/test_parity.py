@@ -9,8 +9,8 @@ import pytest
 from lifecycle.adapters.loopback import LoopbackProcess, make_weights
 
 from lifecycle.cli.parity import PROMPTS, Parity
+from lifecycle.core.verdicts import Grade, NotApplicable, Proved, Refuted
 from lifecycle.testing import ScriptedAdapter, capabilities, scripted
-from lifecycle.verdicts import Grade, NotApplicable, Proved, Refuted
 
 SMALL = ("--threshold-gib", "0.25")
 

@@ -24,7 +24,7 @@ from lifecycle import (
     TagSpec,
     Unmeasurable,
 )
-from lifecycle.attestation import compare
+from lifecycle.rules.checksums import compare
 from lifecycle.testing import KV_CACHE
 
 GIB = 1 << 30

@@ -9,7 +9,7 @@ import pytest
 from rig import V1, engine_in, fleet_of, states
 
 from lifecycle import ConfigurationError, Fact, FleetError, NotProved, Observation, OperationFailed, Policy, State
-from lifecycle.deadline import LOOK_S, Deadline
+from lifecycle.core.deadline import LOOK_S, Deadline
 from lifecycle.testing import HANG, HANG_AFTER, HANG_LATE, LIE
 
 pytestmark = pytest.mark.virtual_time

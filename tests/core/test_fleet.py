@@ -18,7 +18,7 @@ from lifecycle import (
     Refuted,
     State,
 )
-from lifecycle.members import Group
+from lifecycle.fleet.groups import Group
 from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, Journal
 
 ROLES = {"prefill": Group(), "decode": Group(drain_after=("prefill",)), "reward": Group(offload=False)}

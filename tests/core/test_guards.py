@@ -30,11 +30,11 @@ from lifecycle import (
     Unmeasurable,
     UpdateWeights,
 )
-from lifecycle import guards as g
-from lifecycle.evidence import Context, Evidence
-from lifecycle.facts import GARBAGE
-from lifecycle.guards import Guard
-from lifecycle.table import OPERATIONS
+from lifecycle.core.facts import GARBAGE
+from lifecycle.rules import guards as g
+from lifecycle.rules.evidence import Context, Evidence
+from lifecycle.rules.guards import Guard
+from lifecycle.rules.table import OPERATIONS
 from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, capabilities
 
 

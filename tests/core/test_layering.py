@@ -27,8 +27,8 @@ from lifecycle import (
     State,
     Transition,
     Unreachable,
-    errors,
 )
+from lifecycle.core import errors
 
 CORE = Path(lifecycle.__file__).parent
 TESTS = CORE.parent / "tests"

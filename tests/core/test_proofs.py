@@ -26,10 +26,10 @@ from lifecycle import (
     Unmeasurable,
     UpdateWeights,
 )
-from lifecycle import proofs as p
-from lifecycle.evidence import Context, Evidence
-from lifecycle.residual import Holder, Reading
-from lifecycle.table import OPERATIONS
+from lifecycle.core.readings import Holder, Reading
+from lifecycle.rules import proofs as p
+from lifecycle.rules.evidence import Context, Evidence
+from lifecycle.rules.table import OPERATIONS
 from lifecycle.testing import KV_CACHE, WEIGHTS, capabilities
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ import pytest
 from rig import V1, V2, engine_in, fleet_of, new_engine, serving
 
 from lifecycle import ConfigurationError, Engine, FleetError, GuardRefused, Policy, Pushed, State, TagSpec
-from lifecycle.store import Store
+from lifecycle.store.sqlite import Store
 from lifecycle.testing.acts import HANG_LATE, REJECTED
 
 MIB = 1 << 20

@@ -30,9 +30,9 @@ from lifecycle import (
     Resume,
     State,
     UpdateWeights,
-    attempt,
 )
-from lifecycle.residual import Reading
+from lifecycle.core.readings import Reading
+from lifecycle.engine import attempt
 
 GIB = 1 << 30
 NO = Refuted(reason="spoiled by the test")

@@ -9,8 +9,8 @@ import pytest
 from rig import V1, V2, new_engine
 
 from lifecycle import Engine, Fleet, Proved, Refuted, State
-from lifecycle.adapter import Call, Reply
-from lifecycle.store import Store
+from lifecycle.core.calls import Call, Reply
+from lifecycle.store.sqlite import Store
 from lifecycle.testing import LIE
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lifecycle import Engine, FromDisk, Grade, GuardRefused, Kept, NotProved, Proved, TagSpec
-from lifecycle.store import Store
+from lifecycle.store.sqlite import Store
 from lifecycle.testing import KV_CACHE, QUICK, ScriptedAdapter, capabilities
 
 GIB = 1 << 30

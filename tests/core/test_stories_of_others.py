@@ -6,9 +6,9 @@ import pytest
 from rig import V1, engine_in, facts, serving
 
 from lifecycle import Engine, Fact, Grade, State, TagSpec, Unreachable
-from lifecycle.commands import Resume
-from lifecycle.observing import by_level
-from lifecycle.residual import Reading
+from lifecycle.core.commands import Resume
+from lifecycle.core.readings import Reading
+from lifecycle.rules.knowledge import by_level
 from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, LATE, LOST, LOST_AFTER, WEIGHTS
 
 GIB = 1 << 30

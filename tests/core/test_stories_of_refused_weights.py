@@ -9,7 +9,7 @@ import pytest
 from rig import V1, V2, engine_in
 
 from lifecycle import Engine, GuardRefused, Kept, OperationFailed, Rejected, State
-from lifecycle.adapter import Call
+from lifecycle.core.calls import Call
 from lifecycle.testing import HANG, KEPT_WEIGHTS, KV_CACHE, REJECTED
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lifecycle import Grade, NotApplicable, Pending, Proved, Refuted, Unmeasurable
-from lifecycle.verdicts import expired, holds
+from lifecycle.core.verdicts import expired, holds
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _has_gpu() -> bool:
-    from lifecycle.residual.driver import DriverUnavailable, driver
+    from lifecycle.nodes.driver import DriverUnavailable, driver
 
     try:
         return bool(driver().snapshot().devices)
@@ -118,7 +118,7 @@ class Report:
 @pytest.fixture(scope="session")
 def report() -> Iterator[Report]:
     """Collects what the tests measure."""
-    from lifecycle.residual.driver import driver
+    from lifecycle.nodes.driver import driver
 
     found = Report()
     snapshot = driver().snapshot()

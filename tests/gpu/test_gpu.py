@@ -13,22 +13,23 @@ from typing import Any
 import gpu_record
 import pytest
 
-from lifecycle.adapter import Capabilities, TagSpec
-from lifecycle.commands import Release
-from lifecycle.config import GIB, MIB, Policy
-from lifecycle.cuda_wheel import cuda_of_process, installed_cuda
-from lifecycle.evidence import Context, Evidence
-from lifecycle.facts import Fact, Facts, Grade
-from lifecycle.hook_mode import require_safe_hook_mode, visible_gpus
-from lifecycle.launched_with import hook_mode_verdict
-from lifecycle.nodes import ThisHost
-from lifecycle.proofs import memory_returned
-from lifecycle.residual import Reading
-from lifecycle.residual.driver import driver
-from lifecycle.residual.nvml import NvmlProbe
-from lifecycle.residual.owners import by_pid
-from lifecycle.room import judge
-from lifecycle.verdicts import Pending, Proved, Refuted, Unmeasurable
+from lifecycle.core.capabilities import Capabilities
+from lifecycle.core.commands import Release
+from lifecycle.core.facts import Fact, Facts, Grade, TagSpec
+from lifecycle.core.policy import Policy
+from lifecycle.core.readings import Reading
+from lifecycle.core.units import GIB, MIB
+from lifecycle.core.verdicts import Pending, Proved, Refuted, Unmeasurable
+from lifecycle.engine.headroom import judge
+from lifecycle.nodes.cuda_wheel import cuda_of_process, installed_cuda
+from lifecycle.nodes.driver import driver
+from lifecycle.nodes.hook_mode import require_safe_hook_mode, visible_gpus
+from lifecycle.nodes.nvml import NvmlProbe
+from lifecycle.nodes.process_env import hook_mode_verdict
+from lifecycle.nodes.processes import by_pid
+from lifecycle.nodes.this_host import ThisHost
+from lifecycle.rules.evidence import Context, Evidence
+from lifecycle.rules.proofs import memory_returned
 
 Hold = Callable[..., Any]
 SMI_APPS = ["nvidia-smi", "--query-compute-apps=pid,used_gpu_memory", "--format=csv,noheader,nounits"]

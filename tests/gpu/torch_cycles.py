@@ -65,10 +65,10 @@ def resident(device: str) -> int:
 
 def own_bytes(device: str) -> int | None:
     """What this process holds, by the library's own probe; None where it cannot tell."""
-    from lifecycle.adapter import Capabilities
-    from lifecycle.residual import Reading
-    from lifecycle.residual.choice import probe_for
-    from lifecycle.residual.owners import by_pid
+    from lifecycle.core.capabilities import Capabilities
+    from lifecycle.core.readings import Reading
+    from lifecycle.nodes.probes import probe_for
+    from lifecycle.nodes.processes import by_pid
 
     kind: Any = "cuda" if device.startswith("cuda") else "cpu"
     probe = probe_for(Capabilities(engine="torch", version="", tags=(), pause={}, device=kind))
@@ -181,7 +181,7 @@ async def _ring(asked: argparse.Namespace) -> dict[str, Any]:
 
 async def held(engine: Any) -> int:
     """Resident bytes of the engine now."""
-    from lifecycle.observing import residual
+    from lifecycle.engine.gather import residual
 
     reading = await residual(engine, deadline_s=10)
     return getattr(reading, "resident_bytes", -1)

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from lifecycle import Engine, FromDisk, Kept, Pushed
-from lifecycle.facts import TagSpec
+from lifecycle.core.facts import TagSpec
 from lifecycle.testing import (
     CUDA_GRAPH,
     DIE,

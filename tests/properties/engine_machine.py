@@ -16,13 +16,13 @@ from virtual_time import VirtualTime
 from watched import Watched, judge_standing
 
 from lifecycle import CommandRefused, Engine, EngineBusy, InvalidTransition, OperationFailed, Policy, State
-from lifecycle.adapter import Capabilities
-from lifecycle.commands import Command, UpdateWeights
-from lifecycle.deadline import LOOK_S
-from lifecycle.facts import Fact
-from lifecycle.moves import standing
-from lifecycle.plan import Goal, next_command
-from lifecycle.residual import Unmeasurable
+from lifecycle.core.capabilities import Capabilities
+from lifecycle.core.commands import Command, UpdateWeights
+from lifecycle.core.deadline import LOOK_S
+from lifecycle.core.facts import Fact
+from lifecycle.core.verdicts import Unmeasurable
+from lifecycle.fleet.move import standing
+from lifecycle.rules.planner import Goal, next_command
 from lifecycle.testing import capabilities, scripted
 
 POLICY = Policy(settle_s=1.0, poll_s=0.2)

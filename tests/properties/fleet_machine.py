@@ -17,8 +17,8 @@ from virtual_time import VirtualTime
 from watched import Watched, judge_standing
 
 from lifecycle import CommandRefused, Engine, Fleet, FleetError, Group, LifecycleError, Pushed, State
-from lifecycle.fleet import Transition
-from lifecycle.moves import Move
+from lifecycle.fleet.fleet import Transition
+from lifecycle.fleet.move import Move
 from lifecycle.testing import Journal, ScriptedRouter, capabilities, scripted
 
 Verb = Callable[[Fleet, float], Coroutine[Any, Any, Any]]

@@ -8,10 +8,14 @@ from typing import Any
 
 from watched import Watched
 
-from lifecycle import Engine, Proved, attempt, deadline, facts, machine, moves, table
-from lifecycle.facts import Grade
-from lifecycle.moves import Move, Outcome
-from lifecycle.table import Operation
+from lifecycle import Engine, Proved
+from lifecycle.core import deadline, facts
+from lifecycle.core.facts import Grade
+from lifecycle.engine import attempt
+from lifecycle.fleet import move as moves
+from lifecycle.fleet.move import Move, Outcome
+from lifecycle.rules import machine, table
+from lifecycle.rules.table import Operation
 
 Patch = Callable[..., None]
 

@@ -17,12 +17,14 @@ from lifecycle.adapters.loopback import LoopbackProcess
 
 from lifecycle import ConfigurationError, Engine, Policy, Process, Unmeasurable
 from lifecycle.cli import agent
-from lifecycle.environment import forwarded
-from lifecycle.registry import adapter_for, parse
-from lifecycle.residual import Reading, remote
-from lifecycle.residual.owners import by_pid
-from lifecycle.residual.remote import TOKEN, RemoteNode
-from lifecycle.settings import Settings
+from lifecycle.core.readings import Reading
+from lifecycle.fleet.registry import adapter_for
+from lifecycle.launch.miles import forwarded
+from lifecycle.nodes import remote as remote
+from lifecycle.nodes.address import parse
+from lifecycle.nodes.processes import by_pid
+from lifecycle.nodes.remote import TOKEN, RemoteNode
+from lifecycle.settings.schema import Settings
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 

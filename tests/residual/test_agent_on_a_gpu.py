@@ -15,13 +15,14 @@ from lifecycle.adapters.loopback import LoopbackProcess
 from on_a_card import CONTEXT, KV, TRAINER, WEIGHTS, Card, OnGpu, disk
 from stand_in_nvml import GIB
 
-from lifecycle import Engine, Grade, GuardRefused, Policy, State, Unmeasurable, nodes
+from lifecycle import Engine, Grade, GuardRefused, Policy, State, Unmeasurable
 from lifecycle.doctor import examine
-from lifecycle.registry import parse
-from lifecycle.residual.agent import Agent, application
-from lifecycle.residual.driver import NvmlDriver
-from lifecycle.residual.owners import by_pid
-from lifecycle.residual.remote import TOKEN, RemoteNode
+from lifecycle.nodes import this_host as nodes
+from lifecycle.nodes.address import parse
+from lifecycle.nodes.agent import Agent, application
+from lifecycle.nodes.driver import NvmlDriver
+from lifecycle.nodes.processes import by_pid
+from lifecycle.nodes.remote import TOKEN, RemoteNode
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 

@@ -30,9 +30,10 @@ from lifecycle import (
     State,
     Unmeasurable,
 )
-from lifecycle.registry import adapter_for, parse
-from lifecycle.residual.owners import by_pid
-from lifecycle.residual.process_memory import ProcessMemoryProbe
+from lifecycle.fleet.registry import adapter_for
+from lifecycle.nodes.address import parse
+from lifecycle.nodes.process_memory import ProcessMemoryProbe
+from lifecycle.nodes.processes import by_pid
 
 MIB = 1 << 20
 WEIGHTS_MIB, KV_MIB = 768, 192
@@ -146,7 +147,7 @@ async def test_the_memory_of_two_ranks_is_found_in_the_children_and_a_dead_rank_
 
 
 async def test_restoring_without_room_is_refused_and_names_the_holders(start: Any, monkeypatch: Any) -> None:
-    from lifecycle import nodes
+    from lifecycle.nodes import this_host as nodes
 
     process = start(weights_mib=96, kv_mib=96)
     engine = await drained(process, policy(0.25, room_wait_s=0.3))
@@ -170,7 +171,7 @@ async def test_restoring_without_room_is_refused_and_names_the_holders(start: An
 
 
 async def test_room_that_comes_late_is_waited_for(start: Any, monkeypatch: Any) -> None:
-    from lifecycle import nodes
+    from lifecycle.nodes import this_host as nodes
 
     process = start(weights_mib=96, kv_mib=96)
     engine = await drained(process, policy(0.25))
@@ -185,7 +186,8 @@ async def test_room_that_comes_late_is_waited_for(start: Any, monkeypatch: Any) 
 
 
 async def test_a_backup_needs_room_on_the_host(start: Any, monkeypatch: Any) -> None:
-    from lifecycle import Kept, nodes
+    from lifecycle import Kept
+    from lifecycle.nodes import this_host as nodes
 
     process = start(weights_mib=96, kv_mib=96, weights_backup=True)
     engine = await drained(process, policy(3.0))
@@ -203,7 +205,8 @@ async def test_a_backup_needs_room_on_the_host(start: Any, monkeypatch: Any) -> 
 async def test_a_backup_that_is_kept_between_releases_needs_room_once(
     start: Any, monkeypatch: Any, retained: str
 ) -> None:
-    from lifecycle import Kept, nodes
+    from lifecycle import Kept
+    from lifecycle.nodes import this_host as nodes
 
     monkeypatch.setenv("TMS_RETAIN_CPU_BACKUP", retained)  # the engine inherits it
     engine = await drained(start(weights_mib=96, kv_mib=96, weights_backup=True), policy(3.0))

@@ -11,7 +11,7 @@ import pytest
 
 from lifecycle import ConfigurationError, apply_offload_defaults, parse_env_positive_float
 from lifecycle.cli import env
-from lifecycle.launch_environment import launch_environment, preload_library
+from lifecycle.launch.environment import launch_environment, preload_library
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 

@@ -16,11 +16,11 @@ import pytest
 from stand_in_nvml import GIB, StandInNvml, gpu, use
 
 from lifecycle import Process, Unmeasurable
-from lifecycle.residual import Reading
-from lifecycle.residual.driver import NOT_AVAILABLE, DriverUnavailable, NvmlDriver
-from lifecycle.residual.nvml import SEE_PIDS, Host, NvmlProbe, measure, others
-from lifecycle.residual.owners import by_pid, here
-from lifecycle.residual.visible import visible
+from lifecycle.core.readings import Reading
+from lifecycle.nodes.driver import NOT_AVAILABLE, DriverUnavailable, NvmlDriver
+from lifecycle.nodes.nvml import SEE_PIDS, Host, NvmlProbe, measure, others
+from lifecycle.nodes.processes import by_pid, here
+from lifecycle.nodes.visible_devices import visible
 
 
 def host(known: Mapping[int, tuple[int, ...]]) -> Host:

@@ -14,22 +14,15 @@ from lifecycle.adapters.loopback import LoopbackProcess
 from on_a_card import CONTEXT, KV, TRAINER, WEIGHTS, Card, OnGpu, disk
 from stand_in_nvml import GIB
 
-from lifecycle import (
-    ConfigurationError,
-    Engine,
-    Grade,
-    GuardRefused,
-    NotProved,
-    Policy,
-    State,
-    nodes,
-)
-from lifecycle.launched_with import launched_with
-from lifecycle.registry import parse
-from lifecycle.residual import Unmeasurable, nvml
-from lifecycle.residual.driver import NvmlDriver
-from lifecycle.residual.owners import by_pid
-from lifecycle.residual.process_memory import read_trees
+from lifecycle import ConfigurationError, Engine, Grade, GuardRefused, NotProved, Policy, State
+from lifecycle.core.verdicts import Unmeasurable
+from lifecycle.nodes import nvml as nvml
+from lifecycle.nodes import this_host as nodes
+from lifecycle.nodes.address import parse
+from lifecycle.nodes.driver import NvmlDriver
+from lifecycle.nodes.process_env import launched_with
+from lifecycle.nodes.process_memory import read_trees
+from lifecycle.nodes.processes import by_pid
 
 
 @pytest.fixture

@@ -26,19 +26,18 @@ from lifecycle import (
     Refuted,
     Unmeasurable,
     Verdict,
-    nodes,
 )
-from lifecycle.canary import Canary
-from lifecycle.evidence import Evidence
-from lifecycle.guards import device_has_room, hook_mode_safe, host_has_room
-from lifecycle.nodes import Free
-from lifecycle.residual import Holder, Reading
-from lifecycle.residual.choice import NodeProbe, NoProbe, joined, probe_for
-from lifecycle.residual.host_memory import available_bytes, biggest_holders
-from lifecycle.residual.owners import by_pid
-from lifecycle.residual.slope import Slopes, slope
-from lifecycle.residual.steady import SteadyProbe
-from lifecycle.room import judge, worst
+from lifecycle.core.readings import Holder, Reading
+from lifecycle.engine.canary import Canary
+from lifecycle.engine.headroom import judge, worst
+from lifecycle.nodes import this_host as nodes
+from lifecycle.nodes.host_memory import available_bytes, biggest_holders
+from lifecycle.nodes.port import Free
+from lifecycle.nodes.probes import NodeProbe, NoProbe, SteadyProbe, joined, probe_for
+from lifecycle.nodes.processes import by_pid
+from lifecycle.rules.evidence import Evidence
+from lifecycle.rules.guards import device_has_room, hook_mode_safe, host_has_room
+from lifecycle.rules.trend import Slopes, slope
 
 GIB, MIB = 1 << 30, 1 << 20
 

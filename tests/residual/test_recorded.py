@@ -10,9 +10,9 @@ import pytest
 from stand_in_nvml import RECORDED, StandInNvml
 
 from lifecycle import Unmeasurable
-from lifecycle.residual import Reading
-from lifecycle.residual.driver import NvmlDriver
-from lifecycle.residual.nvml import Host, measure
+from lifecycle.core.readings import Reading
+from lifecycle.nodes.driver import NvmlDriver
+from lifecycle.nodes.nvml import Host, measure
 
 
 def recordings(folder: Path = RECORDED) -> list[Any]:

@@ -10,7 +10,7 @@ import pytest
 from torch_rig import POLICY, built, greedy
 
 from lifecycle import DeadlineExceeded, Fleet, Kept, State
-from lifecycle.adapter import Call
+from lifecycle.core.calls import Call
 
 
 def slowed(engine, method: str, delay_s: float) -> list[str]:

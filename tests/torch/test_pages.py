@@ -9,7 +9,7 @@ import weakref
 import torch
 from lifecycle.adapters.torch_memory_saver.pages import PagesBackend
 
-from lifecycle.residual.process_memory import pss_bytes
+from lifecycle.nodes.process_memory import pss_bytes
 
 MIB = 1 << 20
 

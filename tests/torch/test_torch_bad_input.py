@@ -22,8 +22,8 @@ from lifecycle import (
     Pushed,
     Rejected,
     State,
-    nodes,
 )
+from lifecycle.nodes import this_host as nodes
 
 GIB = 1 << 30
 

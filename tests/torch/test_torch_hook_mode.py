@@ -11,10 +11,11 @@ from lifecycle.adapters.torch_memory_saver import TorchEngine, hooks
 from lifecycle.adapters.torch_memory_saver.errors import MissingPackage
 from torch_rig import seeded
 
-from lifecycle import ConfigurationError, Grade, GuardRefused, NotApplicable, Policy, Unmeasurable, hook_mode
-from lifecycle.hook_mode import Gpu, HookModeUnsafe
-from lifecycle.launched_with import ALLOCATOR_NAMES
-from lifecycle.surroundings import hook_mode_of
+from lifecycle import ConfigurationError, Grade, GuardRefused, NotApplicable, Policy, Unmeasurable
+from lifecycle.engine.preconditions import hook_mode_of
+from lifecycle.nodes import hook_mode
+from lifecycle.nodes.hook_mode import Gpu, HookModeUnsafe
+from lifecycle.nodes.process_env import ALLOCATOR_NAMES
 
 BLACKWELL, HOPPER = Gpu("NVIDIA RTX 5090", 12, 0), Gpu("NVIDIA H100", 9, 0)
 LIBRARY = "/x/torch_memory_saver_hook_mode_preload_cu12.abi3.so"

@@ -1,0 +1,50 @@
+"""Remote calls: what is planned, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from .facts import Fact
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One remote call, as planned. `effect` is what is known once it has been acknowledged.
+
+    `repeatable`: sending it again when it may have run already does no harm. `refusal_is_untouched`: an error answer
+    means that nothing changed; otherwise the facts in `effect` are unknown after one.
+    """
+
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    effect: Mapping[Fact, Any] = field(default_factory=dict)
+    repeatable: bool = False
+    refusal_is_untouched: bool = False
+
+    def __str__(self) -> str:
+        args = ", ".join(f"{key}={value!r}" for key, value in self.args.items())
+        return f"{self.name}({args})"
+
+
+#: In a plan, the place where the trainer's collective push happens. The engine is not called.
+PUSH = Call("push")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What became of one call: `done`, `rejected` (it answered with an error), or `lost` (no answer: it may have run).
+
+    `refused` marks a lost call that was never sent, since nobody listened.
+    """
+
+    outcome: Literal["done", "rejected", "lost"]
+    status: int | None = None
+    detail: str = ""
+    value: Any = None
+    refused: bool = False
+    late: bool = False

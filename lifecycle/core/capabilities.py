@@ -1,0 +1,65 @@
+"""What an engine is and can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from .facts import Grade, PauseMode, Tag, TagSpec
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class PauseTraits:
+    """What a pause mode does on this engine.
+
+    `unsafe_from` are the modes from which this one must not be entered directly.
+    """
+
+    drains: bool
+    keeps_requests: bool = False
+    keeps_kv: bool = False
+    needs_router: bool = False
+    live_update: bool = False
+    unsafe_from: frozenset[PauseMode] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine is and can do, read once at connect.
+
+    `ranks` is the number of processes among which the tags are spread. `cancellable` is False where a call that was
+    begun must be waited for (in process, a cancelled one shifts later replies to the wrong caller). `evidence` is the
+    best grade this engine can give for a claim, where that is less than any claim could need. `memory_saver` is None
+    where nothing tells; `saver` names what releases its GPU memory, where that is known. `hook_mode` is
+    torch_memory_saver's, of an engine in this process that has chosen it; of others it is read from their processes.
+    """
+
+    engine: str
+    version: str
+    tags: tuple[TagSpec, ...]
+    pause: Mapping[PauseMode, PauseTraits]
+    releasable: Literal["any"] | frozenset[frozenset[Tag]] = "any"
+    memory_saver: bool | None = None
+    saver: Literal["torch_memory_saver", "cumem"] | None = None
+    hook_mode: Literal["torch", "preload"] | None = None
+    update: frozenset[Literal["disk", "push", "live"]] = frozenset()
+    idle_covers_device: bool = True
+    last_restore_resumes: bool = False
+    has_admission: bool = True
+    cancellable: bool = True
+    device: Literal["cuda", "cpu"] | None = None
+    ranks: int = 1
+    evidence: Mapping[str, Grade] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def stage(self, stage: Literal["weights", "kv"]) -> frozenset[Tag]:
+        """The tags of this stage."""
+        return frozenset(spec.name for spec in self.tags if spec.stage == stage)
+
+    def spec(self, tag: Tag) -> TagSpec:
+        """The specification of one tag; KeyError if the engine has none of that name."""
+        return {spec.name: spec for spec in self.tags}[tag]

@@ -1,0 +1,155 @@
+"""Errors, split first by whether the engine was touched.
+
+LifecycleError              .engine .command .state
+  CommandRefused            the engine was NOT touched
+    InvalidTransition       .allowed
+    GuardRefused            .reasons
+    EngineBusy              .busy_with
+  OperationFailed           the engine WAS touched, or stopped being what it was; .settled
+    Unreachable
+    DeadlineExceeded        .deadline_s
+    Rejected                .status .detail
+    NotProved               .verdicts
+FleetError                  an ExceptionGroup; .succeeded
+ConfigurationError          a setting, a URL or an engine that cannot give the evidence asked for
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .states import State
+    from .transition import Transition
+    from .verdicts import Verdict
+
+#: Bytes of an engine's error body that are kept.
+DETAIL_LIMIT = 500
+
+
+class ConfigurationError(ValueError, RuntimeError):
+    """A setting is wrong, or an engine cannot do what is asked of it; the message says what to do."""
+
+
+def _rebuild(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+class LifecycleError(Exception):
+    """A command did not do what it says; `engine` is a name, `state` the state in which it was asked."""
+
+    def __init__(self, why: str, *, engine: str, command: str, state: State) -> None:
+        self.why = why
+        self.engine = engine
+        self.command = command
+        self.state = state
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        return f"{self.engine}: {self.command} in state {self.state}: {self.why}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class CommandRefused(LifecycleError):
+    """The engine was not touched and its state is what it was."""
+
+    def _message(self) -> str:
+        return f"{self.engine}: {self.command} refused in state {self.state}: {self.why}"
+
+
+class InvalidTransition(CommandRefused):
+    """The table has no row for this command in this state; `allowed` are those it has."""
+
+    def __init__(self, *, engine: str, command: str, state: State, allowed: Sequence[str], hint: str = "") -> None:
+        self.allowed = tuple(allowed)
+        here = f"allowed here: {', '.join(allowed)}" if allowed else "no command is allowed here"
+        super().__init__(f"{here}{hint}", engine=engine, command=command, state=state)
+
+
+class GuardRefused(CommandRefused):
+    """A guard said no; `reasons` maps the name of each that did to its words."""
+
+    def __init__(self, reasons: Mapping[str, str], *, engine: str, command: str, state: State) -> None:
+        self.reasons = dict(reasons)
+        why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        super().__init__(why, engine=engine, command=command, state=state)
+
+
+class EngineBusy(CommandRefused):
+    """Another command is under way on this engine."""
+
+    def __init__(self, busy_with: str, *, engine: str, command: str, state: State) -> None:
+        self.busy_with = busy_with
+        why = f"{busy_with} is under way; wait for it or cancel it"
+        super().__init__(why, engine=engine, command=command, state=state)
+
+
+class OperationFailed(LifecycleError):
+    """The engine was touched, or is no longer what it was; `settled` is where it was found afterwards."""
+
+    settled: State | None = None
+
+    def settle(self, settled: State, note: str = "") -> OperationFailed:
+        """This error, saying where the engine is now."""
+        self.settled = settled
+        self.args = (f"{self._message()}. It settled to {settled}{note}",)
+        return self
+
+    def _message(self) -> str:
+        return f"{self.engine}: {self.command} failed in state {self.state}: {self.why}"
+
+
+class Unreachable(OperationFailed):
+    """The engine did not answer: nobody listens, the connection broke, or its process is gone."""
+
+
+class DeadlineExceeded(OperationFailed):
+    """A call was not answered in time; whether it took effect is unknown."""
+
+    def __init__(self, why: str, *, deadline_s: float, engine: str, command: str, state: State) -> None:
+        self.deadline_s = deadline_s
+        super().__init__(why, engine=engine, command=command, state=state)
+
+
+class Rejected(OperationFailed):
+    """The engine answered with an error; `detail` is the beginning of what it said."""
+
+    def __init__(self, why: str, *, status: int | None, detail: str, engine: str, command: str, state: State) -> None:
+        self.status = status
+        self.detail = detail
+        super().__init__(why, engine=engine, command=command, state=state)
+
+
+class NotProved(OperationFailed):
+    """Every call was answered, and the evidence did not come; `verdicts` maps each proof to what it said."""
+
+    def __init__(self, verdicts: Mapping[str, Verdict], *, engine: str, command: str, state: State) -> None:
+        self.verdicts = dict(verdicts)
+        why = "; ".join(f"{name} is {verdict}" for name, verdict in verdicts.items())
+        super().__init__(why, engine=engine, command=command, state=state)
+
+
+class FleetError(ExceptionGroup[Exception]):
+    """Some engines of a move failed; `succeeded` are the transitions of the others, `exceptions` what failed."""
+
+    succeeded: tuple[Transition, ...] = ()
+
+    @classmethod
+    def of(cls, what: str, failed: Sequence[Exception], succeeded: Sequence[Transition] = ()) -> FleetError:
+        """One error that names everything that failed and where each engine settled."""
+        error = cls(f"{what}: " + "; ".join(str(each) for each in failed), failed)
+        error.succeeded = tuple(succeeded)
+        return error
+
+    def derive(self, excs: Sequence[Exception]) -> FleetError:  # type: ignore[override]
+        """The same error about some of the failures (`split`, `subgroup`)."""
+        return FleetError.of(self.message.partition(":")[0], excs, self.succeeded)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), (self.message, list(self.exceptions)), self.__dict__)

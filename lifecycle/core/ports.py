@@ -1,0 +1,92 @@
+"""The ports: what this library asks of an engine, a router, a store and a probe of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from .facts import Fact, Facts
+from .verdicts import Verdict
+
+if TYPE_CHECKING:
+    from .commands import Command, Release
+from collections.abc import Sequence
+
+from .calls import Call, Reply
+from .capabilities import Capabilities
+from .observation import Observation, Probe
+from .readings import Process, Reading
+from .verdicts import Unmeasurable
+
+
+class EngineAdapter(Protocol):
+    """One engine, as this library drives it. No method changes the lifecycle's state; only `send` changes the engine.
+
+    Methods other than `plan` must return within `deadline_s`; an engine that does not answer is a value
+    (`Reply.lost`, `Observation.alive`, a verdict), never an exception.
+    """
+
+    @property
+    def url(self) -> str:
+        """Where the engine is, without keys."""
+
+    async def connect(self, *, deadline_s: float) -> Capabilities:
+        """Reads what the engine can do. Raises ConfigurationError, with the remedy, where it cannot be driven."""
+
+    def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
+        """The remote calls of a command, in order. Pure; empty where nothing needs to be sent."""
+
+    def push_call(self, how: str, args: Mapping[str, Any], version: str) -> Call:
+        """One call of a push of weights; ValueError names the ways that the engine has."""
+
+    async def send(self, call: Call, *, deadline_s: float) -> Reply:
+        """Makes exactly one remote call, once."""
+
+    async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
+        """Reads what is wanted; never generates, never changes anything."""
+
+    async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
+        """Whether no request can run a step or hold device memory; may drop the prefix cache, and then says so."""
+
+    async def barrier(self, *, deadline_s: float) -> bool:
+        """True once everything sent before has taken effect or never will; False where that cannot be known."""
+
+    async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
+        """Whether the engine generates real tokens."""
+
+    async def processes(self) -> tuple[Process, ...] | None:
+        """The processes that the engine's tree hangs from; None where they cannot be found."""
+
+    async def aclose(self) -> None:
+        """Lets go of connections. The engine is left as it is."""
+
+
+@runtime_checkable
+class KeepsOnHost(Protocol):
+    """What an adapter may have beside the port: it knows what a release takes of its host's memory."""
+
+    def host_bytes(self, command: Release, facts: Facts) -> int:
+        """Host memory that this release would take, beyond what is kept from the last one to be used again."""
+
+
+class ResidualProbe(Protocol):
+    """Measures from outside what an engine's process tree holds."""
+
+    async def read(self, processes: Sequence[Process], *, deadline_s: float) -> Reading | Unmeasurable:
+        """What the trees below `processes` hold now. No process at all is Unmeasurable, never 0."""
+
+
+class Router(Protocol):
+    """Requests reach engines through it. `close` and `open` return once the router has confirmed."""
+
+    async def close(self, engines: Sequence[str]) -> None:
+        """No new request is sent to these engines from here on; raises where that is not certain."""
+
+    async def open(self, engines: Sequence[str]) -> None:
+        """These engines may be sent requests again."""
+
+    async def is_open(self, engine: str) -> bool | None:
+        """Whether the router sends to this engine; None where it does not tell."""
+
+    async def in_flight(self, engine: str) -> int | None:
+        """Requests sent to this engine and not yet ended; None where the router does not count."""

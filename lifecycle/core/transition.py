@@ -1,0 +1,45 @@
+"""One edge that an engine has gone along."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .states import State
+from .verdicts import Proved, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One edge that an engine has gone along. `duration_s` counts from the beginning of the command."""
+
+    engine: str
+    group: str
+    trigger: str
+    source: State
+    dest: State
+    command: str = ""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    duration_s: float = 0.0
+    reason: str = ""
+    at_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def returned_bytes(self) -> int | None:
+        """Bytes that a release was seen to give back, the least over the devices; None where it was not measured."""
+        verdict = self.verdicts.get("memory_returned")
+        return int(verdict.figures["returned_bytes"]) if isinstance(verdict, Proved) else None
+
+    @property
+    def returned_by_tag(self) -> Mapping[str, int]:
+        """Bytes that each call of a release was seen to give back, by its tags; empty where that was not measured."""
+        verdict = self.verdicts.get("memory_returned")
+        return dict(verdict.figures.get("returned_by_tag", {})) if isinstance(verdict, Proved) else {}
+
+    @property
+    def expected_bytes(self) -> int | None:
+        """Bytes that the released tags held beforehand."""
+        verdict = self.verdicts.get("memory_returned")
+        found = verdict.figures.get("expected_bytes") if verdict else None
+        return None if found is None else int(found)

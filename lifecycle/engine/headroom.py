@@ -1,0 +1,152 @@
+"""Room: whether there is memory for what a command is about to map, and who holds it where there is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..core.commands import Command, Release
+from ..core.deadline import Deadline
+from ..core.facts import Grade, Tag
+from ..core.ports import KeepsOnHost
+from ..core.readings import Process, Reading
+from ..core.units import MIB
+from ..core.verdicts import NotApplicable, Proved, Refuted, Unmeasurable, Verdict
+from ..nodes.locate import by_node
+from ..nodes.port import PROCESSES_UNKNOWN, Free
+from ..nodes.process_env import retains_backup
+from ..rules.evidence import Context, targets
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+#: How many holders are named.
+NAMED = 3
+
+
+async def device_room(engine: Engine, command: Command, reading: Reading | Unmeasurable, deadline_s: float) -> Verdict:
+    """Whether every device of the engine has free memory for the tags that come back; asked until it has.
+
+    A trainer frees late: it is waited for, as long as the policy says and at most half of the time that is left.
+    """
+    context = _context(engine, command)
+    if not context.targets:
+        return NotApplicable(reason="nothing is to be mapped")
+    if isinstance(reading, Unmeasurable):
+        return reading
+    need = context.share_bytes(context.targets, engine.full or reading)
+    if need is None:
+        return NotApplicable(reason=f"how much {_named(context)} need is not known yet")
+    processes = await engine.adapter.processes() or ()
+    asking, waiting = Deadline(deadline_s), Deadline(min(engine.policy.room_wait_s, deadline_s / 2))
+    short: Refuted | None = None
+    while True:
+        verdict = await _device_room(engine, context, processes, reading, need, asking)
+        if not isinstance(verdict, Refuted):
+            # Silence after an answer is no better than the answer: what was short is short still.
+            return short if short is not None and isinstance(verdict, Unmeasurable) else verdict
+        if waiting.left_s <= 0:
+            return verdict
+        short = verdict
+        await asyncio.sleep(min(engine.policy.poll_s, waiting.left_s))
+
+
+async def _device_room(
+    engine: Engine, context: Context, processes: Sequence[Process], reading: Reading, need: int, deadline: Deadline
+) -> Verdict:
+    nodes = list(by_node(processes))
+    verdicts = []
+    for node, there in nodes:
+        devices = list(reading.devices) if len(nodes) == 1 else await _devices_there(engine, there, deadline)
+        free = await node.free(devices, there, need_bytes=need, deadline_s=deadline.look_s())
+        verdicts.append(judge(need, free, _named(context)))
+    return worst(verdicts)
+
+
+async def _devices_there(engine: Engine, processes: Sequence[Process], deadline: Deadline) -> list[str]:
+    """The devices on which these processes of the engine are."""
+    reading = await engine.probe.read(processes, deadline_s=deadline.look_s())
+    return [] if isinstance(reading, Unmeasurable) else list(reading.devices)
+
+
+async def host_room(engine: Engine, command: Command, deadline_s: float) -> Verdict:
+    """Whether the hosts of the engine have memory for what this release newly keeps there."""
+    context = _context(engine, command)
+    kept = frozenset(tag for tag in context.targets if engine.capabilities.spec(tag).on_release == "kept")
+    knows = isinstance(engine.adapter, KeepsOnHost)
+    if not kept and not knows:
+        return NotApplicable(reason="it keeps no backup of what is released")
+    processes = await engine.adapter.processes()
+    if not processes:
+        return Unmeasurable(reason=PROCESSES_UNKNOWN)
+    nodes = list(by_node(processes))
+    need = _own_bytes(engine, command) if knows else _backup_bytes(engine, context, kept, processes, len(nodes))
+    if need is None:
+        return NotApplicable(reason="how much is backed up is not known yet")
+    if not need:
+        return NotApplicable(reason="it takes no more of its host's memory than it holds already")
+    clock = Deadline(deadline_s)
+    verdicts = []
+    for node, there in nodes:
+        free = await node.free([f"host:{there[0].node}"], there, need_bytes=need, deadline_s=clock.look_s())
+        verdicts.append(judge(need, free, f"the backup of {', '.join(sorted(kept or context.targets))}"))
+    return worst(verdicts)
+
+
+def _own_bytes(engine: Engine, command: Command) -> int:
+    """What an adapter that knows says."""
+    assert isinstance(engine.adapter, KeepsOnHost)
+    return engine.adapter.host_bytes(command, engine.facts) if isinstance(command, Release) else 0
+
+
+def _backup_bytes(
+    engine: Engine, context: Context, kept: frozenset[Tag], processes: Sequence[Process], nodes: int
+) -> int | None:
+    """The bytes of these tags on each host; none where the backup of an earlier release is still there."""
+    per_rank = context.expected_bytes(kept)
+    if per_rank is None:
+        return None
+    if "memory_returned" in engine.conditions and retains_backup(processes):
+        return 0
+    return per_rank * -(-engine.capabilities.ranks // nodes)
+
+
+def judge(need_bytes: int, free: Mapping[str, Free] | Unmeasurable, what: str) -> Verdict:
+    """Whether each of these devices has `need_bytes` free for `what`; names who holds the rest of one that has not."""
+    if isinstance(free, Unmeasurable):
+        return free
+    figures = {"needed_bytes": need_bytes, "free_bytes": {device: each.free_bytes for device, each in free.items()}}
+    for device, each in free.items():
+        if each.free_bytes < need_bytes:
+            told = f"{device} has {_mib(each.free_bytes)} free, and {what} need {_mib(need_bytes)}"
+            return Refuted(reason=f"{told}; {_holders(each)}", figures=figures)
+    least = min((each.free_bytes for each in free.values()), default=0)
+    return Proved(grade=Grade.MEASURED, reason=f"{_mib(least)} free, {_mib(need_bytes)} needed", figures=figures)
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict that says the least good of them."""
+    for kind in (Refuted, Unmeasurable, Proved):
+        found = next((verdict for verdict in verdicts if isinstance(verdict, kind)), None)
+        if found is not None:
+            return found
+    return verdicts[0] if verdicts else Unmeasurable(reason="its processes are not known")
+
+
+def _context(engine: Engine, command: Command) -> Context:
+    return engine.context(command, targets=targets(command, engine.facts, engine.capabilities))
+
+
+def _named(context: Context) -> str:
+    return ", ".join(sorted(context.targets))
+
+
+def _holders(free: Free) -> str:
+    if not free.holders:
+        return "nobody else is listed there"
+    return "; ".join(str(holder) for holder in free.holders[:NAMED])
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{round(size_bytes / MIB)} MiB"

@@ -1,0 +1,58 @@
+"""The calls that a trainer makes on one engine while an update lets it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..core.deadline import Deadline
+from ..core.errors import InvalidTransition
+from ..rules.table import allowed
+from .attempt import failure
+from .call import send
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+class Pushes:
+    """What is being pushed to an engine, and until when it may be."""
+
+    def __init__(self) -> None:
+        self._deadline: Deadline | None = None
+        self._under_way: set[asyncio.Future[None]] = set()
+
+    @contextmanager
+    def let(self, deadline: Deadline) -> Iterator[None]:
+        """Inside, the trainer may push."""
+        self._deadline = deadline
+        try:
+            yield
+        finally:
+            self._deadline = None
+
+    async def ended(self) -> None:
+        """None is under way: a barrier does not tell of a call that the trainer is still making."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+
+    async def make(self, engine: Engine, how: str, args: Mapping[str, Any]) -> Any:
+        """The engine's answer to one call; refused where no update lets the trainer push."""
+        if self._deadline is None or engine.wanted is None:
+            hint = "; weights are pushed inside updating_weights() or by Pushed(callback)"
+            here = allowed(engine.state)
+            raise InvalidTransition(engine=engine.name, command="push", state=engine.state, allowed=here, hint=hint)
+        call = engine.adapter.push_call(how, args, engine.wanted)
+        deadline, ended = self._deadline, asyncio.get_running_loop().create_future()
+        self._under_way.add(ended)
+        try:
+            reply = await send(engine, call, deadline_s=deadline.work_s)
+        finally:
+            self._under_way.discard(ended)
+            ended.set_result(None)
+        problem = failure(reply, call, engine.name, "push", engine.state, deadline)
+        if problem is not None:
+            raise problem
+        return reply.value

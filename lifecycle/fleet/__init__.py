@@ -1,0 +1,5 @@
+"""Several engines: moves, windows, routers, membership."""
+
+from .fleet import Fleet
+
+__all__ = ["Fleet"]

@@ -1,0 +1,49 @@
+"""From URLs to the engines of a fleet, each in its group."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..core.errors import ConfigurationError
+from ..core.observer import Observers
+from ..core.policy import Policy
+from ..engine.engine import Engine
+from ..nodes.address import parse
+from ..store.sqlite import Memory
+from .groups import Group
+from .registry import adapter_for
+
+
+def member(
+    url: str,
+    groups: dict[str, Group],
+    has_router: bool,
+    policy: Policy | None,
+    told: Observers,
+    memory: Memory | None,
+) -> Engine:
+    """An engine for this URL; what the URL says of its group is added to `groups`."""
+    address = parse(url)
+    options = dict(address.options)
+    name, group = options.pop("name", None), options.pop("group", "default")
+    given = groups.get(group, Group())
+    offload = _offload(url, options)
+    after = tuple(each for each in options.pop("drain_after", "").split(",") if each)
+    groups[group] = replace(given, drain_after=tuple(dict.fromkeys(given.drain_after + after)))
+    return Engine(
+        adapter_for(replace(address, options=options)),
+        name=name,
+        group=group,
+        offload=given.offload and offload,
+        policy=policy,
+        observers=told,
+        has_router=has_router,
+        memory=memory,
+    )
+
+
+def _offload(url: str, options: dict[str, str]) -> bool:
+    value = options.pop("offload", "true").lower()
+    if value not in ("true", "false"):
+        raise ConfigurationError(f"{url}: offload must be true or false, got {value!r}")
+    return value == "true"

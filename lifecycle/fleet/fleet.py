@@ -1,0 +1,372 @@
+"""A fleet: engines in groups, moved together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from ..core.errors import ConfigurationError, FleetError, InvalidTransition
+from ..core.facts import PauseMode, Tag
+from ..core.observer import Observer, Observers
+from ..core.policy import Policy, positive
+from ..core.ports import Router
+from ..core.sources import FromDisk, Pushed, PushTarget, Source
+from ..core.states import State
+from ..core.transition import Transition
+from ..engine.collective import CollectiveFailed
+from ..engine.engine import Engine
+from ..rules.planner import Goal
+from ..rules.table import allowed
+from ..store.sqlite import Memory
+from .connect import member
+from .groups import Group
+from .move import Move, check_static, claimed, declared, expected, phase
+from .routing import Routing
+from .window import CANCELLED, brought_home, lent
+
+Selection = Iterable[str | Engine] | None
+
+
+class Fleet:
+    """Engines that share devices with a trainer, each in a group; results stand in the groups' order.
+
+    Groups with `offload=False` are never part of a move.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        *,
+        groups: Mapping[str, Group] | None = None,
+        router: Router | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        if not engines:
+            raise ConfigurationError("a fleet needs at least one engine")
+        self.groups = {engine.group: Group() for engine in engines} | dict(groups or {})
+        order = list(dict.fromkeys(engine.group for engine in engines))
+        self.engines = sorted(engines, key=lambda engine: order.index(engine.group))
+        self.router = router
+        self.policy = policy or Policy()
+        self._restores = self.policy.on_failure == "restore"
+        self._lent: set[str] = set()
+        self._check()
+
+    @classmethod
+    def connect(
+        cls,
+        urls: Iterable[str],
+        *,
+        groups: Mapping[str, Group] | None = None,
+        router: Router | None = None,
+        policy: Policy | None = None,
+        observers: Iterable[Observer] = (),
+        memory: Memory | None = None,
+    ) -> Self:
+        """A fleet of these URLs, observed on entering it: `async with Fleet.connect([...]) as fleet`.
+
+        `memory` keeps what is known across processes (`lifecycle.store.Store`). Options of a URL beside its adapter's
+        own: `name`, `group`, `offload` (true or false), `drain_after`.
+        """
+        told = Observers(observers)
+        known = dict(groups or {})
+        engines = [member(url, known, router is not None, policy, told, memory) for url in urls]
+        return cls(engines, groups=known, router=router, policy=policy)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._connect()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Connections are let go; the engines are left as they are."""
+        for engine in self.engines:
+            await engine.aclose()
+
+    def __getitem__(self, name: str) -> Engine:
+        for engine in self.engines:
+            if engine.name == name:
+                return engine
+        raise KeyError(f"no engine {name!r}; the fleet has {', '.join(engine.name for engine in self.engines)}")
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(self.engines)
+
+    def __len__(self) -> int:
+        return len(self.engines)
+
+    def __repr__(self) -> str:
+        return f"<Fleet {' '.join(f'{engine.name}={engine.state}' for engine in self.engines)}>"
+
+    # step by step
+
+    async def pause(
+        self, mode: PauseMode | None = None, *, engines: Selection = None, deadline_s: float | None = None
+    ) -> list[Transition]:
+        """No participant admits requests; the router, if there is one, stopped sending to them first."""
+        routing, participants = Routing(self.router), self.participants(engines)
+        command = Pause(mode or self.policy.pause_mode)
+        _check_deadline(deadline_s)
+        check_static(participants, command)
+        with claimed(participants, "pause"):
+            await routing.close([each for each in participants if each.state is State.SERVING])
+            try:
+                return await self._together([(each, command) for each in participants], deadline_s)
+            finally:
+                await routing.open([each for each in participants if each.state is State.SERVING])
+
+    async def drain(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
+        """Every participant is idle; groups drain in the order of `drain_after`."""
+        done: list[Transition] = []
+        participants = self.participants(engines)
+        for wave in self.waves(participants):
+            done += await self._step(lambda engine: Drain(), wave, deadline_s)
+        return sorted(done, key=lambda record: [engine.name for engine in participants].index(record.engine))
+
+    async def release(
+        self,
+        tags: Iterable[Tag] | None = None,
+        *,
+        weights: Source | None = None,
+        engines: Selection = None,
+        deadline_s: float | None = None,
+    ) -> list[Transition]:
+        """The participants' memory is back, measured. Refused, before any is touched, unless all are drained."""
+        named = None if tags is None else frozenset(tags)
+        return await self._step(
+            lambda engine: Release(named, weights or engine.fallback), engines, deadline_s, all_must="release"
+        )
+
+    async def restore_weights(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
+        """The participants' weights are mapped again; their contents may be garbage until updated."""
+        return await self._step(lambda engine: RestoreWeights(), engines, deadline_s)
+
+    async def update_weights(
+        self,
+        source: FromDisk | Pushed,
+        *,
+        force: bool = False,
+        engines: Selection = None,
+        deadline_s: float | None = None,
+    ) -> list[Transition]:
+        """The participants hold the weights of `source`; a push is one collective, which one failure fails for all."""
+        return await self._step(lambda engine: UpdateWeights(source, force), engines, deadline_s)
+
+    @asynccontextmanager
+    async def updating_weights(
+        self, version: str, *, engines: Selection = None, deadline_s: float | None = None
+    ) -> AsyncIterator[Sequence[Engine]]:
+        """Inside, every participant waits for the trainer's push (`engine.push(...)`); after it they hold `version`.
+
+        An exception inside fails the update of every engine and comes through.
+        """
+        ready: asyncio.Future[Sequence[Engine]] = asyncio.get_running_loop().create_future()
+        left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def body(parties: Sequence[PushTarget]) -> None:
+            if ready.done():
+                over = f"the push of {version} is over; push again (updating_weights) or load from disk"
+                raise CollectiveFailed(over)
+            taking_part = {each.name for each in parties}
+            ready.set_result([each for each in self.engines if each.name in taking_part])
+            await left
+
+        source = Pushed(body, version)
+        update = asyncio.create_task(self.update_weights(source, engines=engines, deadline_s=deadline_s))
+        try:
+            waited: set[asyncio.Future[Any]] = {ready, update}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                yield ready.result()
+            else:
+                update.result()  # no participant, or the update failed before the push
+                yield []
+        except BaseException as error:
+            if not left.done():
+                left.set_exception(CollectiveFailed(f"the push was given up: {error or type(error).__name__}"))
+                left.exception()  # marks it as seen, where the push was never waited for
+            await asyncio.wait({update})
+            failed = None if update.cancelled() else update.exception()
+            if failed is not None and isinstance(error, InvalidTransition):
+                raise failed from error  # the body pushed to an engine whose update had ended: that is what went wrong
+            raise
+        if not left.done():
+            left.set_result(None)
+        await update
+
+    async def restore_kv(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
+        """All of the participants' memory is mapped again; refused where the weights are not valid."""
+        return await self._step(lambda engine: RestoreKV(), engines, deadline_s)
+
+    async def resume(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
+        """The participants serve again, each having generated a real token; then the router sends to them."""
+        participants = self.participants(engines)
+        _check_deadline(deadline_s)
+        with claimed(participants, "resume"):
+            try:
+                return await self._together([(each, Resume()) for each in participants], deadline_s)
+            finally:
+                await Routing(self.router).open([each for each in participants if each.state is State.SERVING])
+
+    # moves
+
+    async def offload(
+        self,
+        tags: Iterable[Tag] | None = None,
+        *,
+        weights: Source | None = None,
+        mode: PauseMode | None = None,
+        engines: Selection = None,
+        deadline_s: float | None = None,
+    ) -> list[Transition]:
+        """Every participant is released, proved: results of the releases. `deadline_s` bounds each phase.
+
+        Routers close, all pause, all drain, and only then is any released. When some fail the others serve again
+        (policy `on_failure="restore"`) before FleetError is raised. Cancelled, it leaves every engine where it is:
+        recover() those that failed, then onload(); `offloaded()` does that by itself.
+        """
+        participants = self.participants(engines)
+        named = None if tags is None else frozenset(tags)
+        goals = {
+            engine.name: Goal(State.RELEASED, named, declared(engine, weights), mode or self.policy.pause_mode)
+            for engine in participants
+        }
+        with claimed(participants, "offload"):
+            return await self._move(participants, deadline_s).offload(goals) if participants else []
+
+    async def onload(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
+        """Every participant serves: weights restored and updated from their declared source, then KV, then resumed."""
+        participants = self.participants(engines)
+        with claimed(participants, "onload"):
+            return await self._move(participants, deadline_s).onload() if participants else []
+
+    @asynccontextmanager
+    async def offloaded(
+        self,
+        tags: Iterable[Tag] | None = None,
+        *,
+        weights: Source | None = None,
+        mode: PauseMode | None = None,
+        engines: Selection = None,
+        deadline_s: float | None = None,
+    ) -> AsyncIterator[list[Transition]]:
+        """Inside, the participants' memory is free for the trainer; after it they serve, with weights of `weights`.
+
+        An exception inside, or a cancellation at any point, comes through once the fleet is back; what failed on the
+        way is noted on it. EngineBusy where another window has one of the engines.
+        """
+        chosen = self.participants(engines)
+        before = {engine.name: expected(engine) for engine in chosen}
+
+        async def back(some: Sequence[Engine]) -> None:
+            await self.onload(engines=some, deadline_s=deadline_s)
+
+        with lent(chosen, self._lent):
+            async with brought_home(chosen, back, after=CANCELLED if self._restores else (), before=before):
+                released = await self.offload(tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s)
+            async with brought_home(chosen, back, after=(BaseException,), before=before):
+                yield released
+            async with brought_home(chosen, back, after=CANCELLED):
+                await back(chosen)
+
+    # who takes part
+
+    def participants(self, engines: Selection = None) -> list[Engine]:
+        """The engines of a move, in the groups' order: those named (KeyError if unknown), of groups that offload."""
+        if engines is None:
+            return [engine for engine in self.engines if engine.offloads]
+        named = {self[each if isinstance(each, str) else each.name].name for each in engines}
+        return [engine for engine in self.engines if engine.name in named and engine.offloads]
+
+    def waves(self, engines: Sequence[Engine]) -> list[list[Engine]]:
+        """The engines in waves, each of groups that wait for the groups before."""
+        left, waves = list(engines), []
+        while left:
+            waiting = {engine.group for engine in left}
+            wave = [engine for engine in left if not waiting & set(self.groups[engine.group].drain_after)]
+            if not wave:
+                raise ConfigurationError(f"the groups {', '.join(sorted(waiting))} drain after each other in a circle")
+            waves.append(wave)
+            left = [engine for engine in left if engine not in wave]
+        return waves
+
+    def _move(self, participants: Sequence[Engine], deadline_s: float | None) -> Move:
+        _check_deadline(deadline_s)
+        return Move(
+            participants,
+            router=self.router,
+            waves=self.waves,
+            deadline_s=deadline_s,
+            restore=self._restores,
+        )
+
+    async def _step(
+        self,
+        command: Callable[[Engine], Command],
+        engines: Selection,
+        deadline_s: float | None,
+        all_must: str = "",
+    ) -> list[Transition]:
+        participants = self.participants(engines)
+        _check_deadline(deadline_s)
+        if all_must:
+            _all_allow(participants, all_must)
+        with claimed(participants, "a step"):
+            return await self._together([(engine, command(engine)) for engine in participants], deadline_s)
+
+    async def _together(self, commands: list[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:
+        """Every command has ended; FleetError names those that failed."""
+        outcomes = await phase(commands, deadline_s)
+        failed = [outcome.error for outcome in outcomes if outcome.error is not None]
+        done = [outcome.transition for outcome in outcomes if outcome.transition is not None]
+        if failed:
+            raise FleetError.of(f"{len(failed)} of {len(outcomes)} engines", failed, done)
+        return done
+
+    async def _connect(self) -> None:
+        results = await asyncio.gather(*(engine.connect() for engine in self.engines), return_exceptions=True)
+        problems = [each for each in results if isinstance(each, BaseException)]
+        for problem in problems:
+            if not isinstance(problem, ConfigurationError):
+                raise problem
+        if problems:
+            raise ConfigurationError("\n".join(str(problem) for problem in problems))
+
+    def _check(self) -> None:
+        for what, values in (
+            ("name", [engine.name for engine in self.engines]),
+            ("URL", [engine.adapter.url for engine in self.engines]),
+        ):
+            twice = next((value for value in values if values.count(value) > 1), None)
+            if twice is not None:
+                raise ConfigurationError(f"{what} {twice} stands twice in the fleet; an engine belongs in it once")
+        for name, group in self.groups.items():
+            for other in group.drain_after:
+                if other not in self.groups:
+                    raise ConfigurationError(f"group {name} drains after {other!r}, and there is no such group")
+        self.waves(self.engines)
+
+
+def _check_deadline(deadline_s: float | None) -> None:
+    if deadline_s is not None:
+        positive("deadline_s", deadline_s)
+
+
+def _all_allow(engines: Sequence[Engine], command: str) -> None:
+    """No participant is released before all are drained."""
+    refused = [
+        InvalidTransition(engine=engine.name, command=command, state=engine.state, allowed=allowed(engine.state))
+        for engine in engines
+        if command not in allowed(engine.state)
+    ]
+    if refused:
+        raise FleetError.of("refused before anything was sent", refused)

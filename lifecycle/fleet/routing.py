@@ -1,0 +1,62 @@
+"""Closing and opening a router for engines, and what is known of it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ..core.facts import Fact, Grade
+from ..core.ports import Router
+from ..core.verdicts import Condition, Proved, Refuted, Verdict
+from ..engine.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The router in front of a fleet; without one there is nothing to close or open."""
+
+    router: Router | None
+
+    async def close(self, engines: Sequence[Engine]) -> None:
+        """The router has confirmed that it sends nothing more to these engines.
+
+        Where that fails all of them are opened again, and what the router raised comes through.
+        """
+        if self.router is None or not engines:
+            return
+        names = [engine.name for engine in engines]
+        try:
+            await self.router.close(names)
+            sending = {name: await self.router.is_open(name) for name in names}
+        except BaseException as error:
+            for engine in engines:
+                _note(engine, None, Refuted(reason=f"the router could not be closed: {error or type(error).__name__}"))
+            with suppress(Exception):
+                await self.open(engines)
+            raise
+        for engine in engines:
+            known = sending[engine.name] is not None
+            grade = Grade.REPORTED if known else Grade.ACKNOWLEDGED
+            if sending[engine.name]:
+                _note(engine, True, Refuted(reason="the router was closed, and says that it still sends"), grade)
+            else:
+                _note(engine, False, Proved(grade=grade, reason="the router sends nothing to it"), grade)
+
+    async def open(self, engines: Sequence[Engine]) -> None:
+        """The router may send to these engines again."""
+        if self.router is None or not engines:
+            return
+        try:
+            await self.router.open([engine.name for engine in engines])
+        except BaseException as error:
+            for engine in engines:
+                _note(engine, None, Refuted(reason=f"the router could not be opened: {error or type(error).__name__}"))
+            raise
+        for engine in engines:
+            _note(engine, True, Proved(grade=Grade.ACKNOWLEDGED, reason="the router sends to it"))
+
+
+def _note(engine: Engine, routed: bool | None, verdict: Verdict, grade: Grade = Grade.ACKNOWLEDGED) -> None:
+    engine.facts = engine.facts.learn({Fact.ROUTED: routed}, grade)
+    engine.conditions["routed"] = Condition(verdict)

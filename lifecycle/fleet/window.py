@@ -1,0 +1,59 @@
+"""A window: engines whose memory is lent to a trainer, and the way home from one that was not left as it should be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from types import MappingProxyType
+
+from ..core.errors import EngineBusy
+from ..core.states import State
+from ..engine.engine import Engine
+from .move import Expected, needs_the_trainer, only_the_trainer, rewind
+
+#: What a task is given up by.
+CANCELLED = (asyncio.CancelledError,)
+
+
+@contextmanager
+def lent(engines: Sequence[Engine], out: set[str]) -> Iterator[None]:
+    """The names of these engines are in `out`; EngineBusy where one is already: two windows would share its memory,
+    and the one that is left first would take it from under the other."""
+    for engine in engines:
+        if engine.name in out:
+            raise EngineBusy("another offloaded()", engine=engine.name, command="offloaded", state=engine.state)
+    names = {engine.name for engine in engines}
+    out |= names
+    try:
+        yield
+    finally:
+        out -= names
+
+
+@asynccontextmanager
+async def brought_home(
+    engines: Sequence[Engine],
+    onload: Callable[[Sequence[Engine]], Awaitable[object]],
+    *,
+    after: tuple[type[BaseException], ...],
+    before: Mapping[str, Expected] = MappingProxyType({}),
+) -> AsyncIterator[None]:
+    """An error of these kinds comes through once the engines serve again, with the weights of `before` where given.
+
+    A second cancellation ends that too, and leaves them where they are. What fails on the way is noted on the error.
+    """
+    try:
+        yield
+    except after as error:
+        try:
+            await asyncio.gather(*(engine.recover() for engine in engines if engine.state is State.FAILED))
+            for engine in engines:
+                if engine.name in before:
+                    rewind(engine, *before[engine.name])
+            for engine in filter(needs_the_trainer, engines):
+                error.add_note(f"the fleet did not come back: {only_the_trainer(engine)}")
+            await onload([engine for engine in engines if not needs_the_trainer(engine)])
+        except Exception as also:
+            error.add_note(f"the fleet did not come back: {also}")
+        raise

@@ -1,0 +1,1 @@
+"""What the processes of an engine must be started with."""

@@ -1,0 +1,1 @@
+"""What a host can measure: processes, their memory, their devices."""

@@ -1,0 +1,55 @@
+"""The address of an engine: `scheme://host:port?option=value`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, urlsplit
+
+from ..core.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A URL, taken apart. `options` are those of the query that are the adapter's own."""
+
+    scheme: str
+    host: str
+    port: int
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}"
+
+    @property
+    def authority(self) -> str:
+        """Host and port as they stand in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def only(self, *known: str) -> Address:
+        """This address, whose options are all among `known`; ConfigurationError names one that is not."""
+        for option in self.options:
+            if option not in known:
+                raise ConfigurationError(f"{self}: unknown option {option!r}; it has {', '.join(known)}")
+        return self
+
+
+def parse(url: str) -> Address:
+    """The parts of an engine's URL; ConfigurationError says what is wrong with it."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"{url!r} is no engine URL: {error}") from None
+    if not parts.scheme or not parts.hostname:
+        raise ConfigurationError(f"{url!r} is no engine URL; it looks like sglang://127.0.0.1:30000?group=decode")
+    if port is None:
+        raise ConfigurationError(f"{url!r} has no port; it looks like {parts.scheme}://{parts.netloc}:30000")
+    if parts.path.strip("/") or parts.fragment or parts.username is not None:
+        raise ConfigurationError(f"{url!r}: a path, a fragment or a user means nothing here; keys are options")
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    names = [name for name, _ in options]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigurationError(f"{url!r} gives {twice} twice")
+    return Address(parts.scheme, parts.hostname, port, dict(options))

@@ -1,0 +1,1 @@
+"""What may follow what: the table, guards, proofs, and what becomes known. Pure."""

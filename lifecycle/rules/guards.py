@@ -1,0 +1,286 @@
+"""Guards: what must hold before an engine is touched. Each returns None, or the reason in words to act on.
+
+A static guard looks only at the command, the engine's capabilities and how it was paused, so a fleet asks it for the
+whole route before anything is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..core.commands import Pause, Release, UpdateWeights
+from ..core.facts import Contents, Grade
+from ..core.sources import FromDisk, Kept, Pushed, version_of
+from ..core.verdicts import NotApplicable, Proved, Unmeasurable, Verdict
+from .checksums import by_owner, changed
+from .evidence import Context, Need
+
+Check = Callable[[Context], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A named check, the evidence it needs, and its docstring for the documentation."""
+
+    name: str
+    check: Check
+    needs: frozenset[Need]
+    static: bool
+    doc: str
+
+    def __call__(self, context: Context) -> str | None:
+        return self.check(context)
+
+
+def guard(*needs: Need, static: bool = False) -> Callable[[Check], Guard]:
+    """Makes a guard of a function; its name and docstring are the guard's."""
+
+    def make(check: Check) -> Guard:
+        return Guard(check.__name__, check, frozenset(needs), static, check.__doc__ or "")
+
+    return make
+
+
+@guard(static=True)
+def mode_supported(context: Context) -> str | None:
+    """The engine has this pause mode, and what the mode needs is there."""
+    command = context.command
+    assert isinstance(command, Pause)
+    modes = context.capabilities.pause
+    traits = modes.get(command.mode)
+    if traits is None:
+        return f"{context.capabilities.engine} has no pause mode {command.mode!r}; it has {', '.join(modes) or 'none'}"
+    if traits.needs_router and not context.has_router:
+        return f"mode {command.mode!r} needs a router that stops sending first; give the fleet one, or use 'abort'"
+    return None
+
+
+@guard()
+def derouted(context: Context) -> str | None:
+    """Where there is a router, it has confirmed that it sends nothing more to this engine."""
+    if context.has_router and context.facts.routed is not False:
+        return "the router has not confirmed that it stopped sending; close it first (a fleet's move does)"
+    return None
+
+
+@guard()
+def mode_change_safe(context: Context) -> str | None:
+    """The engine can go from the pause it is in to this one without hanging."""
+    command = context.command
+    assert isinstance(command, Pause)
+    refused = mode_supported(context)
+    if refused:
+        return refused
+    current, traits = context.facts.paused_by, context.capabilities.pause[command.mode]
+    if current is None and traits.unsafe_from:
+        return f"how it was paused is not known, and {command.mode!r} after {sorted(traits.unsafe_from)} hangs it"
+    if current in traits.unsafe_from:
+        return f"{command.mode!r} after {current!r} hangs {context.capabilities.engine} for ever; resume it first"
+    return None
+
+
+@guard(static=True)
+def mode_drains(context: Context) -> str | None:
+    """The pause that the engine is in lets it become idle."""
+    mode = context.facts.paused_by
+    if mode is None:
+        return "how it was paused is not known; pause it again with a mode that drains"
+    traits = context.capabilities.pause.get(mode)
+    if traits is None or not traits.drains:
+        draining = [name for name, each in context.capabilities.pause.items() if each.drains]
+        return f"a pause by {mode!r} never drains; pause it again by {' or '.join(draining) or 'another mode'}"
+    return None
+
+
+@guard(Need.IDLE)
+def still_idle(context: Context) -> str | None:
+    """No request can run a step or hold device memory, asked again just before the memory goes."""
+    return _unless_proved(context.evidence.idle, "a release under running requests kills the engine")
+
+
+@guard(static=True)
+def memory_saver_enabled(context: Context) -> str | None:
+    """The engine was started so that a release frees memory; without it the release answers and frees nothing."""
+    if context.capabilities.memory_saver is False:
+        return "it was started without its memory saver, so a release would free nothing; start it with that option"
+    return None
+
+
+@guard(Need.HOOK_MODE)
+def hook_mode_safe(context: Context) -> str | None:
+    """torch_memory_saver's hook mode does not crash on this GPU architecture."""
+    return _unless_accepted(context, "hook_mode_safe", context.evidence.hook_mode)
+
+
+@guard(static=True)
+def tags_releasable(context: Context) -> str | None:
+    """The tags are the engine's own, at least one is named, and it can release just these together."""
+    command, capabilities = context.command, context.capabilities
+    assert isinstance(command, Release)
+    known = frozenset(spec.name for spec in capabilities.tags)
+    named = known if command.tags is None else command.tags
+    if command.tags is not None and not command.tags:
+        return "no tag is named; leave tags out to release all of them"
+    if named - known:
+        return f"unknown tag {', '.join(sorted(named - known))}; it has {', '.join(sorted(known))}"
+    if capabilities.releasable != "any" and named not in capabilities.releasable:
+        can = "; ".join(", ".join(sorted(tags)) for tags in capabilities.releasable)
+        return f"it cannot release {', '.join(sorted(named))} together; it can release: {can}"
+    return None
+
+
+@guard(static=True)
+def weights_recoverable(context: Context) -> str | None:
+    """A release that discards weights names where they will come from."""
+    command, capabilities = context.command, context.capabilities
+    assert isinstance(command, Release)
+    named = frozenset(spec.name for spec in capabilities.tags) if command.tags is None else command.tags
+    lost = [
+        spec.name
+        for spec in capabilities.tags
+        if spec.name in named and spec.stage == "weights" and spec.on_release == "discarded"
+    ]
+    if not lost:
+        return None
+    match command.weights:
+        case None:
+            return f"{', '.join(lost)} would be lost; name a source: weights=FromDisk(...), Pushed(...) or Kept()"
+        case Kept():
+            return (
+                f"weights=Kept(), but the engine keeps no backup of {', '.join(lost)}; "
+                "start it with its weights backup, or name FromDisk(...) or Pushed(...)"
+            )
+        case FromDisk() | Pushed():
+            return _unloadable(context, command.weights)
+
+
+@guard(Need.HOST_ROOM)
+def host_has_room(context: Context) -> str | None:
+    """The host has memory for the backup that this release makes."""
+    return _unless_accepted(context, "host_has_room", context.evidence.host_room)
+
+
+@guard(Need.DEVICE_ROOM)
+def device_has_room(context: Context) -> str | None:
+    """Every device of the engine has free memory for the tags that come back."""
+    return _unless_accepted(context, "device_has_room", context.evidence.device_room)
+
+
+@guard(Need.COTENANTS)
+def cotenants_within_budget(context: Context) -> str | None:
+    """The other tenants of the device hold no more than was agreed."""
+    return _unless_proved(context.evidence.cotenants)
+
+
+@guard(static=True)
+def source_ready(context: Context) -> str | None:
+    """The source names a version that is not the valid one already, and the engine can load from it."""
+    command = context.command
+    assert isinstance(command, UpdateWeights)
+    version = version_of(command.source)
+    if version is None:
+        return "Kept() brings nothing new; update from FromDisk(...) or Pushed(...)"
+    if not command.force and _serves_all(context, version):
+        return f"version {version!r} is loaded and valid already; force=True loads it again"
+    return _unloadable(context, command.source)
+
+
+@guard(static=True)
+def live_update_supported(context: Context) -> str | None:
+    """The engine can take weights while requests are parked in it."""
+    mode = context.facts.paused_by
+    traits = context.capabilities.pause.get(mode) if mode else None
+    if "live" not in context.capabilities.update or traits is None or not traits.live_update:
+        return f"an update while paused by {mode!r} would mix weights inside requests; drain it first"
+    return None
+
+
+@guard()
+def all_mapped(context: Context) -> str | None:
+    """Every tag is mapped: a request would otherwise run on memory that is not there."""
+    missing = [tag for tag, mapped in context.facts.mapped.items() if mapped is not True]
+    return f"{', '.join(missing)} not known to be mapped; restore first" if missing else None
+
+
+@guard(Need.CHECKSUM)
+def weights_valid(context: Context) -> str | None:
+    """Every weights tag holds the wanted version, what was kept, or what this very process launched with."""
+    now = by_owner(context.evidence.observation)
+    differing = changed(context.kept_checksums, now) if now else ""
+    if differing:
+        return f"the weights were to be kept, and {differing}; update the weights first"
+    for tag in sorted(context.capabilities.stage("weights")):
+        contents = context.facts.contents.get(tag)
+        reason = _invalid(context, contents)
+        if reason:
+            return f"{tag} holds {reason}; update the weights first"
+    return None
+
+
+@guard()
+def cache_fresh(context: Context) -> str | None:
+    """The prefix cache was built with these weights in this mapping; a live update keeps older KV on purpose."""
+    paused_by = context.facts.paused_by
+    traits = context.capabilities.pause.get(paused_by) if paused_by else None
+    if context.facts.cache_fresh is not True and not (traits is not None and traits.keeps_kv and traits.live_update):
+        return "the prefix cache may belong to other weights or to memory that was given back; drain it first"
+    return None
+
+
+def _unless_proved(verdict: Verdict, why: str = "") -> str | None:
+    if isinstance(verdict, Proved | NotApplicable):
+        return None
+    return f"{verdict}; {why}" if why else str(verdict)
+
+
+def _unless_accepted(context: Context, claim: str, verdict: Verdict) -> str | None:
+    """As `_unless_proved`, but what cannot be measured passes where the policy accepts this claim unseen."""
+    if not isinstance(verdict, Unmeasurable):
+        return _unless_proved(verdict)
+    if context.policy.least_grade(claim) <= Grade.ACKNOWLEDGED:
+        return None
+    return f"{verdict}; mend that, or accept it unseen: Policy(accept={{{claim!r}: Grade.ACKNOWLEDGED}})"
+
+
+def _serves_all(context: Context, version: str) -> bool:
+    held = _contents(context)
+    return bool(held) and all(_serves(context, contents, version) for contents in held)
+
+
+def _contents(context: Context) -> list[Contents | None]:
+    return [context.facts.contents.get(tag) for tag in context.capabilities.stage("weights")]
+
+
+def _serves(context: Context, contents: Contents | None, version: str) -> bool:
+    valid = contents is not None and contents.origin in ("loaded", "kept", "launched")
+    mapped = all(context.facts.mapped.get(tag) for tag in context.capabilities.stage("weights"))
+    return valid and mapped and contents is not None and contents.version == version
+
+
+def _invalid(context: Context, contents: Contents | None) -> str | None:
+    if contents is None:
+        return "nobody knows what"
+    if contents.origin == "garbage":
+        return "whatever was in that memory (it came back unwritten)"
+    if contents.origin == "launched" and context.attached_boot != context.facts.boot:
+        return "what a restarted process launched with"
+    if context.wanted is not None and contents.version != context.wanted:
+        return f"{contents}, and {context.wanted} is wanted"
+    return None
+
+
+def _unloadable(context: Context, source: FromDisk | Pushed | Kept) -> str | None:
+    version = version_of(source)
+    if version is not None and not version.strip():
+        return "the source has an empty version; name one, it is how weights are told apart"
+    if isinstance(source, FromDisk) and not source.path:
+        return f"the source of {version} has an empty path"
+    way = "push" if isinstance(source, Pushed) else "disk"
+    if way in context.capabilities.update:
+        return None
+    return f"{context.capabilities.engine} cannot load weights from {source}; it can: {_ways(context)}"
+
+
+def _ways(context: Context) -> str:
+    return ", ".join(sorted(context.capabilities.update)) or "nothing"
