@@ -15,8 +15,6 @@ from .core.facts import Grade
 from .core.units import MIB
 from .core.verdicts import Proved, Refuted, Unmeasurable
 from .engine.engine import Engine
-from .engine.gather import residual
-from .engine.preconditions import hook_mode_of
 from .nodes.locate import by_node
 from .nodes.port import PROCESSES_UNKNOWN
 from .nodes.process_env import NCCL_GRAPHS, PRELOAD, Launched, expandable, preloads_twice
@@ -96,7 +94,7 @@ async def memory_saver(engine: Engine) -> Finding:
 
 async def hook_mode(engine: Engine) -> Finding:
     """torch_memory_saver's hook mode does not crash on this GPU."""
-    verdict = await hook_mode_of(engine, deadline_s=DEADLINE_S)
+    verdict = await engine.read_hook_mode(deadline_s=DEADLINE_S)
     if isinstance(verdict, Proved) and verdict.grade is Grade.DECLARED:
         return Finding("hook mode", "warning", verdict.reason)
     if isinstance(verdict, Unmeasurable):
@@ -169,7 +167,7 @@ async def processes(engine: Engine) -> Finding:
 
 async def residual_memory(engine: Engine) -> Finding:
     """Its memory can be measured, and well enough."""
-    reading = await residual(engine, deadline_s=DEADLINE_S)
+    reading = await engine.read_residual(deadline_s=DEADLINE_S)
     if isinstance(reading, Unmeasurable):
         remedy = "without it a release is not believed (or accept memory_returned=acknowledged)"
         return Finding("residual", "failure", reading.reason, remedy)

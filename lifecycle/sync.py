@@ -1,4 +1,4 @@
-"""The blocking face: the same names and results as `lifecycle.Fleet` and `lifecycle.Engine`, without `await`.
+"""The blocking API: the same names and results as `lifecycle.Fleet` and `lifecycle.Engine`, without `await`.
 
     from lifecycle import FromDisk
     from lifecycle.sync import Fleet
@@ -30,15 +30,14 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 import anyio
 from anyio.from_thread import BlockingPortal
 
-from . import engine as engine_module
-from . import fleet as fleet_module
 from .core.observer import Observer
 from .core.policy import Policy
-from .core.ports import Router
+from .core.ports import ResidualProbe, Router, StateStore
 from .core.states import State
 from .core.transition import Transition
+from .engine import engine as engine_module
+from .fleet import fleet as fleet_module
 from .fleet.groups import Group
-from .store.sqlite import Memory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -104,11 +103,11 @@ class Blocking:
     """Something whose asynchronous twin lives on a loop."""
 
     def __init__(self, twin: Any, loop: Loop) -> None:
-        self._twin = twin
+        self._wrapped = twin
         self._loop = loop
 
     def __repr__(self) -> str:
-        return repr(self._twin)
+        return repr(self._wrapped)
 
 
 def blocking(
@@ -118,7 +117,7 @@ def blocking(
 
     @wraps(method)
     def call(self: Blocking, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self._loop.run(partial(method, self._twin, *args, **kwargs))
+        return self._loop.run(partial(method, self._wrapped, *args, **kwargs))
 
     return cast("Callable[Concatenate[Blocking, P], R]", call)
 
@@ -151,7 +150,7 @@ def windowed(
 
     @wraps(method)
     def call(self: Blocking, /, *args: P.args, **kwargs: P.kwargs) -> Window[R]:
-        return Window(method(self._twin, *args, **kwargs), self._loop, face)
+        return Window(method(self._wrapped, *args, **kwargs), self._loop, face)
 
     return cast("Callable[Concatenate[Blocking, P], Window[R]]", call)
 
@@ -159,7 +158,7 @@ def windowed(
 class Engine(Blocking):
     """One engine of a blocking fleet. What it is (`state`, `facts`, `conditions`...) is read as on its twin."""
 
-    _twin: engine_module.Engine
+    _wrapped: engine_module.Engine
 
     pause = blocking(engine_module.Engine.pause)
     drain = blocking(engine_module.Engine.drain)
@@ -172,28 +171,28 @@ class Engine(Blocking):
     recover = blocking(engine_module.Engine.recover)
     push = blocking(engine_module.Engine.push)
 
-    def declare(self, state: State, *, by: str, reason: str) -> Transition:
+    def override_state(self, state: State, *, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so."""
-        return self._twin.declare(state, by=by, reason=reason)
+        return self._wrapped.override_state(state, by=by, reason=reason)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self._twin, name)
+        return getattr(self._wrapped, name)
 
 
 def _as_it_is(value: V, _: Loop) -> V:
     return value
 
 
-def _blocking_engines(twins: Sequence[engine_module.Engine], loop: Loop) -> Sequence[Engine]:
-    return [Engine(twin, loop) for twin in twins]
+def _blocking_engines(wrapped: Sequence[engine_module.Engine], loop: Loop) -> Sequence[Engine]:
+    return [Engine(each, loop) for each in wrapped]
 
 
 class Fleet(Blocking):
     """A fleet whose verbs block. Made by `connect`; observed on entering it, or by `open()`."""
 
-    _twin: fleet_module.Fleet
+    _wrapped: fleet_module.Fleet
 
     @classmethod
     def connect(
@@ -204,18 +203,21 @@ class Fleet(Blocking):
         router: Router | None = None,
         policy: Policy | None = None,
         observers: Iterable[Observer] = (),
-        memory: Memory | None = None,
+        store: StateStore | None = None,
+        probe: ResidualProbe | None = None,
+        memory: StateStore | None = None,
     ) -> Self:
         """A fleet of these URLs, as `lifecycle.Fleet.connect`; not observed yet."""
-        twin = fleet_module.Fleet.connect(
-            urls, groups=groups, router=router, policy=policy, observers=observers, memory=memory
+        kept = engine_module.store_given(store, memory)
+        fleet = fleet_module.Fleet.connect(
+            urls, groups=groups, router=router, policy=policy, observers=observers, store=kept, probe=probe
         )
-        return cls(twin, Loop())
+        return cls(fleet, Loop())
 
     def open(self) -> Self:
         """Every engine was observed. Needs `close()`; `with` does both."""
         try:
-            self._loop.run(self._twin.__aenter__)
+            self._loop.run(self._wrapped.__aenter__)
         except BaseException:
             self._loop.close()
             raise
@@ -224,7 +226,7 @@ class Fleet(Blocking):
     def close(self) -> None:
         """Connections are let go and the loop's thread has ended; the engines are left as they are."""
         try:
-            self._loop.run(self._twin.aclose)
+            self._loop.run(self._wrapped.aclose)
         finally:
             self._loop.close()
 
@@ -237,16 +239,16 @@ class Fleet(Blocking):
     @property
     def engines(self) -> list[Engine]:
         """The engines, in the groups' order."""
-        return list(_blocking_engines(self._twin.engines, self._loop))
+        return list(_blocking_engines(self._wrapped.engines, self._loop))
 
     def __getitem__(self, name: str) -> Engine:
-        return Engine(self._twin[name], self._loop)
+        return Engine(self._wrapped[name], self._loop)
 
     def __iter__(self) -> Iterator[Engine]:
         return iter(self.engines)
 
     def __len__(self) -> int:
-        return len(self._twin)
+        return len(self._wrapped)
 
     pause = blocking(fleet_module.Fleet.pause)
     drain = blocking(fleet_module.Fleet.drain)

@@ -47,13 +47,13 @@ def as_it_was_or_failed(engine: Engine, row: Operation, facts: Any) -> None:
     if engine.state is State.FAILED:
         return
     assert (engine.state, engine.facts) == (row.source, facts)
-    assert not engine.unsettled
+    assert not engine.record.uncertain.needs_barrier
 
 
 def in_flight_is_unknown(engine: Engine) -> None:
     """Nothing is claimed of what the call under way may have changed."""
     for call, _ in engine.adapter.open_effects:
-        assert engine.unsettled
+        assert engine.record.uncertain.needs_barrier
         for fact, value in call.effect.items():
             held = getattr(engine.facts, fact)
             assert held is None if not hasattr(value, "keys") else all(held[tag] is None for tag in value)
@@ -108,9 +108,9 @@ def test_given_up_at_every_turn_it_recovers_and_comes_home(verb: str, row: Opera
 def test_nothing_is_sent_before_the_barrier_whatever_an_operator_says(verb: str, row: Operation) -> None:
     async def cut(engine: Engine, turns: int) -> bool:
         cancelled = await given_up(VERBS[verb](engine), turns)
-        if cancelled and engine.unsettled:
+        if cancelled and engine.record.uncertain.needs_barrier:
             with pytest.raises(InvalidTransition, match="recover"):
-                engine.declare(State.PAUSED, by="a test", reason="to send something at once")
+                engine.override_state(State.PAUSED, by="a test", reason="to send something at once")
             engine.adapter.journal.clear()
             await engine.recover()
             first = engine.adapter.journal.kinds("call", "barrier")[0]

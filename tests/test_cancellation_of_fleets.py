@@ -72,7 +72,7 @@ async def all_come_home(fleet: Fleet) -> None:
         if engine.state is State.FAILED:
             assert await engine.recover() is not State.FAILED
         judged(engine)
-    pushed = any(isinstance(engine.source, Pushed) and engine.weights_refusal() for engine in fleet)
+    pushed = any(isinstance(engine.desired.source, Pushed) and engine.weights_refusal() for engine in fleet)
     with suppress(FleetError) if pushed else nullcontext():
         await fleet.onload()
     for engine in fleet:

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from lifecycle import BaseObserver, Call, Reply, State, Transition
 from lifecycle.core.observer import Observers
-from lifecycle.observers import EventLog, LookAway
+from lifecycle.observers import EventLog, HealthCheckPause
 from lifecycle.observers.logs import CALL_KEYS, TRANSITION_KEYS
 
 
@@ -42,7 +42,7 @@ def test_the_state_machines_own_logger_is_silent() -> None:
 
 def test_a_monitor_looks_away_from_paused_to_serving() -> None:
     told: list[tuple[str, str]] = []
-    monitor = LookAway(lambda name: told.append(("away", name)), lambda name: told.append(("again", name)))
+    monitor = HealthCheckPause(lambda name: told.append(("away", name)), lambda name: told.append(("again", name)))
     ring = [
         State.DETACHED,
         State.SERVING,

@@ -8,7 +8,6 @@ from judge import Judge
 from watched import Watched
 
 from lifecycle import Engine, FromDisk, Policy, Pushed, State
-from lifecycle.fleet.move import standing
 from lifecycle.rules.planner import Goal, next_command
 from lifecycle.rules.table import Operation
 from lifecycle.testing import KV_CACHE, WEIGHTS, capabilities, scripted
@@ -28,7 +27,7 @@ async def new_engine(name: str = "e", *, cancellable: bool = True) -> Engine:
     """An engine that serves, watched by a judge of its own (`engine.adapter.judge`)."""
     adapter = Watched(name, capabilities(WEIGHTS, KV_CACHE, cancellable=cancellable), Judge())
     engine = scripted(adapter, policy=POLICY)
-    adapter.wanted = lambda: engine.wanted
+    adapter.wanted = lambda: engine.desired.version
     return await engine.connect()
 
 
@@ -60,7 +59,7 @@ VERBS = {
 async def comes_home(engine: Engine) -> None:
     """The engine serves, by the planner's commands."""
     for _ in range(10):
-        command = next_command(standing(engine), Goal(State.SERVING, weights=V1))
+        command = next_command(engine.view(), Goal(State.SERVING, weights=V1))
         if command is None:
             break
         await engine.execute(command)

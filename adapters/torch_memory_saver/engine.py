@@ -109,13 +109,13 @@ class TorchTenant(Engine):
         return "pinned" if self._contents == "pinned" else "mmap"
 
     def _open(self, tag: Tag) -> None:
-        if self._capabilities is not None and tag not in self._tenant.tags.known:
+        if self.connected and tag not in self._tenant.tags.known:
             raise ConfigurationError(f"{self.name}: the region {tag!r} is new; open every region once before connect()")
 
     def _remeasure(self) -> None:
         """Once connected, its capabilities have the sizes of its regions now."""
-        if self._capabilities is not None:
-            self._capabilities = self.adapter.capabilities()
+        if self.connected:
+            self.capabilities_changed(self.adapter.capabilities())
 
 
 class TorchEngine(TorchTenant):

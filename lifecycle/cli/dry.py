@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..core.commands import Command, Drain, UpdateWeights
-from ..core.facts import Fact, Grade
+from ..core.commands import Command, UpdateWeights
 from ..core.sources import Kept, version_of
 from ..engine.engine import Engine
-from ..fleet.move import standing
-from ..rules.planner import Goal, Standing, route
+from ..rules.knowledge import expected_after
+from ..rules.planner import Goal, PlannerView, route
 from ..rules.table import OPERATIONS, row
 
 
@@ -18,10 +17,7 @@ def planned(engine: Engine, commands: Iterable[Command]) -> list[str]:
     facts, lines = engine.facts, []
     for command in commands:
         calls = engine.adapter.plan(command, facts)
-        for call in calls:
-            facts = facts.learn(call.effect, Grade.ACKNOWLEDGED)
-        if isinstance(command, Drain):
-            facts = facts.learn({Fact.RUNNING: 0}, Grade.REPORTED)
+        facts = expected_after(facts, command, calls)
         told = ", ".join(str(call) for call in calls) or "nothing is sent; only proofs are asked for"
         lines.append(f"{engine.name}  {command}: {told}")
     return lines
@@ -29,10 +25,10 @@ def planned(engine: Engine, commands: Iterable[Command]) -> list[str]:
 
 def towards(engine: Engine, goals: Sequence[Goal]) -> list[Command]:
     """The commands that lead from where the engine is to these goals, one after the other, if all goes well."""
-    now, commands = standing(engine), []
+    now, commands = engine.view(), []
     for goal in goals:
         commands += [command for _, command in route(now, goal)]
-        now = Standing(goal.state, now.facts, now.capabilities, isinstance(goal.weights, Kept))
+        now = PlannerView(goal.state, now.facts, now.capabilities, isinstance(goal.weights, Kept))
     return commands
 
 
@@ -49,4 +45,4 @@ def arrived(engine: Engine, commands: Sequence[Command]) -> bool:
 
 
 def _holds(engine: Engine, command: UpdateWeights) -> bool:
-    return engine.wanted == version_of(command.source) and engine.weights_refusal() is None
+    return engine.desired.version == version_of(command.source) and engine.weights_refusal() is None

@@ -18,7 +18,7 @@ from ..core.states import State
 from ..core.transition import Transition
 from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
-from ..fleet.move import declared
+from ..rules.desired import source_after_release
 from ..rules.planner import Goal
 from . import FAILED, OK, TOLD, Interrupted, code_of, told
 from .dry import arrived, planned, towards
@@ -101,7 +101,7 @@ def release(chosen: Chosen) -> Doing:
         rest = [each for each in some if each not in there]
         return await fleet.release(tags, weights=source, engines=rest, deadline_s=deadline_s)
 
-    return Doing(act, lambda each: [Release(tags, source or each.fallback)], at_once=True)
+    return Doing(act, lambda each: [Release(tags, source or each.desired.rollback_source)], at_once=True)
 
 
 @_moving("only", "weights", "version")
@@ -188,11 +188,11 @@ def cycle(chosen: Chosen) -> Doing:
 
 def _away(each: Engine, chosen: Chosen) -> Goal:
     mode = chosen.pause_mode() or each.policy.pause_mode
-    return Goal(State.RELEASED, chosen.tag_names(), declared(each, chosen.source()), mode)
+    return Goal(State.RELEASED, chosen.tag_names(), source_after_release(each.record, chosen.source()), mode)
 
 
 def _home(each: Engine) -> Goal:
-    return Goal(State.SERVING, weights=each.source)
+    return Goal(State.SERVING, weights=each.desired.source)
 
 
 def _go(chosen: Chosen, doing: Doing) -> int:

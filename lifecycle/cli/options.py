@@ -74,7 +74,7 @@ class Chosen:
         if unprovable == "warn":
             policy = replace(policy, unprovable="warn")
         urls, groups = (file.urls, file.groups) if file else (self.urls, None)
-        return Fleet.connect(urls, groups=groups, policy=policy, observers=observers, memory=Store())
+        return Fleet.connect(urls, groups=groups, policy=policy, observers=observers, store=Store())
 
     def _file(self) -> FleetFile | None:
         files = [url for url in self.urls if url.endswith(".toml")]

@@ -10,7 +10,6 @@ from ..core.readings import Reading
 from ..core.states import State
 from ..core.transition import Transition
 from ..engine.engine import Engine
-from ..engine.gather import residual
 
 MIB = 1 << 20
 
@@ -22,7 +21,7 @@ async def status_record(engine: Engine) -> dict[str, Any]:
         await engine.connect()
     except ConfigurationError as error:
         return told | {"state": "unknown", "error": str(error)}
-    reading = await residual(engine, deadline_s=10.0)
+    reading = await engine.read_residual(deadline_s=10.0)
     facts = engine.facts
     return told | {
         "kind": f"{engine.capabilities.engine} {engine.capabilities.version}",

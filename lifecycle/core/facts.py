@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
-from types import MappingProxyType
 from typing import Any, Literal
+
+from .frozen import FrozenMap, freeze, freeze_fields
 
 Tag = str
 Stage = Literal["weights", "kv"]
@@ -17,8 +18,11 @@ PAUSE_MODES: tuple[PauseMode, ...] = ("abort", "wait", "keep", "freeze")
 
 
 class Grade(IntEnum):
-    """How a fact is known, weakest first: said by an operator, answered by a call, reported on request, measured."""
+    """How a fact is known, weakest first: asserted by an operator, acknowledged by a call's answer, reported by the
+    engine on request, measured from outside. `DECLARED` is the deprecated name of `ASSERTED`.
+    """
 
+    ASSERTED = 0
     DECLARED = 0
     ACKNOWLEDGED = 1
     REPORTED = 2
@@ -83,38 +87,67 @@ class TagSpec:
     expected_bytes: int | None = None
 
 
-def _frozen(mapping: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    return MappingProxyType(dict(mapping))
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What a fact is known by.
+
+    `cause` is the last call or act that could have changed it, by name. `read_at_s` is when it was read, in seconds of
+    this host's monotonic clock; None where nothing was read.
+    """
+
+    grade: Grade
+    cause: str = ""
+    read_at_s: float | None = field(default=None, compare=False)
+
+
+_NOTHING: FrozenMap[Any, Any] = FrozenMap()
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that is known about one process, `boot`; a new boot voids everything. None means unknown."""
+    """All that is known about one process, `boot`; a new boot voids everything. None means unknown.
+
+    `basis` says what each fact is known by. Only `lifecycle.rules.knowledge` makes facts known or unknown.
+    """
 
     boot: str | None = None
     admission: Admission | None = None
     paused_by: PauseMode | None = None
     running: int | None = None
     parked: int | None = None
-    mapped: Mapping[Tag, bool | None] = field(default_factory=lambda: _frozen({}))
-    contents: Mapping[Tag, Contents | None] = field(default_factory=lambda: _frozen({}))
+    mapped: Mapping[Tag, bool | None] = field(default=_NOTHING)
+    contents: Mapping[Tag, Contents | None] = field(default=_NOTHING)
     cache_fresh: bool | None = None
     routed: bool | None = None
-    grades: Mapping[Fact, Grade] = field(default_factory=lambda: _frozen({}))
+    basis: Mapping[Fact, Basis] = field(default=_NOTHING)
 
-    def learn(self, effect: Mapping[Fact, Any], grade: Grade) -> Facts:
+    def __post_init__(self) -> None:
+        freeze_fields(self, "mapped", "contents", "basis")
+
+    @property
+    def grades(self) -> Mapping[Fact, Grade]:
+        """How well each known fact is known."""
+        return FrozenMap({fact: basis.grade for fact, basis in self.basis.items()})
+
+    def learn(
+        self, effect: Mapping[Fact, Any], grade: Grade, *, cause: str = "", read_at_s: float | None = None
+    ) -> Facts:
         """These facts with `effect` applied; what is said of some tags leaves the other tags as they were."""
-        changes: dict[str, Any] = {}
-        for fact, value in effect.items():
-            old = getattr(self, fact)
-            changes[fact] = _frozen({**old, **value}) if isinstance(old, Mapping) else value
-        return replace(self, grades=_frozen({**self.grades, **dict.fromkeys(effect, grade)}), **changes)
+        known = dict.fromkeys(effect, Basis(grade, cause, read_at_s))
+        return replace(self, basis=FrozenMap({**self.basis, **known}), **self._applied(effect))
 
     def doubt(self, effect: Mapping[Fact, Any]) -> Facts:
         """These facts with all that `effect` would have changed unknown: it may have happened or not."""
         unknown = {fact: dict.fromkeys(value) if isinstance(value, Mapping) else None for fact, value in effect.items()}
-        kept = {fact: grade for fact, grade in self.grades.items() if fact not in unknown}
-        return replace(self.learn(unknown, Grade.DECLARED), grades=_frozen(kept))
+        kept = {fact: basis for fact, basis in self.basis.items() if fact not in unknown}
+        return replace(self, basis=FrozenMap(kept), **self._applied(unknown))
+
+    def _applied(self, effect: Mapping[Fact, Any]) -> dict[str, Any]:
+        changes: dict[str, Any] = {}
+        for fact, value in effect.items():
+            old = getattr(self, fact)
+            changes[fact] = freeze({**old, **value}) if isinstance(old, Mapping) else value
+        return changes
 
     def unmapped(self) -> frozenset[Tag]:
         """The tags known to be unmapped."""

@@ -1,57 +1,114 @@
-"""What is told about an engine: one record an edge, one hook for logs, metrics and monitors."""
+"""Observers: what is told about engines and moves, to logs, metrics and monitors.
+
+One command is heard as `command_started`, then either `refused`, or any number of `call` and `transition`, and last
+`command_ended`. A move of a fleet is heard as `move` when it begins and when it ends, each phase of it as `phase`.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from .calls import Call, Reply
+from .commands import Command
+from .errors import CommandRefused
+from .states import State
 from .transition import Transition
 
 
+@dataclass(frozen=True, slots=True)
+class MoveEvent:
+    """A move (`offload`, `onload`), or one phase of it, begins or has ended.
+
+    `phase` is the command of the phase, empty where the event is about the whole move. `failed` are the engines that
+    failed, by name, with what they raised. `duration_s` is None at the beginning.
+    """
+
+    move: str
+    engines: tuple[str, ...]
+    phase: str = ""
+    duration_s: float | None = None
+    failed: Mapping[str, BaseException] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether this is the end of it."""
+        return self.duration_s is not None
+
+
 class Observer(Protocol):
-    """Is told of every edge and every remote call, after it happened. Must not block; what it raises is logged."""
+    """Hears of every command, call, edge, phase and move, after it happened. Must not block; what it raises is logged.
+
+    A method that an observer lacks is not called.
+    """
+
+    def command_started(self, engine: str, command: Command, state: State) -> None:
+        """An engine was claimed for a command, in this state; nothing was sent yet."""
+
+    def refused(self, engine: str, command: Command, error: CommandRefused) -> None:
+        """The command was refused: no lifecycle call was sent."""
+
+    def call(self, engine: str, call: Call, reply: Reply, duration_s: float) -> None:
+        """A remote call ended."""
 
     def transition(self, record: Transition) -> None:
         """An engine changed its state."""
 
-    def call(self, engine: str, call: Call, reply: Reply, duration_s: float) -> None:
-        """A remote call ended."""
+    def command_ended(
+        self, engine: str, command: Command, result: Transition | BaseException, duration_s: float
+    ) -> None:
+        """The command ended: with the transition to its destination, or with what it raised."""
+
+    def phase(self, event: MoveEvent) -> None:
+        """A phase of a move begins or has ended."""
+
+    def move(self, event: MoveEvent) -> None:
+        """A move begins or has ended."""
 
 
 class BaseObserver:
     """An observer that does nothing, to inherit from."""
 
-    def transition(self, record: Transition) -> None:
-        """An engine changed its state."""
+    def command_started(self, engine: str, command: Command, state: State) -> None:
+        """An engine was claimed for a command."""
+
+    def refused(self, engine: str, command: Command, error: CommandRefused) -> None:
+        """The command was refused."""
 
     def call(self, engine: str, call: Call, reply: Reply, duration_s: float) -> None:
         """A remote call ended."""
+
+    def transition(self, record: Transition) -> None:
+        """An engine changed its state."""
+
+    def command_ended(
+        self, engine: str, command: Command, result: Transition | BaseException, duration_s: float
+    ) -> None:
+        """The command ended."""
+
+    def phase(self, event: MoveEvent) -> None:
+        """A phase of a move begins or has ended."""
+
+    def move(self, event: MoveEvent) -> None:
+        """A move begins or has ended."""
 
 
 class Observers:
     """Tells each of several observers; one that throws is logged and cannot break the work."""
 
-    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+    def __init__(self, observers: Iterable[Any] = ()) -> None:
         self._observers = tuple(observers)
 
-    def transition(self, record: Transition) -> None:
-        """Every observer was told of this edge."""
+    def notify(self, event: str, *about: object) -> None:
+        """Every observer that has a method of this name was called with `about`."""
         for observer in self._observers:
+            hear = getattr(observer, event, None)
+            if hear is None:
+                continue
             try:
-                observer.transition(record)
+                hear(*about)
             except Exception:
-                _complain(observer)
-
-    def call(self, engine: str, call: Call, reply: Reply, duration_s: float) -> None:
-        """Every observer was told of this call."""
-        for observer in self._observers:
-            try:
-                observer.call(engine, call, reply, duration_s)
-            except Exception:
-                _complain(observer)
-
-
-def _complain(observer: Observer) -> None:
-    logging.getLogger("lifecycle").exception("observer %s failed; the work goes on", type(observer).__name__)
+                kind = type(observer).__name__
+                logging.getLogger("lifecycle").exception("observer %s failed; the work goes on", kind)

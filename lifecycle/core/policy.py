@@ -27,21 +27,9 @@ DEADLINES_S: Mapping[str, float] = {
 PAUSE_MODE: PauseMode = "abort"
 
 
-#: The least grade at which each claim may be entered.
-ACCEPT: Mapping[str, Grade] = {
-    "admission_closed": Grade.ACKNOWLEDGED,
-    "idle": Grade.REPORTED,
-    "tags_unmapped": Grade.REPORTED,
-    "memory_returned": Grade.MEASURED,
-    "weights_mapped": Grade.REPORTED,
-    "kv_mapped": Grade.REPORTED,
-    "weights_match": Grade.ACKNOWLEDGED,
-    "cache_fresh": Grade.ACKNOWLEDGED,
-    "answers": Grade.MEASURED,
-    "hook_mode_safe": Grade.REPORTED,
-    "device_has_room": Grade.ACKNOWLEDGED,
-    "host_has_room": Grade.ACKNOWLEDGED,
-}
+#: The least grade at which each claim may be entered, by the name of its proof or guard. Each of those adds its own
+#: line (`lifecycle.rules.proofs`, `lifecycle.rules.guards`), so there is no other list of claims.
+ACCEPT: dict[str, Grade] = {}
 
 
 #: Resident bytes that an engine may keep after a release, beside the tags that stay mapped.

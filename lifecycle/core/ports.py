@@ -16,6 +16,7 @@ from .calls import Call, Reply
 from .capabilities import Capabilities
 from .observation import Observation, Probe
 from .readings import Process, Reading
+from .record import Record
 from .verdicts import Unmeasurable
 
 
@@ -90,3 +91,13 @@ class Router(Protocol):
 
     async def in_flight(self, engine: str) -> int | None:
         """Requests sent to this engine and not yet ended; None where the router does not count."""
+
+
+class StateStore(Protocol):
+    """Keeps the Records of engines across processes. An engine is named by its URL."""
+
+    def save(self, engine: str, record: Record) -> None:
+        """The record of this engine survives the process. Raises where it cannot be kept."""
+
+    def load(self, engine: str) -> Record | None:
+        """The record that was kept last; None where there is none that can be read."""

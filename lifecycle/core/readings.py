@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+from .frozen import freeze_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,9 @@ class Reading:
     holders: tuple[Holder, ...]
     probe: str
     whole: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "devices", "whole")
 
     @property
     def resident_bytes(self) -> int:

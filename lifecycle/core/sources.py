@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from .errors import ConfigurationError
+from .frozen import freeze_fields
 
 
 class PushTarget(Protocol):
@@ -33,8 +34,8 @@ class FromDisk:
     """The engine loads a checkpoint folder that every node of it can read.
 
     `version` is the label that the loaded weights get. `checksum`, where the engine has one, is what it must be after
-    the load: of all weights together, or by owner, as in {"target": ..., "draft": ...}; owners that are not named are
-    not looked at then. `options` go to the engine's load call as they are (`load_format`...).
+    the load: of all weights together, or by model role, as in {"target": ..., "draft": ...}; roles that are not named
+    are not compared then. `options` go to the engine's load call as they are (`load_format`...).
     """
 
     path: str
@@ -43,10 +44,14 @@ class FromDisk:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_owners(self.checksum)
+        check_model_roles(self.checksum)
+        freeze_fields(self, "checksum", "options")
 
     def __str__(self) -> str:
         return f"{self.path} ({self.version})"
+
+
+Push = Callable[[Sequence[PushTarget]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +59,28 @@ class Pushed:
     """The trainer sends the weights: `push(engines)` is called once, when every engine of the update is ready.
 
     It is one collective: any failure, the trainer's included, fails the update of every engine. A push cannot be
-    repeated without the trainer, so it is no source to roll back to.
+    repeated without the trainer, so it is no source to roll back to. The callback does not survive a pickle, a deep
+    copy or JSON: what comes back has `push` None and the callback's `name`, and is refused until `bind` gives it one.
+    Two pushes are equal where name, version and checksum are.
     """
 
-    push: Callable[[Sequence[PushTarget]], Awaitable[None]]
+    push: Push | None = field(compare=False)
     version: str
     checksum: str | Mapping[str, str] | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
-        check_owners(self.checksum)
+        check_model_roles(self.checksum)
+        freeze_fields(self, "checksum")
+        if not self.name and self.push is not None:
+            object.__setattr__(self, "name", getattr(self.push, "__qualname__", type(self.push).__qualname__))
+
+    def bind(self, push: Push) -> Pushed:
+        """The same source with this callback, under its old name."""
+        return replace(self, push=push)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pushed, (None, self.version, self.checksum, self.name)
 
     def __str__(self) -> str:
         return f"pushed by the trainer ({self.version})"
@@ -76,12 +94,12 @@ def version_of(source: Source | None) -> str | None:
     return source.version if isinstance(source, FromDisk | Pushed) else None
 
 
-#: Whose weights there may be. Source: sglang 0.5.23, the selectors of `/weights_checker`.
-OWNERS = ("target", "draft")
+#: The models whose weights an engine may hold. Source: sglang 0.5.23, the selectors of `/weights_checker`.
+MODEL_ROLES = ("target", "draft")
 
 
-def check_owners(asked: str | Mapping[str, str] | None) -> None:
-    """What a source asks for names owners that there may be; ConfigurationError says which name does not."""
-    for owner in asked if isinstance(asked, Mapping) else ():
-        if owner not in OWNERS:
-            raise ConfigurationError(f"checksum of {owner!r}: one of {', '.join(OWNERS)}")
+def check_model_roles(asked: str | Mapping[str, str] | None) -> None:
+    """Raises ConfigurationError that names a model role which there is not."""
+    for role in asked if isinstance(asked, Mapping) else ():
+        if role not in MODEL_ROLES:
+            raise ConfigurationError(f"checksum of {role!r}: one of {', '.join(MODEL_ROLES)}")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .frozen import freeze_fields
 from .states import State
 from .verdicts import Proved, Verdict
 
@@ -23,7 +24,10 @@ class Transition:
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     duration_s: float = 0.0
     reason: str = ""
-    at_s: float = field(default_factory=time.monotonic)
+    at_s: float = field(default_factory=time.monotonic, compare=False)
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "verdicts")
 
     @property
     def returned_bytes(self) -> int | None:

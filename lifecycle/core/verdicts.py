@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from .facts import Grade, Tag
+from .frozen import freeze_fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,9 @@ class Verdict:
     reason: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
     word: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "figures")
 
     def __str__(self) -> str:
         return f"{self.word}: {self.reason}" if self.reason else self.word
@@ -67,7 +71,7 @@ class Condition:
     """A verdict that hangs on an engine beside its state, and when it was reached (seconds, monotonic)."""
 
     verdict: Verdict
-    at_s: float = field(default_factory=time.monotonic)
+    at_s: float = field(default_factory=time.monotonic, compare=False)
 
 
 def holds(verdict: Verdict, least: Grade) -> bool:
@@ -82,16 +86,16 @@ def holds(verdict: Verdict, least: Grade) -> bool:
     return False
 
 
-def expired(verdict: Verdict, deadline_s: float) -> Verdict:
+def on_deadline(verdict: Verdict, deadline_s: float) -> Verdict:
     """The verdict once no time is left: what was still pending is refuted."""
     if isinstance(verdict, Pending):
         return Refuted(reason=f"{verdict.reason} (after {deadline_s:.1f} s)", figures=verdict.figures)
     return verdict
 
 
-def falling_short(verdict: Verdict, least: Grade, deadline_s: float) -> Verdict:
+def below_grade(verdict: Verdict, least: Grade, deadline_s: float) -> Verdict:
     """Why a claim was not entered: what was proved at too low a grade is not called proved."""
     if isinstance(verdict, Proved):
         short = f"only {verdict.grade.name.lower()}, and {least.name.lower()} is asked for (Policy.accept)"
         return Unmeasurable(reason=f"{verdict.reason}; {short}" if verdict.reason else short, figures=verdict.figures)
-    return expired(verdict, deadline_s)
+    return on_deadline(verdict, deadline_s)

@@ -15,7 +15,6 @@ from ..core.sources import FromDisk, Kept
 from ..core.states import State
 from ..core.transition import Transition
 from ..engine.engine import Engine
-from ..engine.gather import residual
 from .clients import Lost
 from .engines import StartFailed
 from .report import Report, mib, returned
@@ -272,7 +271,7 @@ class Story:
 
 
 async def _resident_bytes(engine: Engine) -> int | None:
-    reading = await residual(engine, deadline_s=_READ_S)
+    reading = await engine.read_residual(deadline_s=_READ_S)
     return reading.resident_bytes if isinstance(reading, Reading) else None
 
 

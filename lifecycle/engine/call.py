@@ -1,58 +1,36 @@
-"""Sending one call: whatever becomes of it, the facts say no more afterwards than is known."""
+"""The one gate through which calls reach an engine: whatever becomes of a call, no more is known than was seen."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from ..core.calls import Call, Reply
-from ..core.facts import Fact, Facts, Grade
+from ..core.deadline import Deadline
+from ..core.errors import DeadlineExceeded, OperationFailed, Rejected, Unreachable
+from ..core.states import State
 from ..rules.evidence import Context
-
-if TYPE_CHECKING:
-    from .engine import Engine
-
-
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """A call that may have taken its `effect` or not; `before` are the facts when it was sent."""
-
-    context: Context
-    before: Facts
-    effect: Mapping[Fact, Any]
-
-    def decided(self, facts: Facts) -> Facts:
-        """The facts with all of the effect, or all of what was before, where the tags' mapping is known by now."""
-        mapped = self.effect.get(Fact.MAPPED, {})
-        if mapped and all(facts.mapped[tag] is value for tag, value in mapped.items()):
-            return facts.learn(self.effect, Grade.MEASURED)
-        if mapped and all(facts.mapped[tag] is self.before.mapped[tag] for tag in mapped):
-            return facts.learn({fact: self._before(fact, value) for fact, value in self.effect.items()}, Grade.MEASURED)
-        return facts
-
-    def _before(self, fact: Fact, value: Any) -> Any:
-        was = getattr(self.before, fact)
-        return {tag: was[tag] for tag in value} if isinstance(value, Mapping) else was
+from ..rules.knowledge import after_cancelled, after_reply
+from .session import Session
 
 
-async def send(engine: Engine, call: Call, *, deadline_s: float, context: Context | None = None) -> Reply:
-    """The reply to this call, of which facts and observers know.
+async def send(session: Session, call: Call, *, deadline_s: float, command: Context | None = None) -> Reply:
+    """The reply to this call, of which the record and the observers know.
 
-    When the caller gives up, its effect is unknown and the engine `unsettled`; where a call cannot be cancelled it has
-    ended first, and its reply counts. `context` (of a command) lets bytes decide later what a lost call did.
+    When the caller gives up, its effect is unknown and a barrier is needed; where a call cannot be cancelled it has
+    ended first, and its reply counts. `command` lets bytes decide later what a lost call did.
     """
     begun = time.monotonic()
-    sending = asyncio.ensure_future(engine.adapter.send(call, deadline_s=deadline_s))
+    sending = asyncio.ensure_future(session.adapter.send(call, deadline_s=deadline_s))
     try:
-        await (sending if engine.capabilities.cancellable else joined(sending))
+        await (sending if session.capabilities.cancellable else joined(sending))
     finally:
         reply = _reply(sending)
-        if reply is not None:
-            engine.observers.call(engine.name, call, reply, time.monotonic() - begun)
-        _take(engine, call, reply, context)
+        if reply is None:
+            session.commit(after_cancelled(session.record, call, command))
+        else:
+            session.observers.notify("call", session.name, call, reply, time.monotonic() - begun)
+            session.commit(after_reply(session.record, call, reply, command))
     return sending.result()
 
 
@@ -61,20 +39,6 @@ def _reply(sending: asyncio.Future[Reply]) -> Reply | None:
     if not sending.done() or sending.cancelled() or sending.exception() is not None:
         return None
     return sending.result()
-
-
-def _take(engine: Engine, call: Call, reply: Reply | None, context: Context | None) -> None:
-    """What the reply tells is known."""
-    if reply is not None and reply.outcome == "done":
-        engine.facts = engine.facts.learn(call.effect, Grade.ACKNOWLEDGED)
-        engine.touched |= not call.repeatable
-        return
-    if reply is not None and (reply.refused or (reply.outcome == "rejected" and call.refusal_is_untouched)):
-        return
-    if context is not None:
-        engine.doubt = Doubt(context, engine.facts, call.effect)
-    engine.facts = engine.facts.doubt(call.effect)
-    engine.unsettled |= reply is None or reply.outcome == "lost"
 
 
 async def joined(effect: asyncio.Future[Reply]) -> Reply:
@@ -90,3 +54,18 @@ async def joined(effect: asyncio.Future[Reply]) -> Reply:
     if cancelled is not None:
         raise cancelled
     return effect.result()
+
+
+def failure(
+    reply: Reply, call: Call, *, engine: str, command: str, state: State, deadline: Deadline
+) -> OperationFailed | None:
+    """The error that a reply stands for; None where the call was acknowledged."""
+    if reply.outcome == "done":
+        return None
+    if reply.outcome == "rejected":
+        why = f"{call} was answered with {reply.status or 'an error'}: {reply.detail or 'no reason given'}"
+        return Rejected(why, status=reply.status, detail=reply.detail, engine=engine, command=command, state=state)
+    if reply.late:
+        why = f"{call} was not answered in time; whether it took effect is not known"
+        return DeadlineExceeded(why, deadline_s=deadline.total_s, engine=engine, command=command, state=state)
+    return Unreachable(f"{call} got no answer: {reply.detail}", engine=engine, command=command, state=state)

@@ -5,56 +5,68 @@ A label proves little: an engine that says `v7` and answers as it never did with
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..core.facts import Facts
 from ..core.observation import Probe
-from ..core.ports import EngineAdapter
+from ..core.record import Record
 from ..core.verdicts import Proved, Refuted, Verdict
+from .session import Session
 
 #: How long a serving engine is given for the answer that is remembered; it may be busy.
-MEETING_S = 10.0
+BASELINE_S = 10.0
 
 
-class Canary:
-    """Asks for `tokens` tokens, and remembers them by version; 0 only asks whether the engine answers."""
+async def ask(session: Session, *, deadline_s: float) -> Verdict:
+    """Whether the engine generates real tokens, and, where the policy watches them, the same as before.
 
-    def __init__(self, tokens: int = 0) -> None:
-        self.probe = Probe(tokens=tokens) if tokens else Probe()
-        self.watching = tokens > 0
-        #: The tokens that were remembered, by version of the weights.
-        self.answers: dict[str, tuple[int, ...]] = {}
+    The first answer with a version of the weights is remembered.
+    """
+    tokens = session.policy.canary_tokens
+    verdict = await session.adapter.answers(Probe(tokens=tokens) if tokens else Probe(), deadline_s=deadline_s)
+    if not tokens:
+        return verdict
+    return _compared(session, verdict)
 
-    async def ask(self, adapter: EngineAdapter, facts: Facts, *, deadline_s: float) -> Verdict:
-        """Whether the engine answers, and as it did before with these weights."""
-        verdict = await adapter.answers(self.probe, deadline_s=deadline_s)
-        return self.judge(_version(facts), verdict) if self.watching else verdict
 
-    async def meet(self, adapter: EngineAdapter, facts: Facts, *, deadline_s: float) -> None:
-        """What a serving engine answers with these weights is remembered, unless it is already.
+async def record_baseline(session: Session, *, deadline_s: float) -> None:
+    """What a serving engine answers with these weights is remembered, unless it is already.
 
-        Asked before the first release, since what comes back from that one is to be compared too. No answer is none.
-        """
-        if self.watching and _version(facts) not in self.answers:
-            await self.ask(adapter, facts, deadline_s=min(deadline_s, MEETING_S))
+    Asked before the first release, since what comes back from that one is to be compared too. No answer is none.
+    """
+    known = session.record.calibration.canary_answers
+    if session.policy.canary_tokens and _version(session.facts) not in known:
+        await ask(session, deadline_s=min(deadline_s, BASELINE_S))
 
-    def judge(self, version: str | None, verdict: Verdict) -> Verdict:
-        """The verdict, refuted where the answer is not the one that was remembered for this version."""
-        tokens = verdict.figures.get("output_ids") if isinstance(verdict, Proved) else None
-        if version is None or not tokens:
-            return verdict
-        before = self.answers.setdefault(version, tuple(tokens))
-        if before == tuple(tokens):
-            return verdict
-        return Refuted(
-            reason=(
-                f"its weights are called {version} and it answers otherwise than it did with {version} before "
-                f"({list(tokens)}, not {list(before)}): load them again, or forget({version!r}) if the label was reused"
-            ),
-            figures=verdict.figures,
-        )
 
-    def forget(self, version: str) -> None:
-        """The next answer with this version is the one to remember."""
-        self.answers.pop(version, None)
+def forgotten(record: Record, version: str) -> Record:
+    """The record without the answer of this version: the next one is the one to remember."""
+    answers = {each: tokens for each, tokens in record.calibration.canary_answers.items() if each != version}
+    return replace(record, calibration=replace(record.calibration, canary_answers=answers))
+
+
+def _compared(session: Session, verdict: Verdict) -> Verdict:
+    """The verdict, refuted where the answer is not the one that was remembered for this version."""
+    version, record = _version(session.facts), session.record
+    tokens = verdict.figures.get("output_ids") if isinstance(verdict, Proved) else None
+    if version is None or not tokens:
+        return verdict
+    answers = record.calibration.canary_answers
+    before = answers.get(version)
+    if before is None:
+        learned = replace(record.calibration, canary_answers={**answers, version: tuple(tokens)})
+        session.commit(replace(record, calibration=learned))
+        return verdict
+    if before == tuple(tokens):
+        return verdict
+    return Refuted(
+        reason=(
+            f"its weights are called {version} and it answers otherwise than it did with {version} before "
+            f"({list(tokens)}, not {list(before)}): load them again, or forget_canary({version!r}) if the label was "
+            "reused"
+        ),
+        figures=verdict.figures,
+    )
 
 
 def _version(facts: Facts) -> str | None:

@@ -44,6 +44,8 @@ class Collective:
 
     async def _push(self) -> None:
         try:
+            if self._source.push is None:
+                raise ValueError("the push has no callback in this process; give it one: source.bind(callback)")
             await self._source.push(self._parties)
         except BaseException as error:
             self.fail(error, who="the trainer")

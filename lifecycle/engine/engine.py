@@ -2,46 +2,52 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ..core.capabilities import Capabilities
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.deadline import Deadline
-from ..core.errors import ConfigurationError, EngineBusy, InvalidTransition
+from ..core.errors import CommandRefused, EngineBusy
 from ..core.facts import Facts, Grade, PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy
-from ..core.ports import EngineAdapter, ResidualProbe
+from ..core.ports import EngineAdapter, ResidualProbe, StateStore
 from ..core.readings import Reading
-from ..core.sources import FromDisk, Kept, Pushed, Source, version_of
+from ..core.record import Desired, Record
+from ..core.sources import FromDisk, Pushed, Source
 from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
-from ..core.verdicts import Condition, Proved, Verdict
-from ..nodes.probes import probe_for
-from ..rules.evidence import Context, Evidence
-from ..rules.guards import weights_valid
-from ..rules.knowledge import contradiction
-from ..rules.machine import fire
-from ..rules.table import allowed, row
-from ..rules.trend import Slopes
-from ..store.sqlite import Memory
-from .attach import attach, check_declaration, check_evidence, claims_of
+from ..core.units import gib
+from ..core.verdicts import Condition, Unmeasurable, Verdict
+from ..rules import knowledge
+from ..rules.contradiction import contradiction
+from ..rules.desired import set_desired
+from ..rules.evidence import Context
+from ..rules.planner import PlannerView
+from ..rules.table import not_allowed, row
+from ..rules.weights import invalid_weights
+from . import attach, canary
 from .attempt import Attempt
-from .call import Doubt
-from .canary import Canary
 from .collective import Collective
-from .gather import EVERYTHING
+from .gather import EVERYTHING, residual
+from .override import override
+from .preconditions import hook_mode_of
 from .push import Pushes
-from .reconcile import look
+from .reconcile import reconcile
+from .session import Session
 
 
 class Engine:
     """One inference engine. Every verb returns the `Transition` it made, or raises (see `errors`).
 
-    A verb's `deadline_s` bounds everything from the call to its return; None takes the policy's.
+    A verb's `deadline_s` bounds everything from the call to its return; None takes the policy's. `store` keeps what is
+    known across processes. States and facts can be read here and not set: the only way into a state without evidence
+    is `override_state`.
     """
 
     def __init__(
@@ -55,86 +61,139 @@ class Engine:
         probe: ResidualProbe | None = None,
         observers: Observers | Iterable[Observer] = (),
         has_router: bool = False,
-        memory: Memory | None = None,
+        store: StateStore | None = None,
+        memory: StateStore | None = None,
     ) -> None:
-        self.adapter = adapter
-        self.name: str = name or adapter.url
-        self.group = group
         self.offloads = offload
-        self.policy = policy or Policy()
-        self.observers = observers if isinstance(observers, Observers) else Observers(observers)
-        self.has_router = has_router
-        self.state = State.DETACHED
-        self.facts = Facts()
-        self.conditions: dict[str, Condition] = {}
-        #: True while an effect may still be running on the engine: nothing is sent before a barrier has returned.
-        self.unsettled = False
-        #: The last call of which nobody knows whether it took effect, until the next command.
-        self.doubt: Doubt | None = None
-        #: Whether a call of the present command that moves memory was answered; perhaps by a process in its place.
-        self.touched = False
-        self.wanted: str | None = None
-        #: Where the weights of the present window come from, as declared; `last_good` is what was loaded last.
-        self.source: Source | None = None
-        self.last_good: FromDisk | None = None
-        self.attached_boot: str | None = None
-        self._capabilities: Capabilities | None = None
-        self._probe = probe
-        self._memory = memory
-        self.full: Reading | None = None
-        #: By owner, of the weights before a release that keeps them, until they were seen to have been kept.
-        self.kept_checksums: Mapping[str, str] = {}
-        self.slopes = Slopes()
-        self.canary = Canary(self.policy.canary_tokens)
-        self.learned: dict[frozenset[Tag], int] = {}
-        self._busy: str | None = None
-        self.pushes = Pushes()
-        #: The fleet's move that the engine takes part in, if any.
-        self.in_move: str | None = None
+        self._session = Session(
+            adapter,
+            name=name or adapter.url,
+            group=group,
+            policy=policy or Policy(),
+            observers=observers if isinstance(observers, Observers) else Observers(observers),
+            probe=probe,
+            has_router=has_router,
+            store=store_given(store, memory),
+        )
+        self._pushes = Pushes()
 
     # what it is
 
     @property
+    def adapter(self) -> Any:
+        """What drives it."""
+        return self._session.adapter
+
+    @property
+    def name(self) -> str:
+        """Its name in its fleet: the adapter's URL unless another was given."""
+        return self._session.name
+
+    @property
+    def group(self) -> str:
+        """The group it belongs to."""
+        return self._session.group
+
+    @property
+    def policy(self) -> Policy:
+        """What it is held to."""
+        return self._session.policy
+
+    @property
+    def observers(self) -> Observers:
+        """Who hears of its commands, calls and edges."""
+        return self._session.observers
+
+    @property
+    def has_router(self) -> bool:
+        """Whether requests reach it through a router that can be closed."""
+        return self._session.has_router
+
+    @property
+    def record(self) -> Record:
+        """All that is known of it, as one frozen value."""
+        return self._session.record
+
+    @property
+    def state(self) -> State:
+        """Where it is."""
+        return self._session.state
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of it, fact by fact."""
+        return self._session.facts
+
+    @property
+    def conditions(self) -> Mapping[str, Condition]:
+        """Verdicts that hang on it beside its state, by name."""
+        return self._session.record.conditions
+
+    @property
+    def desired(self) -> Desired:
+        """What it should serve: source, version, and what it can be rolled back to."""
+        return self._session.record.desired
+
+    @property
     def capabilities(self) -> Capabilities:
-        """What the engine can do; ConfigurationError before connect()."""
-        if self._capabilities is None:
-            raise ConfigurationError(f"{self.name}: not connected yet; await connect() first")
-        return self._capabilities
+        """What it can do; ConfigurationError before connect()."""
+        return self._session.capabilities
+
+    @property
+    def connected(self) -> bool:
+        """Whether connect() has read what it can do."""
+        return self._session.connected
+
+    def capabilities_changed(self, capabilities: Capabilities) -> None:
+        """What it can do is something else now (regions of an engine in this process have grown)."""
+        self._session.capabilities_changed(capabilities)
 
     @property
     def probe(self) -> ResidualProbe:
         """What measures the memory of its processes."""
-        if self._probe is None:
-            self._probe = probe_for(self.capabilities, self.policy)
-        return self._probe
+        return self._session.probe
 
     @property
     def busy(self) -> str | None:
         """The command under way, if any."""
-        return self._busy
+        return self._session.busy
 
     @property
-    def fallback(self) -> Source | None:
-        """What brings its weights back without the trainer: the last source that was loaded and shown to be."""
-        return self.last_good
+    def in_move(self) -> str | None:
+        """The fleet's move that it takes part in, if any."""
+        return self._session.in_move
 
     @property
     def memory_is_free(self) -> bool:
         """Whether its devices may be handed to the next tenant: memory proved returned, or process gone."""
-        condition = self.conditions.get("memory_returned")
-        returned = condition is not None and isinstance(condition.verdict, Proved)
-        return self.state is State.GONE or (self.state is State.RELEASED and returned)
+        return self._session.record.memory_is_free
+
+    def weights_refusal(self) -> str | None:
+        """Why its weights are not worth serving; None where they are."""
+        return invalid_weights(self._session.record, self._session.capabilities)
+
+    def context(self, command: Command, *, facts: Facts | None = None) -> Context:
+        """What a static guard of this command is given now; `facts` replaces what is known, for a plan."""
+        return self._session.context(command, facts=facts)
+
+    def view(self) -> PlannerView:
+        """The engine as the planner sees it."""
+        return PlannerView(self.state, self.facts, self.capabilities, self.weights_refusal() is None)
+
+    def about(self, command: str) -> dict[str, Any]:
+        """The engine, the command and the state, as every error takes them."""
+        return self._session.about(command)
 
     def __repr__(self) -> str:
         parts = [f"<Engine {self.name} {self.state}"]
-        if self._busy:
-            parts.append(f"busy={self._busy}")
+        if self.busy:
+            parts.append(f"busy={self.busy}")
         versions = {str(contents) for contents in self.facts.contents.values() if contents is not None}
         if versions:
             parts.append(f"weights={','.join(sorted(versions))}")
         condition = self.conditions.get("memory_returned")
         if condition is not None and "resident_bytes" in condition.verdict.figures:
-            parts.append(f"residual={condition.verdict.figures['resident_bytes'] / (1 << 30):.2f}GiB")
+            parts.append(f"residual={gib(condition.verdict.figures['resident_bytes']).replace(' ', '')}")
         return " ".join(parts) + ">"
 
     # attaching
@@ -144,11 +203,7 @@ class Engine:
 
         Raises ConfigurationError where it cannot be driven, or cannot give the evidence that the policy asks for.
         """
-        deadline = Deadline(deadline_s)
-        self._capabilities = await self.adapter.connect(deadline_s=deadline.left_s)
-        await attach(self, self._memory, deadline)
-        if self.offloads:
-            await check_evidence(self, deadline)
+        await attach.connect(self._session, offloads=self.offloads, deadline_s=deadline_s)
         return self
 
     async def aclose(self) -> None:
@@ -174,7 +229,7 @@ class Engine:
     ) -> Transition:
         """The memory of `tags` (None: all) is back, measured; `weights` says where their contents will come from."""
         named = None if tags is None else frozenset(tags)
-        return await self.execute(Release(named, weights or self.fallback), deadline_s=deadline_s)
+        return await self.execute(Release(named, weights or self.desired.rollback_source), deadline_s=deadline_s)
 
     async def restore_weights(self, *, deadline_s: float | None = None) -> Transition:
         """Every tag of the weights stage is mapped again; its contents may be garbage until updated."""
@@ -200,7 +255,7 @@ class Engine:
 
         Returns the engine's answer; raises Rejected, Unreachable or DeadlineExceeded, and the collective fails.
         """
-        return await self.pushes.make(self, how, args)
+        return await self._pushes.make(self._session, how, args)
 
     async def execute(
         self,
@@ -215,174 +270,130 @@ class Engine:
         `for_move`: it comes from the move that the engine takes part in; from anybody else it is refused meanwhile.
         `collective`: the push that an update by the trainer takes part in.
         """
+        session, begun = self._session, time.monotonic()
         limit_s = self.policy.deadline_s(command.name, deadline_s)
-        operation = row(command.name, self.state)
-        holder = self._busy or (None if for_move else self.in_move)
-        if holder is not None:
-            raise EngineBusy(holder, engine=self.name, command=command.name, state=self.state)
-        if operation is None:
-            hint = "; recover() looks where it is" if self.state in UNCLAIMED else ""
-            here = allowed(self.state)
-            raise InvalidTransition(engine=self.name, command=command.name, state=self.state, allowed=here, hint=hint)
-        self._busy = command.name
         try:
-            deadline = Deadline(limit_s, reserve_s=self.policy.settle_s)
-            return await Attempt(self, command, operation, deadline, collective).run()
-        finally:
-            self._busy = None
+            operation = row(command.name, session.state)
+            holder = session.holder(for_move=for_move)
+            if holder is not None:
+                raise EngineBusy(holder, **session.about(command.name))
+            if operation is None:
+                hint = "; recover() looks where it is" if session.state in UNCLAIMED else ""
+                raise not_allowed(**session.about(command.name), hint=hint)
+            with session.claimed(command.name, for_move=for_move):
+                self.observers.notify("command_started", self.name, command, session.state)
+                deadline = Deadline(limit_s, reserve_s=self.policy.settle_s)
+                attempt = Attempt(session, command, operation, deadline, pushes=self._pushes, collective=collective)
+                transition = await attempt.run()
+        except CommandRefused as error:
+            self.observers.notify("refused", self.name, command, error)
+            raise
+        except BaseException as error:
+            self.observers.notify("command_ended", self.name, command, error, time.monotonic() - begun)
+            raise
+        self.observers.notify("command_ended", self.name, command, transition, time.monotonic() - begun)
+        return transition
 
-    # looking
+    # finding out where it is
 
     async def verify(self, *, deadline_s: float = 10.0) -> State:
         """The state it is in, observed just now: a claim that the observation denies was given up.
 
         Only looks: while a command or a move has the engine it is not interfered with.
         """
-        deadline, facts = Deadline(deadline_s), self.facts
+        session, deadline, known = self._session, Deadline(deadline_s), self.facts
         seen = await self.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
-        if self._busy is not None or self.in_move is not None or self.facts is not facts:
-            return self.state
-        denied = None if self.state in UNCLAIMED else contradiction(facts, seen, self.state)
-        returned = self.state is State.GONE and seen.boot is not None
+        if session.holder() is not None or session.facts is not known:
+            return session.state
+        denied = None if session.state in UNCLAIMED else contradiction(session.record, seen)
+        returned = session.state is State.GONE and seen.boot is not None
         if denied is None and not returned:
-            return self.state
-        self._claim_for("verify")
-        try:
+            return session.state
+        with session.claimed("verify"):
             trigger = "contradicted" if denied else f"observed_{State.FAILED}"
-            self.move(trigger, reason=denied or "a process answers in its place")
-            return await look(self, deadline)
-        finally:
-            self._busy = None
+            session.go(trigger, reason=denied or "a process answers in its place")
+            return await reconcile(session, deadline)
 
     async def recover(self, *, deadline_s: float = 30.0) -> State:
         """The state that barrier and observation make; failed where a fact stays unknown.
 
         An engine that admits requests without being worth serving is closed first.
         """
-        self._claim_for("recover")
-        try:
-            if self.state not in UNCLAIMED:
-                self.move("contradicted", reason="recover() was asked for")
-            return await look(self, Deadline(deadline_s))
-        finally:
-            self._busy = None
+        session = self._session
+        with session.claimed("recover"):
+            if session.state not in UNCLAIMED:
+                session.go("contradicted", reason="recover() was asked for")
+            return await reconcile(session, Deadline(deadline_s))
+
+    def override_state(self, state: State, *, by: str, reason: str) -> Transition:
+        """The engine is taken to be in `state` because a person says so; every fact of it is graded asserted.
+
+        Only from failed. Refused while what was sent before may still run: nobody can say what is so after it.
+        """
+        return override(self._session, state, by=by, reason=reason)
 
     def declare(self, state: State, *, by: str, reason: str) -> Transition:
-        """The engine is taken to be in `state` because a person says so; every fact of it is graded declared.
+        """Deprecated name of `override_state`."""
+        warnings.warn("declare() is now override_state()", DeprecationWarning, stacklevel=2)
+        return self.override_state(state, by=by, reason=reason)
 
-        Refused while what was sent before may still run: nobody can say what is so after it.
-        """
-        check_declaration(self, state, by, reason)
-        self.conditions.pop("memory_returned", None)  # proved of what it was before: nobody has measured this
-        self.facts, self.doubt = self.facts.learn(claims_of(state, self), Grade.DECLARED), None
-        return self.move(f"declared_{state}", reason=f"declared by {by}: {reason}")
+    def forget_canary(self, version: str) -> None:
+        """The next answer with this version of the weights is the one to remember."""
+        self._session.commit(canary.forgotten(self._session.record, version))
 
-    def _claim_for(self, what: str) -> None:
-        holder = self._busy or self.in_move
+    # what a fleet's move uses; none of it leads to a state
+
+    @contextmanager
+    def claimed_for(self, move: str) -> Iterator[None]:
+        """The engine belongs to this move; EngineBusy where a command or another move has it."""
+        session = self._session
+        holder = session.holder()
         if holder is not None:
-            raise EngineBusy(holder, engine=self.name, command=what, state=self.state)
-        self._busy = what
-
-    # what the steps use
-
-    def context(
-        self,
-        command: Command,
-        *,
-        targets: frozenset[Tag] = frozenset(),
-        evidence: Evidence | None = None,
-        baseline: Evidence | None = None,
-        facts: Facts | None = None,
-    ) -> Context:
-        """What a guard or proof of this command is given now."""
-        return Context(
-            command=command,
-            facts=facts or self.facts,
-            capabilities=self.capabilities,
-            policy=self.policy,
-            targets=targets,
-            evidence=evidence or Evidence(),
-            baseline=baseline or Evidence(),
-            wanted=self.wanted,
-            attached_boot=self.attached_boot,
-            has_router=self.has_router,
-            source=self.source,
-            learned=self.learned,
-            full=self.full,
-            kept_checksums=self.kept_checksums,
-        )
-
-    def weights_refusal(self) -> str | None:
-        """Why its weights are not worth serving; None where they are."""
-        return weights_valid(self.context(Resume()))
-
-    def move(
-        self,
-        trigger: str,
-        *,
-        command: str = "",
-        verdicts: Mapping[str, Verdict] | None = None,
-        duration_s: float = 0.0,
-        reason: str = "",
-    ) -> Transition:
-        """The engine went along one edge without guards, and the observers were told."""
-        source = self.state
-        fire(self, trigger)
-        return self.note(trigger, source, command=command, verdicts=verdicts, duration_s=duration_s, reason=reason)
-
-    def note(
-        self,
-        trigger: str,
-        source: State,
-        *,
-        command: str = "",
-        verdicts: Mapping[str, Verdict] | None = None,
-        duration_s: float = 0.0,
-        reason: str = "",
-        keep: bool = True,
-    ) -> Transition:
-        """The observers were told of the edge from `source` to the present state."""
-        record = Transition(
-            engine=self.name,
-            group=self.group,
-            trigger=trigger,
-            source=source,
-            dest=self.state,
-            command=command,
-            verdicts=verdicts or {},
-            duration_s=duration_s,
-            reason=reason,
-            at_s=time.monotonic(),
-        )
+            raise EngineBusy(holder, **session.about(move))
+        session.in_move = move
         try:
-            if keep:
-                self.keep()
-        except Exception:  # the edge was gone along all the same; what is remembered of it is older
-            logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", self.name)
-        self.observers.transition(record)
-        return record
+            yield
+        finally:
+            session.in_move = None
 
-    def keep(self) -> None:
-        """What is known is kept for other processes, where there is a memory; raises what that raised."""
-        if self._memory is not None:
-            self._memory.save(self)
+    def set_desired(self, source: Source) -> None:
+        """From here on it should serve what `source` brings. GuardRefused where that cannot be kept."""
+        self._desire(set_desired(self._session.record, source, self.capabilities), "set_desired")
 
-    def expect(self, source: Source) -> None:
-        """From here on the engine should serve what `source` brings."""
-        self.source = source
-        version = version_of(source)
-        if version is not None:
-            self.wanted = version
-        elif isinstance(source, Kept):
-            held = [self.facts.contents.get(tag) for tag in self.capabilities.stage("weights")]
-            self.wanted = next((contents.version for contents in held if contents is not None), None)
+    def rollback_desired(self, before: Desired) -> None:
+        """It should serve what it did before: as it is where that is still valid, else what it can be rolled back to.
 
-    def remember(self, source: Source) -> None:
-        """`source` was loaded and shown to be. A push cannot be made again, so nothing can be gone back to after it."""
-        self.last_good = source if isinstance(source, FromDisk) else None
+        Where there is neither, what was named for the window has to do.
+        """
+        record, named = self._session.record, self.desired.source
+        record = replace(record, desired=replace(before, rollback_source=record.desired.rollback_source))
+        again = record.desired.rollback_source or named
+        if again is not None and invalid_weights(record, self.capabilities) is not None:
+            record = set_desired(record, again, self.capabilities)
+        self._session.commit(record)
 
-    def learn_expectation(self, tags: frozenset[Tag], verdict: Verdict | None) -> None:
-        """What these tags gave back, where no figure was known, is what they are expected to give next time."""
-        if isinstance(verdict, Proved) and verdict.figures.get("expected_bytes") is None and tags:
-            returned = int(verdict.figures["returned_bytes"]) * int(verdict.figures["devices"])
-            self.learned[tags] = returned // self.capabilities.ranks
+    def _desire(self, record: Record, command: str) -> None:
+        try:
+            self._session.commit(record, save="must")
+        except Exception as problem:
+            raise self._session.not_kept(problem, command) from problem
+
+    def router_confirmed(self, sends: bool | None, verdict: Verdict, grade: Grade) -> None:
+        """The router in front of it sends to it or does not (None: not certain), as `verdict` says."""
+        self._session.commit(knowledge.routed(self._session.record, sends, verdict, grade))
+
+    async def read_residual(self, *, deadline_s: float = 10.0) -> Reading | Unmeasurable:
+        """What its processes hold now, in bytes by device."""
+        return await residual(self._session, deadline_s=deadline_s)
+
+    async def read_hook_mode(self, *, deadline_s: float = 10.0) -> Verdict:
+        """Whether torch_memory_saver's hook mode is safe where it runs."""
+        return await hook_mode_of(self._session, deadline_s=deadline_s)
+
+
+def store_given(store: StateStore | None, memory: StateStore | None) -> StateStore | None:
+    """The store that was given, under its name or its deprecated one."""
+    if memory is None:
+        return store
+    warnings.warn("memory= is now store=", DeprecationWarning, stacklevel=3)
+    return store or memory

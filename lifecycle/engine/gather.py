@@ -1,62 +1,109 @@
-"""Gathering evidence: each kind is read only where a guard or proof needs it."""
+"""Gathering evidence: each kind is read only where a guard or proof needs it, and has one reader here."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..core.commands import Command
 from ..core.deadline import Deadline
 from ..core.facts import Fact
+from ..core.observation import Observation
 from ..core.readings import Reading
-from ..core.verdicts import Unmeasurable
+from ..core.verdicts import NotApplicable, Unmeasurable, Verdict
 from ..nodes.port import PROCESSES_UNKNOWN
-from ..rules.evidence import Evidence, Need
-from .preconditions import surroundings
+from ..rules.evidence import OBSERVED, Evidence, EvidenceKind
+from ..rules.table import check_table
+from . import canary
+from .preconditions import device_room, hook_mode_of, host_room
+from .session import Session
 
-if TYPE_CHECKING:
-    from .engine import Engine
-
-
-#: Seconds that a look at memory is given even when no time is left: the last look before a deadline is the one told of.
+#: Seconds that a reading of memory is given even when no time is left: the last one before a deadline is reported.
 LEAST_READ_S = 0.5
-
 
 #: What is asked for where everything that reads alone can tell is wanted.
 EVERYTHING = frozenset({Fact.BOOT, Fact.ADMISSION, Fact.RUNNING, Fact.PARKED, Fact.MAPPED, Fact.CONTENTS})
 
-
-async def gather(
-    engine: Engine, needs: frozenset[Need], *, deadline_s: float, command: Command | None = None
-) -> Evidence:
-    """The evidence of these kinds, fresh; every part is a value, also where an engine did not answer.
-
-    What surrounds the engine is looked at for a `command` that is about to be sent.
-    """
-    clock = Deadline(deadline_s)
-    want = {Fact.BOOT, Fact.MAPPED}
-    if Need.ADMISSION in needs:
-        want.add(Fact.ADMISSION)
-    if Need.LABEL in needs or Need.CHECKSUM in needs:
-        want.add(Fact.CONTENTS)
-    if Need.CHECKSUM in needs:
-        want.add(Fact.CHECKSUM)
-    parts: dict[str, Any] = {}
-    parts["observation"] = await engine.adapter.observe(frozenset(want), deadline_s=clock.left_s)
-    if Need.IDLE in needs:
-        parts["idle"] = await engine.adapter.prove_idle(engine.facts, deadline_s=clock.left_s)
-    if Need.ANSWER in needs:
-        parts["answer"] = await engine.canary.ask(engine.adapter, engine.facts, deadline_s=clock.left_s)
-    if Need.RESIDUAL in needs:
-        parts["residual"] = await residual(engine, deadline_s=clock.left_s)
-    if command is not None:
-        reading = parts.get("residual", Unmeasurable(reason="not read"))
-        parts |= await surroundings(engine, needs, command, reading, deadline_s=clock.left_s)
-    return Evidence(**parts)
+#: The facts that an observation is asked for, beside boot and mapping, by the kind of evidence that needs them.
+_FACTS_OF = {
+    EvidenceKind.ADMISSION: {Fact.ADMISSION},
+    EvidenceKind.LABEL: {Fact.CONTENTS},
+    EvidenceKind.CHECKSUM: {Fact.CONTENTS, Fact.CHECKSUM},
+}
 
 
-async def residual(engine: Engine, *, deadline_s: float) -> Reading | Unmeasurable:
+@dataclass(slots=True)
+class Question:
+    """What evidence is gathered for. `parts` are those that were read before, by name."""
+
+    session: Session
+    command: Command
+    deadline: Deadline
+    parts: dict[str, Any] = field(default_factory=dict)
+
+
+async def gather(session: Session, kinds: frozenset[EvidenceKind], command: Command, *, deadline_s: float) -> Evidence:
+    """The evidence of these kinds, fresh; every part is a value, also where an engine did not answer."""
+    asked = Question(session, command, Deadline(deadline_s))
+    asked.parts["observed"] = await _observe(asked, kinds)
+    for kind, read in READERS.items():
+        if kind in kinds:
+            asked.parts[kind.value] = await read(asked)
+    return Evidence(**asked.parts)
+
+
+async def residual(session: Session, *, deadline_s: float) -> Reading | Unmeasurable:
     """What the engine's processes hold now."""
-    processes = await engine.adapter.processes()
+    processes = await session.adapter.processes()
     if not processes:
         return Unmeasurable(reason=PROCESSES_UNKNOWN)
-    return await engine.probe.read(processes, deadline_s=max(deadline_s, LEAST_READ_S))
+    return await session.probe.read(processes, deadline_s=max(deadline_s, LEAST_READ_S))
+
+
+async def _observe(asked: Question, kinds: frozenset[EvidenceKind]) -> Observation:
+    want = {Fact.BOOT, Fact.MAPPED}.union(*(_FACTS_OF[kind] for kind in kinds & OBSERVED))
+    return await asked.session.adapter.observe(frozenset(want), deadline_s=asked.deadline.left_s)
+
+
+async def _idle(asked: Question) -> Verdict:
+    return await asked.session.adapter.prove_idle(asked.session.facts, deadline_s=asked.deadline.left_s)
+
+
+async def _answer(asked: Question) -> Verdict:
+    return await canary.ask(asked.session, deadline_s=asked.deadline.left_s)
+
+
+async def _residual(asked: Question) -> Reading | Unmeasurable:
+    return await residual(asked.session, deadline_s=asked.deadline.left_s)
+
+
+async def _hook_mode(asked: Question) -> Verdict:
+    return await hook_mode_of(asked.session, deadline_s=asked.deadline.look_s())
+
+
+async def _host_room(asked: Question) -> Verdict:
+    return await host_room(asked.session, asked.command, asked.deadline.left_s)
+
+
+async def _device_room(asked: Question) -> Verdict:
+    reading = asked.parts.get("residual", Unmeasurable(reason="not read"))
+    return await device_room(asked.session, asked.command, reading, asked.deadline.left_s)
+
+
+async def _cotenants(asked: Question) -> Verdict:
+    return NotApplicable(reason="no ledger of co-tenants yet")
+
+
+#: Who reads each kind of evidence, in the order of reading: what comes later may use what was read before.
+READERS: Mapping[EvidenceKind, Callable[[Question], Awaitable[Any]]] = {
+    EvidenceKind.IDLE: _idle,
+    EvidenceKind.ANSWER: _answer,
+    EvidenceKind.RESIDUAL: _residual,
+    EvidenceKind.HOOK_MODE: _hook_mode,
+    EvidenceKind.HOST_ROOM: _host_room,
+    EvidenceKind.DEVICE_ROOM: _device_room,
+    EvidenceKind.COTENANTS: _cotenants,
+}
+
+check_table(gathered=OBSERVED | READERS.keys())

@@ -4,84 +4,83 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from ..core.commands import Command, Release
 from ..core.deadline import Deadline
 from ..core.facts import Grade, Tag
 from ..core.ports import KeepsOnHost
 from ..core.readings import Process, Reading
-from ..core.units import MIB
+from ..core.units import mib
 from ..core.verdicts import NotApplicable, Proved, Refuted, Unmeasurable, Verdict
 from ..nodes.locate import by_node
 from ..nodes.port import PROCESSES_UNKNOWN, Free
 from ..nodes.process_env import retains_backup
 from ..rules.evidence import Context, targets
-
-if TYPE_CHECKING:
-    from .engine import Engine
+from .session import Session
 
 #: How many holders are named.
 NAMED = 3
 
 
-async def device_room(engine: Engine, command: Command, reading: Reading | Unmeasurable, deadline_s: float) -> Verdict:
+async def device_room(
+    session: Session, command: Command, reading: Reading | Unmeasurable, deadline_s: float
+) -> Verdict:
     """Whether every device of the engine has free memory for the tags that come back; asked until it has.
 
     A trainer frees late: it is waited for, as long as the policy says and at most half of the time that is left.
     """
-    context = _context(engine, command)
+    context = _context(session, command)
     if not context.targets:
         return NotApplicable(reason="nothing is to be mapped")
     if isinstance(reading, Unmeasurable):
         return reading
-    need = context.share_bytes(context.targets, engine.full or reading)
+    need = context.share_bytes(context.targets, session.record.calibration.reading_all_mapped or reading)
     if need is None:
         return NotApplicable(reason=f"how much {_named(context)} need is not known yet")
-    processes = await engine.adapter.processes() or ()
-    asking, waiting = Deadline(deadline_s), Deadline(min(engine.policy.room_wait_s, deadline_s / 2))
+    processes = await session.adapter.processes() or ()
+    asking, waiting = Deadline(deadline_s), Deadline(min(session.policy.room_wait_s, deadline_s / 2))
     short: Refuted | None = None
     while True:
-        verdict = await _device_room(engine, context, processes, reading, need, asking)
+        verdict = await _device_room(session, context, processes, reading, need, asking)
         if not isinstance(verdict, Refuted):
             # Silence after an answer is no better than the answer: what was short is short still.
             return short if short is not None and isinstance(verdict, Unmeasurable) else verdict
         if waiting.left_s <= 0:
             return verdict
         short = verdict
-        await asyncio.sleep(min(engine.policy.poll_s, waiting.left_s))
+        await asyncio.sleep(min(session.policy.poll_s, waiting.left_s))
 
 
 async def _device_room(
-    engine: Engine, context: Context, processes: Sequence[Process], reading: Reading, need: int, deadline: Deadline
+    session: Session, context: Context, processes: Sequence[Process], reading: Reading, need: int, deadline: Deadline
 ) -> Verdict:
     nodes = list(by_node(processes))
     verdicts = []
     for node, there in nodes:
-        devices = list(reading.devices) if len(nodes) == 1 else await _devices_there(engine, there, deadline)
+        devices = list(reading.devices) if len(nodes) == 1 else await _devices_there(session, there, deadline)
         free = await node.free(devices, there, need_bytes=need, deadline_s=deadline.look_s())
         verdicts.append(judge(need, free, _named(context)))
     return worst(verdicts)
 
 
-async def _devices_there(engine: Engine, processes: Sequence[Process], deadline: Deadline) -> list[str]:
+async def _devices_there(session: Session, processes: Sequence[Process], deadline: Deadline) -> list[str]:
     """The devices on which these processes of the engine are."""
-    reading = await engine.probe.read(processes, deadline_s=deadline.look_s())
+    reading = await session.probe.read(processes, deadline_s=deadline.look_s())
     return [] if isinstance(reading, Unmeasurable) else list(reading.devices)
 
 
-async def host_room(engine: Engine, command: Command, deadline_s: float) -> Verdict:
+async def host_room(session: Session, command: Command, deadline_s: float) -> Verdict:
     """Whether the hosts of the engine have memory for what this release newly keeps there."""
-    context = _context(engine, command)
-    kept = frozenset(tag for tag in context.targets if engine.capabilities.spec(tag).on_release == "kept")
-    knows = isinstance(engine.adapter, KeepsOnHost)
+    context = _context(session, command)
+    kept = frozenset(tag for tag in context.targets if session.capabilities.spec(tag).on_release == "kept")
+    knows = isinstance(session.adapter, KeepsOnHost)
     if not kept and not knows:
         return NotApplicable(reason="it keeps no backup of what is released")
-    processes = await engine.adapter.processes()
+    processes = await session.adapter.processes()
     if not processes:
         return Unmeasurable(reason=PROCESSES_UNKNOWN)
     nodes = list(by_node(processes))
-    need = _own_bytes(engine, command) if knows else _backup_bytes(engine, context, kept, processes, len(nodes))
+    need = _own_bytes(session, command) if knows else _backup_bytes(session, context, kept, processes, len(nodes))
     if need is None:
         return NotApplicable(reason="how much is backed up is not known yet")
     if not need:
@@ -94,22 +93,22 @@ async def host_room(engine: Engine, command: Command, deadline_s: float) -> Verd
     return worst(verdicts)
 
 
-def _own_bytes(engine: Engine, command: Command) -> int:
+def _own_bytes(session: Session, command: Command) -> int:
     """What an adapter that knows says."""
-    assert isinstance(engine.adapter, KeepsOnHost)
-    return engine.adapter.host_bytes(command, engine.facts) if isinstance(command, Release) else 0
+    assert isinstance(session.adapter, KeepsOnHost)
+    return session.adapter.host_bytes(command, session.facts) if isinstance(command, Release) else 0
 
 
 def _backup_bytes(
-    engine: Engine, context: Context, kept: frozenset[Tag], processes: Sequence[Process], nodes: int
+    session: Session, context: Context, kept: frozenset[Tag], processes: Sequence[Process], nodes: int
 ) -> int | None:
     """The bytes of these tags on each host; none where the backup of an earlier release is still there."""
     per_rank = context.expected_bytes(kept)
     if per_rank is None:
         return None
-    if "memory_returned" in engine.conditions and retains_backup(processes):
+    if "memory_returned" in session.record.conditions and retains_backup(processes):
         return 0
-    return per_rank * -(-engine.capabilities.ranks // nodes)
+    return per_rank * -(-session.capabilities.ranks // nodes)
 
 
 def judge(need_bytes: int, free: Mapping[str, Free] | Unmeasurable, what: str) -> Verdict:
@@ -119,10 +118,10 @@ def judge(need_bytes: int, free: Mapping[str, Free] | Unmeasurable, what: str) -
     figures = {"needed_bytes": need_bytes, "free_bytes": {device: each.free_bytes for device, each in free.items()}}
     for device, each in free.items():
         if each.free_bytes < need_bytes:
-            told = f"{device} has {_mib(each.free_bytes)} free, and {what} need {_mib(need_bytes)}"
+            told = f"{device} has {mib(each.free_bytes)} free, and {what} need {mib(need_bytes)}"
             return Refuted(reason=f"{told}; {_holders(each)}", figures=figures)
     least = min((each.free_bytes for each in free.values()), default=0)
-    return Proved(grade=Grade.MEASURED, reason=f"{_mib(least)} free, {_mib(need_bytes)} needed", figures=figures)
+    return Proved(grade=Grade.MEASURED, reason=f"{mib(least)} free, {mib(need_bytes)} needed", figures=figures)
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
@@ -134,8 +133,8 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     return verdicts[0] if verdicts else Unmeasurable(reason="its processes are not known")
 
 
-def _context(engine: Engine, command: Command) -> Context:
-    return engine.context(command, targets=targets(command, engine.facts, engine.capabilities))
+def _context(session: Session, command: Command) -> Context:
+    return session.context(command, targets=targets(command, session.facts, session.capabilities))
 
 
 def _named(context: Context) -> str:
@@ -146,7 +145,3 @@ def _holders(free: Free) -> str:
     if not free.holders:
         return "nobody else is listed there"
     return "; ".join(str(holder) for holder in free.holders[:NAMED])
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{round(size_bytes / MIB)} MiB"

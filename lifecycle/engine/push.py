@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..core.deadline import Deadline
-from ..core.errors import InvalidTransition
-from ..rules.table import allowed
-from .attempt import failure
-from .call import send
-
-if TYPE_CHECKING:
-    from .engine import Engine
+from ..rules.table import not_allowed
+from .call import failure, send
+from .session import Session
 
 
 class Pushes:
@@ -25,7 +21,7 @@ class Pushes:
         self._under_way: set[asyncio.Future[None]] = set()
 
     @contextmanager
-    def let(self, deadline: Deadline) -> Iterator[None]:
+    def allowed(self, deadline: Deadline) -> Iterator[None]:
         """Inside, the trainer may push."""
         self._deadline = deadline
         try:
@@ -38,21 +34,21 @@ class Pushes:
         if self._under_way:
             await asyncio.wait(self._under_way)
 
-    async def make(self, engine: Engine, how: str, args: Mapping[str, Any]) -> Any:
+    async def make(self, session: Session, how: str, args: Mapping[str, Any]) -> Any:
         """The engine's answer to one call; refused where no update lets the trainer push."""
-        if self._deadline is None or engine.wanted is None:
+        version = session.record.desired.version
+        if self._deadline is None or version is None:
             hint = "; weights are pushed inside updating_weights() or by Pushed(callback)"
-            here = allowed(engine.state)
-            raise InvalidTransition(engine=engine.name, command="push", state=engine.state, allowed=here, hint=hint)
-        call = engine.adapter.push_call(how, args, engine.wanted)
+            raise not_allowed(**session.about("push"), hint=hint)
+        call = session.adapter.push_call(how, args, version)
         deadline, ended = self._deadline, asyncio.get_running_loop().create_future()
         self._under_way.add(ended)
         try:
-            reply = await send(engine, call, deadline_s=deadline.work_s)
+            reply = await send(session, call, deadline_s=deadline.work_s)
         finally:
             self._under_way.discard(ended)
             ended.set_result(None)
-        problem = failure(reply, call, engine.name, "push", engine.state, deadline)
+        problem = failure(reply, call, **session.about("push"), deadline=deadline)
         if problem is not None:
             raise problem
         return reply.value

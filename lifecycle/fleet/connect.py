@@ -7,9 +7,9 @@ from dataclasses import replace
 from ..core.errors import ConfigurationError
 from ..core.observer import Observers
 from ..core.policy import Policy
+from ..core.ports import ResidualProbe, StateStore
 from ..engine.engine import Engine
 from ..nodes.address import parse
-from ..store.sqlite import Memory
 from .groups import Group
 from .registry import adapter_for
 
@@ -19,8 +19,9 @@ def member(
     groups: dict[str, Group],
     has_router: bool,
     policy: Policy | None,
-    told: Observers,
-    memory: Memory | None,
+    observers: Observers,
+    store: StateStore | None,
+    probe: ResidualProbe | None,
 ) -> Engine:
     """An engine for this URL; what the URL says of its group is added to `groups`."""
     address = parse(url)
@@ -36,9 +37,10 @@ def member(
         group=group,
         offload=given.offload and offload,
         policy=policy,
-        observers=told,
+        probe=probe,
+        observers=observers,
         has_router=has_router,
-        memory=memory,
+        store=store,
     )
 
 

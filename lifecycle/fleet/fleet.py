@@ -12,20 +12,20 @@ from ..core.errors import ConfigurationError, FleetError, InvalidTransition
 from ..core.facts import PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy, positive
-from ..core.ports import Router
+from ..core.ports import ResidualProbe, Router, StateStore
 from ..core.sources import FromDisk, Pushed, PushTarget, Source
 from ..core.states import State
 from ..core.transition import Transition
 from ..engine.collective import CollectiveFailed
-from ..engine.engine import Engine
+from ..engine.engine import Engine, store_given
+from ..rules.desired import source_after_release
 from ..rules.planner import Goal
-from ..rules.table import allowed
-from ..store.sqlite import Memory
 from .connect import member
 from .groups import Group
-from .move import Move, check_static, claimed, declared, expected, phase
+from .move import Between, Move, at_once, claimed
+from .preflight import check_allowed, check_static
 from .routing import Routing
-from .window import CANCELLED, brought_home, lent
+from .window import CANCELLED, restore_on_error, window_lock
 
 Selection = Iterable[str | Engine] | None
 
@@ -52,7 +52,7 @@ class Fleet:
         self.router = router
         self.policy = policy or Policy()
         self._restores = self.policy.on_failure == "restore"
-        self._lent: set[str] = set()
+        self._in_windows: set[str] = set()
         self._check()
 
     @classmethod
@@ -64,16 +64,19 @@ class Fleet:
         router: Router | None = None,
         policy: Policy | None = None,
         observers: Iterable[Observer] = (),
-        memory: Memory | None = None,
+        store: StateStore | None = None,
+        probe: ResidualProbe | None = None,
+        memory: StateStore | None = None,
     ) -> Self:
         """A fleet of these URLs, observed on entering it: `async with Fleet.connect([...]) as fleet`.
 
-        `memory` keeps what is known across processes (`lifecycle.store.Store`). Options of a URL beside its adapter's
-        own: `name`, `group`, `offload` (true or false), `drain_after`.
+        `store` keeps what is known across processes (`lifecycle.store.Store`); `memory` is its deprecated name.
+        `probe` measures their memory in place of the one that fits each engine's device. Options of a URL beside its
+        adapter's own: `name`, `group`, `offload` (true or false), `drain_after`.
         """
-        told = Observers(observers)
+        hearing, kept = Observers(observers), store_given(store, memory)
         known = dict(groups or {})
-        engines = [member(url, known, router is not None, policy, told, memory) for url in urls]
+        engines = [member(url, known, router is not None, policy, hearing, kept, probe) for url in urls]
         return cls(engines, groups=known, router=router, policy=policy)
 
     async def __aenter__(self) -> Self:
@@ -143,7 +146,10 @@ class Fleet:
         """The participants' memory is back, measured. Refused, before any is touched, unless all are drained."""
         named = None if tags is None else frozenset(tags)
         return await self._step(
-            lambda engine: Release(named, weights or engine.fallback), engines, deadline_s, all_must="release"
+            lambda engine: Release(named, weights or engine.desired.rollback_source),
+            engines,
+            deadline_s,
+            all_must="release",
         )
 
     async def restore_weights(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
@@ -237,17 +243,32 @@ class Fleet:
         participants = self.participants(engines)
         named = None if tags is None else frozenset(tags)
         goals = {
-            engine.name: Goal(State.RELEASED, named, declared(engine, weights), mode or self.policy.pause_mode)
+            engine.name: Goal(
+                State.RELEASED, named, source_after_release(engine.record, weights), mode or self.policy.pause_mode
+            )
             for engine in participants
         }
         with claimed(participants, "offload"):
             return await self._move(participants, deadline_s).offload(goals) if participants else []
 
-    async def onload(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
-        """Every participant serves: weights restored and updated from their declared source, then KV, then resumed."""
+    async def onload(
+        self,
+        *,
+        between: Between | None = None,
+        between_deadline_s: float | None = None,
+        engines: Selection = None,
+        deadline_s: float | None = None,
+    ) -> list[Transition]:
+        """Every participant serves: weights restored and updated from their named source, then KV, then resumed.
+
+        `between` is called once all weights are back and before any KV cache is (a trainer frees its weights there). An
+        exception in it, or no end in `between_deadline_s`, fails the move: the engines stay weights_restored, and
+        another `onload()` goes on from there.
+        """
         participants = self.participants(engines)
         with claimed(participants, "onload"):
-            return await self._move(participants, deadline_s).onload() if participants else []
+            move = self._move(participants, deadline_s)
+            return await move.onload(between, between_deadline_s=between_deadline_s) if participants else []
 
     @asynccontextmanager
     async def offloaded(
@@ -265,17 +286,17 @@ class Fleet:
         way is noted on it. EngineBusy where another window has one of the engines.
         """
         chosen = self.participants(engines)
-        before = {engine.name: expected(engine) for engine in chosen}
+        before = {engine.name: engine.desired for engine in chosen}
 
         async def back(some: Sequence[Engine]) -> None:
             await self.onload(engines=some, deadline_s=deadline_s)
 
-        with lent(chosen, self._lent):
-            async with brought_home(chosen, back, after=CANCELLED if self._restores else (), before=before):
+        with window_lock(chosen, self._in_windows):
+            async with restore_on_error(chosen, back, after=CANCELLED if self._restores else (), before=before):
                 released = await self.offload(tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s)
-            async with brought_home(chosen, back, after=(BaseException,), before=before):
+            async with restore_on_error(chosen, back, after=(BaseException,), before=before):
                 yield released
-            async with brought_home(chosen, back, after=CANCELLED):
+            async with restore_on_error(chosen, back, after=CANCELLED):
                 await back(chosen)
 
     # who takes part
@@ -306,7 +327,7 @@ class Fleet:
             router=self.router,
             waves=self.waves,
             deadline_s=deadline_s,
-            restore=self._restores,
+            on_failure=self.policy.on_failure,
         )
 
     async def _step(
@@ -319,13 +340,13 @@ class Fleet:
         participants = self.participants(engines)
         _check_deadline(deadline_s)
         if all_must:
-            _all_allow(participants, all_must)
+            check_allowed(participants, all_must)
         with claimed(participants, "a step"):
             return await self._together([(engine, command(engine)) for engine in participants], deadline_s)
 
     async def _together(self, commands: list[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:
         """Every command has ended; FleetError names those that failed."""
-        outcomes = await phase(commands, deadline_s)
+        outcomes = await at_once(commands, deadline_s)
         failed = [outcome.error for outcome in outcomes if outcome.error is not None]
         done = [outcome.transition for outcome in outcomes if outcome.transition is not None]
         if failed:
@@ -359,14 +380,3 @@ class Fleet:
 def _check_deadline(deadline_s: float | None) -> None:
     if deadline_s is not None:
         positive("deadline_s", deadline_s)
-
-
-def _all_allow(engines: Sequence[Engine], command: str) -> None:
-    """No participant is released before all are drained."""
-    refused = [
-        InvalidTransition(engine=engine.name, command=command, state=engine.state, allowed=allowed(engine.state))
-        for engine in engines
-        if command not in allowed(engine.state)
-    ]
-    if refused:
-        raise FleetError.of("refused before anything was sent", refused)

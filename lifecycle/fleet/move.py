@@ -1,29 +1,47 @@
-"""Moves: several engines through the same phases, with a barrier after each, and a way back where some fail."""
+"""Moves: several engines through the same phases, with a barrier after each, and what happens where some fail.
+
+    offload: close the router -> Pause -> Drain -> Release
+    onload:  (Pause -> Drain, where a cache is stale) -> RestoreWeights -> UpdateWeights -> the caller's step between
+             -> RestoreKV -> Resume -> open the router
+
+A phase gives every participant its next command, all at once, and ends when all have ended: no participant is released
+before all are drained. Groups drain in waves (`drain_after`). The planner is asked anew in every phase, so an engine
+that is already there, or was found elsewhere, gets the command that it needs and no other. What can be refused without
+sending anything is refused first (`preflight`).
+
+What becomes of the others, and of those that failed, is not decided here: `failure_policy` is the table. An engine that
+somebody else moved meanwhile counts as failed, since the phases to come would pass it by.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
-from ..core.commands import Command, Drain, Release, Resume, UpdateWeights
-from ..core.errors import EngineBusy, FleetError, GuardRefused, InvalidTransition, LifecycleError, OperationFailed
+from ..core.commands import Command, Drain, Release, RestoreKV, Resume, UpdateWeights
+from ..core.errors import FleetError, LifecycleError, OperationFailed
+from ..core.observer import MoveEvent
+from ..core.policy import OnFailure
 from ..core.ports import Router
-from ..core.sources import Pushed, Source
-from ..core.states import UNCLAIMED, State
+from ..core.record import Desired
+from ..core.sources import Pushed
+from ..core.states import State
 from ..core.transition import Transition
-from ..core.verdicts import holds
 from ..engine.collective import Collective
 from ..engine.engine import Engine
-from ..rules.guards import Guard
-from ..rules.machine import refusals
-from ..rules.planner import OFFLOAD, ONLOAD, Goal, Standing, next_command, route
-from ..rules.table import allowed, row
+from ..rules.desired import needs_trainer
+from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command
+from ..rules.table import allowed, not_allowed
+from .failure_policy import FAILURE_POLICY, Failed, MoveName, Others, Phase
+from .preflight import not_released, preflight
 from .routing import Routing
 
-#: What an engine should serve: its source and its wanted version.
-Expected = tuple[Source | None, str | None]
+#: The caller's step between weights and KV. What it returns is awaited where that can be.
+Between = Callable[[], Awaitable[object] | object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +53,42 @@ class Outcome:
     error: Exception | None = None
 
 
-def standing(engine: Engine) -> Standing:
-    """The engine as the planner sees it."""
-    return Standing(engine.state, engine.facts, engine.capabilities, engine.weights_refusal() is None)
+@dataclass(slots=True)
+class _Course:
+    """How a move went so far: who takes part still, who failed, and what was done for the others."""
+
+    active: list[Engine]
+    done: list[Outcome] = field(default_factory=list)
+    failed: list[Outcome] = field(default_factory=list)
+
+    def ended(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Takes in one phase; returns those that failed in it, which take part no more."""
+        lost = [outcome for outcome in outcomes if outcome.error is not None]
+        self.done += [outcome for outcome in outcomes if outcome.error is None]
+        self.failed += lost
+        gone = {outcome.engine.name for outcome in lost}
+        self.active = [engine for engine in self.active if engine.name not in gone]
+        return lost
+
+    def error(self, more: Sequence[Exception] = ()) -> FleetError:
+        """Names all that failed, and what else went wrong; `succeeded` are the last transitions of the others."""
+        lost = {outcome.engine.name for outcome in self.failed}
+        last = {outcome.engine.name: outcome.transition for outcome in self.done if outcome.transition is not None}
+        succeeded = [transition for name, transition in last.items() if name not in lost]
+        errors = [outcome.error for outcome in self.failed if outcome.error is not None]
+        return FleetError.of(f"{len(lost)} of {len(lost) + len(succeeded)} engines", [*errors, *more], succeeded)
 
 
 @contextmanager
-def claimed(engines: Sequence[Engine], what: str) -> Iterator[None]:
+def claimed(engines: Sequence[Engine], move: str) -> Iterator[None]:
     """The engines belong to this move; EngineBusy names one that another has, and then none is claimed."""
-    for engine in engines:
-        holder = engine.busy or engine.in_move
-        if holder is not None:
-            raise EngineBusy(holder, engine=engine.name, command=what, state=engine.state)
-    for engine in engines:
-        engine.in_move = what
-    try:
-        yield
-    finally:
+    with ExitStack() as stack:
         for engine in engines:
-            engine.in_move = None
+            stack.enter_context(engine.claimed_for(move))
+        yield
 
 
-async def phase(commands: Sequence[tuple[Engine, Command]], deadline_s: float | None = None) -> list[Outcome]:
+async def at_once(commands: Sequence[tuple[Engine, Command]], deadline_s: float | None = None) -> list[Outcome]:
     """Every command has ended, all having run at once; results stand in the order given. A cancellation reaches all.
 
     Updates from the same push take part in one collective.
@@ -78,108 +110,13 @@ async def phase(commands: Sequence[tuple[Engine, Command]], deadline_s: float | 
     return [task.result() for task in tasks]
 
 
-def preflight(engines: Sequence[Engine], goals: Mapping[str, Goal]) -> None:
-    """Every static guard of every route passed; FleetError names all that refused, and no engine was touched."""
-    refusals_ = [_refusal(engine, goals[engine.name]) for engine in engines]
-    refused = [error for error in refusals_ if error is not None]
-    if refused:
-        raise FleetError.of("refused before anything was sent", refused)
-
-
-def check_static(engines: Sequence[Engine], command: Command) -> None:
-    """The static guards of this command passed on every engine; FleetError names those that refuse."""
-    refused: list[Exception] = []
-    for engine in engines:
-        reasons = refusals(_static_guards(command, engine.state), engine.context(command))
-        if reasons:
-            refused.append(GuardRefused(reasons, engine=engine.name, command=command.name, state=engine.state))
-    if refused:
-        raise FleetError.of("refused before anything was sent", refused)
-
-
-def not_released(engine: Engine, goal: Goal) -> LifecycleError | None:
-    """Why an engine that is released is not so as the goal wants it; None where it is.
-
-    That it is released does not say that its memory came back: its release may have been acknowledged and refuted.
-    """
-    tags = frozenset(spec.name for spec in engine.capabilities.tags) if goal.tags is None else goal.tags
-    mapped = sorted(tags - engine.facts.unmapped())
-    condition = engine.conditions.get("memory_returned")
-    least = engine.policy.least_grade("memory_returned")
-    if mapped:
-        why = f"it is released, and {', '.join(mapped)} are not among what was given back"
-    elif condition is None or not holds(condition.verdict, least):
-        why = f"it is released, and memory_returned is {condition.verdict if condition else 'not known'}"
-    else:
-        return None
-    return GuardRefused(
-        {"memory_returned": f"{why}; bring it back first (onload), or leave it out (engines=...)"},
-        engine=engine.name,
-        command="a move to released",
-        state=engine.state,
-    )
-
-
-def declared(engine: Engine, named: Source | None) -> Source | None:
-    """What an engine that is to be released will come back with: what is named, else what is known to bring it back."""
-    return named or (engine.source if engine.state is State.RELEASED else engine.fallback)
-
-
-def redeclare(engine: Engine, goal: Goal) -> None:
-    """An engine that was released before the move comes back with what the move names, as the others do."""
-    if goal.weights in (None, engine.source):
-        return
-    before = expected(engine)
-    engine.expect(goal.weights)
-    try:
-        engine.keep()
-    except Exception as unkept:
-        engine.source, engine.wanted = before
-        reasons = {"memory": f"what is known could not be kept ({unkept}); mend that, or connect again"}
-        raise GuardRefused(reasons, engine=engine.name, command="offload", state=engine.state) from unkept
-
-
-def expected(engine: Engine) -> Expected:
-    """What the engine should serve as things are."""
-    return engine.source, engine.wanted
-
-
-def rewind(engine: Engine, source: Source | None, wanted: str | None) -> None:
-    """The engine should serve what it did before: as it is where that is still valid, else the last good source.
-
-    Where there is neither, what was declared for the window has to do.
-    """
-    declared = engine.source
-    engine.source, engine.wanted = source, wanted
-    if engine.weights_refusal() is None:
-        return
-    again = engine.last_good or declared
-    if again is not None:
-        engine.expect(again)
-
-
-def _refusal(engine: Engine, goal: Goal) -> LifecycleError | None:
-    if engine.state in UNCLAIMED:
-        hint = "; recover() looks where it is, or leave it out (engines=...)"
-        return _no_way(engine, f"a move to {goal.state}", hint)
-    there = goal.state is engine.state is State.RELEASED
-    lacking = not_released(engine, goal) if there else None
-    if lacking is not None:
-        return lacking
-    route_on = list(route(standing(engine), goal))
-    if there and goal.weights is not None:  # it is only asked whether these weights can come back
-        route_on = [(replace(standing(engine), state=State.DRAINED), Release(goal.tags, goal.weights))]
-    reasons: dict[str, str] = {}
-    for now, command in route_on:
-        reasons |= refusals(_static_guards(command, now.state), engine.context(command, facts=now.facts))
-    if not reasons:
-        return None
-    return GuardRefused(reasons, engine=engine.name, command=f"a move to {goal.state}", state=engine.state)
-
-
-def _static_guards(command: Command, state: State) -> tuple[Guard, ...]:
-    operation = row(command.name, state)
-    return tuple(guard for guard in operation.guards if guard.static) if operation else ()
+def _collectives(commands: Sequence[tuple[Engine, Command]]) -> dict[int, Collective]:
+    """A collective for each push among the commands, by the identity of its source."""
+    parties: dict[int, tuple[Pushed, list[Engine]]] = {}
+    for engine, command in commands:
+        if isinstance(command, UpdateWeights) and isinstance(command.source, Pushed):
+            parties.setdefault(id(command.source), (command.source, []))[1].append(engine)
+    return {key: Collective(source, engines) for key, (source, engines) in parties.items()}
 
 
 class Move:
@@ -192,74 +129,107 @@ class Move:
         router: Router | None = None,
         waves: Callable[[Sequence[Engine]], list[list[Engine]]] | None = None,
         deadline_s: float | None = None,
-        restore: bool = True,
+        on_failure: OnFailure = "restore",
     ) -> None:
         self.engines = list(engines)
         self._routing = Routing(router)
         self._waves = waves or (lambda engines: [list(engines)])
         self._deadline_s = deadline_s
-        self._restore = restore
+        self._policy = FAILURE_POLICY[on_failure]
+        self._observers = list({id(engine.observers): engine.observers for engine in engines}.values())
 
     async def offload(self, goals: Mapping[str, Goal]) -> list[Transition]:
         """Every engine is released, proved; the results of the releases, in the engines' order.
 
-        Raises FleetError; with `restore` the engines that did not fail serve again by then.
+        Raises FleetError; where the policy restores, the engines that did not fail serve again by then.
         """
         preflight(self.engines, goals)
-        before = {engine.name: expected(engine) for engine in self.engines}
-        await self._routing.close(self.engines)
+        before = {engine.name: engine.desired for engine in self.engines}
+        begun = self._begins("offload", "", self.engines)
+        try:
+            await self._routing.close(self.engines)
+            return await self._offload(goals, before)
+        finally:
+            self._ended(begun)
+
+    async def _offload(self, goals: Mapping[str, Goal], before: Mapping[str, Desired]) -> list[Transition]:
         done: list[Outcome] = []
         for kind in OFFLOAD:
-            done = await self._phase(kind, self.engines, goals)
-            failed = [outcome for outcome in done if outcome.error is not None] or self._astray(kind, goals)
-            if failed:
-                more = await self._back(failed, before) if self._restore else []
-                raise _fleet_error(failed, done, more)
+            course = _Course(list(self.engines))
+            done = await self._phase("offload", kind, self.engines, goals)
+            if not course.ended(done):
+                course.ended(self._moved_elsewhere(kind, goals))
+            if course.failed:
+                bring_back = self._policy["offload", Phase(kind.name)].others is Others.ONLOAD
+                more = await self._bring_back(course.failed, before) if bring_back else []
+                raise course.error(more)
         for engine in self.engines:
-            redeclare(engine, goals[engine.name])
+            _come_back_with(engine, goals[engine.name])
         return [outcome.transition for outcome in done if outcome.transition is not None]
 
-    async def onload(self) -> list[Transition]:
+    async def onload(
+        self, between: Between | None = None, *, between_deadline_s: float | None = None
+    ) -> list[Transition]:
         """Every engine serves, and its router sends to it again; the results of the resumes, in the engines' order.
 
-        An engine that fails on the way is released again where it can be, and the others go on.
+        What becomes of an engine that fails on the way, and of the others, the failure policy says. `between` is
+        called once the weights are back and before the KV cache is: what it raises comes through, with a note, and the
+        engines stay where they are.
         """
-        active = list(self.engines)
-        failed: list[Outcome] = []
-        done: list[Outcome] = []
-        for kind in ONLOAD:
-            outcomes = await self._phase(kind, active, self._home())
-            done = [outcome for outcome in done + outcomes if outcome.error is None]
-            lost = [outcome for outcome in outcomes if outcome.error is not None]
-            if lost and kind is not Resume and self._restore:
-                await self._release_again(lost)
-            failed += lost
-            active = [engine for engine in active if engine not in {outcome.engine for outcome in lost}]
-        failed += [Outcome(engine, error=_elsewhere(engine)) for engine in active if engine.state is not State.SERVING]
-        problems = await self._reopen([engine for engine in active if engine.state is State.SERVING])
-        if failed or problems:
-            raise _fleet_error(failed, done, problems)
-        resumed = [outcome for outcome in done if outcome.transition and outcome.transition.command == Resume.name]
-        return [outcome.transition for outcome in resumed if outcome.transition is not None]
+        begun = self._begins("onload", "", self.engines)
+        course = _Course(list(self.engines))
+        try:
+            for kind in ONLOAD:
+                if kind is RestoreKV and between is not None:
+                    await self._between(between, between_deadline_s, course)
+                lost = course.ended(await self._phase("onload", kind, course.active, self._home()))
+                if lost and self._policy["onload", Phase(kind.name)].failed is Failed.RELEASE_AGAIN:
+                    await self._release_again(lost)
+            elsewhere = [engine for engine in course.active if engine.state is not State.SERVING]
+            course.ended([Outcome(engine, error=_elsewhere(engine)) for engine in elsewhere])
+            problems = await self._reopen(course.active)
+        finally:
+            self._ended(begun)
+        if course.failed or problems:
+            raise course.error(problems)
+        resumed = [each.transition for each in course.done if each.transition is not None]
+        return [transition for transition in resumed if transition.command == Resume.name]
 
     # phases
 
-    async def _phase(self, kind: type[Command], engines: Sequence[Engine], goals: Mapping[str, Goal]) -> list[Outcome]:
-        if kind is Drain:
-            outcomes: list[Outcome] = []
-            for wave in self._waves(engines):
-                outcomes += await self._at_once(kind, wave, goals)
-                if any(outcome.error for outcome in outcomes):
-                    return outcomes
-            return sorted(outcomes, key=lambda outcome: self.engines.index(outcome.engine))
-        return await self._at_once(kind, engines, goals)
-
-    async def _at_once(
-        self, kind: type[Command], engines: Sequence[Engine], goals: Mapping[str, Goal]
+    async def _phase(
+        self, move: MoveName, kind: type[Command], engines: Sequence[Engine], goals: Mapping[str, Goal]
     ) -> list[Outcome]:
-        planned = [(engine, next_command(standing(engine), goals[engine.name])) for engine in engines]
-        commands = [(engine, command) for engine, command in planned if isinstance(command, kind)]
-        return await phase(commands, self._deadline_s)
+        """Every engine whose next command is of this kind was given it, and has ended."""
+        begun = self._begins(move, kind.name, engines)
+        outcomes: list[Outcome] = []
+        for wave in self._waves(engines) if kind is Drain else [engines]:
+            planned = [(engine, next_command(engine.view(), goals[engine.name])) for engine in wave]
+            commands = [(engine, command) for engine, command in planned if isinstance(command, kind)]
+            outcomes += await at_once(commands, self._deadline_s)
+            if any(outcome.error for outcome in outcomes):
+                break
+        self._ended(begun, outcomes)
+        place = {engine.name: index for index, engine in enumerate(self.engines)}
+        return sorted(outcomes, key=lambda outcome: place[outcome.engine.name])
+
+    async def _between(self, step: Between, deadline_s: float | None, course: _Course) -> None:
+        """The caller's step has ended."""
+        begun = self._begins("onload", Phase.BETWEEN, course.active)
+        try:
+            async with asyncio.timeout(deadline_s):
+                result = step()
+                if inspect.isawaitable(result):
+                    await result
+        except Exception as error:
+            names = ", ".join(f"{engine.name} {engine.state}" for engine in course.active)
+            others = self._policy["onload", Phase.BETWEEN].others
+            error.add_note(f"raised between weights and KV; the engines {others}: {names}")
+            if course.failed:
+                error.add_note(str(course.error()))
+            raise
+        finally:
+            self._ended(begun)
 
     async def _reopen(self, engines: Sequence[Engine]) -> list[Exception]:
         """The router sends to these engines again; what it raised instead, beside what else went wrong."""
@@ -269,89 +239,89 @@ class Move:
             return [error]
         return []
 
-    def _astray(self, kind: type[Command], goals: Mapping[str, Goal]) -> list[Outcome]:
+    def _moved_elsewhere(self, kind: type[Command], goals: Mapping[str, Goal]) -> list[Outcome]:
         """The engines that somebody else moved meanwhile: the phases to come would pass them by."""
         to_come = OFFLOAD[OFFLOAD.index(kind) + 1 :]
-        astray = []
+        found = []
         for engine in self.engines:
             goal = goals[engine.name]
             if engine.state is State.RELEASED:
                 refusal = not_released(engine, goal)
                 if refusal is not None:
-                    astray.append(Outcome(engine, error=refusal))
-            elif not isinstance(next_command(standing(engine), goal), to_come):
-                astray.append(Outcome(engine, error=_elsewhere(engine)))
-        return astray
+                    found.append(Outcome(engine, error=refusal))
+            elif not isinstance(next_command(engine.view(), goal), to_come):
+                found.append(Outcome(engine, error=_elsewhere(engine)))
+        return found
 
     def _home(self) -> dict[str, Goal]:
-        return {engine.name: Goal(State.SERVING, weights=engine.source) for engine in self.engines}
+        return {engine.name: Goal(State.SERVING, weights=engine.desired.source) for engine in self.engines}
 
     # when some fail
 
-    async def _back(self, failed: Sequence[Outcome], before: Mapping[str, Expected]) -> list[Exception]:
+    async def _bring_back(self, failed: Sequence[Outcome], before: Mapping[str, Desired]) -> list[Exception]:
         """All that can serve serve again: a refused or drained one is resumed, a released one restored.
 
-        One whose release failed stays where it settled: its memory is in question. The weights are those of before the
-        move where they are still there, else the last good ones: the new ones belong to a step that never began.
+        One whose release failed stays where it was found: its memory is in question. The weights are those of before
+        the move where they are still there, else those of the rollback source: the new ones belong to a step that
+        never began.
         """
         for engine in self.engines:
-            rewind(engine, *before[engine.name])
+            engine.rollback_desired(before[engine.name])
         lost = {outcome.engine.name for outcome in failed}
         able = [engine for engine in self.engines if engine.name not in lost or engine.state is not State.RELEASED]
         able = [engine for engine in able if engine.state not in (State.FAILED, State.GONE)]
-        stuck = [engine for engine in able if needs_the_trainer(engine)]
-        move = Move(
-            [engine for engine in able if engine not in stuck], router=self._routing.router, deadline_s=self._deadline_s
-        )
+        stuck = [engine for engine in able if waits_for_trainer(engine)]
+        home = [engine for engine in able if engine not in stuck]
         problems: list[Exception] = [only_the_trainer(engine) for engine in stuck]
         try:
-            await move.onload()
+            await Move(home, router=self._routing.router, deadline_s=self._deadline_s).onload()
         except FleetError as error:
             problems += error.exceptions
         return problems
 
     async def _release_again(self, lost: Sequence[Outcome]) -> None:
         """What they may still hold is given back; where that fails too it keeps its devices, and its state says so."""
-        able = [outcome for outcome in lost if "release" in allowed(outcome.engine.state)]
-        commands = [(outcome.engine, Release(None, outcome.engine.source)) for outcome in able]
-        for outcome, again in zip(able, await phase(commands, self._deadline_s), strict=True):
+        able = [outcome for outcome in lost if Release.name in allowed(outcome.engine.state)]
+        commands = [(outcome.engine, Release(None, outcome.engine.desired.source)) for outcome in able]
+        for outcome, again in zip(able, await at_once(commands, self._deadline_s), strict=True):
             if isinstance(outcome.error, OperationFailed):
                 note = ", where it was released again" if again.error is None else f"; released again: {again.error}"
                 outcome.error.settle(outcome.engine.state, note)
 
+    # what observers hear
 
-def _collectives(commands: Sequence[tuple[Engine, Command]]) -> dict[int, Collective]:
-    """A collective for each push among the commands, by the identity of its source."""
-    parties: dict[int, tuple[Pushed, list[Engine]]] = {}
-    for engine, command in commands:
-        if isinstance(command, UpdateWeights) and isinstance(command.source, Pushed):
-            parties.setdefault(id(command.source), (command.source, []))[1].append(engine)
-    return {key: Collective(source, engines) for key, (source, engines) in parties.items()}
+    def _begins(self, move: MoveName, phase: str, engines: Sequence[Engine]) -> tuple[MoveEvent, float]:
+        event = MoveEvent(move, tuple(engine.name for engine in engines), phase)
+        self._notify(event)
+        return event, time.monotonic()
+
+    def _ended(self, begun: tuple[MoveEvent, float], outcomes: Sequence[Outcome] = ()) -> None:
+        event, at_s = begun
+        failed = {outcome.engine.name: outcome.error for outcome in outcomes if outcome.error is not None}
+        self._notify(MoveEvent(event.move, event.engines, event.phase, time.monotonic() - at_s, failed))
+
+    def _notify(self, event: MoveEvent) -> None:
+        for observers in self._observers:
+            observers.notify("phase" if event.phase else "move", event)
 
 
-def _elsewhere(engine: Engine) -> LifecycleError:
-    return _no_way(engine, "a move", "; the move cannot go on with it from here; recover() looks where it is")
+def _come_back_with(engine: Engine, goal: Goal) -> None:
+    """An engine that was released before the move comes back with what the move names, as the others do."""
+    if goal.weights is not None and goal.weights is not engine.desired.source:
+        engine.set_desired(goal.weights)
 
 
-def needs_the_trainer(engine: Engine) -> bool:
-    """Whether nothing but a push brings its weights back: nobody asks for one whose step has failed."""
-    return isinstance(engine.source, Pushed) and engine.weights_refusal() is not None
+def waits_for_trainer(engine: Engine) -> bool:
+    """Whether nothing but a push brings its weights back."""
+    return needs_trainer(engine.record, engine.capabilities)
 
 
 def only_the_trainer(engine: Engine) -> LifecycleError:
     """Why an engine is left where it is on the way home."""
     hint = "; it stays where it is: its weights come by a push, and only the trainer can make that"
-    return _no_way(engine, "onload", hint)
+    return not_allowed(**engine.about("onload"), hint=hint)
 
 
-def _no_way(engine: Engine, command: str, hint: str) -> LifecycleError:
-    here = allowed(engine.state)
-    return InvalidTransition(engine=engine.name, command=command, state=engine.state, allowed=here, hint=hint)
-
-
-def _fleet_error(failed: Sequence[Outcome], done: Sequence[Outcome], more: Sequence[Exception]) -> FleetError:
-    errors = [outcome.error for outcome in failed if outcome.error is not None]
-    lost = {outcome.engine.name for outcome in failed}
-    succeeded = {outcome.engine.name: outcome.transition for outcome in done if outcome.transition is not None}
-    kept = [transition for name, transition in succeeded.items() if name not in lost]
-    return FleetError.of(f"{len(lost)} of {len(lost) + len(kept)} engines", [*errors, *more], kept)
+def _elsewhere(engine: Engine) -> LifecycleError:
+    hint = "; the move cannot go on with it from here; recover() looks where it is"
+    return not_allowed(**engine.about("a move"), hint=hint)

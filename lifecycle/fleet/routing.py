@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..core.facts import Fact, Grade
+from ..core.facts import Grade
 from ..core.ports import Router
-from ..core.verdicts import Condition, Proved, Refuted, Verdict
+from ..core.verdicts import Proved, Refuted, Verdict
 from ..engine.engine import Engine
 
 
@@ -57,6 +57,5 @@ class Routing:
             _note(engine, True, Proved(grade=Grade.ACKNOWLEDGED, reason="the router sends to it"))
 
 
-def _note(engine: Engine, routed: bool | None, verdict: Verdict, grade: Grade = Grade.ACKNOWLEDGED) -> None:
-    engine.facts = engine.facts.learn({Fact.ROUTED: routed}, grade)
-    engine.conditions["routed"] = Condition(verdict)
+def _note(engine: Engine, sends: bool | None, verdict: Verdict, grade: Grade = Grade.ACKNOWLEDGED) -> None:
+    engine.router_confirmed(sends, verdict, grade)

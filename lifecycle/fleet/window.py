@@ -1,4 +1,4 @@
-"""A window: engines whose memory is lent to a trainer, and the way home from one that was not left as it should be."""
+"""A window: engines that gave their memory to a trainer, and how they are restored where it is left by an error."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from contextlib import asynccontextmanager, contextmanager
 from types import MappingProxyType
 
 from ..core.errors import EngineBusy
+from ..core.record import Desired
 from ..core.states import State
 from ..engine.engine import Engine
-from .move import Expected, needs_the_trainer, only_the_trainer, rewind
+from .move import only_the_trainer, waits_for_trainer
 
 #: What a task is given up by.
 CANCELLED = (asyncio.CancelledError,)
 
 
 @contextmanager
-def lent(engines: Sequence[Engine], out: set[str]) -> Iterator[None]:
+def window_lock(engines: Sequence[Engine], out: set[str]) -> Iterator[None]:
     """The names of these engines are in `out`; EngineBusy where one is already: two windows would share its memory,
     and the one that is left first would take it from under the other."""
     for engine in engines:
         if engine.name in out:
-            raise EngineBusy("another offloaded()", engine=engine.name, command="offloaded", state=engine.state)
+            raise EngineBusy("another offloaded()", **engine.about("offloaded"))
     names = {engine.name for engine in engines}
     out |= names
     try:
@@ -32,12 +33,12 @@ def lent(engines: Sequence[Engine], out: set[str]) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def brought_home(
+async def restore_on_error(
     engines: Sequence[Engine],
     onload: Callable[[Sequence[Engine]], Awaitable[object]],
     *,
     after: tuple[type[BaseException], ...],
-    before: Mapping[str, Expected] = MappingProxyType({}),
+    before: Mapping[str, Desired] = MappingProxyType({}),
 ) -> AsyncIterator[None]:
     """An error of these kinds comes through once the engines serve again, with the weights of `before` where given.
 
@@ -50,10 +51,10 @@ async def brought_home(
             await asyncio.gather(*(engine.recover() for engine in engines if engine.state is State.FAILED))
             for engine in engines:
                 if engine.name in before:
-                    rewind(engine, *before[engine.name])
-            for engine in filter(needs_the_trainer, engines):
+                    engine.rollback_desired(before[engine.name])
+            for engine in filter(waits_for_trainer, engines):
                 error.add_note(f"the fleet did not come back: {only_the_trainer(engine)}")
-            await onload([engine for engine in engines if not needs_the_trainer(engine)])
+            await onload([engine for engine in engines if not waits_for_trainer(engine)])
         except Exception as also:
             error.add_note(f"the fleet did not come back: {also}")
         raise

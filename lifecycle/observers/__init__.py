@@ -1,6 +1,6 @@
-"""Observers: what is told of engines to logs, and to whatever must look away while an engine sleeps."""
+"""Observers: structured logs, and a hook that suspends health checks while an engine sleeps."""
 
+from .health_checks import HealthCheckPause, LookAway
 from .logs import EventLog
-from .monitors import LookAway
 
-__all__ = ["EventLog", "LookAway"]
+__all__ = ["EventLog", "HealthCheckPause", "LookAway"]

@@ -38,7 +38,7 @@ def arrows(what: str) -> list[tuple[State, State, str]]:
 
 
 def _everywhere(name: str) -> bool:
-    return name in ("failed", "contradicted") or name.startswith(("observed_", "declared_"))
+    return name in ("failed", "contradicted") or name.startswith(("observed_", "asserted_"))
 
 
 NOTE = (
@@ -54,7 +54,7 @@ def mermaid(what: str) -> str:
     if what == "full":
         lines += [f"    note right of {State.FAILED}: {NOTE.replace(':', ',').replace(';', ',')}"]
         lines += [
-            f"    {State.FAILED} --> {State.SERVING}: observed, declared",
+            f"    {State.FAILED} --> {State.SERVING}: observed, asserted",
             f"    {State.GONE} --> {State.SERVING}: observed",
         ]
         lines += ["    classDef transient fill:#eee,stroke:#999", f"    class {','.join(sorted(TRANSIENT))} transient"]

@@ -1,4 +1,4 @@
-"""What guards and proofs are given: a command, the facts, and the evidence that was gathered for them."""
+"""What guards and proofs are given: a command, the Record, and the evidence that was gathered for them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..core.facts import Facts, Tag
 from ..core.observation import Observation
 from ..core.policy import Policy
 from ..core.readings import Reading
-from ..core.sources import Source
+from ..core.record import Calibration, Desired, Record
 from ..core.verdicts import NotApplicable, Unmeasurable, Verdict
 
 
-class Need(StrEnum):
+class EvidenceKind(StrEnum):
     """A kind of fresh evidence, gathered only where some guard or proof of the row needs it."""
 
     ADMISSION = "admission"
@@ -31,59 +31,91 @@ class Need(StrEnum):
     COTENANTS = "cotenants"
 
 
+#: The kinds that one observation of the engine tells; every other kind is a part of `Evidence` by its own name.
+OBSERVED = frozenset({EvidenceKind.ADMISSION, EvidenceKind.LABEL, EvidenceKind.CHECKSUM})
+
+_NOT_READ = Unmeasurable(reason="not read")
+_NOT_ASKED = Unmeasurable(reason="not asked")
+_NO_QUESTION = NotApplicable(reason="nothing asked for it")
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was gathered at one time. A part that no guard asked for keeps its default."""
+    """What was gathered at one time. A part that no guard or proof needs keeps its default."""
 
-    observation: Observation = field(default_factory=Observation)
-    residual: Reading | Unmeasurable = field(default_factory=lambda: Unmeasurable(reason="not read"))
-    idle: Verdict = field(default_factory=lambda: Unmeasurable(reason="not asked"))
-    answer: Verdict = field(default_factory=lambda: Unmeasurable(reason="not asked"))
-    hook_mode: Verdict = field(default_factory=lambda: NotApplicable(reason="no probe of the hook mode yet"))
-    device_room: Verdict = field(default_factory=lambda: NotApplicable(reason="no probe of free device memory yet"))
-    host_room: Verdict = field(default_factory=lambda: NotApplicable(reason="no probe of free host memory yet"))
-    cotenants: Verdict = field(default_factory=lambda: NotApplicable(reason="no ledger of co-tenants yet"))
+    observed: Observation = field(default_factory=Observation)
+    residual: Reading | Unmeasurable = _NOT_READ
+    idle: Verdict = _NOT_ASKED
+    answer: Verdict = _NOT_ASKED
+    hook_mode: Verdict = _NO_QUESTION
+    device_room: Verdict = _NO_QUESTION
+    host_room: Verdict = _NO_QUESTION
+    cotenants: Verdict = _NO_QUESTION
+
+
+_NOTHING = Evidence()
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """Everything a guard or proof may look at; nothing in it can change.
 
-    `targets` are the tags that the command acts on, as they stood before it. `wanted` is the weights version that the
-    engine should serve (None: any valid one). `attached_boot` is the process whose launched weights are trusted.
-    `learned` are the bytes per rank that a set of tags gave back when no figure was known beforehand. `full` is what
-    was resident when every tag was last known to be mapped; `kept_checksums`, by owner, are of the weights that a
-    release was to keep. `weighed` is what was resident after each call of a release, by the tags that it gave back.
+    `targets` are the tags that the command acts on, as they stood before it. `baseline` is the evidence from before
+    the command's first call. `readings_per_call` is what was resident after each call of a release, with the tags that
+    the call gave back.
     """
 
     command: Command
-    facts: Facts
+    record: Record
     capabilities: Capabilities
     policy: Policy
     targets: frozenset[Tag] = frozenset()
-    evidence: Evidence = field(default_factory=Evidence)
-    baseline: Evidence = field(default_factory=Evidence)
-    wanted: str | None = None
-    attached_boot: str | None = None
+    evidence: Evidence = _NOTHING
+    baseline: Evidence = _NOTHING
     has_router: bool = False
-    source: Source | None = None
-    learned: Mapping[frozenset[Tag], int] = field(default_factory=dict)
-    full: Reading | None = None
-    kept_checksums: Mapping[str, str] = field(default_factory=dict)
-    weighed: tuple[tuple[frozenset[Tag], Reading | Unmeasurable], ...] = ()
+    readings_per_call: tuple[tuple[frozenset[Tag], Reading | Unmeasurable], ...] = ()
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the engine."""
+        return self.record.facts
+
+    @property
+    def desired(self) -> Desired:
+        """What the engine should serve."""
+        return self.record.desired
+
+    @property
+    def calibration(self) -> Calibration:
+        """What was learned about it in earlier commands."""
+        return self.record.calibration
 
     def expected_bytes(self, tags: frozenset[Tag]) -> int | None:
         """Bytes per rank that these tags hold together; None where no figure is known."""
-        sizes = [self.capabilities.spec(tag).expected_bytes for tag in tags]
-        known = [size for size in sizes if size is not None]
-        return sum(known) if len(known) == len(sizes) else self.learned.get(tags)
+        return expected_bytes(tags, self.capabilities, self.calibration.bytes_by_tags)
 
     def share_bytes(self, tags: frozenset[Tag], reading: Reading) -> int | None:
         """Bytes that these tags hold on each device: several ranks may share one (on a CPU, all share the host)."""
-        per_rank = self.expected_bytes(tags)
-        if per_rank is None:
-            return None
-        return per_rank * max(1, self.capabilities.ranks // max(1, len(reading.devices)))
+        return share_bytes(tags, reading, self.capabilities, self.calibration.bytes_by_tags)
+
+
+def expected_bytes(
+    tags: frozenset[Tag], capabilities: Capabilities, learned: Mapping[frozenset[Tag], int]
+) -> int | None:
+    """Bytes per rank that these tags hold together; None where no figure is known."""
+    sizes = [capabilities.spec(tag).expected_bytes for tag in tags]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else learned.get(tags)
+
+
+def share_bytes(
+    tags: frozenset[Tag], reading: Reading, capabilities: Capabilities, learned: Mapping[frozenset[Tag], int]
+) -> int | None:
+    """Bytes that these tags hold on each device of the reading; None where no figure is known."""
+    per_rank = expected_bytes(tags, capabilities, learned)
+    if per_rank is None:
+        return None
+    return per_rank * max(1, capabilities.ranks // max(1, len(reading.devices)))
 
 
 def targets(command: Command, facts: Facts, capabilities: Capabilities) -> frozenset[Tag]:

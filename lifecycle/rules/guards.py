@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 from ..core.commands import Pause, Release, UpdateWeights
 from ..core.facts import Contents, Grade
+from ..core.policy import ACCEPT
 from ..core.sources import FromDisk, Kept, Pushed, version_of
 from ..core.verdicts import NotApplicable, Proved, Unmeasurable, Verdict
-from .checksums import by_owner, changed
-from .evidence import Context, Need
+from .checksums import by_model_role, changed
+from .evidence import Context, EvidenceKind
+from .weights import invalid_weights
 
 Check = Callable[[Context], str | None]
 
@@ -25,7 +27,7 @@ class Guard:
 
     name: str
     check: Check
-    needs: frozenset[Need]
+    needs: frozenset[EvidenceKind]
     static: bool
     doc: str
 
@@ -33,10 +35,15 @@ class Guard:
         return self.check(context)
 
 
-def guard(*needs: Need, static: bool = False) -> Callable[[Check], Guard]:
-    """Makes a guard of a function; its name and docstring are the guard's."""
+def guard(*needs: EvidenceKind, static: bool = False, least: Grade | None = None) -> Callable[[Check], Guard]:
+    """Makes a guard of a function; its name and docstring are the guard's.
+
+    `least` is the grade at which a guard that rests on a claim takes it, unless `Policy.accept` says otherwise.
+    """
 
     def make(check: Check) -> Guard:
+        if least is not None:
+            ACCEPT[check.__name__] = least
         return Guard(check.__name__, check, frozenset(needs), static, check.__doc__ or "")
 
     return make
@@ -93,7 +100,7 @@ def mode_drains(context: Context) -> str | None:
     return None
 
 
-@guard(Need.IDLE)
+@guard(EvidenceKind.IDLE)
 def still_idle(context: Context) -> str | None:
     """No request can run a step or hold device memory, asked again just before the memory goes."""
     return _unless_proved(context.evidence.idle, "a release under running requests kills the engine")
@@ -107,7 +114,7 @@ def memory_saver_enabled(context: Context) -> str | None:
     return None
 
 
-@guard(Need.HOOK_MODE)
+@guard(EvidenceKind.HOOK_MODE, least=Grade.REPORTED)
 def hook_mode_safe(context: Context) -> str | None:
     """torch_memory_saver's hook mode does not crash on this GPU architecture."""
     return _unless_accepted(context, "hook_mode_safe", context.evidence.hook_mode)
@@ -155,19 +162,19 @@ def weights_recoverable(context: Context) -> str | None:
             return _unloadable(context, command.weights)
 
 
-@guard(Need.HOST_ROOM)
+@guard(EvidenceKind.HOST_ROOM, least=Grade.ACKNOWLEDGED)
 def host_has_room(context: Context) -> str | None:
     """The host has memory for the backup that this release makes."""
     return _unless_accepted(context, "host_has_room", context.evidence.host_room)
 
 
-@guard(Need.DEVICE_ROOM)
+@guard(EvidenceKind.DEVICE_ROOM, least=Grade.ACKNOWLEDGED)
 def device_has_room(context: Context) -> str | None:
     """Every device of the engine has free memory for the tags that come back."""
     return _unless_accepted(context, "device_has_room", context.evidence.device_room)
 
 
-@guard(Need.COTENANTS)
+@guard(EvidenceKind.COTENANTS)
 def cotenants_within_budget(context: Context) -> str | None:
     """The other tenants of the device hold no more than was agreed."""
     return _unless_proved(context.evidence.cotenants)
@@ -203,19 +210,14 @@ def all_mapped(context: Context) -> str | None:
     return f"{', '.join(missing)} not known to be mapped; restore first" if missing else None
 
 
-@guard(Need.CHECKSUM)
+@guard(EvidenceKind.CHECKSUM)
 def weights_valid(context: Context) -> str | None:
     """Every weights tag holds the wanted version, what was kept, or what this very process launched with."""
-    now = by_owner(context.evidence.observation)
-    differing = changed(context.kept_checksums, now) if now else ""
+    now = by_model_role(context.evidence.observed)
+    differing = changed(context.calibration.kept_checksums, now) if now else ""
     if differing:
         return f"the weights were to be kept, and {differing}; update the weights first"
-    for tag in sorted(context.capabilities.stage("weights")):
-        contents = context.facts.contents.get(tag)
-        reason = _invalid(context, contents)
-        if reason:
-            return f"{tag} holds {reason}; update the weights first"
-    return None
+    return invalid_weights(context.record, context.capabilities)
 
 
 @guard()
@@ -240,7 +242,7 @@ def _unless_accepted(context: Context, claim: str, verdict: Verdict) -> str | No
         return _unless_proved(verdict)
     if context.policy.least_grade(claim) <= Grade.ACKNOWLEDGED:
         return None
-    return f"{verdict}; mend that, or accept it unseen: Policy(accept={{{claim!r}: Grade.ACKNOWLEDGED}})"
+    return f"{verdict}; fix this, or accept it unseen: Policy(accept={{{claim!r}: Grade.ACKNOWLEDGED}})"
 
 
 def _serves_all(context: Context, version: str) -> bool:
@@ -258,24 +260,14 @@ def _serves(context: Context, contents: Contents | None, version: str) -> bool:
     return valid and mapped and contents is not None and contents.version == version
 
 
-def _invalid(context: Context, contents: Contents | None) -> str | None:
-    if contents is None:
-        return "nobody knows what"
-    if contents.origin == "garbage":
-        return "whatever was in that memory (it came back unwritten)"
-    if contents.origin == "launched" and context.attached_boot != context.facts.boot:
-        return "what a restarted process launched with"
-    if context.wanted is not None and contents.version != context.wanted:
-        return f"{contents}, and {context.wanted} is wanted"
-    return None
-
-
 def _unloadable(context: Context, source: FromDisk | Pushed | Kept) -> str | None:
     version = version_of(source)
     if version is not None and not version.strip():
         return "the source has an empty version; name one, it is how weights are told apart"
     if isinstance(source, FromDisk) and not source.path:
         return f"the source of {version} has an empty path"
+    if isinstance(source, Pushed) and source.push is None:
+        return f"the push of {version} has no callback in this process; give it one: source.bind(callback)"
     way = "push" if isinstance(source, Pushed) else "disk"
     if way in context.capabilities.update:
         return None

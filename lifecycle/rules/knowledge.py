@@ -1,27 +1,285 @@
-"""From what was observed to what is known: merging observations, finding contradictions."""
+"""Knowledge: the only functions that make anything known or unknown about an engine. Pure: a Record in, a Record out.
+
+What is known of an engine changes for five reasons, and each has its functions here.
+
+1. **A call was answered, or was not** (`after_reply`, `after_cancelled`). An acknowledged call has its declared effect,
+   graded *acknowledged*. A call that was refused before it was sent, or rejected where that changes nothing, leaves the
+   facts. Everything else leaves what the call could have changed unknown, and remembers the call, so that bytes can
+   decide later. A call without an answer may still be running: nothing is sent before a barrier has returned.
+2. **Proofs were asked** (`after_proofs`, `unproved`). A proof that holds makes known what it shows, at its grade. One
+   that does not makes unknown what it was about, and so does a command that ended before its proofs were asked.
+3. **The engine was observed** (`after_observation`). What it reports replaces what was known. Another boot voids
+   everything. Somebody else's act voids what that act could have changed: who opens an engine may have restored its
+   memory too, and whoever restores memory may have written it.
+4. **Bytes were measured** (`decided_by_bytes`). Only where one answer fits is anything decided, and only after a
+   barrier.
+5. **A person asserts something** (`asserted`), graded lowest, so that the next proof measures it.
+
+A fact that several states of the world explain is unknown: it is never decided for the comfortable one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
+from ..core.calls import Call, Reply
 from ..core.capabilities import Capabilities
-from ..core.facts import GARBAGE, Contents, Fact, Facts, Grade, Tag
+from ..core.commands import Command, Drain, Pause
+from ..core.facts import GARBAGE, Contents, Fact, Facts, Grade, PauseMode, Tag
+from ..core.frozen import FrozenMap
 from ..core.observation import Observation
+from ..core.policy import Policy
 from ..core.readings import Reading
+from ..core.record import Record, Uncertain, UncertainCall
 from ..core.states import State
-from ..core.verdicts import Unmeasurable
+from ..core.verdicts import Pending, Proved, Refuted, Verdict, on_deadline
+from . import memory
 from .evidence import Context
+from .proofs import Proof
 
-if TYPE_CHECKING:
-    pass
+#: The cause of what an observation told, and of what a person asserted.
+OBSERVED, ASSERTED = "observation", "override_state"
 
 
-def launched(seen: Observation, capabilities: Capabilities, grade: Grade) -> Facts:
+# 1. calls
+
+
+def after_reply(record: Record, call: Call, reply: Reply, command: Context | None = None) -> Record:
+    """What is known once this call was answered, or is known to have got no answer.
+
+    `command` is the context of the command that the call belongs to; with it bytes can decide later what a lost call
+    did.
+    """
+    if reply.outcome == "done":
+        return _acknowledged(record, call)
+    if reply.refused or (reply.outcome == "rejected" and call.refusal_is_untouched):
+        return record
+    return _uncertain(record, call, command, may_run_still=reply.outcome == "lost")
+
+
+def after_cancelled(record: Record, call: Call, command: Context | None = None) -> Record:
+    """What is known once the caller gave up on this call before it was answered."""
+    return _uncertain(record, call, command, may_run_still=True)
+
+
+def after_push(record: Record, call: Call, *, failed: bool) -> Record:
+    """What is known once the trainer's push has ended; after one that failed its last call may run still."""
+    if not failed:
+        return replace(record, facts=record.facts.learn(call.effect, Grade.ACKNOWLEDGED, cause=call.name))
+    return _uncertain(record, call, None, may_run_still=True)
+
+
+def _acknowledged(record: Record, call: Call) -> Record:
+    facts = record.facts.learn(call.effect, Grade.ACKNOWLEDGED, cause=call.name)
+    acked = record.uncertain.acked_unrepeatable or not call.repeatable
+    return replace(record, facts=facts, uncertain=replace(record.uncertain, acked_unrepeatable=acked))
+
+
+def _uncertain(record: Record, call: Call, command: Context | None, *, may_run_still: bool) -> Record:
+    uncertain = record.uncertain
+    if command is not None:
+        uncertain = replace(uncertain, call=_uncertain_call(record, call.effect, command))
+    uncertain = replace(uncertain, needs_barrier=uncertain.needs_barrier or may_run_still)
+    return replace(record, facts=record.facts.doubt(call.effect), uncertain=uncertain)
+
+
+def _uncertain_call(record: Record, effect: Mapping[Fact, Any], command: Context) -> UncertainCall:
+    residual = command.baseline.residual
+    baseline = residual if isinstance(residual, Reading) else None
+    return UncertainCall(effect, record.facts, command.facts, command.targets, baseline)
+
+
+def command_began(record: Record) -> Record:
+    """What is known when a command begins: what an earlier one left unknown stays so, and no bytes decide it later."""
+    return replace(record, uncertain=Uncertain(needs_barrier=record.uncertain.needs_barrier))
+
+
+def command_ended(record: Record) -> Record:
+    """What is known once a command, or finding out where it left the engine, has ended in a stable state."""
+    return replace(record, uncertain=replace(record.uncertain, acked_unrepeatable=False))
+
+
+def not_closed(record: Record, call: Call) -> Record:
+    """What is known of an engine that should be closed, where the call that closes it was not acknowledged.
+
+    It is not taken to be open either, even where a refusal changes nothing: an engine that should be closed is never
+    called serving because closing failed.
+    """
+    return replace(record, facts=record.facts.doubt(call.effect))
+
+
+def memory_moves(record: Record) -> Record:
+    """The memory of an engine is about to move: from here on it is not known to have been returned."""
+    pending = Pending(reason="memory was released or restored since")
+    return record.with_condition("memory_returned", pending)
+
+
+def expected_after(facts: Facts, command: Command, calls: tuple[Call, ...] = ()) -> Facts:
+    """The facts as they would be after this command and its calls, if all went well. For plans, never for a Record."""
+    for call in calls:
+        facts = facts.learn(call.effect, Grade.ACKNOWLEDGED, cause=call.name)
+    if isinstance(command, Pause):
+        facts = facts.learn({Fact.PAUSED_BY: command.mode}, Grade.ACKNOWLEDGED, cause=command.name)
+    if isinstance(command, Drain):
+        facts = facts.learn({Fact.RUNNING: 0}, Grade.REPORTED, cause=command.name)
+    return facts
+
+
+# 2. proofs
+
+
+def after_proofs(
+    record: Record, proofs: tuple[Proof, ...], verdicts: Mapping[str, Verdict], context: Context
+) -> Record:
+    """What is known once every proof of a row holds."""
+    for proof in proofs:
+        verdict = verdicts[proof.name]
+        if isinstance(verdict, Proved):
+            effect = proof.learns(context, verdict)
+            record = replace(record, facts=record.facts.learn(effect, verdict.grade, cause=proof.name))
+        if proof.condition:
+            record = record.with_condition(proof.name, verdict)
+    return record
+
+
+def after_refuted(
+    record: Record,
+    proofs: tuple[Proof, ...],
+    verdicts: Mapping[str, Verdict],
+    failed: frozenset[str],
+    context: Context,
+    *,
+    elapsed_s: float,
+) -> Record:
+    """What is known once some proofs of a row, those in `failed`, did not come to hold in time."""
+    facts = record.facts
+    tags = dict.fromkeys(context.targets or facts.mapped)
+    contents = dict.fromkeys(context.capabilities.stage("weights"))
+    every_tag: dict[Fact, Any] = {Fact.MAPPED: tags, Fact.CONTENTS: contents}
+    for proof in proofs:
+        if proof.condition:
+            record = record.with_condition(proof.name, on_deadline(verdicts[proof.name], elapsed_s))
+        if proof.name in failed:
+            facts = facts.doubt({fact: every_tag.get(fact) for fact in proof.doubts})
+    for verdict in verdicts.values():
+        if isinstance(verdict, Refuted) and verdict.denied:
+            weights = verdict.denied & context.capabilities.stage("weights")
+            facts = facts.doubt({Fact.MAPPED: dict.fromkeys(verdict.denied), Fact.CONTENTS: dict.fromkeys(weights)})
+    return replace(record, facts=facts)
+
+
+def unproved(record: Record, proofs: tuple[Proof, ...], context: Context) -> Record:
+    """What is known once a command ended before its proofs were asked.
+
+    What an answer alone says to be loaded or mapped is unknown until it is shown.
+    """
+    about = {fact for proof in proofs for fact in proof.doubts}
+    facts, before = record.facts, context.facts
+    if Fact.CONTENTS in about and facts.contents != before.contents:
+        contents = dict.fromkeys(context.capabilities.stage("weights"))
+        facts = facts.doubt({Fact.CONTENTS: contents, Fact.CACHE_FRESH: None})
+    record = replace(record, facts=facts)
+    acknowledged = [tag for tag in context.targets if facts.mapped[tag] and not before.mapped[tag]]
+    call = record.uncertain.call
+    memory_in_doubt = call is not None and Fact.MAPPED in call.effect
+    if Fact.MAPPED not in about or not acknowledged or memory_in_doubt:
+        return record
+    effect = {Fact.MAPPED: dict.fromkeys(acknowledged, True)}
+    told_before = replace(record, facts=before)
+    uncertain = replace(record.uncertain, call=_uncertain_call(told_before, effect, context))
+    return replace(record, facts=facts.doubt(effect), uncertain=uncertain)
+
+
+# 3. observations
+
+
+def after_observation(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known once the engine was observed, with nothing running on it any more.
+
+    A process that is gone leaves nothing. One that did not answer changes nothing. Of another boot, only what it
+    reports is known, and what it launched with. An engine that an acknowledged call found in another process, or that
+    was opened while its memory was released, may have any memory mapped and anything in it.
+    """
+    if seen.alive is False:
+        gone = replace(record.uncertain, needs_barrier=False)
+        return replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
+    if seen.boot is None:
+        return record
+    facts = record.facts
+    other_process = facts.boot not in (None, seen.boot)
+    opened = facts.admission == "closed" and seen.admission == "open" and bool(facts.unmapped())
+    if other_process:
+        moved = record.uncertain.acked_unrepeatable
+        record = replace(record, facts=launched(seen, capabilities), conditions=FrozenMap())
+        record = replace(record, uncertain=replace(record.uncertain, call=None))
+    else:
+        moved = opened
+        known = unknown(seen, capabilities) if facts.boot is None else _merged(facts, seen, capabilities)
+        record = replace(record, facts=known)
+    return _memory_moved_by_others(record, seen, capabilities) if moved else record
+
+
+def _memory_moved_by_others(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What its memory is and holds is unknown, but for what it reports; no device of it is free."""
+    contents = dict.fromkeys(capabilities.stage("weights"))
+    facts = record.facts.doubt({Fact.CONTENTS: contents, Fact.CACHE_FRESH: None})
+    if seen.released_tags is None:
+        facts = facts.doubt({Fact.MAPPED: dict.fromkeys(facts.mapped)})
+    # bytes that others moved do not tell what a lost call did
+    record = replace(record, facts=facts, uncertain=replace(record.uncertain, call=None))
+    return record.with_condition("memory_returned", None)
+
+
+def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known of an engine that is met for the first time by this process."""
+    admits = seen.admission == "open" or not capabilities.has_admission
+    facts = launched(seen, capabilities) if admits else unknown(seen, capabilities)
+    return replace(record, facts=facts, calibration=replace(record.calibration, attached_boot=seen.boot))
+
+
+def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known of an engine that an earlier process kept this record of, about the boot that was seen.
+
+    Of its conditions only `memory_returned` of a released engine still says something. What was under way when that
+    process ended is unknown.
+    """
+    returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
+    record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
+    record = record if kept.state.stable else interrupted(record)
+    return replace(record, facts=_merged(record.facts, seen, capabilities))
+
+
+def interrupted(record: Record) -> Record:
+    """What is left of the record of an engine whose command was under way: which of its calls ran is unknown."""
+    facts = record.facts.doubt(
+        {
+            Fact.ADMISSION: None,
+            Fact.PAUSED_BY: None,
+            Fact.RUNNING: None,
+            Fact.MAPPED: dict(record.facts.mapped),
+            Fact.CONTENTS: dict(record.facts.contents),
+            Fact.CACHE_FRESH: None,
+        }
+    )
+    return replace(record, facts=facts, uncertain=replace(record.uncertain, needs_barrier=True))
+
+
+def confirmed(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known once the same process was observed right after a call of ours: it reports what that call did."""
+    return replace(record, facts=_merged(record.facts, seen, capabilities))
+
+
+def barrier_returned(record: Record) -> Record:
+    """All that was sent before has taken effect or never will."""
+    return replace(record, uncertain=replace(record.uncertain, needs_barrier=False))
+
+
+def launched(seen: Observation, capabilities: Capabilities) -> Facts:
     """What is taken of a process met for the first time: all is mapped and holds what it launched with.
 
-    Nothing measures that; `grade` says how it is known, and its first proved release measures it.
+    Nothing measures that, so it is graded *asserted*; its first proved release measures it.
     """
     tags = [spec.name for spec in capabilities.tags]
     contents = {tag: Contents("launched", seen.weights_label) for tag in capabilities.stage("weights")}
@@ -31,34 +289,33 @@ def launched(seen: Observation, capabilities: Capabilities, grade: Grade) -> Fac
         Fact.CONTENTS: contents,
         Fact.CACHE_FRESH: True,
     }
-    return merge(Facts().learn(effect, grade), seen, capabilities)
+    return _merged(Facts().learn(effect, Grade.ASSERTED, cause="launch"), seen, capabilities)
 
 
 def unknown(seen: Observation, capabilities: Capabilities) -> Facts:
     """What is known of a process that is met while it admits nothing: whether its memory is mapped, is not."""
     tags = [spec.name for spec in capabilities.tags]
     effect = {Fact.BOOT: seen.boot, Fact.MAPPED: dict.fromkeys(tags), Fact.CONTENTS: dict.fromkeys(tags)}
-    return merge(Facts().learn(effect, Grade.REPORTED), seen, capabilities)
+    return _merged(Facts().learn(effect, Grade.REPORTED, cause=OBSERVED), seen, capabilities)
 
 
-def merge(facts: Facts, seen: Observation, capabilities: Capabilities) -> Facts:
-    """The facts after an observation of the same process: what it told replaces what was known."""
-    told: dict[Fact, Any] = {}
+def _merged(facts: Facts, seen: Observation, capabilities: Capabilities) -> Facts:
+    """The facts after an observation of the same process: what it reports replaces what was known."""
+    reported: dict[Fact, Any] = {}
     if seen.admission is not None and seen.admission != facts.admission:
-        told[Fact.ADMISSION] = seen.admission
-        told[Fact.RUNNING] = None
+        reported[Fact.ADMISSION] = seen.admission
+        reported[Fact.RUNNING] = None
         if seen.admission == "open":
-            told[Fact.PAUSED_BY] = None
+            reported[Fact.PAUSED_BY] = None
     if seen.running is not None:
-        told[Fact.RUNNING] = seen.running
-    if seen.parked is not None:
-        told[Fact.PARKED] = seen.parked
+        reported[Fact.RUNNING] = seen.running
     if seen.released_tags is not None:
-        told[Fact.MAPPED] = {spec.name: spec.name not in seen.released_tags for spec in capabilities.tags}
-    return facts.learn(told, Grade.REPORTED).doubt(_denied(facts, seen, told.get(Fact.MAPPED, {})))
+        reported[Fact.MAPPED] = {spec.name: spec.name not in seen.released_tags for spec in capabilities.tags}
+    denied = _denied_contents(facts, seen, reported.get(Fact.MAPPED, {}))
+    return facts.learn(reported, Grade.REPORTED, cause=OBSERVED, read_at_s=seen.sampled_at or None).doubt(denied)
 
 
-def _denied(facts: Facts, seen: Observation, mapped: Mapping[Tag, bool]) -> dict[Fact, Any]:
+def _denied_contents(facts: Facts, seen: Observation, mapped: Mapping[Tag, bool]) -> dict[Fact, Any]:
     """What others changed with what they did: contents of memory that they moved, or that has another label now.
 
     A tag that is released now has moved, unless it was known to be released before.
@@ -72,82 +329,70 @@ def _denied(facts: Facts, seen: Observation, mapped: Mapping[Tag, bool]) -> dict
     return {**effect, Fact.CONTENTS: dict.fromkeys(denied)} if denied else effect
 
 
-def replaced(facts: Facts, seen: Observation) -> str | None:
-    """Why the process that the facts are about is not the one that answers; None where it is."""
-    if seen.alive is False:
-        return f"its process is gone{_because(seen)}"
-    if seen.boot is None:
-        return f"it stopped answering{_because(seen)}"
-    if facts.boot is not None and seen.boot != facts.boot:
-        return f"it is another process now (boot {facts.boot} became {seen.boot})"
-    return None
+def routed(record: Record, sends: bool | None, verdict: Verdict, grade: Grade) -> Record:
+    """What is known once a router was closed or opened: whether it sends to the engine (None: not certain)."""
+    record = replace(record, facts=record.facts.learn({Fact.ROUTED: sends}, grade, cause="router"))
+    return record.with_condition("routed", verdict)
 
 
-def contradiction(facts: Facts, seen: Observation, state: State) -> str | None:
-    """What an observation denies of the facts, in words; None where it denies nothing.
+# 4. bytes
 
-    Serving and paused say nothing of requests: those that run there come and go.
+
+def decided_by_bytes(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> Record:
+    """The record with the mapping that was unknown told by what is resident, where only one answer fits.
+
+    Where a call is in doubt the bytes that moved since it was sent decide, and with them everything that the call would
+    have changed; else the level alone decides.
     """
-    other = replaced(facts, seen)
-    if other is not None:
-        return other
-    if seen.admission is not None and facts.admission is not None and seen.admission != facts.admission:
-        return f"admission is {seen.admission}, and was left {facts.admission}: somebody else acted"
-    if seen.running and facts.running == 0 and state not in (State.SERVING, State.PAUSED):
-        return f"{seen.running} requests run, and it was left idle: somebody else acted"
-    if seen.released_tags is not None and seen.released_tags != facts.unmapped():
-        return f"released are {_tags(seen.released_tags)}, and were left {_tags(facts.unmapped())}: somebody else acted"
-    return None
+    call, facts, calibration = record.uncertain.call, record.facts, record.calibration
+    if call is not None:
+        mapping = memory.mapping_from_freed_bytes(facts, call, reading, capabilities, calibration, policy)
+        facts = facts.learn({Fact.MAPPED: mapping}, Grade.MEASURED, cause="residual") if mapping else facts
+        return replace(record, facts=_call_decided(facts, call))
+    mapping = memory.mapping_from_resident_bytes(facts, reading, capabilities, calibration, policy)
+    if not mapping:
+        return record
+    return replace(record, facts=facts.learn({Fact.MAPPED: mapping}, Grade.MEASURED, cause="residual"))
 
 
-def by_residual(
-    facts: Facts, were: Facts, before: Reading, after: Reading, share: int, known: int, least: int
-) -> Facts:
-    """The facts with the tags whose mapping is in doubt decided by how many bytes moved since `were`.
-
-    On each device those tags hold `share` together, `least` the smallest of them, and `known` bytes moved by calls that
-    were acknowledged. Where only a part of the share moved, they stay in doubt. Only right after a barrier: a call that
-    may still run could move the bytes later.
-    """
-    lost = [tag for tag, mapped in facts.mapped.items() if mapped is None]
-    moved = [abs(held - after.devices.get(device, 0)) - known for device, held in before.devices.items()]
-    if min(moved) >= share - 0.1 * least:
-        return facts.learn({Fact.MAPPED: {tag: not were.mapped[tag] for tag in lost}}, Grade.MEASURED)
-    if max(map(abs, moved)) <= 0.1 * least:
-        return facts.learn({Fact.MAPPED: {tag: were.mapped[tag] for tag in lost}}, Grade.MEASURED)
+def _call_decided(facts: Facts, call: UncertainCall) -> Facts:
+    """The facts with all of a call's effect, or all of what was before, where its tags' mapping is known by now."""
+    mapped = call.effect.get(Fact.MAPPED, {})
+    if mapped and all(facts.mapped[tag] is value for tag, value in mapped.items()):
+        return facts.learn(call.effect, Grade.MEASURED, cause="residual")
+    if mapped and all(facts.mapped[tag] is call.before.mapped[tag] for tag in mapped):
+        undone = {fact: _value_before(call.before, fact, value) for fact, value in call.effect.items()}
+        return facts.learn(undone, Grade.MEASURED, cause="residual")
     return facts
 
 
-def by_level(facts: Facts, reading: Reading | Unmeasurable, context: Context) -> Facts:
-    """The facts with the mapping that was unknown told from how much is resident, where only one answer fits.
+def _value_before(before: Facts, fact: Fact, value: Any) -> Any:
+    was = getattr(before, fact)
+    return {tag: was[tag] for tag in value} if isinstance(value, Mapping) else was
 
-    An answer fits where the bytes of its mapped tags are resident, and no more than the threshold beside them. An
-    engine small beside what it holds anyway (a CPU engine under a threshold for GPUs) fits several: nothing is told.
-    What is known stays: the bytes of a tag that is known to be unmapped may be resident all the same.
+
+# 5. what a person asserts
+
+
+def asserted(record: Record, state: State, capabilities: Capabilities, paused_by: PauseMode) -> Record:
+    """The facts that a person asserts who overrides the state; nothing of what was measured or in doubt is kept.
+
+    A closed engine is taken to have been paused by `paused_by`.
     """
-    if isinstance(reading, Unmeasurable):
-        return facts
-    fraction, threshold = context.policy.returned_fraction, context.policy.threshold_bytes
-    fitting = []
-    for tags in _subsets(list(facts.mapped)):
-        share = context.share_bytes(frozenset(tags), reading)
-        if share is not None and all(
-            fraction * share <= held <= share + threshold for held in reading.devices.values()
-        ):
-            fitting.append(tags)
-    known = {tag: mapped for tag, mapped in facts.mapped.items() if mapped is not None}
-    if len(fitting) != 1 or any(mapped is not (tag in fitting[0]) for tag, mapped in known.items()):
-        return facts
-    return facts.learn({Fact.MAPPED: {tag: tag in fitting[0] for tag in facts.mapped}}, Grade.MEASURED)
-
-
-def _subsets(tags: list[Tag]) -> list[tuple[Tag, ...]]:
-    return [subset for size in range(len(tags) + 1) for subset in combinations(tags, size)]
-
-
-def _because(seen: Observation) -> str:
-    return f" ({seen.detail})" if seen.detail else ""
-
-
-def _tags(tags: frozenset[Tag]) -> str:
-    return ", ".join(sorted(tags)) or "none"
+    tags = frozenset(spec.name for spec in capabilities.tags)
+    weights = capabilities.stage("weights")
+    unmapped = {State.RELEASED: tags, State.WEIGHTS_RESTORED: tags - weights}.get(state, frozenset())
+    effect: dict[Fact, Any] = {
+        Fact.ADMISSION: "open" if state is State.SERVING else "closed",
+        Fact.MAPPED: {tag: tag not in unmapped for tag in tags},
+    }
+    if state is not State.SERVING:
+        effect[Fact.PAUSED_BY] = paused_by
+    if state not in (State.SERVING, State.PAUSED):
+        effect[Fact.RUNNING] = 0
+    if state in (State.SERVING, State.KV_RESTORED):
+        effect[Fact.CONTENTS] = {tag: Contents("loaded", record.desired.version) for tag in weights}
+        effect[Fact.CACHE_FRESH] = True
+    facts = record.facts.learn(effect, Grade.ASSERTED, cause=ASSERTED)
+    record = replace(record, facts=facts, uncertain=replace(record.uncertain, call=None))
+    return record.with_condition("memory_returned", None)

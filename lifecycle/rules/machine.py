@@ -1,4 +1,4 @@
-"""The table compiled for `transitions`: one synchronous machine for all engines, which are not registered with it.
+"""The table compiled for `transitions`: one synchronous machine asked as a pure function.
 
 Source: transitions 0.9.3: an Event's trigger needs only the model's `state`; registering a model costs 13 KiB and
 drags every other model into a pickle; AsyncMachine swallows cancellation.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from transitions import Machine, MachineError
 
@@ -16,13 +16,16 @@ from ..core.states import RING, STABLE, UNCLAIMED, State
 from .evidence import Context
 from .table import OPERATIONS, Operation
 
-logging.getLogger("transitions").setLevel(logging.WARNING)  # every edge is told by events.Observer instead
+logging.getLogger("transitions").setLevel(logging.WARNING)  # observers hear of every edge instead
 
 
-class Stateful(Protocol):
-    """Anything that the machine can move."""
+class _Token:
+    """What `transitions` moves in place of an engine: it sets the `state` of whatever model it is given."""
 
-    state: State
+    __slots__ = ("state",)
+
+    def __init__(self, state: State) -> None:
+        self.state = state
 
 
 class Refusals(Exception):
@@ -65,24 +68,25 @@ def _compile() -> Machine:
     for state in (*RING, State.GONE, State.FAILED):
         machine.add_transition(f"observed_{state}", [State.DETACHED, State.FAILED, State.GONE], state)
     for state in RING:
-        machine.add_transition(f"declared_{state}", State.FAILED, state)
+        machine.add_transition(f"asserted_{state}", State.FAILED, state)
     return machine
 
 
 _MACHINE = _compile()
 
 
-def fire(engine: Stateful, trigger: str, context: Context | None = None) -> State:
-    """Moves the engine along one edge and returns its new state; where there is none, or a guard refuses, nothing.
+def next_state(state: State, trigger: str, context: Context | None = None) -> State:
+    """The state to which this trigger leads from `state`. Pure: nothing is moved.
 
-    Raises NoSuchEdge, or Refusals with the guards' reasons; the state is then what it was.
+    Raises NoSuchEdge, or Refusals with the guards' reasons.
     """
+    token = _Token(state)
     arguments = () if context is None else (context,)
     try:
-        _MACHINE.events[trigger].trigger(engine, *arguments)
+        _MACHINE.events[trigger].trigger(token, *arguments)
     except (MachineError, KeyError) as error:
-        raise NoSuchEdge(f"{trigger} leads nowhere from {engine.state}") from error
-    return engine.state
+        raise NoSuchEdge(f"{trigger} leads nowhere from {state}") from error
+    return token.state
 
 
 def edges() -> list[tuple[str, State, State]]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from ..core.capabilities import Capabilities
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from ..core.facts import Fact, Facts, Grade, PauseMode, Tag
+from ..core.facts import Facts, PauseMode, Tag
 from ..core.sources import Kept, Source
 from ..core.states import State
+from .knowledge import expected_after
 from .table import row
 
 #: The phases of the two moves. Each waits for all participants before the next begins.
@@ -36,7 +37,7 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class PlannerView:
     """Where an engine is, as far as the planner needs to know."""
 
     state: State
@@ -45,12 +46,12 @@ class Standing:
     weights_are_valid: bool
 
 
-def next_command(now: Standing, goal: Goal) -> Command | None:
+def next_command(now: PlannerView, goal: Goal) -> Command | None:
     """The next command on the way to the goal; None where it is reached, or no command leads there from here."""
     return _towards_released(now, goal) if goal.state is State.RELEASED else _towards_serving(now, goal)
 
 
-def _towards_released(now: Standing, goal: Goal) -> Command | None:
+def _towards_released(now: PlannerView, goal: Goal) -> Command | None:
     match now.state:
         case State.SERVING:
             return Pause(goal.mode)
@@ -61,14 +62,14 @@ def _towards_released(now: Standing, goal: Goal) -> Command | None:
     return None
 
 
-def _towards_drained(now: Standing, wanted: PauseMode) -> Command:
+def _towards_drained(now: PlannerView, wanted: PauseMode) -> Command:
     mode = now.facts.paused_by
     traits = now.capabilities.pause.get(mode) if mode else None
     drains = traits is not None and traits.drains
     return Drain() if drains or mode == wanted else Pause(wanted)
 
 
-def _safe_mode(now: Standing, wanted: PauseMode) -> PauseMode:
+def _safe_mode(now: PlannerView, wanted: PauseMode) -> PauseMode:
     """The mode, or another that drains where entering it would hang the engine: on the way home any of them will do."""
     modes, current = now.capabilities.pause, now.facts.paused_by
     safe = [name for name, each in modes.items() if each.drains and not each.needs_router]
@@ -76,7 +77,7 @@ def _safe_mode(now: Standing, wanted: PauseMode) -> PauseMode:
     return wanted if wanted in safe or not safe else safe[0]
 
 
-def _towards_serving(now: Standing, goal: Goal) -> Command | None:
+def _towards_serving(now: PlannerView, goal: Goal) -> Command | None:
     update = None if now.weights_are_valid or goal.weights in (None, Kept()) else goal.weights
     match now.state:
         case State.RELEASED:
@@ -92,7 +93,7 @@ def _towards_serving(now: Standing, goal: Goal) -> Command | None:
     return None
 
 
-def route(now: Standing, goal: Goal) -> Iterator[tuple[Standing, Command]]:
+def route(now: PlannerView, goal: Goal) -> Iterator[tuple[PlannerView, Command]]:
     """The commands from here to the goal, each with what will be known when it is given, if all goes well."""
     for _ in range(_LONGEST):
         command = next_command(now, goal)
@@ -100,8 +101,5 @@ def route(now: Standing, goal: Goal) -> Iterator[tuple[Standing, Command]]:
         if command is None or operation is None:
             return
         yield now, command
-        facts = now.facts
-        if isinstance(command, Pause):
-            facts = facts.learn({Fact.PAUSED_BY: command.mode}, Grade.ACKNOWLEDGED)
         valid = now.weights_are_valid or isinstance(command, UpdateWeights)
-        now = Standing(operation.dest, facts, now.capabilities, valid)
+        now = PlannerView(operation.dest, expected_after(now.facts, command), now.capabilities, valid)

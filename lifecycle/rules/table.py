@@ -13,7 +13,7 @@ What follows from the rows is not written anywhere else: the `transitions` machi
 documentation, "allowed here" in errors, the planner's routes, the exhaustive tests. Three kinds of edge follow for
 every state and have no row: a transient state ends by `succeeded` (to its row's destination) or `failed`; a stable
 state that an observation denies is `contradicted` and becomes failed; and detached, failed and gone become whatever is
-`observed` (failed also what an operator `declared`).
+`observed` (failed also what an operator `asserted`).
 
 Like h11's, this file does not know which engine it is about, nor who asks. State first, effects second: a refused
 command changes nothing.
@@ -22,14 +22,17 @@ command changes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ..core.capabilities import Capabilities
 from ..core.commands import BY_NAME
+from ..core.errors import InvalidTransition
 from ..core.facts import Facts
+from ..core.policy import ACCEPT, DEADLINES_S
 from ..core.states import RING, STABLE, TRANSIENT, UNCLAIMED, State
 from . import guards as g
 from . import proofs as p
+from .evidence import OBSERVED, Evidence, EvidenceKind
 from .guards import Guard
 from .proofs import Proof
 
@@ -107,6 +110,11 @@ def allowed(state: State) -> tuple[str, ...]:
     return tuple(each.command for each in OPERATIONS if each.source is state)
 
 
+def not_allowed(*, engine: str, command: str, state: State, hint: str = "") -> InvalidTransition:
+    """The error of a command that has no row here; it lists those that have one."""
+    return InvalidTransition(engine=engine, command=command, state=state, allowed=allowed(state), hint=hint)
+
+
 def fits(facts: Facts, capabilities: Capabilities, *, weights_are_valid: bool) -> State | None:
     """The first state whose claims the facts make: a state for which a fact is unknown does not fit.
 
@@ -128,9 +136,16 @@ def fits(facts: Facts, capabilities: Capabilities, *, weights_are_valid: bool) -
     return S.WEIGHTS_RESTORED if weights_mapped else S.RELEASED
 
 
-def check_table(operations: Sequence[Operation] = OPERATIONS) -> None:
-    """Raises ValueError that names the row, unless the rows make one coherent machine."""
+def check_table(
+    operations: Sequence[Operation] = OPERATIONS, *, gathered: frozenset[EvidenceKind] = frozenset(EvidenceKind)
+) -> None:
+    """Raises ValueError that names the row, unless the rows make one coherent machine.
+
+    `gathered` are the kinds of evidence that somebody gathers. What is wrong here would otherwise be found only when a
+    command asks for it, after its calls were sent.
+    """
     _check_rows(operations)
+    _check_checks(operations, gathered)
     _check_transients(operations)
     _check_reachable(operations)
 
@@ -150,6 +165,30 @@ def _check_rows(operations: Sequence[Operation]) -> None:
             raise ValueError(f"{name}: {each.via} is not a transient state")
         if not each.proofs:
             raise ValueError(f"{name}: enters {each.dest} without a proof")
+
+
+def _check_checks(operations: Sequence[Operation], gathered: frozenset[EvidenceKind]) -> None:
+    """Every guard and proof can be asked, and its answer judged."""
+    parts = {part.name for part in fields(Evidence)}
+    claims: dict[str, Guard | Proof] = {}
+    for each in operations:
+        name = f"row {each.command} from {each.source}"
+        if each.command not in DEADLINES_S:
+            raise ValueError(f"{name}: no deadline is known for it")
+        checks: list[Guard | Proof] = [*each.guards, *each.proofs]
+        for check in checks:
+            for kind in check.needs:
+                if kind not in gathered or (kind not in OBSERVED and kind not in parts):
+                    raise ValueError(f"{name}: {check.name} needs {kind!r}, which nobody gathers")
+            same = claims.setdefault(f"{type(check).__name__} {check.name}", check)
+            if same.check is not check.check:
+                raise ValueError(f"{name}: two checks have the name {check.name}")
+        for proof in each.proofs:
+            if proof.name not in ACCEPT:
+                raise ValueError(f"{name}: the proof {proof.name} has no least grade")
+            unknown = [fact for fact in proof.doubts if fact not in _KNOWN_FACTS]
+            if unknown:
+                raise ValueError(f"{name}: the proof {proof.name} doubts {unknown[0]!r}, which is no fact")
 
 
 def _check_transients(operations: Sequence[Operation]) -> None:
@@ -176,5 +215,7 @@ def _check_reachable(operations: Sequence[Operation]) -> None:
     if stuck:
         raise ValueError(f"no way leads out of {', '.join(stuck)}")
 
+
+_KNOWN_FACTS = frozenset(each.name for each in fields(Facts)) - {"basis"}
 
 check_table()

@@ -5,16 +5,13 @@ Source: 4.1 -> 11.6 -> 25 GiB after three releases of one engine, each within it
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from ..core.facts import Grade, Tag
 from ..core.policy import Policy
 from ..core.units import MIB
 from ..core.verdicts import Condition, Proved, Refuted, Verdict
-
-_log = logging.getLogger("lifecycle")
 
 #: How many figures in a row must grow before it is called a slope.
 ENOUGH = 3
@@ -29,30 +26,28 @@ _WATCHED = (
 )
 
 
-class Slopes:
-    """The figures of one engine's proved releases, each compared with those of the same tags only."""
+Series = Mapping[tuple[str, frozenset[Tag]], tuple[int, ...]]
 
-    def __init__(self) -> None:
-        self._series: dict[tuple[str, frozenset[Tag]], list[int]] = {}
 
-    def after_release(
-        self, engine: str, tags: frozenset[Tag], verdict: Verdict | None, policy: Policy
-    ) -> Iterator[tuple[str, Condition]]:
-        """The conditions, by name, that this release leaves; a slope is warned about too."""
-        if not isinstance(verdict, Proved):
-            return
-        for figure, condition, called in _WATCHED:
-            size_bytes = verdict.figures.get(figure)
-            if size_bytes is None:
-                continue
-            series = self._series.setdefault((figure, tags), [])
-            series.append(int(size_bytes))
-            del series[:-KEPT]
-            limit = policy.threshold_bytes if figure == "resident_bytes" else None
-            found = slope(series, called, limit_bytes=limit)
-            if isinstance(found, Refuted):
-                _log.warning("%s: %s", engine, found.reason)
-            yield condition, Condition(found)
+def after_release(
+    series: Series, tags: frozenset[Tag], verdict: Verdict | None, policy: Policy
+) -> tuple[Series, Mapping[str, Condition]]:
+    """The figures of an engine's proved releases with those of this one, and the conditions, by name, that it leaves.
+
+    Figures are compared with those of releases of the same tags only.
+    """
+    if not isinstance(verdict, Proved):
+        return series, {}
+    kept, conditions = dict(series), {}
+    for figure, condition, called in _WATCHED:
+        size_bytes = verdict.figures.get(figure)
+        if size_bytes is None:
+            continue
+        row = (*kept.get((figure, tags), ()), int(size_bytes))[-KEPT:]
+        kept[figure, tags] = row
+        limit = policy.threshold_bytes if figure == "resident_bytes" else None
+        conditions[condition] = Condition(slope(row, called, limit_bytes=limit))
+    return kept, conditions
 
 
 def slope(series: Sequence[int], called: str, *, limit_bytes: int | None = None) -> Verdict:
@@ -65,8 +60,8 @@ def slope(series: Sequence[int], called: str, *, limit_bytes: int | None = None)
     figures = {"series_bytes": tuple(series)}
     if len(growing) < ENOUGH or _repeated(growing) <= max(64 * MIB, growing[0] // 20):
         return Proved(grade=Grade.MEASURED, reason=f"{called} does not grow", figures=figures)
-    told = " -> ".join(f"{size / (1 << 30):.2f}" for size in growing)
-    reason = f"{called} grows from cycle to cycle: {told} GiB{_when(growing, limit_bytes)}"
+    report = " -> ".join(f"{size / (1 << 30):.2f}" for size in growing)
+    reason = f"{called} grows from cycle to cycle: {report} GiB{_when(growing, limit_bytes)}"
     return Refuted(reason=reason, figures=figures)
 
 

@@ -13,17 +13,15 @@ from ..core.commands import Command
 from ..core.facts import Fact, Facts
 from ..core.observation import Observation, Probe
 from ..core.policy import Policy
-from ..core.ports import EngineAdapter
+from ..core.ports import EngineAdapter, StateStore
 from ..core.readings import Process
 from ..core.sources import FromDisk, Kept, Source
 from ..core.states import State
 from ..core.verdicts import Verdict
 from ..engine.engine import Engine
-from ..fleet.move import standing
 from ..fleet.registry import adapter_for
 from ..nodes.address import parse
 from ..rules.planner import Goal, next_command
-from ..store.sqlite import Memory
 
 Send = Callable[[], Awaitable[Reply]]
 Meddle = Callable[[Call, Send], Awaitable[Reply]]
@@ -128,10 +126,10 @@ class Bench:
         """What a release names as where the weights come back from."""
         return Kept() if self.keeps else self.home
 
-    async def attach(self, *, has_router: bool = False, memory: Memory | None = None) -> Engine:
+    async def attach(self, *, has_router: bool = False, store: StateStore | None = None) -> Engine:
         """A newly connected engine object, driven through a `Meddled` adapter."""
         adapter = Meddled(adapter_for(parse(self.subject.url)))
-        engine = Engine(adapter, name="e", policy=self.policy, has_router=has_router, memory=memory)
+        engine = Engine(adapter, name="e", policy=self.policy, has_router=has_router, store=store)
         self._engines.append(engine)
         return await engine.connect()
 
@@ -145,7 +143,7 @@ class Bench:
         """The engine is in this state of the ring, reached by its verbs."""
         goals = [Goal(State.RELEASED, weights=self.source), Goal(State.SERVING, weights=self.source)]
         while engine.state is not state and goals:
-            command = next_command(standing(engine), goals[0])
+            command = next_command(engine.view(), goals[0])
             if command is None:
                 goals.pop(0)
             else:
@@ -154,8 +152,8 @@ class Bench:
 
     async def lead_home(self, engine: Engine) -> None:
         """The engine serves the weights it was launched with, and answers as it did then."""
-        goal = Goal(State.SERVING, weights=engine.source or self.source)
-        while (command := next_command(standing(engine), goal)) is not None:
+        goal = Goal(State.SERVING, weights=engine.desired.source or self.source)
+        while (command := next_command(engine.view(), goal)) is not None:
             await engine.execute(command)
         assert engine.state is State.SERVING, f"it does not serve: {engine!r}"
         assert await self.answers() == self.well, "it serves, and does not answer as it did at first"

@@ -11,6 +11,7 @@ from ..core.capabilities import PauseTraits
 from ..core.errors import GuardRefused
 from ..core.facts import PAUSE_MODES, Fact, Grade, PauseMode
 from ..core.states import State
+from ..core.verdicts import Proved
 from ..engine.engine import Engine
 from .conformance_bench import Bench, meddled
 from .conformance_story import story
@@ -96,4 +97,4 @@ async def _all(bench: Bench, tokens: int) -> list[list[int]]:
 
 def _close_router(engine: Engine) -> None:
     """What a fleet learns when its router has confirmed; here the clients are those of the case."""
-    engine.facts = engine.facts.learn({Fact.ROUTED: False}, Grade.REPORTED)
+    engine.router_confirmed(False, Proved(grade=Grade.REPORTED), Grade.REPORTED)

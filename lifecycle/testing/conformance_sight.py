@@ -43,8 +43,8 @@ class SightCases:
         """Another process that shares the memory of the first goes on where that stopped."""
         store = Store(tmp_path / "engines.sqlite3")
         try:
-            await bench.engine_in(state, memory=store)
-            heir = await bench.attach(memory=store)
+            await bench.engine_in(state, store=store)
+            heir = await bench.attach(store=store)
             assert heir.state in {ALIKE.get(state, state), *_stronger(state)}
             await bench.lead_home(heir)
         finally:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lifecycle import Contents, Engine, Fact, Facts, Fleet, FromDisk, Grade, Group, State
+from lifecycle.core.record import Calibration, Desired, Record
+from lifecycle.rules.evidence import Context
 from lifecycle.testing import QUICK, Journal, ScriptedAdapter, ScriptedRouter, capabilities, scripted
 
 V1 = FromDisk("/models/step-1", "v1")
@@ -49,7 +52,7 @@ async def engine_in(state: State, *tags: Any, **how: Any) -> Engine:
         if engine.state is state:
             break
         if state is State.FAILED:
-            engine.move("contradicted", reason="a test")
+            engine._session.go("contradicted", reason="a test")
             break
         await step(engine)
         assert engine.state is at
@@ -126,6 +129,32 @@ def facts(**known: Any) -> Facts:
         "cache_fresh": True,
     }
     return Facts().learn({Fact(name): value for name, value in {**healthy, **known}.items()}, Grade.REPORTED)
+
+
+def context_of(command: Any, known: Facts, caps: Any, policy: Any, **changes: Any) -> Context:
+    """What a guard or proof is given about an engine of which this is known.
+
+    `wanted`, `attached_boot`, `full`, `learned` and `kept_checksums` are of its record.
+    """
+    calibration = Calibration(
+        attached_boot=changes.pop("attached_boot", None),
+        bytes_by_tags=changes.pop("learned", {}),
+        reading_all_mapped=changes.pop("full", None),
+        kept_checksums=changes.pop("kept_checksums", {}),
+    )
+    desired = Desired(version=changes.pop("wanted", None))
+    record = Record(facts=known, desired=desired, calibration=calibration)
+    return Context(command, record, caps, policy, **changes)
+
+
+def put(engine: Engine, **changes: Any) -> None:
+    """The record of the engine has these parts, without evidence: what no public way allows."""
+    engine._session._record = replace(engine.record, **changes)
+
+
+def believing(engine: Engine, **known: Any) -> None:
+    """Only what is known of the engine changed, not the engine."""
+    put(engine, facts=engine.facts.learn({Fact(name): value for name, value in known.items()}, Grade.REPORTED))
 
 
 def imported(path: Path) -> set[str]:

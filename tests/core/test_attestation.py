@@ -24,6 +24,7 @@ from lifecycle import (
     TagSpec,
     Unmeasurable,
 )
+from lifecycle.core.observer import Observers
 from lifecycle.rules.checksums import compare
 from lifecycle.testing import KV_CACHE
 
@@ -47,7 +48,7 @@ class Loads(BaseObserver):
 async def loading(source: FromDisk, **checksums: str) -> Any:
     """A drained engine with a draft model, whose checksums become these by its next load, and what came of one."""
     engine = await engine_in(State.DRAINED)
-    engine.observers = Loads(engine, "load", **checksums)
+    engine._session.observers = Observers([Loads(engine, "load", **checksums)])
     return await engine.update_weights(source)
 
 
@@ -88,7 +89,7 @@ async def test_a_draft_that_stays_on_purpose_is_not_asked_about() -> None:
 
 async def test_kept_weights_name_the_owner_that_came_back_otherwise() -> None:
     engine = await engine_in(State.DRAINED, KEPT, KV_CACHE)
-    engine.observers = Loads(engine, "restore", draft="zeros")
+    engine._session.observers = Observers([Loads(engine, "restore", draft="zeros")])
     await engine.release(weights=Kept())
     await engine.restore_weights()
     with pytest.raises(GuardRefused) as refused:

@@ -204,9 +204,9 @@ async def test_preflight_refuses_before_anything_is_sent(caps: dict, how: dict, 
 @pytest.mark.parametrize("state", [State.FAILED, State.GONE])
 async def test_preflight_refuses_an_engine_that_is_not_known_to_be_anything(state: State) -> None:
     fleet, journal = await fleet_of("a", "b")
-    fleet["b"].move("contradicted", reason="a test")
+    fleet["b"]._session.go("contradicted", reason="a test")
     if state is State.GONE:
-        fleet["b"].move("observed_gone", reason="a test")
+        fleet["b"]._session.go("observed_gone", reason="a test")
     with pytest.raises(FleetError, match=r"recover\(\) looks where it is, or leave it out"):
         await fleet.offload(weights=V1)
     assert journal == []

@@ -122,7 +122,7 @@ async def test_offload_says_which_engine_did_not_come_to_be_released() -> None:
     fleet["a"].adapter.engine.stubborn = 50
     move = asyncio.create_task(fleet.offload(weights=V1))
     await until_drained(fleet["b"])
-    fleet["b"].move("contradicted", reason="somebody called verify()")
+    fleet["b"]._session.go("contradicted", reason="somebody called verify()")
     with pytest.raises(FleetError, match="b"):
         await move
 

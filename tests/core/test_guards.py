@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rig import V1, facts
+from rig import V1, context_of, facts
 
 from lifecycle import (
     Contents,
@@ -54,11 +54,11 @@ def context(command: Any = None, /, *, caps: Any = None, **changes: Any) -> Cont
         for name in ("idle", "hook_mode", "device_room", "host_room", "cotenants")
         if name in changes
     }
-    return Context(
-        command=command or Resume(),
-        facts=facts(**known),
-        capabilities=caps or capabilities(),
-        policy=Policy(),
+    return context_of(
+        command or Resume(),
+        facts(**known),
+        caps or capabilities(),
+        Policy(),
         evidence=Evidence(**evidence),
         attached_boot="boot-1",
         **changes,
@@ -105,7 +105,7 @@ REFUSES: list[tuple[Guard, Context, str]] = [
     (g.all_mapped, context(mapped={"kv_cache": False}), "kv_cache not known to be mapped; restore first"),
     (g.all_mapped, context(mapped={"kv_cache": None}), "kv_cache not known to be mapped"),
     (g.weights_valid, context(contents={"weights": GARBAGE}), "it came back unwritten"),
-    (g.weights_valid, context(contents={"weights": None}), "nobody knows what"),
+    (g.weights_valid, context(contents={"weights": None}), "contents unknown"),
     (g.weights_valid, context(boot="boot-2"), "what a restarted process launched with"),
     (g.weights_valid, context(wanted="v1"), "launched(v0), and v1 is wanted; update the weights first"),
     (g.cache_fresh, context(cache_fresh=False), "may belong to other weights"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rig import V1, facts
+from rig import V1, context_of, facts
 
 from lifecycle import (
     Contents,
@@ -47,11 +47,11 @@ def reading(*held: int, pids: int = 1) -> Reading:
 def released(before: Any, after: Any, *tags: str, caps: Any = None, mapped: Any = None, **changes: Any) -> Context:
     """After a release of these tags (default: both), with these readings before and after."""
     targets = frozenset(tags or ("weights", "kv_cache"))
-    return Context(
-        command=Release(targets, V1),
-        facts=facts(mapped=mapped or {tag: tag not in targets for tag in ("weights", "kv_cache")}),
-        capabilities=caps or capabilities(),
-        policy=changes.pop("policy", POLICY),
+    return context_of(
+        Release(targets, V1),
+        facts(mapped=mapped or {tag: tag not in targets for tag in ("weights", "kv_cache")}),
+        caps or capabilities(),
+        changes.pop("policy", POLICY),
         targets=targets,
         baseline=Evidence(residual=before),
         evidence=Evidence(residual=after),
@@ -62,12 +62,12 @@ def released(before: Any, after: Any, *tags: str, caps: Any = None, mapped: Any 
 def asked(command: Any = None, *, caps: Any = None, known: Any = None, **evidence: Any) -> Context:
     """After any other command, with this evidence."""
     seen = {name: evidence.pop(name) for name in list(evidence) if name in Observation.__slots__}
-    return Context(
-        command=command or Pause(),
-        facts=facts(**(known or {})),
-        capabilities=caps or capabilities(),
-        policy=POLICY,
-        evidence=Evidence(observation=Observation(**seen), **evidence),
+    return context_of(
+        command or Pause(),
+        facts(**(known or {})),
+        caps or capabilities(),
+        POLICY,
+        evidence=Evidence(observed=Observation(**seen), **evidence),
     )
 
 
@@ -88,7 +88,7 @@ def test_memory_that_came_back_is_proved_with_figures() -> None:
         "baseline_bytes": 12 * GIB + GIB // 2,
         "allowed_bytes": 3 * GIB,
         "devices": 1,
-        "pids": [40],
+        "pids": (40,),
     }
 
 
@@ -208,7 +208,7 @@ def test_an_unknown_expectation_is_held_to_what_can_be_seen() -> None:
 
 
 def test_nothing_to_return_says_nothing() -> None:
-    context = Context(command=Release(), facts=facts(), capabilities=capabilities(), policy=POLICY)
+    context = context_of(Release(), facts(), capabilities(), POLICY)
     assert isinstance(p.memory_returned(context), NotApplicable)
     assert isinstance(p.tags_unmapped(context), NotApplicable)
 
@@ -264,11 +264,11 @@ def test_idle_and_answers_are_what_the_engine_showed(evidence: Any) -> None:
 
 
 def restored(before: Any, after: Any, mapped: Any = None, **changes: Any) -> Context:
-    return Context(
-        command=RestoreWeights(),
-        facts=facts(mapped=mapped or {"weights": True, "kv_cache": False}),
-        capabilities=capabilities(),
-        policy=POLICY,
+    return context_of(
+        RestoreWeights(),
+        facts(mapped=mapped or {"weights": True, "kv_cache": False}),
+        capabilities(),
+        POLICY,
         targets=changes.pop("targets", frozenset({"weights"})),
         baseline=Evidence(residual=before),
         evidence=Evidence(residual=after),
@@ -299,7 +299,7 @@ TINY = capabilities(TagSpec("weights", "weights", "kept", MIB), TagSpec("kv_cach
 
 def telling(context: Context, *released: str) -> Context:
     """The same, of an engine of small tags that tells which of them are released."""
-    seen = replace(context.evidence, observation=Observation(released_tags=frozenset(released)))
+    seen = replace(context.evidence, observed=Observation(released_tags=frozenset(released)))
     return replace(context, evidence=seen, capabilities=TINY)
 
 
@@ -346,7 +346,7 @@ SUMMED = FromDisk("/m", "v1", checksum="abc")
         (asked(UpdateWeights(V1), known=LOADED), Proved, "version v1 was loaded"),
         (asked(UpdateWeights(V1), known=LOADED, weights_label="v0"), Refuted, "reports version 'v0', not 'v1'"),
         (asked(UpdateWeights(V1), weights_label="v1"), Refuted, "weights holds launched(v0), not v1"),
-        (asked(UpdateWeights(V1), known={"contents": {"weights": None}}), Refuted, "nobody knows what"),
+        (asked(UpdateWeights(V1), known={"contents": {"weights": None}}), Refuted, "contents unknown"),
         (asked(UpdateWeights(SUMMED), known=LOADED, checksum="abc"), Proved, "its checksum is abc"),
         (asked(UpdateWeights(SUMMED), known=LOADED, checksum="xyz"), Refuted, "its checksum is xyz, not abc"),
         (asked(UpdateWeights(SUMMED), known=LOADED), Unmeasurable, "the engine gives none"),
@@ -390,11 +390,11 @@ def test_every_proof_of_the_table_is_tested_here() -> None:
 def test_what_a_proof_establishes() -> None:
     context = released(FULL, reading(GIB))
     proved = Proved(grade=Grade.MEASURED)
-    assert p.learned("tags_unmapped", proved, context) == {Fact.MAPPED: {"weights": False, "kv_cache": False}}
-    assert p.learned("weights_mapped", proved, context) == {Fact.MAPPED: {"weights": True, "kv_cache": True}}
-    assert p.learned("admission_closed", proved, context) == {Fact.ADMISSION: "closed"}
-    assert p.learned("idle", proved, context) == {Fact.RUNNING: 0}
+    assert p.tags_unmapped.learns(context, proved) == {Fact.MAPPED: {"weights": False, "kv_cache": False}}
+    assert p.weights_mapped.learns(context, proved) == {Fact.MAPPED: {"weights": True, "kv_cache": True}}
+    assert p.admission_closed.learns(context, proved) == {Fact.ADMISSION: "closed"}
+    assert p.idle.learns(context, proved) == {Fact.RUNNING: 0}
     dropped = Proved(grade=Grade.REPORTED, figures={"cache_dropped": True})
-    assert p.learned("idle", dropped, context)[Fact.CACHE_FRESH] is True
-    assert p.learned("answers", proved, context)[Fact.ADMISSION] == "open"
-    assert p.learned("memory_returned", proved, context) == {}
+    assert p.idle.learns(context, dropped)[Fact.CACHE_FRESH] is True
+    assert p.answers.learns(context, proved)[Fact.ADMISSION] == "open"
+    assert p.memory_returned.learns(context, proved) == {}

@@ -10,6 +10,7 @@ import pytest
 from rig import V1, V2, engine_in, fleet_of, new_engine, serving
 
 from lifecycle import ConfigurationError, Engine, FleetError, GuardRefused, Policy, Pushed, State, TagSpec
+from lifecycle.core.record import Record
 from lifecycle.store.sqlite import Store
 from lifecycle.testing.acts import HANG_LATE, REJECTED
 
@@ -99,9 +100,9 @@ def remembering(path: Path, *, beside: Engine | None = None) -> Engine:
     """An engine whose facts are kept in a file; `beside` another process's engine over the same server."""
     if beside is None:
         engine = new_engine()
-        engine._memory = Store(path)
+        engine._session.store = Store(path)
         return engine
-    return Engine(beside.adapter, name="e", policy=beside.policy, probe=beside.probe, memory=Store(path))
+    return Engine(beside.adapter, name="e", policy=beside.policy, probe=beside.probe, store=Store(path))
 
 
 async def test_a_lost_call_is_in_doubt_for_the_next_process_too(tmp_path: Path) -> None:
@@ -134,13 +135,13 @@ async def test_a_memory_that_cannot_be_written_refuses_and_sticks_nothing(tmp_pa
     engine = await remembering(tmp_path / "engines").connect()
 
     class Full:
-        def save(self, engine: Engine) -> None:
+        def save(self, engine: str, record: Record) -> None:
             raise OSError("disk full")
 
-        def recall(self, engine: Engine) -> bool:
-            return False
+        def load(self, engine: str) -> Record | None:
+            return None
 
-    engine._memory = Full()
+    engine._session.store = Full()
     with pytest.raises(GuardRefused, match="disk full"):
         await engine.pause()
     assert engine.state is State.SERVING

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from by_hand import CHECKS
-from rig import V1, V2, engine_in, sent
+from rig import V1, V2, believing, engine_in, sent
 
 from lifecycle import (
     Command,
@@ -19,7 +19,6 @@ from lifecycle import (
     Engine,
     Fact,
     FromDisk,
-    Grade,
     GuardRefused,
     NotProved,
     Pause,
@@ -50,31 +49,26 @@ COMMANDS: dict[str, Command] = {
 Patch = Callable[[Any, str, Any], None]
 
 
-def believing(engine: Engine, **known: Any) -> None:
-    """Only what is known of the engine changed, not the engine."""
-    engine.facts = engine.facts.learn({Fact(name): value for name, value in known.items()}, Grade.REPORTED)
-
-
 def shown(patch: Patch, after: int, **parts: Any) -> None:
     """From the gathering after so many on, the evidence has these parts, whatever was asked for."""
     gather, count = attempt.gather, iter(range(1000))
 
     async def spoiled(*asked: Any, **how: Any) -> Any:
         evidence = await gather(*asked, **how)
-        seen = {"observation": replace(evidence.observation, admission="open")} if "admission" in parts else parts
+        seen = {"observed": replace(evidence.observed, admission="open")} if "admission" in parts else parts
         return evidence if next(count) < after else replace(evidence, **seen)
 
     patch(attempt, "gather", spoiled)
 
 
 def without_memory_saver(engine: Engine, patch: Patch) -> None:
-    patch(engine, "_capabilities", replace(engine.capabilities, memory_saver=False))
+    patch(engine._session, "_capabilities", replace(engine.capabilities, memory_saver=False))
 
 
 #: How a guard alone is made to refuse: what is done to the engine, and the command if it is another one.
 GUARDS: dict[str, tuple[Callable[[Engine, Patch], None], Command | None]] = {
     "mode_supported": (lambda engine, patch: None, Pause("nap")),  # type: ignore[arg-type]
-    "derouted": (lambda engine, patch: patch(engine, "has_router", True), None),
+    "derouted": (lambda engine, patch: patch(engine._session, "has_router", True), None),
     "mode_change_safe": (lambda engine, patch: believing(engine, paused_by="freeze"), None),
     "mode_drains": (lambda engine, patch: believing(engine, paused_by="freeze"), None),
     "still_idle": (lambda engine, patch: patch(engine.adapter.engine, "running", 1), None),

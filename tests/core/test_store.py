@@ -17,7 +17,7 @@ from lifecycle.testing import LIE
 def kept_in(path: Path, beside: Engine | None = None) -> Engine:
     """An engine whose facts are kept in this file; `beside` another process's, over the same server."""
     server = beside or new_engine()
-    return Engine(server.adapter, name="e", policy=server.policy, probe=server.probe, memory=Store(path))
+    return Engine(server.adapter, name="e", policy=server.policy, probe=server.probe, store=Store(path))
 
 
 async def released(path: Path) -> Engine:
@@ -76,7 +76,7 @@ async def test_a_row_that_cannot_be_read_is_not_believed(
     rows.close()
     second = await kept_in(tmp_path / "engines", first).connect()
     assert "cannot be read" in caplog.text
-    assert second.last_good is second.source is None
+    assert second.desired.rollback_source is second.desired.source is None
     assert "memory_returned" not in second.conditions
 
 
@@ -84,7 +84,7 @@ async def test_a_source_that_was_named_while_released_is_kept(tmp_path: Path) ->
     first = await released(tmp_path / "engines")
     await Fleet([first]).offload(weights=V2)
     second = await kept_in(tmp_path / "engines", first).connect()
-    assert second.source == V2
+    assert second.desired.source == V2
 
 
 async def test_looking_does_not_overtake_a_command_of_another_process(tmp_path: Path) -> None:
@@ -107,5 +107,5 @@ async def test_looking_does_not_overtake_a_command_of_another_process(tmp_path: 
     await look()
     assert len(lookers) > 1
     assert lookers[-1].state is State.RELEASED
-    assert lookers[-1].source == V1
+    assert lookers[-1].desired.source == V1
     assert lookers[-1].memory_is_free

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lifecycle import Engine, FromDisk, Grade, GuardRefused, Kept, NotProved, Proved, TagSpec
+from lifecycle.rules.desired import was_loaded
 from lifecycle.store.sqlite import Store
 from lifecycle.testing import KV_CACHE, QUICK, ScriptedAdapter, capabilities
 
@@ -25,7 +26,7 @@ def processes(tmp_path: Path) -> Callable[..., Any]:
         adapter = ScriptedAdapter("e", capabilities(*tags), **how)
         policy = replace(QUICK, canary_tokens=4)
         path = tmp_path / "known.db"
-        return lambda: Engine(adapter, probe=adapter.probe, policy=policy, memory=Store(path)).connect()
+        return lambda: Engine(adapter, probe=adapter.probe, policy=policy, store=Store(path)).connect()
 
     return begin
 
@@ -71,6 +72,5 @@ async def test_checksums_by_owner_are_kept_with_their_source(processes: Any) -> 
     connected = processes()
     source = FromDisk("/m", "v2", checksum={"target": "t1"})
     engine = await connected()
-    engine.remember(source)
-    engine.keep()
-    assert (await connected()).last_good == source
+    engine._session.commit(was_loaded(engine.record, source), save="must")
+    assert (await connected()).desired.rollback_source == source

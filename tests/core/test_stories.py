@@ -332,7 +332,7 @@ async def test_a_release_that_was_acknowledged_and_did_not_free(how: str) -> Non
     assert "MiB" in str(failed.value)
     assert "its device is not free for others" in str(failed.value)
     figures = failed.value.verdicts["memory_returned"].figures
-    assert figures["pids"] == [model.pid]
+    assert figures["pids"] == (model.pid,)
     assert figures["expected_bytes"] == 12 * GIB
     model.frees = True
     await engine.restore_weights()

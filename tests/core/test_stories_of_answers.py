@@ -80,7 +80,7 @@ async def test_a_push_that_nobody_proved_leaves_unknown_what_is_loaded() -> None
     assert engine.state is State.FAILED
     assert engine.facts.contents == {"weights": None}, "its end was answered, and nothing had been sent"
     await engine.recover()
-    with pytest.raises(GuardRefused, match="nobody knows what"):
+    with pytest.raises(GuardRefused, match="contents unknown"):
         await engine.resume()
 
 
@@ -90,7 +90,7 @@ async def test_a_push_of_which_a_later_call_failed_leaves_unknown_what_is_loaded
     with pytest.raises(Rejected):
         await engine.update_weights(NEVER, deadline_s=1)
     assert engine.facts.contents == {"weights": None}
-    with pytest.raises(GuardRefused, match="nobody knows what"):
+    with pytest.raises(GuardRefused, match="contents unknown"):
         await engine.resume()
 
 

@@ -40,7 +40,7 @@ async def test_a_cancelled_release_is_failed_until_recover_has_asked_the_barrier
     engine.adapter.script("release", HANG_LATE)
     await cancelled_in(engine, asyncio.create_task(engine.release(weights=V1)), "release")
     assert engine.state is State.FAILED
-    assert engine.unsettled
+    assert engine.record.uncertain.needs_barrier
     assert engine.busy is None
     with pytest.raises(InvalidTransition):
         await engine.restore_weights()
@@ -50,7 +50,7 @@ async def test_a_cancelled_release_is_failed_until_recover_has_asked_the_barrier
         "e: effect release(kv_cache)",
         "e: barrier -> True",
     ]
-    assert not engine.unsettled
+    assert not engine.record.uncertain.needs_barrier
 
 
 async def test_a_cancelled_pause_recovers() -> None:
@@ -67,7 +67,7 @@ async def test_nobody_can_declare_what_an_effect_that_may_still_run_will_leave()
     engine.adapter.script("release", HANG_LATE)
     await cancelled_in(engine, asyncio.create_task(engine.release(weights=V1)), "release")
     with pytest.raises(InvalidTransition, match="may still run: recover"):
-        engine.declare(State.DRAINED, by="operator", reason="looked at it, and it had not begun")
+        engine.override_state(State.DRAINED, by="operator", reason="looked at it, and it had not begun")
     assert engine.state is State.FAILED
     assert await engine.recover() is State.WEIGHTS_RESTORED, "the KV cache went at the barrier"
     assert engine.facts.mapped == {"weights": True, "kv_cache": False}
@@ -123,9 +123,9 @@ async def test_a_second_caller_is_told_what_is_under_way() -> None:
 
 async def test_what_an_operator_declares_is_measured_by_the_next_proof() -> None:
     engine = await engine_in(State.FAILED)
-    record = engine.declare(State.DRAINED, by="operator", reason="looked at nvidia-smi")
+    record = engine.override_state(State.DRAINED, by="operator", reason="looked at nvidia-smi")
     assert engine.state is State.DRAINED
-    assert record.reason == "declared by operator: looked at nvidia-smi"
+    assert record.reason == "asserted by operator: looked at nvidia-smi"
     assert engine.facts.grades["mapped"] is Grade.DECLARED
     engine.adapter.engine.apply("pause", {"mode": "abort"})
     await engine.release(weights=V1)
@@ -134,8 +134,8 @@ async def test_what_an_operator_declares_is_measured_by_the_next_proof() -> None
 
 async def test_a_declaration_that_is_wrong_is_found_out() -> None:
     engine = await engine_in(State.RELEASED)
-    engine.move("contradicted", reason="a test")
-    engine.declare(State.DRAINED, by="operator", reason="a guess")
+    engine._session.go("contradicted", reason="a test")
+    engine.override_state(State.DRAINED, by="operator", reason="a guess")
     with pytest.raises(OperationFailed) as failed:
         await engine.release(weights=V1, deadline_s=0.3)
     assert isinstance(failed.value, NotProved | Unreachable)
@@ -145,10 +145,10 @@ async def test_a_declaration_that_is_wrong_is_found_out() -> None:
 async def test_declare_needs_failed_a_name_and_a_reason() -> None:
     engine = await engine_in(State.DRAINED)
     with pytest.raises(InvalidTransition):
-        engine.declare(State.RELEASED, by="operator", reason="why not")
-    engine.move("contradicted", reason="a test")
+        engine.override_state(State.RELEASED, by="operator", reason="why not")
+    engine._session.go("contradicted", reason="a test")
     with pytest.raises(ValueError, match="by="):
-        engine.declare(State.RELEASED, by=" ", reason="why not")
+        engine.override_state(State.RELEASED, by=" ", reason="why not")
     with pytest.raises(InvalidTransition):
-        engine.declare(State.GONE, by="operator", reason="why not")
+        engine.override_state(State.GONE, by="operator", reason="why not")
     assert engine.state is State.FAILED

@@ -182,7 +182,7 @@ async def test_a_source_that_failed_is_not_the_last_good_one() -> None:
     engine.adapter.script("load", REJECTED)
     with pytest.raises(Rejected):
         await engine.update_weights(V2, deadline_s=1)
-    assert engine.fallback == V1
+    assert engine.desired.rollback_source == V1
 
 
 # processes that end, restart, or do not answer
@@ -289,7 +289,7 @@ async def test_a_restart_during_a_command_voids_what_was_known(step: str) -> Non
 async def test_somebody_else_who_resumes_contradicts_the_claim() -> None:
     engine = await engine_in(State.DRAINED)
     engine.adapter.engine.admission = "open"
-    with pytest.raises(OperationFailed, match="admission is open, and was left closed: somebody else acted"):
+    with pytest.raises(OperationFailed, match="admission is open, and was left closed: externally modified"):
         await engine.release(weights=V1, deadline_s=1)
     assert engine.state is State.SERVING
     assert sent(engine) == []

@@ -1,14 +1,14 @@
-"""What is known of an engine that somebody else acted on, and whose releases may free nothing."""
+"""What is known of an engine that externally modified on, and whose releases may free nothing."""
 
 from __future__ import annotations
 
 import pytest
-from rig import V1, engine_in, facts, serving
+from rig import V1, believing, engine_in, facts, serving
 
-from lifecycle import Engine, Fact, Grade, State, TagSpec, Unreachable
-from lifecycle.core.commands import Resume
+from lifecycle import Engine, Facts, Grade, State, TagSpec, Unreachable
 from lifecycle.core.readings import Reading
-from lifecycle.rules.knowledge import by_level
+from lifecycle.core.record import Record
+from lifecycle.rules.knowledge import decided_by_bytes
 from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, LATE, LOST, LOST_AFTER, WEIGHTS
 
 GIB = 1 << 30
@@ -40,7 +40,7 @@ async def test_requests_that_come_where_none_is_denied_are_no_contradiction(paus
     engine = await serving()
     if pause_first:
         await engine.pause()
-    engine.facts = engine.facts.learn({Fact.RUNNING: 0}, Grade.REPORTED)  # none ran when it was looked at
+    believing(engine, running=0)  # none ran when it was looked at
     engine.adapter.engine.running = 1
     engine.adapter.journal.clear()
     await engine.verify()
@@ -87,10 +87,13 @@ async def test_a_lost_call_is_not_decided_by_bytes_that_others_may_have_moved() 
 async def test_what_is_known_to_be_unmapped_stays_so_though_its_bytes_are_there() -> None:
     engine = await serving()
     known = facts(mapped={"weights": False, "kv_cache": None})
-    context = engine.context(Resume())
+
+    def by_level(before: Facts, held: Reading) -> Facts:
+        return decided_by_bytes(Record(facts=before), held, engine.capabilities, engine.policy).facts
+
     all_there, kv_gone = Reading({"gpu-0": 12 * GIB}, (), "t"), Reading({"gpu-0": 4 * GIB}, (), "t")
-    assert by_level(known, all_there, context) is known
-    assert by_level(known, kv_gone, context) is known
-    told = by_level(facts(mapped={"weights": True, "kv_cache": None}), kv_gone, context)
+    assert by_level(known, all_there) is known
+    assert by_level(known, kv_gone) is known
+    told = by_level(facts(mapped={"weights": True, "kv_cache": None}), kv_gone)
     assert told.mapped == {"weights": True, "kv_cache": False}
     assert told.grades["mapped"] is Grade.MEASURED

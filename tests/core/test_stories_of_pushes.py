@@ -229,5 +229,5 @@ async def test_the_barrier_comes_after_the_last_call_of_a_push_that_failed_elsew
         await fleet.update_weights(Pushed(push_to_all, "v1"), deadline_s=0.3)  # gather() leaves the call to a running
     happened = [line.partition(" -> ")[0] for line in journal.kinds("reply", "barrier") if line.startswith("a: ")]
     assert happened[-2:] == ["a: reply push_tensor(v1,w)", "a: barrier"]
-    assert not fleet["a"].unsettled
+    assert not fleet["a"].record.uncertain.needs_barrier
     assert states(fleet) == {"a": "drained", "b": "drained"}

@@ -40,7 +40,7 @@ async def test_an_update_refused_before_anything_was_touched_leaves_the_weights_
     with pytest.raises(Rejected) as refused:
         await engine.update_weights(V2)
     assert refused.value.settled is State.DRAINED
-    assert (engine.wanted, engine.source) == ("v1", V1)
+    assert (engine.desired.version, engine.desired.source) == ("v1", V1)
     assert await serves(engine, "v1")
     assert engine.adapter.engine.crimes == []
 
@@ -58,7 +58,7 @@ async def test_an_update_refused_half_way_leaves_nothing_to_serve() -> None:
     engine.adapter.script("load", REJECTED)
     with pytest.raises(Rejected):
         await engine.update_weights(V2)
-    assert engine.wanted == "v2"
+    assert engine.desired.version == "v2"
     with pytest.raises(GuardRefused, match="update the weights first"):
         await engine.resume()
 
@@ -69,7 +69,7 @@ async def test_an_update_that_was_given_up_leaves_nothing_to_serve() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await engine.update_weights(V2)
-    assert engine.wanted == "v2"
+    assert engine.desired.version == "v2"
     assert engine.weights_refusal() is not None
 
 
@@ -100,7 +100,7 @@ async def test_half_a_release_wants_what_was_declared() -> None:
     engine.adapter.script("release", REJECTED)
     with pytest.raises(OperationFailed):
         await engine.release(weights=V2)
-    assert engine.wanted == "v2"
+    assert engine.desired.version == "v2"
 
 
 async def test_in_a_window_what_was_declared_is_still_wanted() -> None:

@@ -16,7 +16,7 @@ async def test_a_close_whose_answer_was_lost_is_followed_by_no_claim() -> None:
     with pytest.raises(Unreachable, match="another process now"):
         await engine.restore_weights(deadline_s=1)
     assert engine.state is State.FAILED
-    assert engine.unsettled
+    assert engine.record.uncertain.needs_barrier
     assert await engine.recover() is State.DRAINED
 
 

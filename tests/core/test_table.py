@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from by_hand import CHECKS, LEGAL
-from rig import V1, engine_in, imported, serving
+from rig import V1, engine_in, imported, put, serving
 
 import lifecycle
 from lifecycle import Drain, InvalidTransition, Pause, Release, RestoreKV, RestoreWeights, Resume, State, UpdateWeights
 from lifecycle.core.states import RING, STABLE, TRANSIENT
-from lifecycle.rules.machine import NoSuchEdge, edges, fire
+from lifecycle.rules.machine import NoSuchEdge, edges, next_state
 from lifecycle.rules.table import CLAIMS, OPERATIONS, allowed, check_table, row
 
 COMMANDS = {
@@ -38,8 +38,8 @@ def test_every_cell_is_legal_exactly_where_the_list_says(state: str, command: st
 async def test_an_illegal_command_changes_nothing_and_says_what_is_allowed(state: str, command: str) -> None:
     engine = await serving()
     engine.adapter.journal.clear()
-    engine.state = State(state)
-    before = (engine.facts, dict(engine.conditions), engine.wanted, engine.source)
+    put(engine, state=State(state))
+    before = (engine.facts, dict(engine.conditions), engine.desired)
     with pytest.raises(InvalidTransition) as refused:
         await engine.execute(COMMANDS[command])
     legal = [name for at, name in LEGAL if at == state]
@@ -48,11 +48,11 @@ async def test_an_illegal_command_changes_nothing_and_says_what_is_allowed(state
     assert "e: " in str(refused.value)
     assert state in str(refused.value)
     assert engine.state is State(state)
-    assert (engine.facts, dict(engine.conditions), engine.wanted, engine.source) == before
+    assert (engine.facts, dict(engine.conditions), engine.desired) == before
     assert engine.busy is None
     assert engine.adapter.journal == []
     with pytest.raises(NoSuchEdge):
-        fire(engine, command, engine.context(COMMANDS[command]))
+        next_state(engine.state, command, engine.context(COMMANDS[command]))
     assert engine.state is State(state)
 
 
@@ -125,7 +125,7 @@ def test_the_machine_has_the_tables_edges_and_those_that_follow_from_it() -> Non
         expected |= {("succeeded", via, dest), ("failed", via, "failed")}
     for state in RING:
         expected.add(("contradicted", str(state), "failed"))
-        expected.add((f"declared_{state}", "failed", str(state)))
+        expected.add((f"asserted_{state}", "failed", str(state)))
     for source in ("detached", "failed", "gone"):
         expected |= {(f"observed_{dest}", source, str(dest)) for dest in (*RING, "gone", "failed")}
     assert {(trigger, str(source), str(dest)) for trigger, source, dest in edges()} == expected

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lifecycle import Grade, NotApplicable, Pending, Proved, Refuted, Unmeasurable
-from lifecycle.core.verdicts import expired, holds
+from lifecycle.core.verdicts import holds, on_deadline
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,6 @@ def test_what_counts_as_holding(verdict: Any, least: Grade, enters: bool) -> Non
 
 def test_what_is_pending_when_time_is_up_is_refuted() -> None:
     blind = Unmeasurable(reason="no probe")
-    late = expired(Pending(reason="1 runs", figures={"count": 1}), 2.0)
+    late = on_deadline(Pending(reason="1 runs", figures={"count": 1}), 2.0)
     assert late == Refuted(reason="1 runs (after 2.0 s)", figures={"count": 1})
-    assert expired(blind, 2.0) is blind
+    assert on_deadline(blind, 2.0) is blind

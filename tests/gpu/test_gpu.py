@@ -18,6 +18,7 @@ from lifecycle.core.commands import Release
 from lifecycle.core.facts import Fact, Facts, Grade, TagSpec
 from lifecycle.core.policy import Policy
 from lifecycle.core.readings import Reading
+from lifecycle.core.record import Record
 from lifecycle.core.units import GIB, MIB
 from lifecycle.core.verdicts import Pending, Proved, Refuted, Unmeasurable
 from lifecycle.engine.headroom import judge
@@ -102,7 +103,7 @@ def verdict(before: Reading, after: Reading, threshold_bytes: int, expected_mib:
     tag = TagSpec("kv_cache", "kv", "discarded", expected_mib * MIB)
     context = Context(
         command=Release(),
-        facts=facts,
+        record=Record(facts=facts),
         capabilities=Capabilities("a test", "1", (tag,), {}),
         policy=Policy(residual_threshold_gib=threshold_bytes / GIB),
         targets=frozenset({"kv_cache"}),

@@ -21,7 +21,6 @@ from lifecycle.core.commands import Command, UpdateWeights
 from lifecycle.core.deadline import LOOK_S
 from lifecycle.core.facts import Fact
 from lifecycle.core.verdicts import Unmeasurable
-from lifecycle.fleet.move import standing
 from lifecycle.rules.planner import Goal, next_command
 from lifecycle.testing import capabilities, scripted
 
@@ -92,7 +91,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.adapter.late_when_cancelled = late
         self.model = self.adapter.engine
         self.engine = scripted(self.adapter, policy=POLICY)
-        self.adapter.wanted = lambda: self.engine.wanted
+        self.adapter.wanted = lambda: self.engine.desired.version
         self.time.run(self.engine.connect())
         self.adapter.ended(self.engine)
 
@@ -123,8 +122,8 @@ class EngineMachine(RuleBasedStateMachine):
         self, faults: Any = (), limit_s: float = 4.0, patience: float | None = None, home: bool = False
     ) -> None:
         """The planner's next command, to released or to serving."""
-        goal = Goal(State.SERVING, weights=self.engine.source) if home else Goal(State.RELEASED, None, V1)
-        command = next_command(standing(self.engine), goal)
+        goal = Goal(State.SERVING, weights=self.engine.desired.source) if home else Goal(State.RELEASED, None, V1)
+        command = next_command(self.engine.view(), goal)
         if command is not None:
             script(self.adapter, faults)
             self.do(carry_out(self.engine, command, limit_s), limit_s, patience)
@@ -162,8 +161,8 @@ class EngineMachine(RuleBasedStateMachine):
         self, act: str, which: int = 0, home: bool = False, limit_s: float = 4.0, patience: float | None = None
     ) -> None:
         """The planner's next command, and one of its own calls goes wrong."""
-        goal = Goal(State.SERVING, weights=self.engine.source) if home else Goal(State.RELEASED, None, V1)
-        command = next_command(standing(self.engine), goal)
+        goal = Goal(State.SERVING, weights=self.engine.desired.source) if home else Goal(State.RELEASED, None, V1)
+        command = next_command(self.engine.view(), goal)
         calls = self.adapter.plan(command, self.engine.facts) if command else ()
         self.onwards([(call.name, act) for call in calls[which : which + 1]], limit_s, patience, home)
 
@@ -239,7 +238,7 @@ class EngineMachine(RuleBasedStateMachine):
         still = self.adapter.may_still_come()
         with suppress(InvalidTransition):
             if state is not None:
-                self.engine.declare(state, by="the test", reason="it is so")
+                self.engine.override_state(state, by="the test", reason="it is so")
                 self.judge.hold(Invariant.BARRIER_FIRST, not still, f"declared {state}, and {still} may still come")
 
     # the engine and others

@@ -35,7 +35,7 @@ def on_the_way_back(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awai
     return begun
 
 
-BACK = {name: on_the_way_back(getattr(Move, name)) for name in ("_back", "onload")}
+BACK = {name: on_the_way_back(getattr(Move, name)) for name in ("_bring_back", "onload")}
 
 
 async def away(fleet: Fleet, limit_s: float) -> None:
@@ -103,7 +103,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.adapters.append(adapter)
         group = ("prefill" if number else "decode") if waves else "default"
         engine = scripted(adapter, policy=POLICY, group=group, has_router=True)
-        adapter.wanted = lambda: engine.wanted
+        adapter.wanted = lambda: engine.desired.version
         return engine
 
     # the trainer

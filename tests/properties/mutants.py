@@ -12,6 +12,7 @@ from lifecycle import Engine, Proved
 from lifecycle.core import deadline, facts
 from lifecycle.core.facts import Grade
 from lifecycle.engine import attempt
+from lifecycle.engine.session import Session
 from lifecycle.fleet import move as moves
 from lifecycle.fleet.move import Move, Outcome
 from lifecycle.rules import machine, table
@@ -72,7 +73,7 @@ def no_doubt(patch: Patch) -> None:
 
 def never_busy(patch: Patch) -> None:
     """Nobody's claim on an engine is remembered."""
-    patch(Engine, "_busy", property(lambda self: None, lambda self, value: None), raising=False)
+    patch(Session, "busy", property(lambda self: None, lambda self, value: None), raising=False)
 
 
 def no_settling(patch: Patch) -> None:
@@ -91,19 +92,19 @@ def no_deadline(patch: Patch) -> None:
 
 def no_phases(patch: Patch) -> None:
     """Each engine of a move goes on by itself, whatever the others do."""
-    together = Move._at_once
+    together = Move._phase
 
-    async def one_by_one(self: Move, kind: Any, engines: Sequence[Engine], goals: Any) -> list[Outcome]:
+    async def one_by_one(self: Move, move: Any, kind: Any, engines: Sequence[Engine], goals: Any) -> list[Outcome]:
         if kind is not moves.OFFLOAD[0]:
-            return await together(self, kind, engines, goals)
+            return await together(self, move, kind, engines, goals)
         first, others = engines[:1], engines[1:]
         for each in moves.OFFLOAD[:-1]:
-            await together(self, each, first, goals)
-        released = await together(self, moves.OFFLOAD[-1], first, goals)
-        await together(self, kind, others, goals)
+            await together(self, move, each, first, goals)
+        released = await together(self, move, moves.OFFLOAD[-1], first, goals)
+        await together(self, move, kind, others, goals)
         return released
 
-    patch(Move, "_at_once", one_by_one)
+    patch(Move, "_phase", one_by_one)
 
 
 def no_update_on_the_way_home(patch: Patch) -> None:

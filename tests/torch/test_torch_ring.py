@@ -285,5 +285,5 @@ async def test_somebody_elses_release_is_a_contradiction() -> None:
         async with Fleet([engine]) as fleet:
             await fleet.pause()
             engine.adapter.tenant.tags.release("kv_cache")
-            with pytest.raises(OperationFailed, match="somebody else acted"):
+            with pytest.raises(OperationFailed, match="externally modified"):
                 await engine.drain()

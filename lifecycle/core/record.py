@@ -1,0 +1,116 @@
+"""The Record: all that is known of one engine and outlives a process, as one frozen value.
+
+What touches the world (connections, clocks, a probe) is not in it: `lifecycle.engine.session.Session` holds that, and
+is the only writer of a Record. `lifecycle.rules.knowledge` makes the next Record from the last one. A Record is
+hashable, and survives pickle, deepcopy and JSON (`lifecycle.core.encoding`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .facts import Fact, Facts, Tag
+from .frozen import FrozenMap, freeze_fields
+from .readings import Reading
+from .sources import FromDisk, Source
+from .states import State
+from .verdicts import Condition, Proved, Verdict
+
+_NONE: FrozenMap[Any, Any] = FrozenMap()
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What the engine should serve: where its weights come from, and their version (None: any that are valid).
+
+    `rollback_source` is the last source from disk that was loaded and proved: it brings the weights back without the
+    trainer.
+    """
+
+    source: Source | None = None
+    version: str | None = None
+    rollback_source: FromDisk | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UncertainCall:
+    """A call that may have taken its `effect` or not.
+
+    `before` are the facts when it was sent, `at_start` those when its command began. `targets` are the tags that the
+    command acts on, and `baseline` what was resident before its first call, where that was measured.
+    """
+
+    effect: Mapping[Fact, Any]
+    before: Facts
+    at_start: Facts
+    targets: frozenset[Tag] = frozenset()
+    baseline: Reading | None = None
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "effect")
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertain:
+    """What may be so or not.
+
+    `needs_barrier`: an effect may still be running on the engine, so nothing is sent before a barrier has returned.
+    `call` is the last call of which it is unknown whether it took effect. `acked_unrepeatable`: a call of the present
+    command that moves memory was acknowledged, perhaps by a process that has taken the place of the one that is known.
+    """
+
+    needs_barrier: bool = False
+    call: UncertainCall | None = None
+    acked_unrepeatable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was learned about the engine in earlier commands, to measure the next ones by.
+
+    `attached_boot` is the process whose launched weights are trusted. `bytes_by_tags` are the bytes per rank that a
+    set of tags gave back where no size was known beforehand. `reading_all_mapped` is what was resident when every tag
+    was last known to be mapped. `kept_checksums`, by model role, are of weights that a release was to keep.
+    `canary_answers` are the greedy tokens by version of the weights. `residual_series` are the figures of the last
+    proved releases of the same tags, oldest first, by the name of the figure and the tags.
+    """
+
+    attached_boot: str | None = None
+    bytes_by_tags: Mapping[frozenset[Tag], int] = field(default=_NONE)
+    reading_all_mapped: Reading | None = None
+    kept_checksums: Mapping[str, str] = field(default=_NONE)
+    canary_answers: Mapping[str, tuple[int, ...]] = field(default=_NONE)
+    residual_series: Mapping[tuple[str, frozenset[Tag]], tuple[int, ...]] = field(default=_NONE)
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "bytes_by_tags", "kept_checksums", "canary_answers", "residual_series")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of one engine. `conditions` are verdicts that hang on it beside its state, by name."""
+
+    state: State = State.DETACHED
+    facts: Facts = field(default_factory=Facts)
+    conditions: Mapping[str, Condition] = field(default=_NONE)
+    desired: Desired = field(default_factory=Desired)
+    uncertain: Uncertain = field(default_factory=Uncertain)
+    calibration: Calibration = field(default_factory=Calibration)
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "conditions")
+
+    @property
+    def memory_is_free(self) -> bool:
+        """Whether its devices may be handed to the next tenant: memory proved returned, or process gone."""
+        condition = self.conditions.get("memory_returned")
+        returned = condition is not None and isinstance(condition.verdict, Proved)
+        return self.state is State.GONE or (self.state is State.RELEASED and returned)
+
+    def with_condition(self, name: str, verdict: Verdict | None) -> Record:
+        """This record with a verdict hanging on it under this name; None takes it away."""
+        others = {each: condition for each, condition in self.conditions.items() if each != name}
+        mine = {} if verdict is None else {name: Condition(verdict)}
+        return replace(self, conditions=FrozenMap({**others, **mine}))

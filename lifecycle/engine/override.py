@@ -1,0 +1,36 @@
+"""Overriding a state: what a person may assert of an engine that nothing here can observe."""
+
+from __future__ import annotations
+
+from ..core.errors import EngineBusy
+from ..core.states import RING, State
+from ..core.transition import Transition
+from ..rules.knowledge import asserted
+from ..rules.table import not_allowed
+from .session import Edge, Session
+
+COMMAND = "override_state"
+
+
+def override(session: Session, state: State, *, by: str, reason: str) -> Transition:
+    """The engine is taken to be in `state`, and every fact of it is graded *asserted*."""
+    _check(session, state, by, reason)
+    record = asserted(session.record, state, session.capabilities, session.policy.pause_mode)
+    transition = session.commit(record, Edge(f"asserted_{state}", reason=f"asserted by {by}: {reason}"))
+    assert transition is not None
+    return transition
+
+
+def _check(session: Session, state: State, by: str, reason: str) -> None:
+    """Raises where this may not be asserted: EngineBusy, InvalidTransition, or ValueError without a name or reason."""
+    holder, about = session.holder(), session.about(COMMAND)
+    if holder is not None:
+        raise EngineBusy(holder, **about)
+    if session.state is not State.FAILED or state not in RING:
+        raise not_allowed(**about)
+    if session.record.uncertain.needs_barrier:
+        raise not_allowed(
+            **about, hint="; what was sent before may still run: recover() first, which waits for its end"
+        )
+    if not by.strip() or not reason.strip():
+        raise ValueError("an override needs the name of who makes it (by=) and a reason (reason=)")

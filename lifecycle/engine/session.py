@@ -1,0 +1,214 @@
+"""The Session: what one engine is driven with, and its Record, of which this is the only writer.
+
+A record is committed in one order: the edge is looked up and its guards are asked (pure), the next record is saved, it
+becomes the present one, the observers are told. So a commit that fails has changed nothing, and nothing is rolled back.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ..core.capabilities import Capabilities
+from ..core.commands import Command
+from ..core.errors import ConfigurationError, EngineBusy, GuardRefused
+from ..core.facts import Facts, Tag
+from ..core.observer import Observers
+from ..core.policy import Policy
+from ..core.ports import EngineAdapter, ResidualProbe, StateStore
+from ..core.record import Record
+from ..core.states import State
+from ..core.transition import Transition
+from ..core.verdicts import Verdict
+from ..nodes.probes import probe_for
+from ..rules.evidence import Context, Evidence
+from ..rules.machine import next_state
+
+_NOTHING = Evidence()
+
+#: Whether a record must be saved for the commit to count, is saved where that works, or is not saved.
+Save = Literal["must", "try", "no"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One edge to go along: its trigger, and what observers are told of it. `context` is for the guards."""
+
+    trigger: str
+    command: str = ""
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    duration_s: float = 0.0
+    reason: str = ""
+    context: Context | None = None
+
+
+class Session:
+    """One engine as this process drives it. Everything but the record stays as it is from connect() on."""
+
+    def __init__(
+        self,
+        adapter: EngineAdapter,
+        *,
+        name: str,
+        group: str,
+        policy: Policy,
+        observers: Observers,
+        probe: ResidualProbe | None,
+        has_router: bool,
+        store: StateStore | None,
+    ) -> None:
+        self.adapter = adapter
+        self.name = name
+        self.group = group
+        self.policy = policy
+        self.observers = observers
+        self.has_router = has_router
+        self.store = store
+        #: The command under way, and the fleet's move that the engine takes part in, if any.
+        self.busy: str | None = None
+        self.in_move: str | None = None
+        self._record = Record()
+        self._capabilities: Capabilities | None = None
+        self._probe = probe
+
+    @property
+    def record(self) -> Record:
+        """All that is known of the engine."""
+        return self._record
+
+    @property
+    def state(self) -> State:
+        """Where the engine is."""
+        return self._record.state
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of it, fact by fact."""
+        return self._record.facts
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine can do; ConfigurationError before connect()."""
+        if self._capabilities is None:
+            raise ConfigurationError(f"{self.name}: not connected yet; await connect() first")
+        return self._capabilities
+
+    @property
+    def connected(self) -> bool:
+        """Whether what the engine can do is known."""
+        return self._capabilities is not None
+
+    def capabilities_changed(self, capabilities: Capabilities) -> None:
+        """What the engine can do is something else now."""
+        self._capabilities = capabilities
+
+    @property
+    def probe(self) -> ResidualProbe:
+        """What measures the memory of its processes."""
+        if self._probe is None:
+            self._probe = probe_for(self.capabilities, self.policy)
+        return self._probe
+
+    async def connect(self, *, deadline_s: float) -> None:
+        """What the engine can do is known."""
+        self._capabilities = await self.adapter.connect(deadline_s=deadline_s)
+
+    # the record
+
+    def commit(self, record: Record, edge: Edge | None = None, *, save: Save | None = None) -> Transition | None:
+        """`record` is what is known from here on, in the state to which `edge` leads; returns the transition, if any.
+
+        Raises NoSuchEdge or Refusals, and with `save="must"` what the store raised; nothing has changed then. Without
+        an edge nothing is saved unless it is asked for: a store is written once before an engine is touched, and once
+        after every edge. An edge is entered even where it cannot be saved; what is kept is older then, and that is
+        logged.
+        """
+        source = self._record.state
+        if edge is not None:
+            record = replace(record, state=next_state(source, edge.trigger, edge.context))
+        self._save(record, save or ("no" if edge is None else "try"))
+        self._record = record
+        if edge is None:
+            return None
+        transition = Transition(
+            engine=self.name,
+            group=self.group,
+            trigger=edge.trigger,
+            source=source,
+            dest=record.state,
+            command=edge.command,
+            verdicts=edge.verdicts,
+            duration_s=edge.duration_s,
+            reason=edge.reason,
+            at_s=time.monotonic(),
+        )
+        self.observers.notify("transition", transition)
+        return transition
+
+    def go(self, trigger: str, *, reason: str, command: str = "") -> None:
+        """The engine went along one edge, knowing what it knew."""
+        self.commit(self._record, Edge(trigger, command, reason=reason))
+
+    def _save(self, record: Record, save: Save) -> None:
+        if self.store is None or save == "no":
+            return
+        try:
+            self.store.save(self.adapter.url, record)
+        except Exception:
+            if save == "must":
+                raise
+            logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", self.name)
+
+    def not_kept(self, problem: Exception, command: str) -> GuardRefused:
+        """The refusal of a command whose record could not be saved: it would be forgotten if this process ended now."""
+        reasons = {"store": f"what is known could not be kept ({problem}); fix this, or connect again"}
+        return GuardRefused(reasons, **self.about(command))
+
+    # who has it
+
+    def holder(self, *, for_move: bool = False) -> str | None:
+        """The command or the move that has the engine; None where it is free for commands (of its move, `for_move`)."""
+        return self.busy or (None if for_move else self.in_move)
+
+    @contextmanager
+    def claimed(self, command: str, *, for_move: bool = False) -> Iterator[None]:
+        """The engine belongs to this command; EngineBusy where another command or a move has it."""
+        holder = self.holder(for_move=for_move)
+        if holder is not None:
+            raise EngineBusy(holder, **self.about(command))
+        self.busy = command
+        try:
+            yield
+        finally:
+            self.busy = None
+
+    def about(self, command: str) -> dict[str, Any]:
+        """The engine, the command and the state, as every error takes them."""
+        return {"engine": self.name, "command": command, "state": self.state}
+
+    # what the steps use
+
+    def context(
+        self,
+        command: Command,
+        *,
+        targets: frozenset[Tag] = frozenset(),
+        evidence: Evidence = _NOTHING,
+        baseline: Evidence = _NOTHING,
+        facts: Facts | None = None,
+    ) -> Context:
+        """What a guard or proof of this command is given now."""
+        return Context(
+            command=command,
+            record=self._record if facts is None else replace(self._record, facts=facts),
+            capabilities=self.capabilities,
+            policy=self.policy,
+            targets=targets,
+            evidence=evidence,
+            baseline=baseline,
+            has_router=self.has_router,
+        )

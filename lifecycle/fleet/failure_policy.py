@@ -1,0 +1,96 @@
+"""What happens when some engines of a move fail: a table, by policy and by the phase that failed.
+
+`move.py` reads it and nothing else decides. The documentation renders it, and every cell has a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from ..core.policy import OnFailure
+
+
+class Phase(StrEnum):
+    """The phases of the two moves, in their order. `between` is the caller's step between weights and KV."""
+
+    CLOSE_ROUTER = "close_router"
+    PAUSE = "pause"
+    DRAIN = "drain"
+    RELEASE = "release"
+    RESTORE_WEIGHTS = "restore_weights"
+    UPDATE_WEIGHTS = "update_weights"
+    BETWEEN = "between"
+    RESTORE_KV = "restore_kv"
+    RESUME = "resume"
+
+
+class Others(StrEnum):
+    """What becomes of the engines that did not fail."""
+
+    REOPEN = "the router sends to them again"
+    ONLOAD = (
+        "brought back to serving, with the weights of before the move; one whose weights come by a push alone stays "
+        "released, and the error says so"
+    )
+    GO_ON = "go on to serving"
+    STAY = "stay where they are, and the error says so; `onload()` goes on from there"
+
+
+class Failed(StrEnum):
+    """What becomes of an engine that failed."""
+
+    ROUTED_REFUTED = "its condition `routed` is refuted"
+    ONLOAD = (
+        "brought back like the others, unless it was found released (its memory is in question), failed or gone: then "
+        "it stays there"
+    )
+    RELEASE_AGAIN = "released again where it can be; else it keeps its devices, and its state says so"
+    STAY_CLOSED = "closed again, and the router stays closed"
+    STAY = "stays where it was found"
+    NOBODY = "no engine failed: the caller's step did"
+
+
+@dataclass(frozen=True, slots=True)
+class Consequence:
+    """One row of the table."""
+
+    others: Others
+    failed: Failed
+
+
+MoveName = Literal["offload", "onload"]
+Step = tuple[MoveName, Phase]
+
+_RESTORE: Mapping[Step, Consequence] = {
+    ("offload", Phase.CLOSE_ROUTER): Consequence(Others.REOPEN, Failed.ROUTED_REFUTED),
+    ("offload", Phase.PAUSE): Consequence(Others.ONLOAD, Failed.ONLOAD),
+    ("offload", Phase.DRAIN): Consequence(Others.ONLOAD, Failed.ONLOAD),
+    ("offload", Phase.RELEASE): Consequence(Others.ONLOAD, Failed.ONLOAD),
+    ("onload", Phase.PAUSE): Consequence(Others.GO_ON, Failed.RELEASE_AGAIN),
+    ("onload", Phase.DRAIN): Consequence(Others.GO_ON, Failed.RELEASE_AGAIN),
+    ("onload", Phase.RESTORE_WEIGHTS): Consequence(Others.GO_ON, Failed.RELEASE_AGAIN),
+    ("onload", Phase.UPDATE_WEIGHTS): Consequence(Others.GO_ON, Failed.RELEASE_AGAIN),
+    ("onload", Phase.BETWEEN): Consequence(Others.STAY, Failed.NOBODY),
+    ("onload", Phase.RESTORE_KV): Consequence(Others.GO_ON, Failed.RELEASE_AGAIN),
+    ("onload", Phase.RESUME): Consequence(Others.GO_ON, Failed.STAY_CLOSED),
+}
+
+_HELD = {
+    (Others.ONLOAD, Failed.ONLOAD): Consequence(Others.STAY, Failed.STAY),
+    (Others.GO_ON, Failed.RELEASE_AGAIN): Consequence(Others.GO_ON, Failed.STAY),
+}
+_HOLD = {step: _HELD.get((row.others, row.failed), row) for step, row in _RESTORE.items()}
+
+#: By `Policy.on_failure`, then by the move and the phase of it that failed.
+FAILURE_POLICY: Mapping[OnFailure, Mapping[Step, Consequence]] = {"restore": _RESTORE, "hold": _HOLD}
+
+
+def rows(on_failure: OnFailure) -> list[tuple[str, str, str, str]]:
+    """The table of one policy in words: move, phase that failed, what becomes of the others and of the failed one."""
+    return [
+        (move, str(phase), str(row.others), str(row.failed))
+        for (move, phase), row in FAILURE_POLICY[on_failure].items()
+    ]

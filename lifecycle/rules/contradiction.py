@@ -1,0 +1,45 @@
+"""What an observation denies of what is known: in words, and without changing what is known. Pure."""
+
+from __future__ import annotations
+
+from ..core.facts import Facts, Tag
+from ..core.observation import Observation
+from ..core.record import Record
+from ..core.states import State
+
+
+def other_process(facts: Facts, seen: Observation) -> str | None:
+    """Why the process that the facts are about is not the one that answers; None where it is."""
+    if seen.alive is False:
+        return f"its process is gone{_because(seen)}"
+    if seen.boot is None:
+        return f"it stopped answering{_because(seen)}"
+    if facts.boot is not None and seen.boot != facts.boot:
+        return f"it is another process now (boot {facts.boot} became {seen.boot})"
+    return None
+
+
+def contradiction(record: Record, seen: Observation) -> str | None:
+    """What an observation denies of the facts, in words; None where it denies nothing.
+
+    Serving and paused claim nothing of requests: those that run there come and go.
+    """
+    facts, other = record.facts, other_process(record.facts, seen)
+    if other is not None:
+        return other
+    if seen.admission is not None and facts.admission is not None and seen.admission != facts.admission:
+        return f"admission is {seen.admission}, and was left {facts.admission}: externally modified"
+    if seen.running and facts.running == 0 and record.state not in (State.SERVING, State.PAUSED):
+        return f"{seen.running} requests run, and it was left idle: externally modified"
+    if seen.released_tags is not None and seen.released_tags != facts.unmapped():
+        released, left = _named(seen.released_tags), _named(facts.unmapped())
+        return f"released are {released}, and were left {left}: externally modified"
+    return None
+
+
+def _because(seen: Observation) -> str:
+    return f" ({seen.detail})" if seen.detail else ""
+
+
+def _named(tags: frozenset[Tag]) -> str:
+    return ", ".join(sorted(tags)) or "none"

@@ -1,0 +1,47 @@
+"""What an engine should serve: how it is set, undone, and remembered. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..core.capabilities import Capabilities
+from ..core.record import Record
+from ..core.sources import FromDisk, Kept, Pushed, Source, version_of
+from ..core.states import State
+from .weights import invalid_weights
+
+
+def set_desired(record: Record, source: Source, capabilities: Capabilities) -> Record:
+    """From here on the engine should serve what `source` brings; `Kept` brings the version that is there now."""
+    version = version_of(source)
+    if version is None and isinstance(source, Kept):
+        held = [record.facts.contents.get(tag) for tag in capabilities.stage("weights")]
+        version = next((contents.version for contents in held if contents is not None), None)
+    return replace(record, desired=replace(record.desired, source=source, version=version))
+
+
+def was_loaded(record: Record, source: Source) -> Record:
+    """`source` was loaded and proved. A push cannot be made again, so nothing can be rolled back to after it."""
+    rollback = source if isinstance(source, FromDisk) else None
+    return replace(record, desired=replace(record.desired, rollback_source=rollback))
+
+
+def desired_unless_touched(record: Record, before: Record) -> Record:
+    """The record with what was desired before a command, where that command changed neither memory nor weights."""
+    now, then = record.facts, before.facts
+    if (now.boot, now.mapped, now.contents) != (then.boot, then.mapped, then.contents):
+        return record
+    undone = replace(before.desired, rollback_source=record.desired.rollback_source)
+    return replace(record, desired=undone)
+
+
+def source_after_release(record: Record, named: Source | None) -> Source | None:
+    """What an engine that is to be released will come back with: what is named, else what is known to bring it back."""
+    if named is not None:
+        return named
+    return record.desired.source if record.state is State.RELEASED else record.desired.rollback_source
+
+
+def needs_trainer(record: Record, capabilities: Capabilities) -> bool:
+    """Whether nothing but a push brings its weights back: nobody asks for one whose step has failed."""
+    return isinstance(record.desired.source, Pushed) and invalid_weights(record, capabilities) is not None

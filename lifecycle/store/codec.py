@@ -1,0 +1,39 @@
+"""How a Record is written into a row, and how rows of earlier versions are read.
+
+A row is one JSON text: the format's number and the record. A row of another format is refused by name: what is known of
+the engine is then found out anew, as if nothing had been kept.
+"""
+
+from __future__ import annotations
+
+import json
+
+from ..core.encoding import decode, encode
+from ..core.record import Record
+
+#: Changes when a row no longer means what it meant. Format 1 had no number: it was written by 0.1.0.dev0 before the
+#: Record, under the key "unsettled".
+FORMAT = 2
+
+
+class UnreadableRow(ValueError):
+    """A row that this version cannot read; the message says why."""
+
+
+def to_text(record: Record) -> str:
+    """The row of this record."""
+    return json.dumps({"format": FORMAT, "record": encode(record)})
+
+
+def from_text(text: str) -> Record:
+    """The record of a row; UnreadableRow says what is wrong with it."""
+    try:
+        row = json.loads(text)
+        found = row.get("format", 1)
+        if found != FORMAT:
+            raise UnreadableRow(f"it has format {found}, and this version reads {FORMAT}")
+        return decode(Record, row["record"])
+    except UnreadableRow:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise UnreadableRow(f"it is damaged ({error})") from error
