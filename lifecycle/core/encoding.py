@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum, IntEnum
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
 from .commands import Command
 from .errors import FleetError
@@ -55,10 +55,20 @@ def encode(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
-def decode(kind: type[T], data: Any) -> T:
-    """The value of this type that `encode` gave `data` for. ValueError says where it is not one."""
-    value: T = _decode(kind, data, kind.__name__)
-    return value
+@overload
+def decode(kind: type[T], data: Any) -> T: ...
+
+
+@overload
+def decode(kind: types.UnionType, data: Any) -> Any: ...
+
+
+def decode(kind: Any, data: Any) -> Any:
+    """The value of this type (a class, or a union such as `Source`) that `encode` gave `data` for.
+
+    ValueError says where it is not one.
+    """
+    return _decode(kind, data, getattr(kind, "__name__", str(kind)))
 
 
 def encode_error(error: BaseException) -> dict[str, Any]:
@@ -152,8 +162,10 @@ def _collection(origin: Any, inside: tuple[Any, ...], data: Any, where: str) -> 
 
 def _mapping(inside: tuple[Any, ...], data: Any, where: str) -> Any:
     key_kind, value_kind = inside
-    pairs = data.items() if isinstance(data, Mapping) else data
-    if not isinstance(data, Mapping | list | tuple):
+    pairs = list(data.items()) if isinstance(data, Mapping) else data
+    if not isinstance(pairs, list | tuple) or any(
+        not isinstance(each, list | tuple) or len(each) != 2 for each in pairs
+    ):
         raise ValueError(f"{where}: {data!r:.60} is no mapping")
     return freeze(
         {_decode(key_kind, key, where): _decode(value_kind, value, f"{where}[{key}]") for key, value in pairs}

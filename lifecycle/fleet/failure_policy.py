@@ -42,7 +42,7 @@ class Others(StrEnum):
 class Failed(StrEnum):
     """What becomes of an engine that failed."""
 
-    ROUTED_REFUTED = "its condition `routed` is refuted"
+    ROUTED_REFUTED = "its condition `routed` is refuted unless the router opens again"
     ONLOAD = (
         "brought back like the others, unless it was found released (its memory is in question), failed or gone: then "
         "it stays there"
