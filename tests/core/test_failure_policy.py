@@ -114,7 +114,7 @@ CELLS: dict[Step, tuple[Prepare, dict[OnFailure, tuple[str, str, set[str]]]]] = 
     ),
     ("onload", Phase.RESUME): (
         mute,
-        {"restore": ("drained", "serving", {"a"}), "hold": ("drained", "serving", {"a"})},
+        {"restore": ("paused", "serving", {"a"}), "hold": ("paused", "serving", {"a"})},
     ),
 }
 
