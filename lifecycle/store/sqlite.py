@@ -21,7 +21,7 @@ from ..core.readings import Reading
 from ..core.sources import FromDisk, Kept, Source
 from ..core.states import State
 from ..core.verdicts import Condition
-from ..nodes.agent_protocol import verdict_in, verdict_out
+from ..nodes.agent_protocol import decode_verdict, encode_verdict
 
 if TYPE_CHECKING:
     from ..engine.engine import Engine
@@ -115,7 +115,7 @@ def _give(engine: Engine, known: dict[str, Any]) -> bool:
     unsettled = known["unsettled"] or not state.stable
     wanted, attached_boot = known["wanted"], known["attached_boot"]
     returned = known["memory_returned"] if state is State.RELEASED else None
-    condition = Condition(verdict_in(returned)) if returned else None
+    condition = Condition(decode_verdict(returned)) if returned else None
     learned = {frozenset(tags): int(size) for tags, size in known["learned"]}
     checksums = dict(known["kept_checksums"])
     answers = {version: tuple(ids) for version, ids in known["canary"].items()}
@@ -157,7 +157,7 @@ def _known(engine: Engine) -> dict[str, Any]:
         "kept_checksums": dict(engine.kept_checksums),
         "canary": engine.canary.answers,
         "full": None if full is None else [dict(full.devices), full.probe],
-        "memory_returned": verdict_out(returned.verdict) if returned else None,
+        "memory_returned": encode_verdict(returned.verdict) if returned else None,
     }
 
 
