@@ -179,6 +179,20 @@ def test_the_mode_in_use_is_judged_whatever_the_environment_says(monkeypatch: py
     assert isinstance(in_use("torch"), Unmeasurable)
 
 
+@pytest.mark.usefixtures("cuda_12")
+def test_a_refusal_names_the_variable_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = NvmlDriver(StandInNvml.of(blackwell()))
+    ours = {"LIFECYCLE_HOOK_MODE": "preload", "MILES_TMS_HOOK_MODE": "torch"}
+    for environ, named in ((ours, "LIFECYCLE_HOOK_MODE"), ({"MILES_TMS_HOOK_MODE": "preload"}, "MILES_TMS_HOOK_MODE")):
+        monkeypatch.setattr(process_env, "environ_of", lambda pid, environ=environ: environ)
+        reason = process_env.hook_mode_verdict([by_pid(os.getpid())], nvml=nvml).reason
+        assert f"({named} is 'preload'" in reason
+        assert f"set {named}=torch" in reason
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("LIFECYCLE_HOOK_MODE", "preload")
+    assert "set LIFECYCLE_ALLOW_PRELOAD_ON_BLACKWELL=1" in in_use("preload", nvml=nvml).reason
+
+
 async def test_a_driver_that_hangs_is_unmeasurable(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = threading.Event()
     monkeypatch.setattr(hook_mode, "visible_gpus", lambda *args, **how: answer.wait(10))

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -144,6 +145,31 @@ async def test_an_agent_that_never_answers() -> None:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         verdict = await RemoteNode(address).find(port=1, deadline_s=0.3)
     assert "no answer in 0.3 s" in verdict.reason
+
+
+async def test_an_agent_that_closes_the_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closing:
+        address = f"127.0.0.1:{closing.getsockname()[1]}"
+
+        def read_and_close() -> None:
+            connection = closing.accept()[0]
+            connection.recv(1 << 16)
+            connection.close()
+
+        thread = threading.Thread(target=read_and_close)
+        thread.start()
+        verdict = await RemoteNode(address).find(port=1, deadline_s=5)
+        thread.join(10)
+    assert isinstance(verdict, Unmeasurable)
+    assert "cannot be reached" in verdict.reason
+
+
+async def test_the_agent_says_whether_a_reading_is_over_the_threshold(address: str) -> None:
+    for threshold_gib, over in ((0.000_001, True), (1000.0, False)):
+        body = {"processes": [{"pid": os.getpid(), "start_time": by_pid(os.getpid()).start_time}]}
+        question = {**body, "kind": "cpu", "scope": "process", "threshold_gib": threshold_gib}
+        answer = await RemoteNode(address, token="s3cret")._ask("residual", question, dict, 10)
+        assert (answer["over_threshold"], answer["threshold_gib"]) == (over, threshold_gib)
 
 
 async def test_what_listens_is_no_agent(engine: LoopbackProcess) -> None:

@@ -20,6 +20,7 @@ from lifecycle.core.readings import Reading
 from lifecycle.nodes.driver import NOT_AVAILABLE, DriverUnavailable, NvmlDriver
 from lifecycle.nodes.nvml import SEE_PIDS, NvmlProbe, ProcFs, measure, other_holders
 from lifecycle.nodes.processes import by_pid, node_name
+from lifecycle.nodes.this_host import ThisHost
 from lifecycle.nodes.visible_devices import visible_devices
 
 
@@ -229,6 +230,15 @@ def test_a_driver_that_breaks_is_unmeasurable_and_opened_anew(number: int) -> No
     assert nvml.calls.count("init") == 1
     assert probe.read_now([by_pid(os.getpid())]).resident_bytes == GIB
     assert nvml.calls.count("init") == 2
+
+
+@pytest.mark.parametrize(("uuid", "broken"), [("GPU-0000aaaa", 999), ("GPU-none", None)])
+async def test_free_memory_that_the_driver_does_not_give_is_unmeasurable(uuid: str, broken: int | None) -> None:
+    nvml = StandInNvml.of(gpu(), gpu(1, memory=None))
+    nvml.broken = broken
+    found = await ThisHost(NvmlDriver(nvml)).free_memory([uuid], [], need_bytes=1, deadline_s=5)
+    assert isinstance(found, Unmeasurable)
+    assert uuid in found.reason or "999" in found.reason
 
 
 def test_clients_of_mps_are_found_where_the_driver_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
