@@ -16,9 +16,9 @@ from .core.units import MIB
 from .core.verdicts import Proved, Refuted, Unmeasurable
 from .engine.engine import Engine
 from .nodes.locate import by_node
-from .nodes.port import PROCESSES_UNKNOWN
-from .nodes.process_env import NCCL_GRAPHS, PRELOAD, Launched, expandable, preloads_twice
-from .nodes.process_memory import named, tree
+from .nodes.port import PROCESSES_UNKNOWN, ProcessEnv
+from .nodes.process_env import NCCL_GRAPHS, PRELOAD, expandable, preloads_twice
+from .nodes.processes import command_of, tree_pids
 
 Level = Literal["ok", "warning", "failure"]
 
@@ -111,7 +111,7 @@ async def allocator(engine: Engine) -> Finding:
         return _unseen(PROCESSES_UNKNOWN)
     problems: list[Finding] = []
     for node, there in by_node(processes):
-        found = await node.launched(there, deadline_s=DEADLINE_S)
+        found = await node.process_env(there, deadline_s=DEADLINE_S)
         if isinstance(found, Unmeasurable):
             problems.append(_unseen(found.reason))
         else:
@@ -124,7 +124,7 @@ def _unseen(reason: str) -> Finding:
     return Finding("allocator", "warning", reason, "see `lifecycle env` for what it must be started with")
 
 
-def _launch_problem(engine: Engine, process: Launched, node: str) -> Finding | None:
+def _launch_problem(engine: Engine, process: ProcessEnv, node: str) -> Finding | None:
     """What is wrong with how this process was started; None where nothing is."""
     who = f"pid {process.pid} on {node} was started with"
     setting = expandable(process.environ)
@@ -160,7 +160,7 @@ async def processes(engine: Engine) -> Finding:
     if not found:
         remedy = "run on its host, or give ?pid=N or ?agent=HOST:PORT"
         return Finding("processes", "failure", "none was found", remedy)
-    local = {pid for process in found if process.agent is None for pid in tree(process)}
+    local = {pid for process in found if process.agent is None for pid in tree_pids(process)}
     roots = ", ".join(f"pid {process.pid} on {process.node}" for process in found)
     return Finding("processes", "ok", f"{roots}, {len(local)} in the tree" if local else roots)
 
@@ -219,7 +219,7 @@ async def health_monitors(engine: Engine) -> Finding:
     told = f"a {poison} asked while it is paused makes it look unwell until the next one succeeds"
     peers = await asyncio.to_thread(_connected_to, urlsplit(engine.adapter.url).port or 0)
     if peers:
-        who = ", ".join(f"pid {pid} ({named(pid)})" for pid in peers[:3])
+        who = ", ".join(f"pid {pid} ({command_of(pid)})" for pid in peers[:3])
         return Finding(
             "health monitors", "warning", f"{told}; connected now: {who}", "let monitors ask /ping and /ready"
         )

@@ -1,4 +1,4 @@
-"""The truth table of torch_memory_saver's hook mode, a row a case; and what is read to look a row up."""
+"""The truth table of torch_memory_saver's hook mode, one case a row, and the reading of mode, GPUs and wheel."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from lifecycle import (
     require_safe_hook_mode,
 )
 from lifecycle.core.facts import Grade
-from lifecycle.nodes import cuda_wheel, hook_mode
-from lifecycle.nodes import process_env as launched_with
+from lifecycle.nodes import cuda_wheel, hook_mode, process_env
 from lifecycle.nodes.driver import NvmlDriver
 from lifecycle.nodes.hook_mode import Gpu, choose, configured, in_use, judge, resolve
 from lifecycle.nodes.processes import by_pid
@@ -35,7 +34,7 @@ from lifecycle.nodes.this_host import ThisHost
 HOPPER, ADA = Gpu("H100", 9, 0), Gpu("L40S", 8, 9)
 B200, RTX5090, RUBIN = Gpu("B200", 10, 0), Gpu("RTX 5090", 12, 0), Gpu("Rubin", 13, 0)
 
-# mode, GPUs, the wheel's CUDA, escape variable -> what comes of it
+# mode, GPUs, the wheel's CUDA, escape variable -> result
 TABLE = [
     (None, [], None, None, "none"),
     ("preload", [], "12.9", None, "none"),
@@ -176,34 +175,48 @@ def test_the_mode_in_use_is_judged_whatever_the_environment_says(monkeypatch: py
     assert isinstance(in_use("torch", nvml=nvml), Proved)
     monkeypatch.setenv("MILES_TMS_HOOK_MODE", "torch")
     assert isinstance(in_use("preload", nvml=nvml), Refuted)
-    monkeypatch.setattr(hook_mode, "visible_gpus", lambda *args, **how: Unmeasurable(reason="silent"))
+    monkeypatch.setattr(hook_mode, "visible_gpus", lambda *args, **how: Unmeasurable(reason="no answer"))
     assert isinstance(in_use("torch"), Unmeasurable)
 
 
-async def test_a_driver_that_hangs_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("cuda_12")
+def test_a_refusal_names_the_variable_that_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = NvmlDriver(StandInNvml.of(blackwell()))
+    ours = {"LIFECYCLE_HOOK_MODE": "preload", "MILES_TMS_HOOK_MODE": "torch"}
+    for environ, named in ((ours, "LIFECYCLE_HOOK_MODE"), ({"MILES_TMS_HOOK_MODE": "preload"}, "MILES_TMS_HOOK_MODE")):
+        monkeypatch.setattr(process_env, "environ_of", lambda pid, environ=environ: environ)
+        reason = process_env.hook_mode_verdict([by_pid(os.getpid())], nvml=nvml).reason
+        assert f"({named} is 'preload'" in reason
+        assert f"set {named}=torch" in reason
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("LIFECYCLE_HOOK_MODE", "preload")
+    assert "set LIFECYCLE_ALLOW_PRELOAD_ON_BLACKWELL=1" in in_use("preload", nvml=nvml).reason
+
+
+async def test_a_driver_that_hangs_is_unmeasurable(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = threading.Event()
     monkeypatch.setattr(hook_mode, "visible_gpus", lambda *args, **how: answer.wait(10))
     try:
         verdict = await ThisHost().mode_in_use("torch", deadline_s=0.05)
-        assert verdict == Unmeasurable(reason="the GPUs of this process were not found out in 0.1 s")
+        assert verdict == Unmeasurable(reason="reading the GPUs of this process took more than 0.1 s")
     finally:
         answer.set()
 
 
 def test_a_backup_is_retained_only_where_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     here = by_pid(os.getpid())
-    monkeypatch.setattr(launched_with, "environ_of", lambda pid: {"TMS_RETAIN_CPU_BACKUP": "1"})
-    assert launched_with.retains_backup([here])
-    assert not launched_with.retains_backup([replace(here, agent="node-2:30999")]), "its environment is not here"
+    monkeypatch.setattr(process_env, "environ_of", lambda pid: {"TMS_RETAIN_CPU_BACKUP": "1"})
+    assert process_env.retains_backup([here])
+    assert not process_env.retains_backup([replace(here, agent="node-2:30999")]), "its environment is not here"
     for environ in ({}, {"TMS_RETAIN_CPU_BACKUP": "0"}):
-        monkeypatch.setattr(launched_with, "environ_of", lambda pid, environ=environ: environ)
-        assert not launched_with.retains_backup([here])
+        monkeypatch.setattr(process_env, "environ_of", lambda pid, environ=environ: environ)
+        assert not process_env.retains_backup([here])
 
     def another_users(pid: int) -> dict[str, str]:
         raise PermissionError(pid)
 
-    monkeypatch.setattr(launched_with, "environ_of", another_users)
-    assert not launched_with.retains_backup([here])
+    monkeypatch.setattr(process_env, "environ_of", another_users)
+    assert not process_env.retains_backup([here])
 
 
 @pytest.mark.usefixtures("cuda_12")
@@ -226,8 +239,8 @@ def test_it_is_no_assert_and_no_import_of_torch() -> None:
         "except hook_mode.HookModeUnsafe as error: print('refused', 'sm_103' in str(error), 'torch' in sys.modules)"
     )
     root = Path(__file__).parent.parent
-    told = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, cwd=root, timeout=60)
-    assert told.stdout == "refused True False\n", told.stderr
+    ran = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, cwd=root, timeout=60)
+    assert ran.stdout == "refused True False\n", ran.stderr
 
 
 def test_no_driver_and_no_device_file_is_no_gpu() -> None:
@@ -270,7 +283,7 @@ def test_the_wheel_by_its_metadata(monkeypatch, version: str, requires: list[str
     assert cuda_wheel._in_metadata() == cuda
 
 
-def test_a_torch_that_is_loaded_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_of_a_loaded_torch_is_read_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = types.SimpleNamespace(version=types.SimpleNamespace(cuda="12.8"))
     monkeypatch.setitem(sys.modules, "torch", loaded)
     assert cuda_wheel.installed_cuda() == "12.8"

@@ -19,7 +19,8 @@ from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
 from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
 from lifecycle.nodes.address import Address
-from lifecycle.nodes.locate import ended, families, find_processes
+from lifecycle.nodes.locate import ended, find_processes
+from lifecycle.nodes.processes import process_trees
 
 from ..http import Answer, HttpClient
 from .capabilities import boot_of, capabilities_of, sizes_of
@@ -83,7 +84,7 @@ class SGLangAdapter:
         self._capabilities = capabilities_of(info, self._tags(), self._sizes)
         self._boot = boot_of(info)
         self._processes = await find_processes(self._address, deadline_s=clock.left_s)
-        self._family = families(self._processes or ())
+        self._family = process_trees(self._processes or ())
         return self._capabilities
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
@@ -191,7 +192,7 @@ class SGLangAdapter:
         self._boot, self._processes = boot, None
         with suppress(ConfigurationError):  # the pid that was given was that of the server before
             self._processes = await find_processes(self._address, deadline_s=max(0.1, end - time.monotonic()))
-        self._family = families(self._processes or ())
+        self._family = process_trees(self._processes or ())
 
     async def _silent(self, answer: Answer) -> Observation:
         """What is known of a server that does not answer: gone where its process has ended, else unknown."""

@@ -22,12 +22,10 @@ def agent(
     port: Annotated[int | None, typer.Option(help="Port; 0: a free one (agent_port).")] = None,
     threshold_gib: Annotated[float | None, typer.Option(help="GiB that an engine may keep after a release.")] = None,
 ) -> int:
-    """Serves this node's memory figures to those who have the token (LIFECYCLE_AGENT_TOKEN). Changes nothing here."""
+    """Serves this node's memory figures to callers with the token (LIFECYCLE_AGENT_TOKEN). Changes nothing here."""
     settings = load(file).settings
     if settings.agent_token is None or not settings.agent_token.get_secret_value():
-        raise ConfigurationError(
-            "an agent needs a token: set LIFECYCLE_AGENT_TOKEN, the same here and where it is asked"
-        )
+        raise ConfigurationError("an agent needs a token: set LIFECYCLE_AGENT_TOKEN, the same here and for its callers")
     threshold = settings.residual_threshold_gib if threshold_gib is None else positive("--threshold-gib", threshold_gib)
     listening = _listen(host or settings.agent_host, settings.agent_port if port is None else port)
     address = "{}:{}".format(*listening.getsockname()[:2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,27 +16,29 @@ from ..core.facts import Grade
 from ..core.verdicts import Proved, Refuted, Unmeasurable, Verdict
 from ..launch.environment import ENGINES, LaunchEnvironment, launch_environment
 from ..nodes.cuda_wheel import installed_cuda
-from ..nodes.hook_mode import Gpu, escaped, judge, resolve, visible_gpus
+from ..nodes.hook_mode import MODE, Gpu, escaped, judge, resolve, visible_gpus
 from ..settings.schema import Loaded, load
 from . import FAILED, OK
 
 
 def environment_of(engine: str, loaded: Loaded, *, ray: bool = False) -> tuple[LaunchEnvironment, Verdict]:
-    """The variables for an engine of this kind started from here, and whether its hook mode is safe here."""
+    """Returns the variables for an engine of this kind started from here, and whether its hook mode is safe here."""
     if engine not in ENGINES:
         raise ConfigurationError(f"--engine {engine!r}: one of {', '.join(ENGINES)}")
     settings, cuda = loaded.settings, installed_cuda()
     found = visible_gpus(os.environ)
     gpus: tuple[Gpu, ...] = () if isinstance(found, Unmeasurable) else found
-    told = {**os.environ, **settings.environment()}
-    mode = resolve(told, gpus, cuda)
-    verdict = found if isinstance(found, Unmeasurable) else judge(mode, gpus, cuda, escaped(told))
+    environ = {**os.environ, **settings.environment()}
+    mode = resolve(environ, gpus, cuda)
     kind: Any = engine
     launch = launch_environment(kind, mode, cuda, os.environ, spawned=ray)
-    forwarded = settings.environment() | dict(launch.variables)
-    if engine == "vllm":
-        return LaunchEnvironment(forwarded, launch.notes), Proved(grade=Grade.REPORTED, reason="vLLM has no hook mode")
-    return LaunchEnvironment(forwarded, launch.notes), verdict
+    if launch.hook_mode is None:
+        verdict: Verdict = Proved(grade=Grade.REPORTED, reason=f"{engine} has no hook mode")
+    elif isinstance(found, Unmeasurable):
+        verdict = found
+    else:
+        verdict = judge(mode, gpus, cuda, escaped(environ), variable=MODE)
+    return replace(launch, variables=settings.environment() | dict(launch.variables)), verdict
 
 
 def env(
@@ -47,8 +50,8 @@ def env(
     """The environment to give to each process of an engine. Exit 1 where its hook mode would crash it here."""
     launch, verdict = environment_of(engine, load(file), ray=ray)
     if as_json:
-        told = {"env_vars": dict(launch.variables), "notes": list(launch.notes), "hook_mode": str(verdict)}
-        print(json.dumps(told, indent=2))
+        report = {"env_vars": dict(launch.variables), "notes": list(launch.notes), "hook_mode": str(verdict)}
+        print(json.dumps(report, indent=2))
     else:
         print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in launch.variables.items()))
         print("\n".join(f"# {line}" for line in (*launch.notes, f"hook mode: {verdict}")))

@@ -13,7 +13,7 @@ from ..core.readings import Process, Reading
 from ..core.units import mib
 from ..core.verdicts import NotApplicable, Proved, Refuted, Unmeasurable, Verdict
 from ..nodes.locate import by_node
-from ..nodes.port import PROCESSES_UNKNOWN, Free
+from ..nodes.port import PROCESSES_UNKNOWN, FreeMemory
 from ..nodes.process_env import retains_backup
 from ..rules.evidence import Context, targets
 from .session import Session
@@ -58,7 +58,7 @@ async def _device_room(
     verdicts = []
     for node, there in nodes:
         devices = list(reading.devices) if len(nodes) == 1 else await _devices_there(session, there, deadline)
-        free = await node.free(devices, there, need_bytes=need, deadline_s=deadline.look_s())
+        free = await node.free_memory(devices, there, need_bytes=need, deadline_s=deadline.look_s())
         verdicts.append(judge(need, free, _named(context)))
     return worst(verdicts)
 
@@ -88,7 +88,7 @@ async def host_room(session: Session, command: Command, deadline_s: float) -> Ve
     clock = Deadline(deadline_s)
     verdicts = []
     for node, there in nodes:
-        free = await node.free([f"host:{there[0].node}"], there, need_bytes=need, deadline_s=clock.look_s())
+        free = await node.free_memory([f"host:{there[0].node}"], there, need_bytes=need, deadline_s=clock.look_s())
         verdicts.append(judge(need, free, f"the backup of {', '.join(sorted(kept or context.targets))}"))
     return worst(verdicts)
 
@@ -111,7 +111,7 @@ def _backup_bytes(
     return per_rank * -(-session.capabilities.ranks // nodes)
 
 
-def judge(need_bytes: int, free: Mapping[str, Free] | Unmeasurable, what: str) -> Verdict:
+def judge(need_bytes: int, free: Mapping[str, FreeMemory] | Unmeasurable, what: str) -> Verdict:
     """Whether each of these devices has `need_bytes` free for `what`; names who holds the rest of one that has not."""
     if isinstance(free, Unmeasurable):
         return free
@@ -141,7 +141,7 @@ def _named(context: Context) -> str:
     return ", ".join(sorted(context.targets))
 
 
-def _holders(free: Free) -> str:
+def _holders(free: FreeMemory) -> str:
     if not free.holders:
         return "nobody else is listed there"
     return "; ".join(str(holder) for holder in free.holders[:NAMED])

@@ -1,1 +1,1 @@
-"""What the processes of an engine must be started with."""
+"""What the processes of an engine must be started with: variables for each kind of engine, and the names of miles."""

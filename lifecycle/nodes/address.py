@@ -11,7 +11,7 @@ from ..core.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A URL, taken apart. `options` are those of the query that are the adapter's own."""
+    """The parts of an engine's URL. `options` are its query: keys for the registry, the locator and the adapter."""
 
     scheme: str
     host: str
@@ -23,11 +23,11 @@ class Address:
 
     @property
     def authority(self) -> str:
-        """Host and port as they stand in a URL."""
+        """Returns host and port as they stand in a URL, an IPv6 host in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def only(self, *known: str) -> Address:
-        """This address, whose options are all among `known`; ConfigurationError names one that is not."""
+        """Returns this address; raises ConfigurationError for an option that is not among `known`."""
         for option in self.options:
             if option not in known:
                 raise ConfigurationError(f"{self}: unknown option {option!r}; it has {', '.join(known)}")
@@ -35,14 +35,14 @@ class Address:
 
 
 def parse(url: str) -> Address:
-    """The parts of an engine's URL; ConfigurationError says what is wrong with it."""
+    """Returns the parts of an engine's URL; raises ConfigurationError that says what is wrong with it."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise ConfigurationError(f"{url!r} is no engine URL: {error}") from None
     if not parts.scheme or not parts.hostname:
-        raise ConfigurationError(f"{url!r} is no engine URL; it looks like sglang://127.0.0.1:30000?group=decode")
+        raise ConfigurationError(f"{url!r} is no engine URL; it looks like SCHEME://127.0.0.1:30000?group=decode")
     if port is None:
         raise ConfigurationError(f"{url!r} has no port; it looks like {parts.scheme}://{parts.netloc}:30000")
     if parts.path.strip("/") or parts.fragment or parts.username is not None:

@@ -1,4 +1,7 @@
-"""Which CUDA a torch wheel was built for, without importing torch: of this interpreter, and of a running process."""
+"""The CUDA version that a torch wheel was built for, read without importing torch.
+
+Of this interpreter, and of a running process.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,27 @@ from importlib import metadata
 from pathlib import Path
 
 _CUDA_LINE = re.compile(r"^cuda\b[^=]*=\s*['\"]([0-9][0-9.]*)['\"]", re.MULTILINE)
-_NEEDS = re.compile(r"^nvidia-cuda-runtime(?:-cu(\d+))?\s*(?:\(?==\s*([0-9.]+))?")
+_RUNTIME = re.compile(r"^nvidia-cuda-runtime(?:-cu(\d+))?\s*(?:\(?==\s*([0-9.]+))?")
 
 
 def installed_cuda() -> str | None:
-    """The CUDA version of this interpreter's torch ("12.9"); None where there is no torch, or it says none."""
+    """Returns the CUDA version of this interpreter's torch ("12.9"); None without torch, or where it names none."""
     loaded = getattr(sys.modules.get("torch"), "version", None)
     if loaded is not None:
         return getattr(loaded, "cuda", None)
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin is not None:
-        told = _in_version_file(Path(spec.origin).parent)
-        if told is not None:
-            return told
+        version = _in_version_file(Path(spec.origin).parent)
+        if version is not None:
+            return version
     return _in_metadata()
 
 
 def cuda_of_process(pid: int) -> str | None:
-    """The CUDA version of the torch that this process has loaded, from the files that it maps; None if it has none."""
+    """Returns the CUDA version of the torch that this process has loaded, found by the files that it maps.
+
+    None where it has loaded no torch, torch names no version, or /proc does not show its maps.
+    """
     try:
         maps = Path(f"/proc/{pid}/maps").read_text()
     except OSError:
@@ -36,13 +42,13 @@ def cuda_of_process(pid: int) -> str | None:
 
 
 def major_of(cuda: str | None) -> int | None:
-    """The major version; None where the version is unknown or cannot be parsed."""
+    """Returns the major version; None where the version is unknown or cannot be parsed."""
     head = (cuda or "").split(".")[0]
     return int(head) if head.isdigit() else None
 
 
 def _in_version_file(package: Path) -> str | None:
-    """torch/version.py says `cuda: Optional[str] = '12.9'`."""
+    """The version in torch/version.py, which has a line such as `cuda: Optional[str] = '12.9'`."""
     try:
         found = _CUDA_LINE.search((package / "version.py").read_text())
     except OSError:
@@ -59,5 +65,5 @@ def _in_metadata() -> str | None:
         return None
     if local:
         return f"{local.group(1)}.{local.group(2)}"
-    needs = [found for line in requires if (found := _NEEDS.match(line))]
-    return next((found.group(2) or found.group(1) for found in needs if found.group(2) or found.group(1)), None)
+    runtimes = [found for line in requires if (found := _RUNTIME.match(line))]
+    return next((found.group(2) or found.group(1) for found in runtimes if found.group(2) or found.group(1)), None)

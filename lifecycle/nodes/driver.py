@@ -1,6 +1,6 @@
-"""What the NVIDIA driver says: devices, MIG instances, and the processes that hold their memory.
+"""The NVIDIA driver's figures: devices, MIG instances, and the processes that hold their memory.
 
-The library is opened once for the process. Every question blocks: ask in a thread (`offloop`).
+NVML is initialised once in each process. Every call blocks; from an event loop, call through `in_thread`.
 """
 
 from __future__ import annotations
@@ -9,27 +9,30 @@ import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-#: NVML's error numbers that mean something else than "broken". Source: nvml.h, nvmlReturn_t.
+#: NVML error numbers that do not mean that the driver is broken. Source: nvml.h, nvmlReturn_t.
 NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, NO_FUNCTION, OTHER_VERSION = 3, 4, 6, 13, 25
 
-#: A question that this device, this driver or this user cannot have answered; every other error breaks the snapshot.
-NO_ANSWER = frozenset({NOT_SUPPORTED, NO_PERMISSION, NO_FUNCTION, OTHER_VERSION})
+#: Errors of a query that this device, driver or user does not support; any other error fails the whole snapshot.
+UNSUPPORTED = frozenset({NOT_SUPPORTED, NO_PERMISSION, NO_FUNCTION, OTHER_VERSION})
 
-#: A figure that the driver does not know comes as this, where the binding does not make None of it.
+#: NVML's value for a figure that it does not know, in bindings that do not turn it into None.
 NOT_AVAILABLE = (1 << 64) - 1
 
 
 class DriverUnavailable(Exception):
-    """The driver cannot be asked; the message says why and what would help."""
+    """The driver could not be queried; the message says why and what would help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One GPU, or one MIG instance of a GPU (`parent` is then the GPU's UUID). None: the driver does not say."""
+    """One GPU, or one MIG instance of a GPU (`parent` is then the GPU's UUID).
+
+    `major` and `minor` are the compute capability. Sizes are None where the driver does not give them.
+    """
 
     uuid: str
     index: int
@@ -47,8 +50,8 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
-    """One process on one device, numbered as the driver does it. `used_bytes` None: the driver says N/A."""
+class ProcessUsage:
+    """Memory of one device held by one process, under the pid that the driver uses; None where it says N/A."""
 
     pid: int
     used_bytes: int | None
@@ -56,20 +59,23 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that the driver said at one time. `refused` maps a device to why its processes are not listed."""
+    """All devices and the processes on each (by device UUID), read at one time.
+
+    `refused` maps a device's UUID to the reason why its processes are not listed.
+    """
 
     driver: str
     devices: tuple[Device, ...]
-    uses: Mapping[str, tuple[Use, ...]]
+    usages: Mapping[str, tuple[ProcessUsage, ...]]
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def device(self, uuid: str) -> Device:
-        """The device of this UUID; KeyError if there is none."""
+        """Returns the device of this UUID; raises KeyError if there is none."""
         return {device.uuid: device for device in self.devices}[uuid]
 
 
 class NvmlDriver:
-    """The driver, through nvidia-ml-py; `nvml` stands in for the module in tests."""
+    """The driver, queried through nvidia-ml-py; tests pass an object that replaces the module as `nvml`."""
 
     def __init__(self, nvml: Any = None) -> None:
         self._nvml = nvml
@@ -78,17 +84,17 @@ class NvmlDriver:
         self._cards: list[tuple[Any, Device]] = []
 
     def snapshot(self) -> Snapshot:
-        """What the driver says now. Raises DriverUnavailable."""
+        """Returns the driver's figures of now. Raises DriverUnavailable."""
         with self._lock:
             nvml = self._open()
             try:
-                return self._ask(nvml)
+                return self._read(nvml)
             except nvml.NVMLError as error:
-                self._opened_by = None  # a device was lost or the driver reloaded: begin anew next time
+                self._opened_by = None  # a device was lost or the driver reloaded: initialise again next time
                 raise DriverUnavailable(f"the NVIDIA driver answered {error}; see nvidia-smi on this host") from error
 
     def close(self) -> None:
-        """The library is let go."""
+        """NVML is shut down; the next snapshot initialises it again."""
         with self._lock:
             if self._opened_by == os.getpid():
                 self._nvml.nvmlShutdown()
@@ -102,33 +108,33 @@ class NvmlDriver:
             nvml.nvmlInit()
             self._cards = [_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
         except nvml.NVMLError as error:
-            raise DriverUnavailable(f"there is no NVIDIA driver to ask ({error})") from error
+            raise DriverUnavailable(f"there is no NVIDIA driver to query ({error})") from error
         self._opened_by = os.getpid()
         return nvml
 
-    def _ask(self, nvml: Any) -> Snapshot:
+    def _read(self, nvml: Any) -> Snapshot:
         devices: list[Device] = []
-        uses: dict[str, tuple[Use, ...]] = {}
+        usages: dict[str, tuple[ProcessUsage, ...]] = {}
         refused: dict[str, str] = {}
-        for handle, static in self._cards:
-            for each, device in _instances(nvml, handle, static):
+        for handle, card in self._cards:
+            for each, device in _instances(nvml, handle, card):
                 devices.append(device)
                 try:
-                    uses[device.uuid] = _uses(nvml, each)
+                    usages[device.uuid] = _usages(nvml, each)
                 except nvml.NVMLError as error:
-                    if error.value not in NO_ANSWER:
+                    if error.value not in UNSUPPORTED:
                         raise
-                    uses[device.uuid] = ()
+                    usages[device.uuid] = ()
                     refused[device.uuid] = f"the driver does not list the processes of {device} ({error})"
-        return Snapshot(_text(nvml.nvmlSystemGetDriverVersion()), tuple(devices), uses, refused)
+        return Snapshot(_text(nvml.nvmlSystemGetDriverVersion()), tuple(devices), usages, refused)
 
 
-_ONE = NvmlDriver()
+_SHARED = NvmlDriver()
 
 
 def driver() -> NvmlDriver:
-    """The driver of this host, shared by everyone in this process."""
-    return _ONE
+    """Returns the driver of this host; one object serves the whole process."""
+    return _SHARED
 
 
 def _module() -> Any:
@@ -145,68 +151,58 @@ def _card(nvml: Any, index: int) -> tuple[Any, Device]:
     return handle, Device(uuid, index, name, major, minor)
 
 
-def _instances(nvml: Any, handle: Any, static: Device) -> Iterator[tuple[Any, Device]]:
+def _instances(nvml: Any, handle: Any, card: Device) -> Iterator[tuple[Any, Device]]:
     """The GPU itself, or its MIG instances where it is divided: memory and processes are counted by instance."""
     if not _divided(nvml, handle):
-        yield handle, _sized(nvml, handle, static)
+        yield handle, _sized(nvml, handle, card)
         return
     for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-        instance = _answer(nvml, partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number))
+        instance = _supported(nvml, partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number))
         if instance is not None:
             uuid = _text(nvml.nvmlDeviceGetUUID(instance))
-            part = Device(uuid, static.index, static.name, static.major, static.minor, parent=static.uuid)
+            part = replace(card, uuid=uuid, parent=card.uuid)
             yield instance, _sized(nvml, instance, part)
 
 
 def _divided(nvml: Any, handle: Any) -> bool:
-    mode = _answer(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
+    mode = _supported(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
     return mode is not None and mode[0] == 1
 
 
-def _sized(nvml: Any, handle: Any, static: Device) -> Device:
-    told = _memory(nvml, handle)
-    if told is None:
-        return static
-    return Device(
-        static.uuid,
-        static.index,
-        static.name,
-        static.major,
-        static.minor,
-        int(told.total),
-        int(told.used),
-        int(told.free),
-        static.parent,
-    )
+def _sized(nvml: Any, handle: Any, device: Device) -> Device:
+    info = _memory(nvml, handle)
+    if info is None:
+        return device
+    return replace(device, total_bytes=int(info.total), used_bytes=int(info.used), free_bytes=int(info.free))
 
 
 def _memory(nvml: Any, handle: Any) -> Any:
-    """The second version counts as nvidia-smi does: what the driver reserves for itself is not used by anybody."""
+    """Version 2 of the structure, which counts as nvidia-smi does: memory reserved by the driver is not `used`."""
     second = getattr(nvml, "nvmlMemory_v2", None)
     if second is not None:
-        told = _answer(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, second))
-        if told is not None:
-            return told
-    return _answer(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+        info = _supported(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, second))
+        if info is not None:
+            return info
+    return _supported(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
 
 
-def _uses(nvml: Any, handle: Any) -> tuple[Use, ...]:
-    """Each process once: one that computes and draws stands in both lists, with the same memory."""
+def _usages(nvml: Any, handle: Any) -> tuple[ProcessUsage, ...]:
+    """Each process once: one that computes and draws is in both of the driver's lists, with the same memory."""
     found: dict[int, int | None] = {}
     for each in _listed(nvml, handle):
         used = _bytes(each.usedGpuMemory)
         before = found.get(each.pid)
         found[each.pid] = used if before is None else max(before, used or 0)
-    return tuple(Use(pid, used) for pid, used in sorted(found.items()))
+    return tuple(ProcessUsage(pid, used) for pid, used in sorted(found.items()))
 
 
 def _listed(nvml: Any, handle: Any) -> list[Any]:
-    """Those that compute, draw, or compute as clients of MPS; only the first must be known to the driver."""
+    """Processes that compute, draw, or compute as MPS clients; drivers need not support the last two lists."""
     listed = list(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
     for name in ("nvmlDeviceGetGraphicsRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"):
-        ask = getattr(nvml, name, None)
-        if ask is not None:
-            listed += _answer(nvml, partial(ask, handle)) or ()
+        query = getattr(nvml, name, None)
+        if query is not None:
+            listed += _supported(nvml, partial(query, handle)) or ()
     return listed
 
 
@@ -214,12 +210,12 @@ def _bytes(value: int | None) -> int | None:
     return None if value is None or value == NOT_AVAILABLE else int(value)
 
 
-def _answer(nvml: Any, ask: Callable[[], Any]) -> Any:
-    """The answer; None where there is none to be had, or nothing there to ask about (a MIG slot that is empty)."""
+def _supported(nvml: Any, query: Callable[[], Any]) -> Any:
+    """The result of a query; None where it is not supported, or where its object does not exist (an empty MIG slot)."""
     try:
-        return ask()
+        return query()
     except nvml.NVMLError as error:
-        if error.value in NO_ANSWER or error.value == NOT_FOUND:
+        if error.value in UNSUPPORTED or error.value == NOT_FOUND:
             return None
         raise
 

@@ -1,7 +1,11 @@
-"""torch_memory_saver's hook mode against GPU architecture and CUDA wheel: what crashes is refused beforehand.
+"""torch_memory_saver's hook mode against GPU architecture and CUDA wheel: a combination that crashes is refused.
 
-`preload` (its default: LD_PRELOAD over cudaMalloc) ends the process without a traceback on Blackwell (compute
-capability 10 and up) with CUDA 12 wheels; `torch` (a pluggable allocator) does not. Source: miles, CUDA 12.9, RTX 5090.
+Hook mode `preload` (the default: LD_PRELOAD over cudaMalloc and cudaFree) ends the process without a traceback on
+Blackwell (compute capability 10 and up) with CUDA 12 wheels; `torch` (a pluggable allocator) does not.
+Source: miles, CUDA 12.9, RTX 5090.
+
+The environment variables of miles are named here, not in launch/miles.py: this module and process_env read them in
+the environment of this process and of running engines, and nodes cannot import launch.
 """
 
 from __future__ import annotations
@@ -19,12 +23,15 @@ from ..core.facts import Grade
 from ..core.verdicts import NotApplicable, Proved, Refuted, Unmeasurable, Verdict
 from .cuda_wheel import installed_cuda, major_of
 from .driver import DriverUnavailable, NvmlDriver, driver
-from .visible_devices import visible
+from .visible_devices import visible_devices
 
 HookMode = Literal["torch", "preload"]
 
-#: Ours, where `auto` is the default and an unknown value an error; and theirs, where everything but `torch` is preload.
+#: The hook mode. With our name `auto` is the default and an unknown value an error; with that of miles every value
+#: but `torch` means preload. Ours counts where both are set.
 MODE, MILES_MODE = "LIFECYCLE_HOOK_MODE", "MILES_TMS_HOOK_MODE"
+
+#: The escape variable: exactly `1` allows a combination that would be refused. Ours counts where both are set.
 ESCAPE, MILES_ESCAPE = "LIFECYCLE_ALLOW_PRELOAD_ON_BLACKWELL", "MILES_TMS_ALLOW_PRELOAD_ON_BLACKWELL"
 
 BLACKWELL_MAJOR = 10
@@ -34,12 +41,12 @@ _log = logging.getLogger("lifecycle.hook_mode")
 
 
 class HookModeUnsafe(ConfigurationError):
-    """The hook mode would crash the process on one of its GPUs; the message has the remedies."""
+    """The hook mode would crash the process on a GPU that it sees; the message has the remedies. A RuntimeError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A visible device, as far as the hook mode is concerned."""
+    """A visible device: its name and compute capability, which is all that the hook mode depends on."""
 
     name: str
     major: int
@@ -47,42 +54,54 @@ class Gpu:
 
     @property
     def blackwell(self) -> bool:
-        """Whether it is of the architecture, or a later one, on which `preload` crashes with CUDA 12."""
+        """Whether `preload` crashes on it with CUDA 12: Blackwell, or a later architecture."""
         return self.major >= BLACKWELL_MAJOR
 
     def __str__(self) -> str:
         return f"{self.name} (sm_{self.major}{self.minor})"
 
 
-def judge(mode: str | None, gpus: Sequence[Gpu], cuda: str | None, escape: str | None) -> Verdict:
-    """Whether this mode is safe on every one of these GPUs: the truth table.
+def judge(
+    mode: str | None, gpus: Sequence[Gpu], cuda: str | None, escape: str | None, *, variable: str = MILES_MODE
+) -> Verdict:
+    """Returns whether this mode is safe on every one of these GPUs.
 
-    `mode` is the variable's value: exactly "torch" is torch, and everything else, None too, means preload. `cuda` is
-    the wheel's CUDA version. `escape` is the escape variable's value, of which only "1" counts.
+    `mode` is a variable's value: exactly "torch" is torch; everything else, None (unset) too, means preload.
+    `cuda` is the CUDA version of the torch wheel ("12.9"), None if unknown. `escape` is the escape variable's value,
+    of which only "1" counts. `variable` is the name of the variable that the refusal tells the operator to set.
     """
     if not gpus:
         return NotApplicable(reason="no GPU is visible")
     if mode == "torch":
         return Proved(grade=Grade.REPORTED, reason="hook mode torch is safe on every GPU")
-    risky = next((gpu for gpu in gpus if gpu.blackwell), None)
-    if risky is None:
+    blackwell = next((gpu for gpu in gpus if gpu.blackwell), None)
+    if blackwell is None:
         return Proved(grade=Grade.REPORTED, reason=f"hook mode preload is safe on {gpus[0]}")
     major = major_of(cuda)
     if major is not None and major >= SAFE_CUDA_MAJOR:
-        return Proved(grade=Grade.REPORTED, reason=f"hook mode preload on {risky} is safe with CUDA {cuda}")
+        return Proved(grade=Grade.REPORTED, reason=f"hook mode preload on {blackwell} is safe with CUDA {cuda}")
+    escape_name = ESCAPE if variable == MODE else MILES_ESCAPE
     if escape == "1":
-        why = f"hook mode preload on {risky} with CUDA {cuda or 'unknown'} was allowed by {MILES_ESCAPE}=1"
-        return Proved(grade=Grade.DECLARED, reason=why)
-    return Refuted(reason=_refusal(mode, risky, cuda))
+        reason = f"hook mode preload on {blackwell} with CUDA {cuda or 'unknown'} was allowed by {escape_name}=1"
+        return Proved(grade=Grade.DECLARED, reason=reason)
+    setting = f"{variable} is unset" if mode is None else f"{variable} is {mode!r}"
+    return Refuted(
+        reason=f"hook mode preload crashes the process without a traceback on {blackwell} with CUDA "
+        f"{cuda or 'unknown'} wheels ({setting}, which means preload). Either set {variable}=torch; or install a torch "
+        f"wheel for CUDA {SAFE_CUDA_MAJOR} or later; or, at your own risk, set {escape_name}=1"
+    )
 
 
 def choose(gpus: Sequence[Gpu], cuda: str | None) -> HookMode:
-    """The mode that `auto` means here: preload, which releases more, unless it would crash."""
+    """Returns the mode that `auto` means on these GPUs: preload, which releases more, unless it would crash."""
     return "torch" if isinstance(judge("preload", gpus, cuda, None), Refuted) else "preload"
 
 
 def configured(environ: Mapping[str, str]) -> HookMode | Literal["auto"]:
-    """The mode that this environment asks for; ConfigurationError for an unknown LIFECYCLE_HOOK_MODE."""
+    """Returns the mode that this environment configures, `auto` where neither variable is set.
+
+    Raises ConfigurationError for an unknown value of LIFECYCLE_HOOK_MODE.
+    """
     match environ.get(MODE):
         case "torch":
             return "torch"
@@ -97,29 +116,62 @@ def configured(environ: Mapping[str, str]) -> HookMode | Literal["auto"]:
     return "auto"
 
 
-def resolve(environ: Mapping[str, str], gpus: Sequence[Gpu], cuda: str | None) -> HookMode:
-    """The mode to use with this environment on these GPUs."""
-    asked = configured(environ)
-    return choose(gpus, cuda) if asked == "auto" else asked
+def mode_variable(environ: Mapping[str, str]) -> str:
+    """Returns the name of the variable that sets the hook mode in this environment: ours, or that of miles."""
+    return MODE if MODE in environ else MILES_MODE
 
 
 def escaped(environ: Mapping[str, str]) -> str | None:
-    """The value of the escape variable, under either name."""
+    """Returns the value of the escape variable, under either name; None where neither is set."""
     return environ.get(ESCAPE, environ.get(MILES_ESCAPE))
 
 
-def require_safe_hook_mode(environ: Mapping[str, str] | None = None, *, nvml: NvmlDriver | None = None) -> None:
-    """The hook mode of this process is safe on every GPU that it sees; HookModeUnsafe otherwise.
+def resolve(environ: Mapping[str, str], gpus: Sequence[Gpu], cuda: str | None) -> HookMode:
+    """Returns the mode to use with this environment on these GPUs with this CUDA wheel; `auto` is decided by them.
 
-    For frameworks that start engines themselves: follows the table, so MILES_TMS_HOOK_MODE unset, empty or unknown
-    means preload. Everything is read now, not at import. It is an exception, so `python -O` keeps it.
+    Raises ConfigurationError for an unknown value of LIFECYCLE_HOOK_MODE.
     """
-    here = os.environ if environ is None else environ
-    gpus = visible_gpus(here, nvml=nvml)
+    mode = configured(environ)
+    return choose(gpus, cuda) if mode == "auto" else mode
+
+
+def resolve_hook_mode(environ: Mapping[str, str] | None = None, *, nvml: NvmlDriver | None = None) -> HookMode:
+    """Returns the hook mode to give to torch_memory_saver in processes that get this environment on this host.
+
+    LIFECYCLE_HOOK_MODE counts first (`torch`, `preload` or `auto`), then MILES_TMS_HOOK_MODE (`torch`; every other
+    value means preload). With neither set, or with `auto`, the result is preload, which releases more, unless it would
+    crash on one of the visible GPUs with the installed CUDA wheel. Where there is a GPU that cannot be queried, the
+    result is torch, which is safe on every GPU, and a warning is logged.
+
+    `environ` defaults to the environment of this process. Raises ConfigurationError, a RuntimeError, for an unknown
+    value of LIFECYCLE_HOOK_MODE.
+    """
+    environ = os.environ if environ is None else environ
+    mode = configured(environ)
+    if mode != "auto":
+        return mode
+    gpus = visible_gpus(environ, nvml=nvml)
+    if isinstance(gpus, Unmeasurable):
+        _log.warning("hook mode torch is used, which is safe on every GPU: %s", gpus.reason)
+        return "torch"
+    return choose(gpus, installed_cuda())
+
+
+def require_safe_hook_mode(environ: Mapping[str, str] | None = None, *, nvml: NvmlDriver | None = None) -> None:
+    """Returns only if the hook mode of this process is safe on every GPU that it sees.
+
+    For frameworks that start engines themselves. Only the variables of miles count: MILES_TMS_HOOK_MODE unset, empty or
+    unknown means preload. The environment, GPUs and wheel are read when it is called, not at import. GPUs that cannot
+    be queried are logged as a warning and pass.
+
+    `environ` defaults to the environment of this process. Raises HookModeUnsafe, a RuntimeError that `python -O` keeps.
+    """
+    environ = os.environ if environ is None else environ
+    gpus = visible_gpus(environ, nvml=nvml)
     if isinstance(gpus, Unmeasurable):
         _log.warning("the hook mode was not checked: %s", gpus.reason)
         return
-    verdict = judge(here.get(MILES_MODE), gpus, installed_cuda(), here.get(MILES_ESCAPE))
+    verdict = judge(environ.get(MILES_MODE), gpus, installed_cuda(), environ.get(MILES_ESCAPE))
     if isinstance(verdict, Refuted):
         raise HookModeUnsafe(verdict.reason)
     if isinstance(verdict, Proved):
@@ -128,18 +180,20 @@ def require_safe_hook_mode(environ: Mapping[str, str] | None = None, *, nvml: Nv
 
 
 def in_use(mode: HookMode, *, nvml: NvmlDriver | None = None) -> Verdict:
-    """Whether the mode that this process uses is safe on every GPU that it sees, however it was chosen."""
+    """Returns whether `mode`, which this process uses, is safe on every GPU that it sees, however it was chosen."""
     gpus = visible_gpus(os.environ, nvml=nvml)
-    return gpus if isinstance(gpus, Unmeasurable) else judge(mode, gpus, installed_cuda(), escaped(os.environ))
+    if isinstance(gpus, Unmeasurable):
+        return gpus
+    return judge(mode, gpus, installed_cuda(), escaped(os.environ), variable=mode_variable(os.environ))
 
 
 def visible_gpus(environ: Mapping[str, str], *, nvml: NvmlDriver | None = None) -> tuple[Gpu, ...] | Unmeasurable:
-    """Every device that a process with this environment sees; empty where there is none.
+    """Returns every device that a process with this environment sees; empty where there is none.
 
-    Asks the driver; torch where the driver's library cannot be asked and torch is there.
+    The driver is queried; torch, if it is installed, where the driver's library is not available.
     """
     try:
-        devices = visible((nvml or driver()).snapshot().devices, environ)
+        devices = visible_devices((nvml or driver()).snapshot().devices, environ)
     except DriverUnavailable as error:
         if not any(Path("/dev").glob("nvidia[0-9]*")):
             return ()
@@ -148,7 +202,7 @@ def visible_gpus(environ: Mapping[str, str], *, nvml: NvmlDriver | None = None) 
 
 
 def _torch_gpus() -> tuple[Gpu, ...]:
-    """What torch says, where it is installed: imported only here, and only where the driver cannot be asked."""
+    """What torch shows. It is imported only here, and only where the driver's library is not available."""
     try:
         torch = importlib.import_module("torch")
     except ImportError:
@@ -156,12 +210,3 @@ def _torch_gpus() -> tuple[Gpu, ...]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     found = [(torch.cuda.get_device_name(each), *torch.cuda.get_device_capability(each)) for each in range(count)]
     return tuple(Gpu(*each) for each in found)
-
-
-def _refusal(mode: str | None, gpu: Gpu, cuda: str | None) -> str:
-    said = f"{MILES_MODE} is unset" if mode is None else f"{MILES_MODE} is {mode!r}"
-    return (
-        f"hook mode preload crashes the process without a traceback on {gpu} with CUDA {cuda or 'unknown'} wheels "
-        f"({said}, which means preload). Either set {MILES_MODE}=torch; or install a torch wheel for CUDA "
-        f"{SAFE_CUDA_MAJOR} or later; or, at your own risk, set {MILES_ESCAPE}=1"
-    )

@@ -1,4 +1,4 @@
-"""Memory of this host: how much can still be had, under the container's limit too, and who holds the most of it."""
+"""Memory of this host: bytes still available, within the container's limit, and the processes that hold the most."""
 
 from __future__ import annotations
 
@@ -8,25 +8,37 @@ from pathlib import Path
 import psutil
 
 from ..core.readings import Holder
-from .process_memory import named
+from .processes import command_of
 
 CGROUP = Path("/sys/fs/cgroup")
 
-#: How many processes are named when there is too little.
-NAMED = 3
+#: How many processes are named where too little is free.
+MAX_HOLDERS = 3
+
+#: Where a memory cgroup keeps its limit, its usage, its statistics, and in those the page cache that can be dropped.
+#: Source: kernel documentation, cgroup-v2 and cgroup-v1, memory controller.
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
 
 
 def available_bytes(cgroup: Path = CGROUP) -> int:
-    """Bytes that processes of this host, or of this container, can still take without swapping."""
+    """Returns the bytes that processes of this host, or of this container, can still take without swapping."""
     free = int(psutil.virtual_memory().available)
     left = _left_in_cgroup(cgroup)
     return free if left is None else min(free, left)
 
 
 def biggest_holders(device: str, without: frozenset[int]) -> tuple[Holder, ...]:
-    """The processes that hold the most memory of this host, the biggest first, beside those of `without`."""
-    held = sorted(_resident(without), key=lambda each: -each[1])[:NAMED]
-    return tuple(Holder(pid, device, size, named(pid)) for pid, size in held)
+    """Returns the MAX_HOLDERS processes with the most resident memory, largest first, except the pids in `without`."""
+    held = sorted(_resident(without), key=lambda each: -each[1])[:MAX_HOLDERS]
+    return tuple(Holder(pid, device, size, command_of(pid)) for pid, size in held)
 
 
 def _resident(without: frozenset[int]) -> Iterator[tuple[int, int]]:
@@ -37,22 +49,11 @@ def _resident(without: frozenset[int]) -> Iterator[tuple[int, int]]:
 
 
 def _left_in_cgroup(root: Path) -> int | None:
-    """What the container's limit leaves, its page cache counted as free; None where there is no limit.
-
-    Source: kernel documentation, cgroup-v2: memory.max, memory.current, memory.stat; version 1 names beside them.
-    """
-    for limit, used, stat, idle in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        (
-            "memory/memory.limit_in_bytes",
-            "memory/memory.usage_in_bytes",
-            "memory/memory.stat",
-            "total_inactive_file",
-        ),
-    ):
-        most, taken = _number(root / limit), _number(root / used)
-        if most is not None and taken is not None:
-            return max(0, most - taken + _in_stat(root / stat, idle))
+    """The bytes that the container's limit leaves, droppable page cache counted as free; None without a limit."""
+    for limit_file, usage_file, stat_file, cache in _CGROUP_FILES:
+        limit, usage = _number(root / limit_file), _number(root / usage_file)
+        if limit is not None and usage is not None:
+            return max(0, limit - usage + _in_stat(root / stat_file, cache))
     return None
 
 

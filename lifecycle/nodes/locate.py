@@ -1,4 +1,4 @@
-"""From an address to the processes of an engine, and to the hosts on which they run."""
+"""From an engine's address to its processes, and from processes to the nodes on which they run."""
 
 from __future__ import annotations
 
@@ -6,75 +6,66 @@ from collections.abc import Iterator, Sequence
 
 import psutil
 
+from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError
 from ..core.readings import Process
 from ..core.verdicts import Unmeasurable
 from .address import Address
 from .port import Node
-from .process_memory import tree
-from .processes import by_pid, find_listening, is_local
+from .processes import by_pid, is_local
+from .remote import RemoteNode
 from .this_host import ThisHost
 
 
-def node_at(agent: str | None) -> Node:
-    """This host, or the one whose agent listens at `host:port`."""
-    if agent is None:
-        return ThisHost()
-    from .remote import RemoteNode
+def by_node(
+    processes: Sequence[Process], *, threshold_gib: float | None = None
+) -> Iterator[tuple[Node, tuple[Process, ...]]]:
+    """Yields each node on which any of these processes run, with its processes, in the order of the processes.
 
-    return RemoteNode(agent)
-
-
-def by_node(processes: Sequence[Process]) -> Iterator[tuple[Node, tuple[Process, ...]]]:
-    """Each node on which any of these run, with those of them that do."""
+    Whoever asks several nodes iterates over this. `threshold_gib` is the residual threshold (GiB) that agents of other
+    nodes are given with every reading.
+    """
     for agent in dict.fromkeys(process.agent for process in processes):
-        yield node_at(agent), tuple(process for process in processes if process.agent == agent)
-
-
-def families(processes: Sequence[Process]) -> tuple[Process, ...]:
-    """These processes and, on this host, all that hang below them now: children outlive a parent that is killed."""
-    found = list(processes)
-    for process in processes:
-        if process.agent is None:
-            found += [by_pid(pid) for pid in tree(process) - {process.pid} if psutil.pid_exists(pid)]
-    return tuple(found)
+        node: Node = ThisHost() if agent is None else RemoteNode(agent, threshold_gib=threshold_gib)
+        yield node, tuple(process for process in processes if process.agent == agent)
 
 
 async def ended(processes: Sequence[Process], *, deadline_s: float) -> bool:
-    """Whether it is known that none of these processes exists any more."""
-    told = [await node.any_alive(each, deadline_s=deadline_s) for node, each in by_node(processes)]
-    return bool(told) and all(answer is False for answer in told)
+    """Returns whether it is known that none of these processes exists any more; False where a node does not answer."""
+    clock = Deadline(deadline_s)
+    alive = [await node.any_alive(there, deadline_s=clock.look_s()) for node, there in by_node(processes)]
+    return bool(alive) and all(each is False for each in alive)
 
 
 async def find_processes(address: Address, *, deadline_s: float) -> tuple[Process, ...] | None:
-    """The processes behind an engine's URL; None where it is elsewhere and names no agent.
+    """Returns the processes behind an engine's URL; None where it is on another host and names no agent.
 
-    `pid=N` gives them; `agent=HOST:PORT`, several separated by commas where it spans nodes, has them found there by
-    the engine's port. Otherwise they are those that listen on that port, if the host is this one. ConfigurationError
-    says what is wrong with what was given.
+    `pid=N` names a process. `agent=HOST:PORT`, several separated by commas, has the processes found on those nodes by
+    the engine's port. Without either they are the processes of this host that listen on the port, if the URL's host is
+    this one. Raises ConfigurationError where the options name no process.
     """
     pid, agents = _pid(address), address.options.get("agent")
     if agents:
         return await _of_agents(address, agents.split(","), pid, deadline_s)
     if pid is not None:
-        return (_here(address, pid),)
+        return (_on_this_host(address, pid),)
     if not is_local(address.host):
         return None
-    return await find_listening(address.port, deadline_s=deadline_s) or None
+    found = await ThisHost().find(port=address.port, deadline_s=deadline_s)
+    return None if isinstance(found, Unmeasurable) else found or None
 
 
 async def _of_agents(
     address: Address, agents: Sequence[str], pid: int | None, deadline_s: float
 ) -> tuple[Process, ...]:
-    from .remote import RemoteNode
-
+    clock = Deadline(deadline_s)
     found: list[Process] = []
     for agent in agents:
         node = RemoteNode(agent.strip())
         if pid is not None:
-            there = await node.find_pid(pid=pid, deadline_s=deadline_s)
+            there = await node.find_pid(pid=pid, deadline_s=clock.look_s())
         else:
-            there = await node.find(port=address.port, deadline_s=deadline_s)
+            there = await node.find(port=address.port, deadline_s=clock.look_s())
         if isinstance(there, Unmeasurable):
             raise ConfigurationError(f"{address}: {there.reason}")
         if not there:
@@ -92,7 +83,7 @@ def _pid(address: Address) -> int | None:
     return int(value)
 
 
-def _here(address: Address, pid: int) -> Process:
+def _on_this_host(address: Address, pid: int) -> Process:
     try:
         return by_pid(pid)
     except psutil.NoSuchProcess:

@@ -1,22 +1,20 @@
-"""GPU memory by process, from the NVIDIA driver: what an engine's tree holds on every device."""
+"""GPU memory by process, from the NVIDIA driver: the bytes that an engine's process trees hold on every device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..core.readings import Holder, Process, Reading
+from ..core.units import GIB
 from ..core.verdicts import Unmeasurable
-from .driver import Device, DriverUnavailable, NvmlDriver, Snapshot, Use, driver
-from .in_thread import in_thread
-from .process_memory import named, tree
-from .processes import here
+from .driver import Device, DriverUnavailable, NvmlDriver, ProcessUsage, Snapshot, driver
+from .in_thread import measure_in_thread
+from .port import Scope
+from .processes import command_of, none_left, on_other_node, pids_of_trees
 
-Scope = Literal["process", "device"]
-
-#: What lets a container see the numbers that the driver uses for processes.
+#: What lets a container see the pids that the driver uses for processes.
 SEE_PIDS = (
     "run this process in the host's pid namespace (docker: --pid=host; Kubernetes: hostPID: true), "
     "or run `lifecycle agent` on the node and give the engine's URL agent=HOST:PORT"
@@ -24,16 +22,16 @@ SEE_PIDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
-    """What /proc tells: the numbers of a process in the namespaces below ours, whether one exists, its command."""
+class ProcFs:
+    """What /proc says of a pid: its pids in our namespace and those below, whether it exists, its command line."""
 
-    numbers: Callable[[int], tuple[int, ...]]
+    namespace_pids: Callable[[int], tuple[int, ...]]
     exists: Callable[[int], bool]
     command: Callable[[int], str]
 
 
-def pid_numbers(pid: int) -> tuple[int, ...]:
-    """The pid of this process in our namespace and in each below it. Source: proc(5), NSpid."""
+def namespace_pids(pid: int) -> tuple[int, ...]:
+    """Returns the pid of this process in our namespace and in each namespace below it. Source: proc(5), NSpid."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("NSpid:"):
@@ -43,119 +41,115 @@ def pid_numbers(pid: int) -> tuple[int, ...]:
     return (pid,)
 
 
-THIS_HOST = Host(pid_numbers, lambda pid: Path(f"/proc/{pid}").exists(), named)
+PROC_FS = ProcFs(namespace_pids, lambda pid: Path(f"/proc/{pid}").exists(), command_of)
 
 
 class NvmlProbe:
-    """Sums what an engine's processes hold inside each device; `scope="device"` takes all that is used there."""
+    """Sums the bytes that an engine's processes hold on each device, or all that is used there (`scope="device"`)."""
 
-    def __init__(self, *, scope: Scope = "process", nvml: NvmlDriver | None = None, host: Host = THIS_HOST) -> None:
+    def __init__(self, *, scope: Scope = "process", nvml: NvmlDriver | None = None, proc_fs: ProcFs = PROC_FS) -> None:
         self._scope = scope
         self._driver = nvml or driver()
-        self._host = host
+        self._proc_fs = proc_fs
 
     async def read(self, processes: Sequence[Process], *, deadline_s: float) -> Reading | Unmeasurable:
-        """What the trees hold now, asked in a thread. Unmeasurable names what would help."""
-        try:
-            return await in_thread(lambda: self.read_now(processes), deadline_s=deadline_s)
-        except TimeoutError:
-            return Unmeasurable(reason=f"the NVIDIA driver gave no answer in {deadline_s:.1f} s")
+        """Returns what the trees hold now, read in a thread; Unmeasurable says what would help."""
+        action = "reading GPU memory from the NVIDIA driver"
+        return await measure_in_thread(lambda: self.read_now(processes), deadline_s=deadline_s, action=action)
 
     def read_now(self, processes: Sequence[Process]) -> Reading | Unmeasurable:
-        """`read`, on the thread of the caller."""
-        away = [process for process in processes if process.node != here()]
-        if away:
-            return Unmeasurable(reason=f"pid {away[0].pid} runs on {away[0].node}; give its URL agent=HOST:PORT")
-        before = {pid for process in processes for pid in tree(process)}
+        """Returns the same as `read`, and blocks the caller's thread while the driver is queried."""
+        away = on_other_node(processes)
+        if away is not None:
+            return away
+        before = pids_of_trees(processes)
         try:
             snapshot = self._driver.snapshot()
         except DriverUnavailable as error:
             return Unmeasurable(reason=str(error))
-        # A process that was born or ended meanwhile is looked for under both readings of the tree.
-        pids = before | {pid for process in processes for pid in tree(process)}
-        if not pids:
-            told = ", ".join(str(process.pid) for process in processes) or "none known"
-            return Unmeasurable(reason=f"no process of the engine is left to measure (pids: {told})")
-        return measure(snapshot, frozenset(pids), self._host, self._scope)
+        # Of a process that was born or ended during the snapshot, the pid stands in one of the two listings only.
+        pids = before | pids_of_trees(processes)
+        return measure(snapshot, pids, self._proc_fs, self._scope) if pids else none_left(processes)
 
 
-def measure(snapshot: Snapshot, pids: frozenset[int], host: Host, scope: Scope = "process") -> Reading | Unmeasurable:
-    """What these processes hold on every device, summed inside it; never 0 where none of them was found."""
-    ours = _numbered(snapshot, pids, host)
+def measure(
+    snapshot: Snapshot, pids: frozenset[int], proc_fs: ProcFs, scope: Scope = "process"
+) -> Reading | Unmeasurable:
+    """Returns the bytes that these processes hold on each device; Unmeasurable, never 0, where none is listed."""
+    own_pids = _driver_pids(snapshot, pids, proc_fs)
     held: dict[str, list[Holder]] = {}
     for device in snapshot.devices:
-        mine = [use for use in snapshot.uses.get(device.uuid, ()) if use.pid in ours]
-        silent = [use for use in mine if use.used_bytes is None]
-        if silent and scope == "process":
-            return Unmeasurable(reason=_no_figure(silent[0], device))
-        if mine:
-            held[device.uuid] = [_holder(use, ours[use.pid], device, host) for use in mine]
+        own = [usage for usage in snapshot.usages.get(device.uuid, ()) if usage.pid in own_pids]
+        without_figure = [usage for usage in own if usage.used_bytes is None]
+        if without_figure and scope == "process":
+            return Unmeasurable(reason=_no_figure(without_figure[0], device))
+        if own:
+            held[device.uuid] = [_holder(usage, own_pids[usage.pid], device, proc_fs) for usage in own]
     if not held:
-        return Unmeasurable(reason=_nobody(snapshot, pids, host))
+        return Unmeasurable(reason=_why_not_listed(snapshot, pids, proc_fs))
     whole = {uuid: used for uuid in held if (used := snapshot.device(uuid).used_bytes) is not None}
     if scope == "device":
-        return _of_devices(snapshot, held, whole, host)
+        return _whole_devices(snapshot, held, whole, proc_fs)
     sums = {uuid: sum(each.resident_bytes for each in holders) for uuid, holders in held.items()}
     return Reading(sums, tuple(holder for each in held.values() for holder in each), "NVML by process", whole)
 
 
-def others(snapshot: Snapshot, uuid: str, pids: frozenset[int], host: Host) -> tuple[Holder, ...]:
-    """Who holds memory of this device beside these processes, the biggest first."""
-    ours = _numbered(snapshot, pids, host)
+def other_holders(snapshot: Snapshot, uuid: str, pids: frozenset[int], proc_fs: ProcFs) -> tuple[Holder, ...]:
+    """Returns the processes other than these that hold memory of this device, largest first."""
+    own_pids = _driver_pids(snapshot, pids, proc_fs)
     device = snapshot.device(uuid)
-    uses = [use for use in snapshot.uses.get(uuid, ()) if use.pid not in ours]
-    holders = [_holder(use, use.pid, device, host) for use in uses]
+    others = [usage for usage in snapshot.usages.get(uuid, ()) if usage.pid not in own_pids]
+    holders = [_holder(usage, usage.pid, device, proc_fs) for usage in others]
     return tuple(sorted(holders, key=lambda holder: -holder.resident_bytes))
 
 
-def _numbered(snapshot: Snapshot, pids: frozenset[int], host: Host) -> dict[int, int]:
-    """The driver's number for each of our processes that it lists, and ours for it.
+def _driver_pids(snapshot: Snapshot, pids: frozenset[int], proc_fs: ProcFs) -> dict[int, int]:
+    """Maps the pid that the driver lists for each of these processes to the pid that it has here.
 
-    A number that /proc has not may be that of a process of ours in the namespace of its container.
+    A listed pid that /proc does not have may be the pid of one of these processes in its container's namespace.
     """
-    listed = {use.pid for uses in snapshot.uses.values() for use in uses}
+    listed = {usage.pid for usages in snapshot.usages.values() for usage in usages}
     found = {pid: pid for pid in pids & listed}
-    hidden = {pid for pid in listed - pids if not host.exists(pid)}
+    hidden = {pid for pid in listed - pids if not proc_fs.exists(pid)}
     for pid in sorted(pids - set(found)) if hidden else ():
-        found |= dict.fromkeys(set(host.numbers(pid)[1:]) & hidden, pid)
+        found |= dict.fromkeys(set(proc_fs.namespace_pids(pid)[1:]) & hidden, pid)
     return found
 
 
-def _of_devices(
-    snapshot: Snapshot, held: Mapping[str, list[Holder]], whole: Mapping[str, int], host: Host
+def _whole_devices(
+    snapshot: Snapshot, held: Mapping[str, list[Holder]], whole: Mapping[str, int], proc_fs: ProcFs
 ) -> Reading | Unmeasurable:
-    """Everything that is used on the devices where the engine is, whoever holds it."""
+    """All that is used, by any process, of the devices on which the engine is."""
     for uuid in held:
         if uuid not in whole:
             return Unmeasurable(reason=f"the driver does not say how much of {snapshot.device(uuid)} is used")
-    everybody = tuple(holder for uuid in held for holder in others(snapshot, uuid, frozenset(), host))
-    return Reading(whole, everybody, "NVML by device", whole)
+    holders = tuple(holder for uuid in held for holder in other_holders(snapshot, uuid, frozenset(), proc_fs))
+    return Reading(whole, holders, "NVML by device", whole)
 
 
-def _holder(use: Use, pid: int, device: Device, host: Host) -> Holder:
-    return Holder(pid, device.uuid, use.used_bytes or 0, host.command(pid))
+def _holder(usage: ProcessUsage, pid: int, device: Device, proc_fs: ProcFs) -> Holder:
+    return Holder(pid, device.uuid, usage.used_bytes or 0, proc_fs.command(pid))
 
 
-def _no_figure(use: Use, device: Device) -> str:
+def _no_figure(usage: ProcessUsage, device: Device) -> str:
     return (
-        f"the driver gives no figure (N/A) for pid {use.pid} on {device}; "
+        f"the driver gives no figure (N/A) for pid {usage.pid} on {device}; "
         'measure the whole device instead (residual_scope="device")'
     )
 
 
-def _nobody(snapshot: Snapshot, pids: frozenset[int], host: Host) -> str:
-    """Why none of these processes was found on a device."""
-    told = f"pids {', '.join(str(pid) for pid in sorted(pids)[:8])}"
+def _why_not_listed(snapshot: Snapshot, pids: frozenset[int], proc_fs: ProcFs) -> str:
+    """Why the driver lists none of these processes on any device, and what would help."""
+    named = f"pids {', '.join(str(pid) for pid in sorted(pids)[:8])}"
     if not snapshot.devices:
-        return f"the driver shows no device; {told} cannot hold GPU memory here"
+        return f"the driver shows no device; {named} cannot hold GPU memory here"
     if snapshot.refused:
         return next(iter(snapshot.refused.values()))
-    hidden = {use.pid for uses in snapshot.uses.values() for use in uses if not host.exists(use.pid)}
+    hidden = {usage.pid for usages in snapshot.usages.values() for usage in usages if not proc_fs.exists(usage.pid)}
     if hidden:
         shown = ", ".join(str(pid) for pid in sorted(hidden)[:4])
-        return f"none of {told} is listed, and the driver lists pids that are hidden here ({shown}): {SEE_PIDS}"
-    used = any((device.used_bytes or 0) > (1 << 30) for device in snapshot.devices)
-    listed = any(snapshot.uses.values())
-    if used and not listed:
+        return f"none of {named} is listed, and the driver lists pids that are hidden here ({shown}): {SEE_PIDS}"
+    used = any((device.used_bytes or 0) > GIB for device in snapshot.devices)
+    if used and not any(snapshot.usages.values()):
         return f"memory is used and the driver lists no process at all: {SEE_PIDS}"
-    return f"none of {told} holds memory of any of the {len(snapshot.devices)} devices that the driver shows"
+    return f"none of {named} holds memory of any of the {len(snapshot.devices)} devices that the driver shows"

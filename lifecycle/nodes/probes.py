@@ -1,4 +1,4 @@
-"""Which probe measures which engine, and a figure that is believed only once it no longer falls."""
+"""The probe that measures an engine's residual memory, and the wait until its figure is stable."""
 
 from __future__ import annotations
 
@@ -11,54 +11,51 @@ from ..core.deadline import Deadline
 from ..core.policy import Policy
 from ..core.ports import ResidualProbe
 from ..core.readings import Process, Reading
+from ..core.units import MIB
 from ..core.verdicts import Unmeasurable
-from .port import Kind, Node
-from .this_host import ThisHost
+from .locate import by_node
+from .port import Kind
+
+#: A figure that is lower by no more than this has not fallen: it moves so much without anything being returned.
+NOISE_BYTES = MIB
+
+#: Seconds between two readings of a figure that is not stable yet.
+POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class NoProbe:
-    """Measures nothing, and says why."""
+    """Measures nothing; every reading is Unmeasurable with this reason."""
 
     reason: str
 
     async def read(self, processes: Sequence[Process], *, deadline_s: float) -> Reading | Unmeasurable:
-        """Unmeasurable, always."""
+        """Returns Unmeasurable, always."""
         return Unmeasurable(reason=self.reason)
 
 
 class NodeProbe:
-    """Measures every process where it runs: on this host, or through the agent of its node."""
+    """Measures every process on its own node: this host, or another through its agent."""
 
     def __init__(self, kind: Kind, policy: Policy) -> None:
         self._kind = kind
         self._policy = policy
-        self._here = ThisHost()
 
     async def read(self, processes: Sequence[Process], *, deadline_s: float) -> Reading | Unmeasurable:
-        """What the trees hold on all their nodes together. One node that cannot be measured makes it all so."""
-        deadline = Deadline(deadline_s)
-        readings = []
-        for agent in dict.fromkeys(process.agent for process in processes):
-            there = [process for process in processes if process.agent == agent]
-            reading = await self._node(agent).read(
-                there, kind=self._kind, scope=self._policy.residual_scope, deadline_s=deadline.look_s()
+        """Returns what the trees hold on all their nodes; Unmeasurable as soon as one node is."""
+        clock, readings = Deadline(deadline_s), []
+        for node, there in by_node(processes, threshold_gib=self._policy.residual_threshold_gib):
+            reading = await node.read(
+                there, kind=self._kind, scope=self._policy.residual_scope, deadline_s=clock.look_s()
             )
             if isinstance(reading, Unmeasurable):
                 return reading
             readings.append(reading)
         return joined(readings) if readings else Unmeasurable(reason="no process of the engine is known")
 
-    def _node(self, agent: str | None) -> Node:
-        if agent is None:
-            return self._here
-        from .remote import RemoteNode
-
-        return RemoteNode(agent, threshold_gib=self._policy.residual_threshold_gib)
-
 
 def joined(readings: Sequence[Reading]) -> Reading:
-    """One reading of several nodes, which share no device."""
+    """Returns one reading with the devices and holders of all of these; nodes share no device."""
     return Reading(
         {device: size for each in readings for device, size in each.devices.items()},
         tuple(holder for each in readings for holder in each.holders),
@@ -68,39 +65,32 @@ def joined(readings: Sequence[Reading]) -> Reading:
 
 
 def probe_for(capabilities: Capabilities, policy: Policy | None = None) -> ResidualProbe:
-    """The probe for the device that the engine says it runs on."""
+    """Returns the probe for the kind of device that the engine says it runs on."""
     policy = policy or Policy()
     if capabilities.device is None:
         return NoProbe("it does not say what it runs on; pass probe=..., or accept memory_returned=acknowledged")
     probe: ResidualProbe = NodeProbe(capabilities.device, policy)
-    return SteadyProbe(probe, policy.residual_still_s) if policy.residual_still_s else probe
+    return StableReadingProbe(probe, policy.residual_still_s) if policy.residual_still_s else probe
 
 
-#: Bytes by which a figure moves without anything having been returned.
-NOISE_BYTES = 1 << 20
+class StableReadingProbe:
+    """Reads another probe until its figure has not fallen for `stable_s` seconds, or the deadline passes."""
 
-
-POLL_S = 0.05
-
-
-class SteadyProbe:
-    """Asks another probe until its figure has not fallen for `still_s`, or the deadline passes."""
-
-    def __init__(self, probe: ResidualProbe, still_s: float) -> None:
+    def __init__(self, probe: ResidualProbe, stable_s: float) -> None:
         self._probe = probe
-        self._still_s = still_s
+        self._stable_s = stable_s
 
     async def read(self, processes: Sequence[Process], *, deadline_s: float) -> Reading | Unmeasurable:
-        """The last figure: steady, or the one of the deadline."""
-        deadline = Deadline(deadline_s)
-        lowest = await self._probe.read(processes, deadline_s=deadline.left_s)
-        fell_s = deadline.elapsed_s
+        """Returns the last reading, which is stable unless the deadline passed. Unmeasurable is returned at once."""
+        clock = Deadline(deadline_s)
+        lowest = await self._probe.read(processes, deadline_s=clock.left_s)
+        fell_at_s = clock.elapsed_s
         reading = lowest
         while isinstance(reading, Reading) and isinstance(lowest, Reading):
-            if deadline.elapsed_s - fell_s >= self._still_s or deadline.left_s <= POLL_S:
+            if clock.elapsed_s - fell_at_s >= self._stable_s or clock.left_s <= POLL_S:
                 break
             await asyncio.sleep(POLL_S)
-            reading = await self._probe.read(processes, deadline_s=deadline.left_s)
+            reading = await self._probe.read(processes, deadline_s=clock.left_s)
             if isinstance(reading, Reading) and reading.resident_bytes < lowest.resident_bytes - NOISE_BYTES:
-                lowest, fell_s = reading, deadline.elapsed_s
+                lowest, fell_at_s = reading, clock.elapsed_s
         return reading

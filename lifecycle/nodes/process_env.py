@@ -1,79 +1,74 @@
-"""How a running engine was started: the variables of its processes that decide what a release does."""
+"""How a running engine was started: the environment variables of its processes that decide what a release does."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.readings import Process
 from ..core.verdicts import NotApplicable, Refuted, Unmeasurable, Verdict
 from .cuda_wheel import cuda_of_process
 from .driver import NvmlDriver
-from .hook_mode import MILES_MODE, MODE, configured, escaped, judge, resolve, visible_gpus
-from .process_memory import tree
+from .hook_mode import MODE, configured, escaped, judge, mode_variable, resolve, visible_gpus
+from .port import ProcessEnv
+from .processes import none_left, of_other_user, pids_of_trees
 
 #: torch reads both names; torch_memory_saver 0.0.10 checks only the first. Source: its entrypoint, and torch 2.9.
 ALLOCATOR_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 PRELOAD, NCCL_GRAPHS = "LD_PRELOAD", "NCCL_GRAPH_REGISTER"
 
-#: All that is told of a process's environment to others, with what begins with `TMS_`: the rest may hold secrets.
-TOLD = frozenset({PRELOAD, NCCL_GRAPHS, *ALLOCATOR_NAMES})
+#: The variables that may leave the host, beside those that begin with SHAREABLE_PREFIX: any other may hold a secret.
+SHAREABLE = frozenset({PRELOAD, NCCL_GRAPHS, *ALLOCATOR_NAMES})
+SHAREABLE_PREFIX = "TMS_"
 
 #: With it torch_memory_saver keeps its backup's host memory; without, a resume frees it. Source: its README, 0.0.10.
 RETAIN = "TMS_RETAIN_CPU_BACKUP"
 
 
-@dataclass(frozen=True, slots=True)
-class Launched:
-    """One process of an engine: its environment, and the CUDA version of the torch that it has loaded."""
-
-    pid: int
-    environ: Mapping[str, str]
-    cuda: str | None
-
-
-def launched_with(processes: Sequence[Process]) -> tuple[Launched, ...] | Unmeasurable:
-    """How every process below these was started; those that were born with the same variables stand there once each."""
+def process_env(processes: Sequence[Process]) -> tuple[ProcessEnv, ...] | Unmeasurable:
+    """Returns the whole environment with which each process of these trees was started; it may hold secrets."""
     found = []
-    for pid in sorted({pid for process in processes for pid in tree(process)}):
+    for pid in sorted(pids_of_trees(processes)):
         try:
-            found.append(Launched(pid, environ_of(pid), cuda_of_process(pid)))
+            found.append(ProcessEnv(pid, environ_of(pid), cuda_of_process(pid)))
         except PermissionError:
-            return Unmeasurable(reason=f"pid {pid} belongs to another user; run as that user or as root")
+            return of_other_user(pid)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended between the listing and the reading
-    return tuple(found) or Unmeasurable(reason="no process of the engine is left to look at")
+    return tuple(found) or none_left(processes)
 
 
-def told_of(processes: Sequence[Process]) -> tuple[Launched, ...] | Unmeasurable:
-    """`launched_with`, with the variables that decide what a release does and no others."""
-    found = launched_with(processes)
+def shareable_process_env(processes: Sequence[Process]) -> tuple[ProcessEnv, ...] | Unmeasurable:
+    """Returns the same as `process_env`, with the variables that decide what a release does and no others."""
+    found = process_env(processes)
     if isinstance(found, Unmeasurable):
         return found
-    return tuple(Launched(each.pid, _told(each.environ), each.cuda) for each in found)
+    return tuple(ProcessEnv(each.pid, _shareable(each.environ), each.cuda) for each in found)
 
 
-def _told(environ: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environ.items() if name in TOLD or name.startswith("TMS_")}
+def _shareable(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name in SHAREABLE or name.startswith(SHAREABLE_PREFIX)}
 
 
 def environ_of(pid: int) -> dict[str, str]:
-    """The variables with which this process was started."""
+    """Returns the variables with which this process was started. Raises OSError where they cannot be read."""
     raw = Path(f"/proc/{pid}/environ").read_bytes()
     pairs = (part.partition(b"=") for part in raw.split(b"\0") if b"=" in part)
     return {name.decode(errors="replace"): value.decode(errors="replace") for name, _, value in pairs}
 
 
 def hook_mode_verdict(processes: Sequence[Process], *, nvml: NvmlDriver | None = None) -> Verdict:
-    """Whether the hook mode of every process below these is safe on the GPUs that it sees; the worst of them."""
-    found = launched_with(processes)
+    """Returns whether the hook mode of every process of these trees is safe on the GPUs that it sees.
+
+    Of several verdicts it is the worst: Refuted, then Unmeasurable, then one about a process that sees a GPU.
+    """
+    found = process_env(processes)
     if isinstance(found, Unmeasurable):
         return found
-    # Which CUDA a child will load is told by the one of them that has loaded torch.
+    # A process that has not loaded torch yet will load the one that another process of its tree has loaded.
     cuda = next((each.cuda for each in found if each.cuda is not None), None)
-    verdicts = [_of_one(each, each.cuda or cuda, nvml) for each in found]
+    verdicts = [_verdict_of(each, each.cuda or cuda, nvml) for each in found]
     for worst in (Refuted, Unmeasurable):
         bad = next((verdict for verdict in verdicts if isinstance(verdict, worst)), None)
         if bad is not None:
@@ -81,41 +76,51 @@ def hook_mode_verdict(processes: Sequence[Process], *, nvml: NvmlDriver | None =
     return next((verdict for verdict in verdicts if not isinstance(verdict, NotApplicable)), verdicts[0])
 
 
-def _of_one(process: Launched, cuda: str | None, nvml: NvmlDriver | None) -> Verdict:
-    gpus = visible_gpus(process.environ, nvml=nvml)
+def _verdict_of(process: ProcessEnv, cuda: str | None, nvml: NvmlDriver | None) -> Verdict:
+    environ, variable = process.environ, mode_variable(process.environ)
+    gpus = visible_gpus(environ, nvml=nvml)
     if isinstance(gpus, Unmeasurable):
         return gpus
-    asked = process.environ.get(MILES_MODE)
-    if MODE in process.environ:
+    mode = environ.get(variable)
+    if variable == MODE:
         try:
-            configured(process.environ)
+            configured(environ)
         except ValueError as error:
             return Refuted(reason=f"pid {process.pid} was started with {error}")
-        asked = resolve(process.environ, gpus, cuda)
-    loaded = _preloaded(process.environ)
-    verdict = judge("preload" if loaded else asked, gpus, cuda, escaped(process.environ))
-    if asked == "torch" and isinstance(verdict, Refuted):
-        # Its variables ask for torch, and whoever started it preloads all the same: SGLang does, on NVIDIA GPUs.
-        told = f"pid {process.pid} was to use hook mode torch and was started with {PRELOAD}={loaded[0]}"
-        return Refuted(reason=f"{told}; start it without that library. {verdict.reason}")
+        mode = resolve(environ, gpus, cuda)
+    libraries, _ = preloaded(environ)
+    verdict = judge("preload" if libraries else mode, gpus, cuda, escaped(environ), variable=variable)
+    if mode == "torch" and isinstance(verdict, Refuted):
+        # The parent may preload the library whatever the variables say.
+        # Source: sglang 0.5.23 sets LD_PRELOAD for its children on NVIDIA GPUs.
+        contradiction = f"pid {process.pid} was to use hook mode torch and was started with {PRELOAD}={libraries[0]}"
+        return Refuted(reason=f"{contradiction}; start it without that library. {verdict.reason}")
     return verdict
 
 
 def preloads_twice(environ: Mapping[str, str]) -> bool:
-    """Whether two libraries of torch_memory_saver are preloaded: with more than one it refuses to start."""
-    return len(_preloaded(environ)) > 1
+    """Returns whether two libraries of torch_memory_saver are preloaded, with which it refuses to start."""
+    return len(preloaded(environ)[0]) > 1
 
 
-def _preloaded(environ: Mapping[str, str]) -> list[str]:
-    """The libraries of torch_memory_saver that are preloaded."""
-    return [path for path in environ.get(PRELOAD, "").replace(" ", ":").split(":") if "torch_memory_saver" in path]
+def preloaded(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Returns the libraries of torch_memory_saver in LD_PRELOAD, and the others.
+
+    Colons or spaces separate them. Source: ld.so(8).
+    """
+    paths = [path for path in environ.get(PRELOAD, "").replace(" ", ":").split(":") if path]
+    savers = [path for path in paths if "torch_memory_saver" in path]
+    return savers, [path for path in paths if path not in savers]
 
 
 def retains_backup(processes: Sequence[Process]) -> bool:
-    """Whether these processes are known to keep the host memory of a backup from release to release."""
+    """Returns whether these processes are known to keep the host memory of a backup from release to release.
+
+    False where a process is on another node or its environment cannot be read.
+    """
     if any(process.agent is not None for process in processes):
         return False
-    return any(_environ_or_none(pid).get(RETAIN) == "1" for process in processes for pid in tree(process))
+    return any(_environ_or_none(pid).get(RETAIN) == "1" for pid in pids_of_trees(processes))
 
 
 def _environ_or_none(pid: int) -> Mapping[str, str]:
@@ -126,7 +131,10 @@ def _environ_or_none(pid: int) -> Mapping[str, str]:
 
 
 def expandable(environ: Mapping[str, str]) -> str | None:
-    """The allocator setting that torch_memory_saver cannot live with, as it stands there; None where there is none."""
+    """Returns `NAME=VALUE` of the allocator setting that turns expandable segments on; None where they are off.
+
+    Memory in expandable segments cannot be released by torch_memory_saver.
+    """
     for name in ALLOCATOR_NAMES:
         settings = environ.get(name, "").replace(" ", "").lower()
         if "expandable_segments:true" in settings or "expandable_segments:1" in settings:

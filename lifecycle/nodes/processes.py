@@ -1,38 +1,72 @@
-"""From an address to the processes behind it, on this host."""
+"""Processes of this host: their trees, whether they still exist, which of them listen on a port, their commands."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import psutil
 
 from ..core.readings import Process
-from .process_memory import tree
+from ..core.verdicts import Unmeasurable
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", "::"}
 
 
-def here() -> str:
-    """The name by which processes of this host are known."""
+def node_name() -> str:
+    """Returns the name by which processes of this host are known (`Process.node`)."""
     return socket.gethostname()
 
 
 def is_local(host: str) -> bool:
-    """Whether this address is one of this host's own."""
-    if host in LOOPBACK or host == here():
+    """Returns whether this address is one of this host's own."""
+    if host in LOOPBACK or host == node_name():
         return True
     addresses = {address.address for each in psutil.net_if_addrs().values() for address in each}
     return host in addresses
 
 
 def by_pid(pid: int) -> Process:
-    """The process of this pid now, with its start time, so that a later one of the same pid is not taken for it."""
-    return Process(node=here(), pid=pid, start_time=psutil.Process(pid).create_time())
+    """Returns the process that has this pid now; its start time tells it from a later process of the same pid.
+
+    Raises psutil.NoSuchProcess where there is none.
+    """
+    return Process(node=node_name(), pid=pid, start_time=psutil.Process(pid).create_time())
+
+
+def tree_pids(root: Process) -> set[int]:
+    """Returns the pids of this process and of all below it; empty if it ended or its pid belongs to another process."""
+    try:
+        process = _existing(root)
+        return set() if process is None else {process.pid, *(child.pid for child in process.children(recursive=True))}
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def pids_of_trees(roots: Iterable[Process]) -> frozenset[int]:
+    """Returns the pids of these processes and of all below them."""
+    return frozenset(pid for root in roots for pid in tree_pids(root))
+
+
+def process_trees(roots: Sequence[Process]) -> tuple[Process, ...]:
+    """Returns these processes and, for those of this host, every process below them now.
+
+    A child may outlive its parent. Who keeps this list can tell later whether anything of the tree still exists.
+    """
+    local = [root for root in roots if root.agent is None]
+    below = sorted(pids_of_trees(local) - {root.pid for root in local})
+    return (*roots, *_still_there(below))
+
+
+def root_processes(processes: Sequence[Process]) -> tuple[Process, ...]:
+    """Returns those of these processes that are below no other of them."""
+    below = {pid for process in processes for pid in tree_pids(process) - {process.pid}}
+    return tuple(process for process in processes if process.pid not in below)
 
 
 def listening_on(port: int) -> tuple[Process, ...]:
-    """The processes of this host that listen on a TCP port; the topmost only where several of one tree do."""
+    """Returns the processes of this host that listen on a TCP port, without those that are below another of them."""
     pids = {
         connection.pid
         for connection in psutil.net_connections(kind="tcp")
@@ -41,25 +75,63 @@ def listening_on(port: int) -> tuple[Process, ...]:
         and connection.laddr.port == port
         and connection.pid is not None
     }
+    return root_processes(_still_there(pids))
+
+
+def is_alive(process: Process) -> bool:
+    """Returns whether this process still exists; a zombie holds no memory and counts as ended."""
+    try:
+        return _existing(process) is not None
+    except psutil.NoSuchProcess:
+        return False
+
+
+def command_of(pid: int) -> str:
+    """Returns the first words of the command line, at most 80 characters, for messages.
+
+    A process that ended, or that another pid namespace hides, is "not visible from here".
+    """
+    try:
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return "not visible from here"
+    words = [part.decode(errors="replace") for part in raw.split(b"\0")[:4] if part]
+    return " ".join(words)[:80] or "no command line"
+
+
+def on_other_node(processes: Sequence[Process]) -> Unmeasurable | None:
+    """Returns why these processes cannot be measured here: one of them runs on another node. None if all are local."""
+    away = next((process for process in processes if process.node != node_name()), None)
+    if away is None:
+        return None
+    return Unmeasurable(reason=f"pid {away.pid} runs on {away.node}; give its URL agent=HOST:PORT")
+
+
+def none_left(processes: Sequence[Process]) -> Unmeasurable:
+    """Returns why nothing was measured: all these processes have ended. That is never reported as 0 bytes."""
+    pids = ", ".join(str(process.pid) for process in processes) or "none known"
+    return Unmeasurable(reason=f"no process of the engine is left to measure (pids: {pids})")
+
+
+def of_other_user(pid: int) -> Unmeasurable:
+    """Returns why this process cannot be measured: /proc shows its memory and environment to its own user only."""
+    return Unmeasurable(reason=f"pid {pid} belongs to another user; run as that user or as root")
+
+
+def _existing(process: Process) -> psutil.Process | None:
+    """The process of this pid, unless it is a zombie or has another start time. Raises psutil.NoSuchProcess."""
+    found = psutil.Process(process.pid)
+    # The kernel counts start times in hundredths of a second, so that two readings of one may differ a little.
+    same = abs(found.create_time() - process.start_time) < 0.5
+    return found if same and found.status() != psutil.STATUS_ZOMBIE else None
+
+
+def _still_there(pids: Iterable[int]) -> list[Process]:
+    """Those of these processes that have not ended meanwhile."""
     found = []
     for pid in pids:
         try:
             found.append(by_pid(pid))
         except psutil.NoSuchProcess:
             continue
-    return topmost(found)
-
-
-def topmost(processes: list[Process]) -> tuple[Process, ...]:
-    """Those that hang below no other of them."""
-    below = {pid for process in processes for pid in tree(process) - {process.pid}}
-    return tuple(process for process in processes if process.pid not in below)
-
-
-async def find_listening(port: int, *, deadline_s: float) -> tuple[Process, ...]:
-    """`listening_on` in a thread, bounded; empty when it took too long."""
-    try:
-        async with asyncio.timeout(deadline_s):
-            return await asyncio.to_thread(listening_on, port)
-    except TimeoutError:
-        return ()
+    return found

@@ -1,4 +1,4 @@
-"""Another host, asked through its agent."""
+"""Another node, queried through its agent."""
 
 from __future__ import annotations
 
@@ -10,19 +10,34 @@ from typing import Any, TypeVar
 
 from ..core.readings import Process, Reading
 from ..core.verdicts import Unmeasurable, Verdict
-from .agent_protocol import PROTOCOL, holders_in, launched_in, processes_in, processes_out, reading_in, verdict_in
-from .nvml import Scope
-from .port import Free, Kind
-from .process_env import Launched
+from .agent_protocol import (
+    PROTOCOL,
+    Question,
+    decode_free_memory,
+    decode_process_env,
+    decode_processes,
+    decode_reading,
+    decode_verdict,
+    encode_processes,
+)
+from .port import FreeMemory, Kind, ProcessEnv, Scope
 
 #: The variable that holds the token, on both ends.
 TOKEN = "LIFECYCLE_AGENT_TOKEN"
+
+#: Bytes of an agent's reply that are read.
+MAX_REPLY_BYTES = 1 << 22
 
 T = TypeVar("T")
 
 
 class RemoteNode:
-    """The host whose agent listens at `address` ("host:port"). `threshold_gib` is told to it with every reading."""
+    """The node whose agent listens at `address` ("HOST:PORT"). See `port.Node` for what each method returns.
+
+    `token` defaults to the variable LIFECYCLE_AGENT_TOKEN, read at each question. `threshold_gib` is the residual
+    threshold that the agent is given with every reading. An agent that cannot be reached, that refuses the token or
+    that has another protocol makes every answer Unmeasurable, with the remedy.
+    """
 
     def __init__(self, address: str, *, token: str | None = None, threshold_gib: float | None = None) -> None:
         self.address = address
@@ -30,112 +45,109 @@ class RemoteNode:
         self._threshold_gib = threshold_gib
 
     async def about(self, *, deadline_s: float) -> Mapping[str, Any] | Unmeasurable:
-        """What the agent says of itself: version, node, threshold in force, driver, devices."""
-        return await self._ask("about", {}, lambda told: dict(told), deadline_s)
+        """Returns what the agent says of itself: version, node, threshold in force, driver, devices."""
+        return await self._ask("about", {}, dict, deadline_s)
 
     async def find(self, *, port: int, deadline_s: float) -> tuple[Process, ...] | Unmeasurable:
-        """The topmost processes that listen on this port there."""
-        return await self._ask("find", {"port": port}, self._processes, deadline_s)
+        """Returns the root processes that listen on this port there."""
+        return await self._ask("find", {"port": port}, self._found, deadline_s)
 
     async def find_pid(self, *, pid: int, deadline_s: float) -> tuple[Process, ...] | Unmeasurable:
-        """The process of this pid there, with its start time."""
-        return await self._ask("find", {"pid": pid}, self._processes, deadline_s)
+        """Returns the process of this pid there, with its start time."""
+        return await self._ask("find", {"pid": pid}, self._found, deadline_s)
 
     async def any_alive(self, processes: Sequence[Process], *, deadline_s: float) -> bool | None:
-        """Whether any of these very processes still exists there; None where the agent does not answer."""
-        body = {"processes": processes_out(processes)}
-        told = await self._ask("alive", body, lambda answer: bool(answer["alive"]), deadline_s)
-        return None if isinstance(told, Unmeasurable) else told
+        """Returns whether any of these processes still exists there; None where the agent does not answer."""
+        body = _about_processes(processes, deadline_s)
+        alive = await self._ask("alive", body, lambda answer: bool(answer["alive"]), deadline_s)
+        return None if isinstance(alive, Unmeasurable) else alive
 
     async def read(
         self, processes: Sequence[Process], *, kind: Kind, scope: Scope, deadline_s: float
     ) -> Reading | Unmeasurable:
-        """What the trees below these processes hold there."""
-        body = {
-            "processes": processes_out(processes),
-            "kind": kind,
-            "scope": scope,
-            "deadline_s": deadline_s,
-            "threshold_gib": self._threshold_gib,
-        }
-        return await self._ask("residual", body, reading_in, deadline_s)
+        """Returns the bytes that the trees hold there."""
+        body = _about_processes(processes, deadline_s, kind=kind, scope=scope, threshold_gib=self._threshold_gib)
+        return await self._ask("residual", body, decode_reading, deadline_s)
 
     async def hook_mode(self, processes: Sequence[Process], *, deadline_s: float) -> Verdict:
-        """Whether the hook mode with which these trees were started is safe on their GPUs."""
-        body = {"processes": processes_out(processes), "deadline_s": deadline_s}
-        return await self._ask("hook_mode", body, verdict_in, deadline_s)
+        """Returns the agent's verdict on the hook mode of these trees."""
+        return await self._ask("hook_mode", _about_processes(processes, deadline_s), decode_verdict, deadline_s)
 
-    async def launched(self, processes: Sequence[Process], *, deadline_s: float) -> tuple[Launched, ...] | Unmeasurable:
-        """How every process of these trees was started there."""
-        body = {"processes": processes_out(processes), "deadline_s": deadline_s}
-        return await self._ask("launched", body, launched_in, deadline_s)
+    async def process_env(
+        self, processes: Sequence[Process], *, deadline_s: float
+    ) -> tuple[ProcessEnv, ...] | Unmeasurable:
+        """Returns the variables that the agent may share of every process of these trees."""
+        return await self._ask("process_env", _about_processes(processes, deadline_s), decode_process_env, deadline_s)
 
-    async def free(
+    async def free_memory(
         self, devices: Sequence[str], processes: Sequence[Process], *, need_bytes: int, deadline_s: float
-    ) -> Mapping[str, Free] | Unmeasurable:
-        """What is free of each of these devices there."""
-        body = {
-            "devices": list(devices),
-            "processes": processes_out(processes),
-            "need_bytes": need_bytes,
-            "deadline_s": deadline_s,
-        }
-        return await self._ask("free", body, _free_in, deadline_s)
+    ) -> Mapping[str, FreeMemory] | Unmeasurable:
+        """Returns the free bytes of each of these devices there."""
+        body = _about_processes(processes, deadline_s, devices=list(devices), need_bytes=need_bytes)
+        return await self._ask("free_memory", body, decode_free_memory, deadline_s)
 
-    def _processes(self, told: Mapping[str, Any]) -> tuple[Process, ...]:
-        return processes_in(told["processes"], node=str(told["node"]), agent=self.address)
+    def _found(self, answer: Mapping[str, Any]) -> tuple[Process, ...]:
+        return decode_processes(answer["processes"], node=str(answer["node"]), agent=self.address)
 
     async def _ask(
-        self, what: str, body: Mapping[str, Any], take: Callable[[Mapping[str, Any]], T], deadline_s: float
+        self, question: Question, body: Mapping[str, Any], decode: Callable[[Mapping[str, Any]], T], deadline_s: float
     ) -> T | Unmeasurable:
+        """The decoded answer, or why there is none."""
         try:
             async with asyncio.timeout(deadline_s):
-                status, told = await self._post(what, body)
+                status, answer = await self._post(question, body)
         except TimeoutError:
-            return Unmeasurable(reason=f"the agent at {self.address} gave no answer in {deadline_s:.1f} s")
+            return self._no_answer(f"gave no answer in {deadline_s:.1f} s")
         except OSError as error:
-            return Unmeasurable(
-                reason=f"the agent at {self.address} cannot be reached ({error}); run `lifecycle agent` there"
-            )
-        refusal = self._refusal(status, told)
+            return self._no_answer(f"cannot be reached ({error}); run `lifecycle agent` there")
+        refusal = self._refusal(status, answer)
         if refusal is not None:
-            return Unmeasurable(reason=refusal)
+            return refusal
         try:
-            return take(told)
+            return decode(answer)
         except (KeyError, TypeError, ValueError) as error:
-            return Unmeasurable(reason=f"the agent at {self.address} gave an answer that means nothing ({error!r})")
+            return self._no_answer(f"gave an answer that cannot be decoded ({error!r})")
 
-    def _refusal(self, status: int, told: Any) -> str | None:
-        who = f"the agent at {self.address}"
+    def _refusal(self, status: int, answer: Any) -> Unmeasurable | None:
+        """Why this reply carries no answer; None where it does."""
         if status in (401, 403):
-            return f"{who} refuses the token; set {TOKEN} to the one that it was started with"
-        if not isinstance(told, dict) or "protocol" not in told:
-            return f"what listens at {self.address} is no lifecycle agent (it answered {status})"
-        if told["protocol"] != PROTOCOL:
-            return (
-                f"{who} speaks protocol {told['protocol']} (engine-lifecycle {told.get('version', 'unknown')}), "
+            return self._no_answer(f"refuses the token; set {TOKEN} to the one that it was started with")
+        if not isinstance(answer, dict) or "protocol" not in answer:
+            return Unmeasurable(reason=f"what listens at {self.address} is no lifecycle agent (it answered {status})")
+        if answer["protocol"] != PROTOCOL:
+            return self._no_answer(
+                f"speaks protocol {answer['protocol']} (engine-lifecycle {answer.get('version', 'unknown')}), "
                 f"and this is {PROTOCOL}; install the same version of engine-lifecycle on both"
             )
-        return None if status == 200 else f"{who} answered {status}: {told.get('detail', 'no reason given')}"
+        if status != 200:
+            return self._no_answer(f"answered {status}: {answer.get('detail', 'no reason given')}")
+        return None
 
-    async def _post(self, what: str, body: Mapping[str, Any]) -> tuple[int, Any]:
-        import aiohttp  # only where an agent is asked: it takes 0.24 s
+    def _no_answer(self, reason: str) -> Unmeasurable:
+        return Unmeasurable(reason=f"the agent at {self.address} {reason}")
+
+    async def _post(self, question: str, body: Mapping[str, Any]) -> tuple[int, Any]:
+        """The status and the JSON of the reply, None in place of what is no JSON. Raises OSError without a reply."""
+        import aiohttp  # imported on first use: it takes 0.24 s
 
         token = self._token if self._token is not None else os.environ.get(TOKEN, "")
         headers = {"Authorization": f"Bearer {token}"}
-        url = f"http://{self.address}/v1/{what}"
-        async with (
-            aiohttp.ClientSession(headers=headers) as session,
-            session.post(url, json=dict(body), allow_redirects=False) as response,
-        ):
-            raw = await response.content.read(1 << 22)
+        url = f"http://{self.address}/v1/{question}"
         try:
-            return response.status, json.loads(raw)
+            async with (
+                aiohttp.ClientSession(headers=headers) as session,
+                session.post(url, json=dict(body), allow_redirects=False) as response,
+            ):
+                status, raw = response.status, await response.content.read(MAX_REPLY_BYTES)
+        except aiohttp.ClientError as error:
+            # Not every one of them is an OSError: a connection that the agent closes is not.
+            raise ConnectionError(str(error)) from error
+        try:
+            return status, json.loads(raw)
         except ValueError:
-            return response.status, None
+            return status, None
 
 
-def _free_in(told: Mapping[str, Any]) -> Mapping[str, Free] | Unmeasurable:
-    if "unmeasurable" in told:
-        return Unmeasurable(reason=str(told["unmeasurable"]))
-    return {device: Free(int(each["free_bytes"]), holders_in(each["holders"])) for device, each in told["free"].items()}
+def _about_processes(processes: Sequence[Process], deadline_s: float, **rest: Any) -> dict[str, Any]:
+    """The body of a question about these processes."""
+    return {"processes": encode_processes(processes), "deadline_s": deadline_s, **rest}

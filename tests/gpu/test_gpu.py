@@ -158,7 +158,7 @@ async def test_room_names_who_holds_the_rest(hold: Hold, report: Any) -> None:
     trainer.tell("alloc 4096")
     uuid = next(iter(reading(engine.pid).devices))
     host = ThisHost()
-    free = await host.free([uuid], [by_pid(engine.pid)], need_bytes=1 << 50, deadline_s=10)
+    free = await host.free_memory([uuid], [by_pid(engine.pid)], need_bytes=1 << 50, deadline_s=10)
     assert not isinstance(free, Unmeasurable)
     shown = smi(SMI_GPUS)[0][1]
     assert free[uuid].free_bytes // MIB == pytest.approx(shown, abs=2)

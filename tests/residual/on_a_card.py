@@ -18,9 +18,9 @@ class OnGpu(LoopbackAdapter):
     """The loopback engine, which says that it runs on a GPU and holds what a large model holds."""
 
     async def connect(self, *, deadline_s: float) -> Capabilities:
-        told = await super().connect(deadline_s=deadline_s)
+        reported = await super().connect(deadline_s=deadline_s)
         tags = (TagSpec("weights", "weights", "discarded", WEIGHTS), TagSpec("kv_cache", "kv", "discarded", KV))
-        return self._now(replace(told, device="cuda", tags=tags))
+        return self._now(replace(reported, device="cuda", tags=tags))
 
     def _now(self, capabilities: Capabilities) -> Capabilities:
         self._capabilities = capabilities

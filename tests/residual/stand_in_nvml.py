@@ -23,7 +23,7 @@ class NVMLError(Exception):
 
 
 def gpu(index: int = 0, **changes: Any) -> dict[str, Any]:
-    """A Hopper GPU of which nobody uses anything; `changes` replace parts of the record."""
+    """A Hopper GPU whose memory is unused; `changes` replace parts of the record."""
     memory = {"total": 80 * GIB, "used": 0, "free": 80 * GIB}
     card = {
         "index": index,
@@ -45,7 +45,7 @@ def use(pid: int, used: int | None) -> dict[str, Any]:
 
 @dataclass
 class StandInNvml:
-    """pynvml, as far as it is used, over a record. `calls` counts what was asked."""
+    """pynvml, as far as it is used, over a record. `calls` lists what was called."""
 
     record: dict[str, Any]
     calls: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The agent of another node: what it answers and to whom, and that the threshold arrives there."""
+"""The agent of another node: its answers, the token and protocol it asks for, and the threshold that reaches it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -20,7 +21,7 @@ from lifecycle.cli import agent
 from lifecycle.core.readings import Reading
 from lifecycle.fleet.registry import adapter_for
 from lifecycle.launch.miles import forwarded
-from lifecycle.nodes import remote as remote
+from lifecycle.nodes import remote
 from lifecycle.nodes.address import parse
 from lifecycle.nodes.processes import by_pid
 from lifecycle.nodes.remote import TOKEN, RemoteNode
@@ -62,8 +63,8 @@ async def test_the_threshold_reaches_the_agent_by_environment_argument_and_quest
     environ = Settings(residual_threshold_gib=1.75).environment()
     assert environ.items() >= forwarded(1.75).items()
     address = start_agent(**environ)
-    told = await RemoteNode(address, token="s3cret").about(deadline_s=10)
-    assert told["threshold_gib"] == 1.75
+    about = await RemoteNode(address, token="s3cret").about(deadline_s=10)
+    assert about["threshold_gib"] == 1.75
     process = (by_pid(os.getpid()),)
     node = RemoteNode(address, token="s3cret", threshold_gib=0.25)
     assert isinstance(await node.read(process, kind="cpu", scope="process", deadline_s=10), Reading)
@@ -72,13 +73,13 @@ async def test_the_threshold_reaches_the_agent_by_environment_argument_and_quest
     assert (await RemoteNode(other, token="s3cret").about(deadline_s=10))["threshold_gib"] == 0.5
 
 
-@pytest.mark.parametrize("told", [float("nan"), float("inf"), 0, -1, "3GB", ""])
-async def test_a_threshold_that_means_nothing_does_not_arrive(address: str, told: Any) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0, -1, "3GB", ""])
+async def test_a_threshold_that_means_nothing_does_not_arrive(address: str, value: Any) -> None:
     before = (await RemoteNode(address, token="s3cret").about(deadline_s=10))["threshold_gib"]
-    node = RemoteNode(address, token="s3cret", threshold_gib=told)
+    node = RemoteNode(address, token="s3cret", threshold_gib=value)
     refused = await node.read([by_pid(os.getpid())], kind="cpu", scope="process", deadline_s=10)
     assert isinstance(refused, Unmeasurable)
-    assert f"threshold_gib must be a finite number > 0, got {told!r}" in refused.reason
+    assert f"threshold_gib must be a finite number > 0, got {value!r}" in refused.reason
     assert (await node.about(deadline_s=10))["threshold_gib"] == before
 
 
@@ -100,7 +101,7 @@ async def test_an_engine_measured_through_its_agent(
         released = await driven.release(weights=_pushed())
         assert released.returned_bytes >= 0.9 * (128 << 20)
         engine.kill()
-        assert str(await driven.verify()) == "gone", "the agent tells the end of a process from silence"
+        assert str(await driven.verify()) == "gone", "the agent reports that the process ended"
     finally:
         await driven.aclose()
 
@@ -122,18 +123,18 @@ async def test_an_agent_with_another_token(address: str) -> None:
 
 
 async def test_an_agent_of_another_version(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    monkeypatch.setattr(remote, "PROTOCOL", 2)
+    monkeypatch.setattr(remote, "PROTOCOL", 3)
     verdict = await RemoteNode(address, token="s3cret").hook_mode(MINE, deadline_s=10)
     assert isinstance(verdict, Unmeasurable)
-    assert "speaks protocol 1" in verdict.reason
-    assert "this is 2" in verdict.reason
+    assert "speaks protocol 2" in verdict.reason
+    assert "this is 3" in verdict.reason
 
 
 async def test_no_agent_there() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    verdict = await RemoteNode(address).free(["host:x"], MINE, need_bytes=1, deadline_s=5)
+    verdict = await RemoteNode(address).free_memory(["host:x"], MINE, need_bytes=1, deadline_s=5)
     assert isinstance(verdict, Unmeasurable)
     assert "lifecycle agent" in verdict.reason
     assert await RemoteNode(address).any_alive(MINE, deadline_s=5) is None
@@ -144,6 +145,31 @@ async def test_an_agent_that_never_answers() -> None:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         verdict = await RemoteNode(address).find(port=1, deadline_s=0.3)
     assert "no answer in 0.3 s" in verdict.reason
+
+
+async def test_an_agent_that_closes_the_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closing:
+        address = f"127.0.0.1:{closing.getsockname()[1]}"
+
+        def read_and_close() -> None:
+            connection = closing.accept()[0]
+            connection.recv(1 << 16)
+            connection.close()
+
+        thread = threading.Thread(target=read_and_close)
+        thread.start()
+        verdict = await RemoteNode(address).find(port=1, deadline_s=5)
+        thread.join(10)
+    assert isinstance(verdict, Unmeasurable)
+    assert "cannot be reached" in verdict.reason
+
+
+async def test_the_agent_says_whether_a_reading_is_over_the_threshold(address: str) -> None:
+    for threshold_gib, over in ((0.000_001, True), (1000.0, False)):
+        body = {"processes": [{"pid": os.getpid(), "start_time": by_pid(os.getpid()).start_time}]}
+        question = {**body, "kind": "cpu", "scope": "process", "threshold_gib": threshold_gib}
+        answer = await RemoteNode(address, token="s3cret")._ask("residual", question, dict, 10)
+        assert (answer["over_threshold"], answer["threshold_gib"]) == (over, threshold_gib)
 
 
 async def test_what_listens_is_no_agent(engine: LoopbackProcess) -> None:
@@ -165,9 +191,9 @@ async def test_what_listens_is_no_agent(engine: LoopbackProcess) -> None:
     ],
 )
 async def test_questions_that_mean_nothing(address: str, name: str, body: Any, said: str) -> None:
-    told = await RemoteNode(address, token="s3cret")._ask(name, body, dict, 10)
-    assert isinstance(told, Unmeasurable)
-    assert said in told.reason
+    answer = await RemoteNode(address, token="s3cret")._ask(name, body, dict, 10)
+    assert isinstance(answer, Unmeasurable)
+    assert said in answer.reason
 
 
 @pytest.mark.parametrize(
@@ -182,13 +208,13 @@ async def test_questions_that_mean_nothing(address: str, name: str, body: Any, s
 )
 def test_a_body_that_is_no_question(address: str, raw: bytes, said: str) -> None:
     host, port = address.rsplit(":", 1)
-    asking = http.client.HTTPConnection(host.rpartition("/")[2], int(port), timeout=10)
-    asking.request("POST", "/v1/about", raw, {"Authorization": "Bearer s3cret"})
-    answer = asking.getresponse()
-    told = answer.read().decode()
-    asking.close()
-    assert answer.status == 400
-    assert said in told
+    connection = http.client.HTTPConnection(host.rpartition("/")[2], int(port), timeout=10)
+    connection.request("POST", "/v1/about", raw, {"Authorization": "Bearer s3cret"})
+    reply = connection.getresponse()
+    body = reply.read().decode()
+    connection.close()
+    assert reply.status == 400
+    assert said in body
 
 
 async def test_a_pid_that_is_not_there_is_refused_at_connect(
@@ -203,15 +229,15 @@ async def test_a_pid_that_is_not_there_is_refused_at_connect(
 
 @pytest.mark.parametrize(
     ("what", "says"),
-    [("token", "refuses the token"), ("version", "speaks protocol 1"), ("nobody", "cannot be reached")],
+    [("token", "refuses the token"), ("version", "speaks protocol 2"), ("no agent", "cannot be reached")],
 )
 async def test_an_engine_whose_agent_does_not_help_is_refused_at_connect(
     monkeypatch: pytest.MonkeyPatch, address: str, engine: LoopbackProcess, what: str, says: str
 ) -> None:
     monkeypatch.setenv(TOKEN, "guess" if what == "token" else "s3cret")
     if what == "version":
-        monkeypatch.setattr(remote, "PROTOCOL", 2)
-    if what == "nobody":
+        monkeypatch.setattr(remote, "PROTOCOL", 3)
+    if what == "no agent":
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"127.0.0.1:{free.getsockname()[1]}"
     adapter = adapter_for(parse(f"loopback://127.0.0.1:{engine.port}?agent={address}"))
@@ -226,7 +252,7 @@ def test_an_agent_does_not_start_without_a_token_or_a_port(monkeypatch: pytest.M
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         monkeypatch.setenv(TOKEN, "")
-        with pytest.raises(ConfigurationError, match="needs a token"):  # an empty one would let everybody in
+        with pytest.raises(ConfigurationError, match="needs a token"):  # an empty one would admit every caller
             run(agent, "--port", port)
     monkeypatch.setenv(TOKEN, "s3cret")
     with socket.create_server(("127.0.0.1", 0)) as taken:

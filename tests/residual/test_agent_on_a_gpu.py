@@ -1,4 +1,4 @@
-"""An engine of another node: its hook mode, allocator, memory and room, told by the agent of that node."""
+"""An engine of another node: its hook mode, allocator, memory and headroom, reported by the agent of that node."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from stand_in_nvml import GIB
 
 from lifecycle import Engine, Grade, GuardRefused, Policy, State, Unmeasurable
 from lifecycle.doctor import examine
-from lifecycle.nodes import this_host as nodes
 from lifecycle.nodes.address import parse
 from lifecycle.nodes.agent import Agent, application
 from lifecycle.nodes.driver import NvmlDriver
 from lifecycle.nodes.processes import by_pid
 from lifecycle.nodes.remote import TOKEN, RemoteNode
+from lifecycle.nodes.this_host import ThisHost
 
 pytestmark = pytest.mark.usefixtures("bare_environment")
 
@@ -75,7 +75,7 @@ def begin(serve: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...,
                     started.setenv(name, value)
                 process = stack.enter_context(LoopbackProcess.start(weights_mib=16, kv_mib=16))
             on = Card(process.pid, **card)
-            agent = Agent(threshold_gib=3.0, version="1", host=nodes.ThisHost(NvmlDriver(on.nvml)))
+            agent = Agent(threshold_gib=3.0, version="1", host=ThisHost(NvmlDriver(on.nvml)))
             return There(process, on, agent, serve(agent))
 
         yield start
@@ -105,7 +105,7 @@ async def test_preload_on_blackwell_over_there_refuses_the_release(begin: Any) -
     await engine.aclose()
 
 
-async def test_a_hook_mode_that_is_safe_over_there_is_believed(begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hook_mode_that_is_safe_over_there_passes(begin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     there = begin({"MILES_TMS_HOOK_MODE": "torch"}, **BLACKWELL)
     monkeypatch.setenv("MILES_TMS_HOOK_MODE", "preload")
     engine = await there.drained()
@@ -113,7 +113,7 @@ async def test_a_hook_mode_that_is_safe_over_there_is_believed(begin: Any, monke
     await engine.aclose()
 
 
-async def test_an_agent_that_cannot_tell_the_hook_mode_leaves_it_unmeasurable(begin: Any) -> None:
+async def test_an_agent_without_the_hook_mode_question_leaves_it_unmeasurable(begin: Any) -> None:
     there = begin()
     del there.agent.questions["hook_mode"]
     engine = await there.drained()
@@ -144,27 +144,27 @@ async def test_expandable_segments_over_there(begin: Any, name: str) -> None:
     assert f"{name}=expandable_segments:True" in finding.said
 
 
-async def test_an_agent_that_cannot_tell_how_engines_were_started(begin: Any) -> None:
+async def test_an_agent_without_the_process_env_question_is_a_warning(begin: Any) -> None:
     there = begin()
-    del there.agent.questions["launched"]
+    del there.agent.questions["process_env"]
     finding = (await doctor(there))["allocator"]
     assert finding.level == "warning"
-    assert "no question 'launched'" in finding.said
+    assert "no question 'process_env'" in finding.said
 
 
 async def test_no_other_variable_leaves_the_node(begin: Any, serve: Any) -> None:
-    told = {
+    shareable = {
         "LD_PRELOAD": "/nowhere/lib.so",
         "PYTORCH_CUDA_ALLOC_CONF": "a:1",
         "PYTORCH_ALLOC_CONF": "a:2",
         "NCCL_GRAPH_REGISTER": "0",
         "TMS_INIT_ENABLE": "1",
     }
-    there = begin({**told, "WANDB_API_KEY": "hunter2", "PYTORCH_X": "1", "NOT_TMS_X": "1"})
+    there = begin({**shareable, "WANDB_API_KEY": "hunter2", "PYTORCH_X": "1", "NOT_TMS_X": "1"})
     node = RemoteNode(serve(there.agent))
-    found = await node.launched([by_pid(there.process.pid)], deadline_s=10)
+    found = await node.process_env([by_pid(there.process.pid)], deadline_s=10)
     assert not isinstance(found, Unmeasurable)
-    assert {each.pid: dict(each.environ) for each in found}[there.process.pid] == told
+    assert {each.pid: dict(each.environ) for each in found}[there.process.pid] == shareable
 
 
 async def test_a_process_that_ended_over_there(begin: Any, serve: Any) -> None:
@@ -172,6 +172,6 @@ async def test_a_process_that_ended_over_there(begin: Any, serve: Any) -> None:
     gone = by_pid(there.process.pid)
     there.process.kill()
     there.process.wait(10)
-    found = await RemoteNode(serve(there.agent)).launched([gone], deadline_s=10)
+    found = await RemoteNode(serve(there.agent)).process_env([gone], deadline_s=10)
     assert isinstance(found, Unmeasurable)
     assert "no process of the engine is left" in found.reason

@@ -1,4 +1,4 @@
-"""What frameworks call to start engines rightly: the environment of each process, a strict number, a forced default."""
+"""What frameworks call to start engines: the environment of each process, a strict number, a forced default."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ MILES = "MILES_MAX_RESIDUAL_GPU_MEM_GB"
 
 
 @pytest.mark.parametrize("engine", ["sglang", "torch"])
-def test_env_prints_what_every_process_must_get(monkeypatch: pytest.MonkeyPatch, run: Any, engine: str) -> None:
+def test_env_prints_the_variables_of_every_process(monkeypatch: pytest.MonkeyPatch, run: Any, engine: str) -> None:
     monkeypatch.setenv(MILES, "2.5")
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64,expandable_segments:True")
-    told = json.loads(run(env, "--engine", engine, "--json")[1])["env_vars"]
-    assert told["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:64,expandable_segments:False"
-    assert told["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:False"
-    assert told["NCCL_GRAPH_REGISTER"] == "0"
-    assert told["LIFECYCLE_HOOK_MODE"] == told["MILES_TMS_HOOK_MODE"]
-    assert (told[THRESHOLD], told[MILES]) == ("2.5", "2.5")
+    variables = json.loads(run(env, "--engine", engine, "--json")[1])["env_vars"]
+    assert variables["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:64,expandable_segments:False"
+    assert variables["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:False"
+    assert variables["NCCL_GRAPH_REGISTER"] == "0"
+    assert variables["LIFECYCLE_HOOK_MODE"] == variables["MILES_TMS_HOOK_MODE"]
+    assert (variables[THRESHOLD], variables[MILES]) == ("2.5", "2.5")
     code, out = run(env, "--engine", engine)
     assert code == 0
     assert "export NCCL_GRAPH_REGISTER=0" in out
@@ -59,11 +59,11 @@ def test_the_right_library_is_preloaded(saver: Path, cuda: str | None, name: str
     library = saver / f"torch_memory_saver_hook_mode_preload{name}.abi3.so"
     assert preload_library(cuda) == library
     before = {"LD_PRELOAD": "/lib/a.so:/old/torch_memory_saver_hook_mode_preload.abi3.so"}
-    told = launch_environment("torch", "preload", cuda, before)
-    assert told.variables["LD_PRELOAD"] == f"{library}:/lib/a.so"
+    launch = launch_environment("torch", "preload", cuda, before)
+    assert launch.variables["LD_PRELOAD"] == f"{library}:/lib/a.so"
 
 
-def test_who_sets_ld_preload_for_sglang(saver: Path) -> None:
+def test_ld_preload_is_set_where_sglang_does_not_start_the_process(saver: Path) -> None:
     assert "LD_PRELOAD" not in launch_environment("sglang", "preload", "12.9", {}).variables
     assert "LD_PRELOAD" in launch_environment("sglang", "preload", "12.9", {}, spawned=True).variables
     assert "LD_PRELOAD" not in launch_environment("torch", "torch", "12.9", {}).variables
@@ -89,7 +89,7 @@ def test_a_number_from_the_environment(text: str | None, value: float) -> None:
         ("-1", "must be > 0"),
     ],
 )
-def test_what_is_no_such_number(monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
+def test_a_variable_that_is_no_positive_finite_number(monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
     monkeypatch.setenv("X", text)
     with pytest.raises(ConfigurationError, match=said) as refused:
         parse_env_positive_float("X", 3.0)
@@ -121,5 +121,7 @@ def test_forcing_offload_twice_changes_nothing() -> None:
 
 
 def test_offload_of_the_trainer_is_untouched() -> None:
-    told = offload({"RLIX_CONTROL_PLANE": "rlix"}, offload_train=False)
-    assert told == (True, {"offload_train": False, "offload_rollout": True})
+    assert offload({"RLIX_CONTROL_PLANE": "rlix"}, offload_train=False) == (
+        True,
+        {"offload_train": False, "offload_rollout": True},
+    )

@@ -18,20 +18,21 @@ from stand_in_nvml import GIB, StandInNvml, gpu, use
 from lifecycle import Process, Unmeasurable
 from lifecycle.core.readings import Reading
 from lifecycle.nodes.driver import NOT_AVAILABLE, DriverUnavailable, NvmlDriver
-from lifecycle.nodes.nvml import SEE_PIDS, Host, NvmlProbe, measure, others
-from lifecycle.nodes.processes import by_pid, here
-from lifecycle.nodes.visible_devices import visible
+from lifecycle.nodes.nvml import SEE_PIDS, NvmlProbe, ProcFs, measure, other_holders
+from lifecycle.nodes.processes import by_pid, node_name
+from lifecycle.nodes.this_host import ThisHost
+from lifecycle.nodes.visible_devices import visible_devices
 
 
-def host(known: Mapping[int, tuple[int, ...]]) -> Host:
-    """A /proc with these processes: our pid, and all their numbers."""
-    return Host(lambda pid: known.get(pid, (pid,)), known.__contains__, lambda pid: f"command {pid}")
+def proc_fs(known: Mapping[int, tuple[int, ...]]) -> ProcFs:
+    """A /proc with these processes: the pid here, and the pids in all namespaces."""
+    return ProcFs(lambda pid: known.get(pid, (pid,)), known.__contains__, lambda pid: f"command {pid}")
 
 
 def read(*gpus: dict[str, Any], pids: set[int], known: Mapping[int, tuple[int, ...]] | None = None, **how: Any) -> Any:
-    everybody = {each["pid"]: (each["pid"],) for card in gpus for each in _uses(card)}
+    every_user = {each["pid"]: (each["pid"],) for card in gpus for each in _uses(card)}
     snapshot = NvmlDriver(StandInNvml.of(*gpus)).snapshot()
-    return measure(snapshot, frozenset(pids), host(everybody if known is None else known), **how)
+    return measure(snapshot, frozenset(pids), proc_fs(every_user if known is None else known), **how)
 
 
 def _uses(card: dict[str, Any]) -> list[dict[str, Any]]:
@@ -50,7 +51,7 @@ def test_summed_inside_a_device_and_the_most_over_devices() -> None:
     assert "command 10" in str(reading.holders[0])
 
 
-def test_the_whole_device_is_told_beside_it() -> None:
+def test_the_whole_device_is_reported_beside_it() -> None:
     card = gpu(memory={"total": 80 * GIB, "used": 33 * GIB, "free": 47 * GIB}, compute=[use(10, 2 * GIB)])
     assert read(card, pids={10}).whole == {card["uuid"]: 33 * GIB}
 
@@ -86,7 +87,7 @@ def test_a_figure_that_the_driver_does_not_give(unknown: int | None) -> None:
     assert read(card, pids={10}, scope="device").resident_bytes == 5 * GIB
 
 
-def test_na_of_somebody_else_does_no_harm() -> None:
+def test_another_process_without_a_figure_does_not_matter() -> None:
     assert read(gpu(compute=[use(10, GIB), use(99, None)]), pids={10}).resident_bytes == GIB
 
 
@@ -102,13 +103,13 @@ def test_pids_hidden_by_a_namespace_are_mapped_through_nspid() -> None:
     assert reading.holders[0].pid == 4000
 
 
-def test_a_number_that_is_somebody_elses_here_is_not_taken_for_ours() -> None:
-    """17 exists here: the driver means that one, whatever the number of ours is inside its container."""
+def test_a_pid_that_exists_here_is_not_mapped_to_another_process() -> None:
+    """17 exists here, so the driver lists that process, not the engine's whose pid in its container is 17."""
     verdict = read(gpu(compute=[use(17, 2 * GIB)]), pids={4000}, known={4000: (4000, 17), 17: (17,)})
     assert isinstance(verdict, Unmeasurable)
 
 
-def test_pids_of_the_host_seen_from_a_container_say_which_setting_helps() -> None:
+def test_host_pids_seen_from_a_container_name_the_setting_that_helps() -> None:
     verdict = read(gpu(compute=[use(31337, 2 * GIB)]), pids={10}, known={10: (10,)})
     assert isinstance(verdict, Unmeasurable)
     assert "31337" in verdict.reason
@@ -117,7 +118,7 @@ def test_pids_of_the_host_seen_from_a_container_say_which_setting_helps() -> Non
     assert "hostPID" in SEE_PIDS
 
 
-def test_a_driver_that_lists_nobody_while_memory_is_used() -> None:
+def test_a_driver_that_lists_no_process_while_memory_is_used() -> None:
     card = gpu(memory={"total": 80 * GIB, "used": 33 * GIB, "free": 47 * GIB})
     verdict = read(card, pids={10}, known={10: (10,)})
     assert SEE_PIDS in verdict.reason
@@ -153,11 +154,11 @@ def test_a_card_that_could_be_divided_and_is_not() -> None:
     assert read(card, pids={10}).devices == {card["uuid"]: GIB}
 
 
-def test_who_else_holds_the_memory_the_biggest_first() -> None:
+def test_other_holders_of_a_device_largest_first() -> None:
     card = gpu(compute=[use(10, GIB), use(98, GIB), use(99, 30 * GIB)])
     snapshot = NvmlDriver(StandInNvml.of(card)).snapshot()
-    named = others(snapshot, card["uuid"], frozenset({10}), host({10: (10,), 98: (98,), 99: (99,)}))
-    assert [holder.pid for holder in named] == [99, 98]
+    holders = other_holders(snapshot, card["uuid"], frozenset({10}), proc_fs({10: (10,), 98: (98,), 99: (99,)}))
+    assert [holder.pid for holder in holders] == [99, 98]
 
 
 DEVICES = (
@@ -195,13 +196,13 @@ DEVICES = (
 )
 def test_cuda_visible_devices(value: str | None, uuids: list[str]) -> None:
     environ = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
-    assert [device.uuid for device in visible(DEVICES, environ)] == uuids
+    assert [device.uuid for device in visible_devices(DEVICES, environ)] == uuids
 
 
 def test_indices_of_unlike_gpus_are_not_guessed_at() -> None:
     mixed = (DEVICES[0], replace(DEVICES[1], name="NVIDIA T4"))
-    assert visible(mixed, {"CUDA_VISIBLE_DEVICES": "1"}) == mixed
-    assert visible(mixed, {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == mixed[1:]
+    assert visible_devices(mixed, {"CUDA_VISIBLE_DEVICES": "1"}) == mixed
+    assert visible_devices(mixed, {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == mixed[1:]
 
 
 def test_the_driver_is_opened_once() -> None:
@@ -231,11 +232,20 @@ def test_a_driver_that_breaks_is_unmeasurable_and_opened_anew(number: int) -> No
     assert nvml.calls.count("init") == 2
 
 
+@pytest.mark.parametrize(("uuid", "broken"), [("GPU-0000aaaa", 999), ("GPU-none", None)])
+async def test_free_memory_that_the_driver_does_not_give_is_unmeasurable(uuid: str, broken: int | None) -> None:
+    nvml = StandInNvml.of(gpu(), gpu(1, memory=None))
+    nvml.broken = broken
+    found = await ThisHost(NvmlDriver(nvml)).free_memory([uuid], [], need_bytes=1, deadline_s=5)
+    assert isinstance(found, Unmeasurable)
+    assert uuid in found.reason or "999" in found.reason
+
+
 def test_clients_of_mps_are_found_where_the_driver_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = StandInNvml.of(gpu(compute=[use(20, GIB)]))
     clients = nvml._processes([use(10, 3 * GIB)])
     monkeypatch.setattr(StandInNvml, "nvmlDeviceGetMPSComputeRunningProcesses", lambda *_: clients, raising=False)
-    reading = measure(NvmlDriver(nvml).snapshot(), frozenset({10}), host({10: (10,), 20: (20,)}))
+    reading = measure(NvmlDriver(nvml).snapshot(), frozenset({10}), proc_fs({10: (10,), 20: (20,)}))
     assert isinstance(reading, Reading)
     assert reading.resident_bytes == 3 * GIB
 
@@ -253,7 +263,7 @@ GRANDCHILD = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c'
 
 
 @pytest.fixture
-def family() -> Iterator[tuple[int, int]]:
+def parent_and_grandchild() -> Iterator[tuple[int, int]]:
     """A process and its grandchild."""
     last = "import os, sys; print(os.getpid(), flush=True); sys.stdin.read()"
     code = GRANDCHILD.format(GRANDCHILD.format(last))
@@ -268,8 +278,8 @@ def family() -> Iterator[tuple[int, int]]:
         parent.wait(10)
 
 
-async def test_the_memory_is_in_the_grandchild(family: tuple[int, int]) -> None:
-    parent, grandchild = family
+async def test_the_memory_is_in_the_grandchild(parent_and_grandchild: tuple[int, int]) -> None:
+    parent, grandchild = parent_and_grandchild
     card = gpu(compute=[use(grandchild, 2 * GIB), use(1, GIB)])
     probe = NvmlProbe(nvml=NvmlDriver(StandInNvml.of(card)))
     reading = await probe.read([by_pid(parent)], deadline_s=5)
@@ -279,10 +289,10 @@ async def test_the_memory_is_in_the_grandchild(family: tuple[int, int]) -> None:
     assert "python" in reading.holders[0].command
 
 
-async def test_a_pid_that_was_given_to_another_process_is_not_believed() -> None:
+async def test_a_pid_that_was_given_to_another_process_is_not_measured() -> None:
     card = gpu(compute=[use(os.getpid(), 2 * GIB)])
     probe = NvmlProbe(nvml=NvmlDriver(StandInNvml.of(card)))
-    stale = Process(here(), os.getpid(), by_pid(os.getpid()).start_time - 100)
+    stale = Process(node_name(), os.getpid(), by_pid(os.getpid()).start_time - 100)
     verdict = await probe.read([stale], deadline_s=5)
     assert isinstance(verdict, Unmeasurable)
     assert "no process of the engine is left" in verdict.reason
@@ -309,5 +319,5 @@ async def test_a_driver_that_hangs_is_given_up_and_the_loop_goes_on() -> None:
     assert beside.done()
     assert time.monotonic() - begun < 2
     assert isinstance(verdict, Unmeasurable)
-    assert "no answer in 0.2 s" in verdict.reason
+    assert verdict.reason == "reading GPU memory from the NVIDIA driver took more than 0.2 s"
     hung.set()

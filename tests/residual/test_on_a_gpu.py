@@ -1,4 +1,4 @@
-"""A real server whose memory is on a stand-in device: NVML, hook mode and room, from the driver to the verdict."""
+"""A real server whose memory is on a stand-in device: NVML, hook mode and headroom, from the driver to the verdict."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from stand_in_nvml import GIB
 
 from lifecycle import ConfigurationError, Engine, Grade, GuardRefused, NotProved, Policy, State
 from lifecycle.core.verdicts import Unmeasurable
-from lifecycle.nodes import nvml as nvml
-from lifecycle.nodes import this_host as nodes
+from lifecycle.nodes import nvml, this_host
 from lifecycle.nodes.address import parse
 from lifecycle.nodes.driver import NvmlDriver
-from lifecycle.nodes.process_env import launched_with
+from lifecycle.nodes.process_env import process_env
 from lifecycle.nodes.process_memory import read_trees
 from lifecycle.nodes.processes import by_pid
 
@@ -40,7 +39,7 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
                 monkeypatch.delenv(name)
             on = Card(process.pid, **card)
             driver = NvmlDriver(on.nvml)
-            monkeypatch.setattr(nodes, "driver", lambda: driver)
+            monkeypatch.setattr(this_host, "driver", lambda: driver)
             monkeypatch.setattr(nvml, "driver", lambda: driver)
             deadlines = {"release": release_s}
             policy = replace(policy or Policy(), deadlines_s=deadlines, settle_s=0.5, poll_s=0.05, room_wait_s=0.2)
@@ -119,7 +118,7 @@ async def test_preload_on_blackwell_refuses_the_release_and_touches_nothing(begi
         {"CUDA_VISIBLE_DEVICES": ""},
     ],
 )
-async def test_what_the_engine_was_started_with_counts_not_what_we_were(
+async def test_the_hook_mode_is_that_of_the_engine_not_of_this_process(
     begin: Any, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
 ) -> None:
     engine, _, process = await begin(environ=environ, name="NVIDIA B200", capability=[10, 0])
@@ -128,7 +127,7 @@ async def test_what_the_engine_was_started_with_counts_not_what_we_were(
     await engine.aclose()
 
 
-async def test_a_trainer_in_the_way_is_named_before_anything_is_mapped(begin: Any) -> None:
+async def test_a_trainer_that_holds_the_memory_is_named_before_anything_is_mapped(begin: Any) -> None:
     engine, card, process = await begin()
     await engine.release(weights=disk(process))
     card.join(TRAINER, 70 * GIB)
@@ -149,23 +148,23 @@ async def test_a_trainer_in_the_way_is_named_before_anything_is_mapped(begin: An
     await engine.aclose()
 
 
-async def test_a_driver_that_falls_silent_after_it_said_that_room_is_short(
+async def test_a_shortage_stays_refuted_when_the_driver_stops_answering(
     begin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, card, process = await begin()
     await engine.release(weights=disk(process))
     card.join(TRAINER, 70 * GIB)
-    free, asked = nodes.ThisHost.free, []
+    free_memory, deadlines = this_host.ThisHost.free_memory, []
 
     async def once(*args: Any, **how: Any) -> Any:
-        asked.append(how["deadline_s"])
-        return await free(*args, **how) if len(asked) == 1 else Unmeasurable(reason="no answer")
+        deadlines.append(how["deadline_s"])
+        return await free_memory(*args, **how) if len(deadlines) == 1 else Unmeasurable(reason="no answer")
 
-    monkeypatch.setattr(nodes.ThisHost, "free", once)
+    monkeypatch.setattr(this_host.ThisHost, "free_memory", once)
     with pytest.raises(GuardRefused, match=f"pid {TRAINER}"):
         await engine.restore_weights()
-    assert len(asked) == 2
-    assert asked[0] > 10, "it is given time to answer, however short the wait for room"
+    assert len(deadlines) == 2
+    assert deadlines[0] > 10, "the driver is given time to answer, however short the wait for headroom"
     await engine.aclose()
 
 
@@ -176,11 +175,11 @@ async def test_an_engine_that_the_driver_does_not_show_is_refused_at_connect(beg
 
 async def test_figures_that_fall_late_are_polled_for(begin: Any) -> None:
     engine, card, process = await begin(leak=20 * GIB, release_s=20.0)
-    entry, asked = card.entry, card.nvml.calls
+    entry, calls = card.entry, card.nvml.calls
 
     class Later(dict):  # type: ignore[type-arg]
         def __getitem__(self, key: str) -> Any:
-            late = key == "used" and entry["used"] == CONTEXT + 20 * GIB and len(asked) > 40
+            late = key == "used" and entry["used"] == CONTEXT + 20 * GIB and len(calls) > 40
             return CONTEXT if late else entry[key]
 
     card.record["compute"][0] = Later()
@@ -190,13 +189,13 @@ async def test_figures_that_fall_late_are_polled_for(begin: Any) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-@pytest.mark.parametrize("look", [read_trees, launched_with])
-def test_a_pid_of_another_user_is_unmeasurable_and_says_so(look: Any) -> None:
+@pytest.mark.parametrize("measure", [read_trees, process_env])
+def test_a_pid_of_another_user_is_unmeasurable_and_says_so(measure: Any) -> None:
     mine = by_pid(os.getpid())
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         os.setuid(65534)
-        found = look([mine])
+        found = measure([mine])
         os.write(writer, (found.reason if isinstance(found, Unmeasurable) else "measured").encode())
         os._exit(0)
     os.waitpid(child, 0)

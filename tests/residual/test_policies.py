@@ -1,4 +1,4 @@
-"""Threshold, waiting, slope, room, canary: the rules on figures, with figures made by hand."""
+"""Threshold, waiting, slope, headroom, canary: the rules on figures, with figures made by hand."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from lifecycle import (
 from lifecycle.core.readings import Holder, Reading
 from lifecycle.engine.canary import Canary
 from lifecycle.engine.headroom import judge, worst
-from lifecycle.nodes import this_host as nodes
+from lifecycle.nodes import this_host
 from lifecycle.nodes.host_memory import available_bytes, biggest_holders
-from lifecycle.nodes.port import Free
-from lifecycle.nodes.probes import NodeProbe, NoProbe, SteadyProbe, joined, probe_for
+from lifecycle.nodes.port import FreeMemory
+from lifecycle.nodes.probes import NodeProbe, NoProbe, StableReadingProbe, joined, probe_for
 from lifecycle.nodes.processes import by_pid
 from lifecycle.rules.evidence import Evidence
 from lifecycle.rules.guards import device_has_room, hook_mode_safe, host_has_room
@@ -56,34 +56,34 @@ class Falling:
         return Reading({"gpu": size}, (), "a test")
 
 
-async def test_the_figure_is_believed_once_it_no_longer_falls() -> None:
-    probe = SteadyProbe(Falling((0, 3 * GIB), (0.15, 2 * GIB), (0.3, 1 * GIB)), 0.25)
+async def test_a_reading_is_returned_once_it_is_stable() -> None:
+    probe = StableReadingProbe(Falling((0, 3 * GIB), (0.15, 2 * GIB), (0.3, 1 * GIB)), 0.25)
     reading = await probe.read([], deadline_s=5)
     assert isinstance(reading, Reading)
     assert reading.resident_bytes == 1 * GIB
 
 
-async def test_what_falls_for_ever_ends_at_the_deadline() -> None:
-    probe = SteadyProbe(Falling(*[(step / 10, (90 - step) * GIB) for step in range(60)]), 1.0)
+async def test_a_reading_that_never_becomes_stable_ends_at_the_deadline() -> None:
+    probe = StableReadingProbe(Falling(*[(step / 10, (90 - step) * GIB) for step in range(60)]), 1.0)
     begun = time.monotonic()
     await probe.read([], deadline_s=0.5)
     assert time.monotonic() - begun < 0.8
 
 
-async def test_what_cannot_be_measured_is_not_waited_for() -> None:
-    probe = SteadyProbe(NoProbe("no"), 30.0)
+async def test_an_unmeasurable_reading_is_returned_at_once() -> None:
+    probe = StableReadingProbe(NoProbe("no"), 30.0)
     assert isinstance(await asyncio.wait_for(probe.read([], deadline_s=30), 1), Unmeasurable)
 
 
 @pytest.mark.parametrize(
-    ("device", "still_s", "kind"),
-    [("cuda", 0, NodeProbe), ("cpu", 0, NodeProbe), (None, 0, NoProbe), ("cuda", 1, SteadyProbe)],
+    ("device", "stable_s", "kind"),
+    [("cuda", 0, NodeProbe), ("cpu", 0, NodeProbe), (None, 0, NoProbe), ("cuda", 1, StableReadingProbe)],
 )
-def test_which_probe_measures_what(device: Any, still_s: float, kind: type) -> None:
+def test_which_probe_measures_what(device: Any, stable_s: float, kind: type) -> None:
     from lifecycle import Capabilities
 
     capabilities = Capabilities("e", "1", (), {}, device=device)
-    assert isinstance(probe_for(capabilities, Policy(residual_still_s=still_s)), kind)
+    assert isinstance(probe_for(capabilities, Policy(residual_still_s=stable_s)), kind)
 
 
 def test_readings_of_several_nodes_are_one() -> None:
@@ -156,22 +156,22 @@ def test_releases_of_other_tags_are_another_series() -> None:
         assert "cotenant_slope" not in found
 
 
-# room
+# headroom
 
 
-def test_room_names_who_holds_the_rest() -> None:
+def test_a_shortage_names_the_largest_holders() -> None:
     trainer = Holder(4242, "GPU-1", 60 * GIB, "python train.py")
-    verdict = judge(10 * GIB, {"GPU-0": Free(20 * GIB), "GPU-1": Free(4 * GIB, (trainer,))}, "weights")
+    verdict = judge(10 * GIB, {"GPU-0": FreeMemory(20 * GIB), "GPU-1": FreeMemory(4 * GIB, (trainer,))}, "weights")
     assert isinstance(verdict, Refuted)
     assert verdict.reason == (
         "GPU-1 has 4096 MiB free, and weights need 10240 MiB; pid 4242 (python train.py) holds 61440 MiB of GPU-1"
     )
 
 
-def test_room_that_just_suffices() -> None:
-    assert isinstance(judge(10, {"a": Free(10)}, "x"), Proved)
-    assert isinstance(judge(10, {"a": Free(9)}, "x"), Refuted)
-    assert "nobody else" in judge(10, {"a": Free(9)}, "x").reason
+def test_memory_that_just_suffices() -> None:
+    assert isinstance(judge(10, {"a": FreeMemory(10)}, "x"), Proved)
+    assert isinstance(judge(10, {"a": FreeMemory(9)}, "x"), Refuted)
+    assert "is listed there" in judge(10, {"a": FreeMemory(9)}, "x").reason
 
 
 def test_the_worst_of_several_nodes_counts() -> None:
@@ -188,7 +188,7 @@ def refusal(check: Any, part: str, verdict: Verdict, **accept: Grade) -> str | N
     return check(context)
 
 
-UNSEEN = Unmeasurable(reason="nobody knows")
+UNSEEN = Unmeasurable(reason="no figure")
 
 
 @pytest.mark.parametrize(
@@ -199,16 +199,16 @@ UNSEEN = Unmeasurable(reason="nobody knows")
         (host_has_room, "host_room", "host_has_room"),
     ],
 )
-def test_what_cannot_be_measured_passes_only_where_that_is_accepted(check: Any, part: str, claim: str) -> None:
-    said = refusal(check, part, UNSEEN, **{claim: Grade.MEASURED})
-    assert said is not None
-    assert claim in said
+def test_an_unmeasurable_guard_passes_only_where_that_is_accepted(check: Any, part: str, claim: str) -> None:
+    reason = refusal(check, part, UNSEEN, **{claim: Grade.MEASURED})
+    assert reason is not None
+    assert claim in reason
     assert refusal(check, part, UNSEEN, **{claim: Grade.ACKNOWLEDGED}) is None
     assert refusal(check, part, Refuted(reason="short"), **{claim: Grade.ACKNOWLEDGED}) == "refuted: short"
     assert refusal(check, part, NotApplicable()) is None
 
 
-def test_an_unseen_hook_mode_is_refused_and_unseen_room_is_not() -> None:
+def test_an_unmeasurable_hook_mode_is_refused_and_unmeasurable_headroom_is_not() -> None:
     assert refusal(hook_mode_safe, "hook_mode", UNSEEN) is not None
     assert refusal(device_has_room, "device_room", UNSEEN) is None
 
@@ -240,13 +240,13 @@ def test_the_biggest_of_this_host_are_named() -> None:
     assert all(holder.pid != 1 for holder in named)
 
 
-async def test_what_the_engine_holds_itself_is_not_in_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    passed_over: list[frozenset[int]] = []
-    monkeypatch.setattr(nodes, "biggest_holders", lambda device, without: passed_over.append(without) or ())
+async def test_the_engines_own_processes_are_not_among_the_holders(monkeypatch: pytest.MonkeyPatch) -> None:
+    excluded: list[frozenset[int]] = []
+    monkeypatch.setattr(this_host, "biggest_holders", lambda device, without: excluded.append(without) or ())
     engine = by_pid(os.getpid())
-    free = await nodes.ThisHost().free(["host:x"], [engine], need_bytes=1 << 62, deadline_s=5)
+    free = await this_host.ThisHost().free_memory(["host:x"], [engine], need_bytes=1 << 62, deadline_s=5)
     assert not isinstance(free, Unmeasurable)
-    assert engine.pid in passed_over[0]
+    assert engine.pid in excluded[0]
 
 
 # canary
@@ -265,10 +265,10 @@ class Parrot:
 
     def __init__(self, *ids: int) -> None:
         self.ids = ids
-        self.asked = 0
+        self.tokens = 0
 
     async def answers(self, probe: Any, *, deadline_s: float) -> Verdict:
-        self.asked = probe.tokens
+        self.tokens = probe.tokens
         return answer(*self.ids)
 
 
@@ -276,7 +276,7 @@ async def test_other_tokens_under_the_same_version_are_refuted() -> None:
     canary = Canary(tokens=4)
     parrot, other = Parrot(1, 2, 3, 4), Parrot(1, 2, 9, 9)
     assert isinstance(await canary.ask(parrot, facts("v7"), deadline_s=1), Proved)
-    assert parrot.asked == 4
+    assert parrot.tokens == 4
     assert isinstance(await canary.ask(other, facts("v8"), deadline_s=1), Proved)
     verdict = await canary.ask(other, facts("v7"), deadline_s=1)
     assert isinstance(verdict, Refuted)

@@ -22,6 +22,7 @@ from lifecycle import (
     FromDisk,
     Grade,
     GuardRefused,
+    Kept,
     NotProved,
     Policy,
     Proved,
@@ -31,6 +32,7 @@ from lifecycle import (
     Unmeasurable,
 )
 from lifecycle.fleet.registry import adapter_for
+from lifecycle.nodes import this_host
 from lifecycle.nodes.address import parse
 from lifecycle.nodes.process_memory import ProcessMemoryProbe
 from lifecycle.nodes.processes import by_pid
@@ -83,26 +85,26 @@ async def test_memory_that_stays_is_refuted_at_any_threshold(
         returned = (WEIGHTS_MIB + KV_MIB - kept_mib) * MIB
         assert verdict.figures["returned_bytes"] == pytest.approx(returned, abs=16 * MIB)
         assert verdict.figures["resident_bytes"] > kept_mib * MIB
-        told = str(refused.value)
-        assert f"threshold {round(threshold_gib * 1024)} MiB" in told
-        assert f"pid {process.pid}" in told
-        assert f"of {round(expected / MIB)} MiB expected" in told
-        assert f"{round(verdict.figures['resident_bytes'] / MIB)} MiB resident" in told
+        message = str(refused.value)
+        assert f"threshold {round(threshold_gib * 1024)} MiB" in message
+        assert f"pid {process.pid}" in message
+        assert f"of {round(expected / MIB)} MiB expected" in message
+        assert f"{round(verdict.figures['resident_bytes'] / MIB)} MiB resident" in message
         assert refused.value.settled is State.RELEASED
         assert not engine.memory_is_free
     finally:
         await engine.aclose()
 
 
-class LiesAboutKV(BaseObserver):
-    """Keeps what the first release call names, and gives back what the second does."""
+class KeepsFirstRelease(BaseObserver):
+    """The engine keeps the tags of the first release call and returns those of the second."""
 
     def __init__(self, process: LoopbackProcess) -> None:
         self._url = f"{process.url}/_fault"
         self.set("keep")
 
     def call(self, engine: str, call: Call, reply: Reply, duration_s: float) -> None:
-        """After the KV cache, releases are honest again."""
+        """After the KV cache, releases return memory again."""
         if call.name == "release_memory_occupation":
             self.set(None)
 
@@ -115,7 +117,7 @@ class LiesAboutKV(BaseObserver):
 
 async def test_the_tag_that_stayed_is_named(start: Any) -> None:
     process = start(weights_mib=WEIGHTS_MIB, kv_mib=KV_MIB, allow_faults=True)
-    engine = await drained(process, policy(3.0), observers=[LiesAboutKV(process)])
+    engine = await drained(process, policy(3.0), observers=[KeepsFirstRelease(process)])
     try:
         with pytest.raises(NotProved) as refused:
             await engine.release(weights=DISK)
@@ -146,14 +148,12 @@ async def test_the_memory_of_two_ranks_is_found_in_the_children_and_a_dead_rank_
     await engine.aclose()
 
 
-async def test_restoring_without_room_is_refused_and_names_the_holders(start: Any, monkeypatch: Any) -> None:
-    from lifecycle.nodes import this_host as nodes
-
+async def test_restoring_without_headroom_is_refused_and_names_the_holders(start: Any, monkeypatch: Any) -> None:
     process = start(weights_mib=96, kv_mib=96)
     engine = await drained(process, policy(0.25, room_wait_s=0.3))
     try:
         await engine.release(weights=DISK)
-        monkeypatch.setattr(nodes, "available_bytes", lambda: 40 * MIB)
+        monkeypatch.setattr(this_host, "available_bytes", lambda: 40 * MIB)
         begun = time.monotonic()
         with pytest.raises(GuardRefused) as refused:
             await engine.restore_weights()
@@ -161,7 +161,7 @@ async def test_restoring_without_room_is_refused_and_names_the_holders(start: An
         reason = refused.value.reasons["device_has_room"]
         assert "has 40 MiB free, and weights need 96 MiB" in reason
         assert "pid " in reason
-        assert str(process.pid) not in reason, "what it holds itself is not in its way"
+        assert str(process.pid) not in reason, "its own memory is no obstacle to it"
         assert engine.state is State.RELEASED
         monkeypatch.undo()
         await engine.restore_weights()
@@ -170,29 +170,24 @@ async def test_restoring_without_room_is_refused_and_names_the_holders(start: An
         await engine.aclose()
 
 
-async def test_room_that_comes_late_is_waited_for(start: Any, monkeypatch: Any) -> None:
-    from lifecycle.nodes import this_host as nodes
-
+async def test_headroom_that_comes_late_is_waited_for(start: Any, monkeypatch: Any) -> None:
     process = start(weights_mib=96, kv_mib=96)
     engine = await drained(process, policy(0.25))
     try:
         await engine.release(weights=DISK)
         begun = time.monotonic()
-        monkeypatch.setattr(nodes, "available_bytes", lambda: 0 if time.monotonic() - begun < 0.5 else 1 << 40)
+        monkeypatch.setattr(this_host, "available_bytes", lambda: 0 if time.monotonic() - begun < 0.5 else 1 << 40)
         record = await engine.restore_weights()
         assert record.duration_s > 0.5
     finally:
         await engine.aclose()
 
 
-async def test_a_backup_needs_room_on_the_host(start: Any, monkeypatch: Any) -> None:
-    from lifecycle import Kept
-    from lifecycle.nodes import this_host as nodes
-
+async def test_a_backup_needs_headroom_on_the_host(start: Any, monkeypatch: Any) -> None:
     process = start(weights_mib=96, kv_mib=96, weights_backup=True)
     engine = await drained(process, policy(3.0))
     try:
-        monkeypatch.setattr(nodes, "available_bytes", lambda: 40 * MIB)
+        monkeypatch.setattr(this_host, "available_bytes", lambda: 40 * MIB)
         with pytest.raises(GuardRefused, match="the backup of weights need 96 MiB") as refused:
             await engine.release(weights=Kept())
         assert list(refused.value.reasons) == ["host_has_room"]
@@ -202,18 +197,15 @@ async def test_a_backup_needs_room_on_the_host(start: Any, monkeypatch: Any) -> 
 
 
 @pytest.mark.parametrize("retained", ["1", "0"])
-async def test_a_backup_that_is_kept_between_releases_needs_room_once(
+async def test_a_backup_that_is_kept_between_releases_needs_headroom_once(
     start: Any, monkeypatch: Any, retained: str
 ) -> None:
-    from lifecycle import Kept
-    from lifecycle.nodes import this_host as nodes
-
     monkeypatch.setenv("TMS_RETAIN_CPU_BACKUP", retained)  # the engine inherits it
     engine = await drained(start(weights_mib=96, kv_mib=96, weights_backup=True), policy(3.0))
     try:
         await engine.release(["weights"], weights=Kept())
         await engine.restore_weights()
-        monkeypatch.setattr(nodes, "available_bytes", lambda: 40 * MIB)
+        monkeypatch.setattr(this_host, "available_bytes", lambda: 40 * MIB)
         if retained == "1":
             await engine.release(["weights"], weights=Kept())
         else:
@@ -255,7 +247,7 @@ async def test_growth_over_real_cycles_raises_the_condition_before_the_threshold
     """Each release leaks more than the last, and each still returns enough to be proved."""
     process = start(weights_mib=WEIGHTS_MIB, kv_mib=KV_MIB, allow_faults=True)
     engine = await drained(process, policy(3.0, returned_fraction=0.5))
-    faults = LiesAboutKV(process)
+    faults = KeepsFirstRelease(process)
     try:
         for leak_mib in (1, 60, 120):
             faults.set(f"leak:{leak_mib}")
