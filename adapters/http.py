@@ -1,4 +1,4 @@
-"""One HTTP call, once: what was answered is a value, and so is everything that can go wrong on the way."""
+"""HTTP requests to one server, each sent exactly once. The response is a value, and so is every failure on the way."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ import aiohttp
 
 from lifecycle.core.errors import DETAIL_LIMIT
 
-#: Bytes of an answer that are read; an engine's state fits in far less.
+#: The most bytes of a response body that are read; an engine's state fits in far less.
 BODY_LIMIT = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a request. `status` is None where no whole answer came: `refused` (nobody listened, so it was
-    never sent), `late` (no time was left), else the connection broke.
+    """The response to one request, or the reason why there is none.
+
+    `status` is None where no complete response arrived. `refused` then says that the request was never sent: no
+    process listened on the port, or no time was left to send it. `late` says that the deadline passed. Where neither is
+    set, the connection broke.
     """
 
     status: int | None
@@ -31,16 +34,16 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether it is a success: 2xx. A redirect is not."""
+        """Whether the status is a success (2xx). A redirect is not."""
         return self.status is not None and 200 <= self.status < 300
 
     @property
     def detail(self) -> str:
-        """The beginning of what it said, any bytes, at most `DETAIL_LIMIT` of them; else what went wrong."""
+        """At most the first `DETAIL_LIMIT` bytes of the body, decoded; without a response, the error."""
         return self.body[:DETAIL_LIMIT].decode(errors="replace").strip() if self.status is not None else self.error
 
     def json(self) -> Any:
-        """The body as JSON; None where it is none."""
+        """The body parsed as JSON; None where it is not valid JSON."""
         try:
             return json.loads(self.body)
         except ValueError:
@@ -48,10 +51,10 @@ class Answer:
 
 
 class HttpClient:
-    """Requests to one server. Every request has a connection of its own.
+    """Sends requests to one server, each on a new connection.
 
-    A kept-alive connection that the server has closed meanwhile looks like a lost answer, and a lost answer to a call
-    that must not be repeated costs an engine.
+    A kept-alive connection that the server has closed meanwhile looks like a lost response. After a lost response to a
+    call that must not be sent twice, the contents of the engine are unknown.
     """
 
     def __init__(self, base_url: str) -> None:
@@ -68,7 +71,7 @@ class HttpClient:
         params: Mapping[str, str] | None = None,
         key: str | None = None,
     ) -> Answer:
-        """The answer to this request, sent once, within `deadline_s`; redirects are not followed."""
+        """Sends the request once and returns the response, within `deadline_s`. Redirects are not followed."""
         if deadline_s <= 0:
             return Answer(None, error="no time was left to send it", refused=True, late=True)
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -93,7 +96,7 @@ class HttpClient:
         except TimeoutError:
             return Answer(None, error=f"no answer in {deadline_s:.1f} s", late=True)
         except aiohttp.ClientConnectorError as error:
-            return Answer(None, error=f"nobody listens ({error.os_error.strerror or error.os_error})", refused=True)
+            return Answer(None, error=f"could not connect: {error.os_error.strerror or error.os_error}", refused=True)
         except (aiohttp.ClientError, OSError) as error:
             return Answer(None, error=f"the connection broke ({str(error) or type(error).__name__})")
 
@@ -105,7 +108,7 @@ class HttpClient:
         return self._session
 
     async def aclose(self) -> None:
-        """The connections are closed."""
+        """Closes the HTTP session."""
         if self._session is not None:
             await self._session.close()
 

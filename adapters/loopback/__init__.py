@@ -1,17 +1,17 @@
-"""The loopback engine: a small real inference server with SGLang's control surface, and its adapter.
+"""The loopback engine: a small inference server with SGLang's HTTP control API, and its adapter.
 
-It computes tokens, owns memory that it really gives back to the operating system, and dies of the calls that SGLang
-dies of. Where it knowingly departs from sglang 0.5.23:
+It computes tokens from weights, returns released memory to the operating system, and exits on the calls on which SGLang
+exits. It differs from sglang 0.5.23 in these points:
 
-- decoding is greedy, whatever the temperature; tokens are bytes; EOS is never chosen;
-- ranks are a pipeline, not tensor-parallel, so that their number does not change one bit of the output;
+- decoding is greedy at every temperature; tokens are bytes; EOS is never chosen;
+- ranks are pipeline-parallel, not tensor-parallel, so that the output does not depend on their number;
 - `/update_weights_from_tensor` takes safetensors blobs in base64 (`load_format: "safetensors"`), not pickled torch
   handles, and there is no `/update_weights_from_distributed`;
-- released memory reads as zeros and can be written, where a GPU faults; what is written there is lost at the resume;
-- a prefill or decode role is only reported;
-- `/v1/loads` is published after every step, where SGLang may be some steps behind.
+- released memory reads as zeros and can be written, and the resume discards what was written; a GPU would fault;
+- the prefill and decode modes are only reported;
+- `/v1/loads` is updated after every step; SGLang's may be some steps behind.
 
-Names are loaded on first use: importing this package imports neither NumPy nor a web framework.
+Public names are imported on first use: importing this package imports neither NumPy nor a web framework.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LoopbackAdapter", "LoopbackProcess", "StartFailed", "make_weights"]
 
-_HOME = {
+#: The module of each public name.
+_MODULES = {
     "LoopbackAdapter": ".adapter",
     "LoopbackProcess": ".process",
     "StartFailed": ".process",
@@ -34,7 +35,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public name, from the module that holds it."""
-    if name not in _HOME:
+    """Imports the module of a public name and returns what has that name in it."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name], __name__), name)
+    return getattr(import_module(_MODULES[name], __name__), name)

@@ -1,4 +1,4 @@
-"""`python -m lifecycle.adapters.loopback` runs the engine."""
+"""`python -m lifecycle.adapters.loopback` starts the loopback engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adapter of the loopback engine: SGLang's, unchanged. There is no private endpoint."""
+"""The adapter of the loopback engine is SGLang's, unchanged: the engine has no endpoint of its own for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTTP surface: routes, keys, validation errors, and the one place where faults come in."""
+"""The HTTP API: routes, keys, validation errors, and the faults that are injected into calls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OPEN = ("/health", "/ready", "/metrics")  # by prefix. Source: sglang 0.5.23, u
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A path, its handler, the name of its call for faults, and whose key it takes."""
+    """A path and its handler. `call` names it in faults; `admin` endpoints take the admin key."""
 
     path: str
     methods: tuple[str, ...]
@@ -89,17 +89,17 @@ def _route(engine: Engine, endpoint: Endpoint) -> Route:
 
 
 async def _with_fault(engine: Engine, endpoint: Endpoint, request: Request) -> Response:
-    """The handler's response, unless a fault has its way with the call."""
+    """The handler's response, or what an injected fault makes of the call."""
     fault = engine.faults.of(endpoint.call) or Fault("")
-    instead = await _instead(engine, endpoint, fault)
-    if instead is not None:
-        return instead
+    replaced = await _fault_instead(engine, endpoint, fault)
+    if replaced is not None:
+        return replaced
     response = await endpoint.handler(engine, request)
     match fault.kind:
         case "slow":
             await asyncio.sleep(fault.amount or 0.0)
         case "die_after":
-            engine.death.sentence(f"fault: {endpoint.call}=die_after")
+            engine.death.schedule(f"fault: {endpoint.call}=die_after")
         case "lost":
             return Dropped()
         case "error_after":
@@ -107,13 +107,13 @@ async def _with_fault(engine: Engine, endpoint: Endpoint, request: Request) -> R
     return response
 
 
-async def _instead(engine: Engine, endpoint: Endpoint, fault: Fault) -> Response | None:
-    """What a call is answered with by a fault that lets nothing happen."""
+async def _fault_instead(engine: Engine, endpoint: Endpoint, fault: Fault) -> Response | None:
+    """The response of a fault under which the call has no effect; None for other faults."""
     match fault.kind:
         case "hang":
             await asyncio.Event().wait()
         case "die":
-            engine.death.sentence(f"fault: {endpoint.call}=die")
+            engine.death.schedule(f"fault: {endpoint.call}=die")
             await asyncio.Event().wait()
         case "error":
             return _failure(fault)
@@ -136,7 +136,7 @@ def _failure(fault: Fault) -> Response:
 
 
 async def _set_faults(engine: Engine, request: Request) -> Response:
-    """The named calls have these faults from now on; null takes one away."""
+    """Sets the faults of the named calls; null removes one."""
     try:
         engine.faults.set(dict(await read_body(request)))
     except ValueError as error:
@@ -154,10 +154,10 @@ async def _bad_body(request: Request, error: Exception) -> Response:
 
 
 class Keys:
-    """Lets a request through if its key is the one its endpoint takes.
+    """Passes a request on if it has the key that its endpoint takes, else answers 401.
 
-    Source: sglang 0.5.23, utils/auth.py, measured: with both keys, control takes only the admin key and the rest only
-    the API key. A control path asked with a method that it does not have is no control endpoint.
+    Source: sglang 0.5.23, utils/auth.py, measured: with both keys set, control endpoints take only the admin key, and
+    the others only the API key. A control path with a method that it does not have is not a control endpoint.
     """
 
     def __init__(self, engine: Engine, app: ASGIApp, control: frozenset[tuple[str, str]]) -> None:
@@ -181,7 +181,7 @@ class Keys:
 
 
 class Counted:
-    """Counts the requests that are being answered, by path and method."""
+    """Counts the HTTP requests in progress, by path and method."""
 
     def __init__(self, engine: Engine, app: ASGIApp) -> None:
         self._active = engine.http_requests_active

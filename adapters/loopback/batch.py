@@ -1,4 +1,4 @@
-"""Continuous batching: which requests wait, which run, and which pages of the KV pool they hold."""
+"""Continuous batching: the waiting and the running requests, and the pages of the KV pool that they hold."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOO_LARGE: FinishReason = {"type": "abort", "message": "The request does not fi
 
 
 class Batch:
-    """Requests in arrival order. Everything here runs on the scheduler's thread."""
+    """The requests in the order of arrival. Used on the scheduler's thread only."""
 
     def __init__(self, pages: int, max_running: int, forward: Forward, emit: Callable[[Seq[Output]], None]) -> None:
         self.pool = PagePool(pages)
@@ -27,17 +27,17 @@ class Batch:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.generated = 0  # tokens since the start
-        self.prefilled = 0  # tokens of prompts computed since the start, those found in the cache not among them
+        self.prefilled = 0  # tokens of prompts computed since the start, without those found in the prefix cache
         self._max_running = max_running
         self._forward = forward
         self._emit = emit
 
     def idle(self, *, ignore_waiting: bool) -> bool:
-        """Nothing runs, and nothing waits unless that does not count."""
+        """Whether no request runs, and none waits unless waiting requests are ignored."""
         return not self.running and (ignore_waiting or not self.waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """The request waits; one that asks for no token has ended."""
+        """Puts the request into the waiting queue; one that wants no token is finished at once."""
         if sequence.request.sampling.max_new_tokens:
             self.waiting.append(sequence)
             return
@@ -45,7 +45,7 @@ class Batch:
         self._emit([sequence.snapshot()])
 
     def step(self) -> bool:
-        """Every running request is one chunk further; False if there was none."""
+        """Computes the next chunk of every running request. Returns False where none runs."""
         self._finish_aborted()
         self._admit()
         for sequence in tuple(self.running):
@@ -60,20 +60,20 @@ class Batch:
         return True
 
     def abort(self, prefix: str, *, everything: bool) -> None:
-        """Waiting requests whose id starts so have ended; running ones end at their next step.
+        """Aborts requests whose id starts with `prefix`: waiting ones now, running ones at their next step.
 
-        Source: sglang 0.5.23, the scheduler compares with startswith: aborting "p-1" ends "p-10" too.
+        Source: sglang 0.5.23, measured: the scheduler compares with startswith, so that aborting "p-1" ends "p-10" too.
         """
-        hit = [each for each in self.waiting if everything or each.rid.startswith(prefix)]
-        for sequence in hit:
+        aborted = [each for each in self.waiting if everything or each.rid.startswith(prefix)]
+        for sequence in aborted:
             self.waiting.remove(sequence)
             sequence.finish = _ABORTED_WAITING
-        self._emit([each.snapshot() for each in hit])
+        self._emit([each.snapshot() for each in aborted])
         for sequence in self.running:
             sequence.to_abort = sequence.to_abort or everything or sequence.rid.startswith(prefix)
 
     def retract_all(self) -> None:
-        """Nothing runs; what ran waits, without pages, and will be computed again from its tokens."""
+        """Moves every running request to the waiting queue. It gives up its pages and is computed again later."""
         for sequence in tuple(self.running):
             self._retract(sequence)
 
@@ -99,22 +99,22 @@ class Batch:
             self.running.append(sequence)
 
     def _fits(self, sequence: Sequence) -> bool:
-        # A retracted request must not come back only to push another one out; alone, one may always try.
+        # A request is admitted only where its pages fit, so that it retracts no other. One that is alone always is.
         needed = len(sequence.tokens) // PAGE_TOKENS + 1
         return not self.running or needed <= self.pool.pages - self.pool.used + self.cache.evictable()
 
     def _grow(self, sequence: Sequence) -> None:
-        """The sequence has pages for its next chunk; others gave theirs, or it ended, where there were none."""
+        """Gives the sequence pages for its next chunk. Where none is free, others are retracted or it is aborted."""
         while sequence in self.running and len(sequence.pages) * PAGE_TOKENS < sequence.chunk_end():
             page = self.pool.take()
             if page is not None:
                 sequence.pages.append(page)
             elif not self.cache.evict():
-                self._make_room(sequence)
+                self._free_pages(sequence)
 
-    def _make_room(self, sequence: Sequence) -> None:
+    def _free_pages(self, sequence: Sequence) -> None:
         if len(self.running) > 1:
-            self._retract(self.running[-1])  # the youngest, as it loses least; it may be this one
+            self._retract(self.running[-1])  # the one admitted last has the least to compute again; it may be this one
             return
         self._end(sequence, _TOO_LARGE)
         self._emit([sequence.snapshot()])

@@ -1,4 +1,4 @@
-"""Request bodies: what is accepted, and SGLang's answer to what is not."""
+"""Parses request bodies and queries; what is invalid is answered as SGLang answers it."""
 
 from __future__ import annotations
 
@@ -20,73 +20,76 @@ PAUSE_MODES = ("abort", "retract", "in_place")
 
 
 class BadBody(Exception):
-    """A body or query that fails validation: answered with 400, never 422."""
+    """A body or query that fails validation. It is answered with 400, never with 422."""
 
 
 class BadPrompt(ValueError):
-    """A well-formed generate request that cannot be run."""
+    """A valid generate request that cannot be run."""
 
 
 def bad_request(message: str) -> Response:
-    """Source: sglang 0.5.23, entrypoints/http_server.py turns every validation error into this shape."""
+    """A response with status 400, in the shape that SGLang gives every validation error.
+
+    Source: sglang 0.5.23, entrypoints/http_server.py.
+    """
     error = {"object": "error", "message": message, "type": "Bad Request", "param": None, "code": 400}
     return JSONResponse(error, status_code=400)
 
 
 async def read_body(request: Request, *, required: bool = True) -> Body:
-    """The JSON object of the request; BadBody where there is none but must be one."""
+    """The JSON object in the body; {} for an empty body, unless `required`. Raises BadBody where it is not one."""
     raw = await request.body()
     if not raw:
         if required:
-            raise BadBody(_complaint("missing", ("body",), "Field required", None))
+            raise BadBody(_invalid("missing", ("body",), "Field required", None))
         return {}
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise BadBody(_complaint("json_invalid", ("body", 0), "JSON decode error", str(error))) from error
+        raise BadBody(_invalid("json_invalid", ("body", 0), "JSON decode error", str(error))) from error
     if not isinstance(body, dict):
-        raise BadBody(_complaint("model_attributes_type", ("body",), "Input should be a valid dictionary", body))
+        raise BadBody(_invalid("model_attributes_type", ("body",), "Input should be a valid dictionary", body))
     return body
 
 
 def pause_mode(body: Body) -> str:
-    """The mode, abort where none is named."""
+    """The pause mode; abort where the body has none."""
     mode = body.get("mode", "abort")
     if mode not in PAUSE_MODES:
         message = "Input should be 'abort', 'retract' or 'in_place'"
-        raise BadBody(_complaint("literal_error", ("body", "mode"), message, mode))
+        raise BadBody(_invalid("literal_error", ("body", "mode"), message, mode))
     return str(mode)
 
 
 def tags(body: Body) -> list[str]:
-    """The tags named; none means all."""
+    """The tags that the body names. An empty list means all tags."""
     value = body.get("tags") or []
     if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
-        raise BadBody(_complaint("list_type", ("body", "tags"), "Input should be a valid list of strings", value))
+        raise BadBody(_invalid("list_type", ("body", "tags"), "Input should be a valid list of strings", value))
     return value
 
 
 def text_field(body: Body, name: str, *, required: bool = False) -> str | None:
-    """The field as text, or None where it may be left out."""
+    """The field as text; None where it is missing and not `required`."""
     value = body.get(name)
     if value is None and required:
-        raise BadBody(_complaint("missing", ("body", name), "Field required", dict(body)))
+        raise BadBody(_invalid("missing", ("body", name), "Field required", dict(body)))
     if value is not None and not isinstance(value, str):
-        raise BadBody(_complaint("string_type", ("body", name), "Input should be a valid string", value))
+        raise BadBody(_invalid("string_type", ("body", name), "Input should be a valid string", value))
     return value
 
 
 def flag(body: Body, name: str, default: bool) -> bool:
-    """The field as a truth value."""
+    """The field as a boolean; `default` where it is missing."""
     value = body.get(name)
     value = default if value is None else value
     if not isinstance(value, bool):
-        raise BadBody(_complaint("bool_type", ("body", name), "Input should be a valid boolean", value))
+        raise BadBody(_invalid("bool_type", ("body", name), "Input should be a valid boolean", value))
     return value
 
 
 def flush_timeout_s(request: Request) -> float:
-    """The timeout, which is a query parameter; a body is not looked at."""
+    """The timeout in seconds. It is a query parameter; the body is ignored."""
     raw = request.query_params.get("timeout", "0")
     try:
         timeout_s = float(raw)
@@ -94,34 +97,34 @@ def flush_timeout_s(request: Request) -> float:
         timeout_s = -1.0
     if not 0 <= timeout_s < float("inf"):
         message = "Input should be greater than or equal to 0"
-        raise BadBody(_complaint("greater_than_equal", ("query", "timeout"), message, raw))
+        raise BadBody(_invalid("greater_than_equal", ("query", "timeout"), message, raw))
     return timeout_s
 
 
 def dp_rank(request: Request) -> int | None:
-    """The rank asked for in the query, or None for all."""
+    """The data-parallel rank in the query; None for all."""
     raw = request.query_params.get("dp_rank")
     if raw is None:
         return None
     if not raw.lstrip("-").isdecimal():
-        raise BadBody(_complaint("int_parsing", ("query", "dp_rank"), "Input should be a valid integer", raw))
+        raise BadBody(_invalid("int_parsing", ("query", "dp_rank"), "Input should be a valid integer", raw))
     return int(raw)
 
 
 def generate_requests(body: Body, context_length: int) -> list[GenerateRequest]:
-    """One request, or one for each element of a batch; BadPrompt says what cannot be run."""
+    """One request, or one for each prompt of a batch. Raises BadPrompt where one cannot be run."""
     prompts = _prompts(body)
     rids = _rids(body.get("rid"), len(prompts))
     stream = flag(body, "stream", False)
     sampling = _sampling(body.get("sampling_params") or {})
     return [
-        GenerateRequest(rid, prompt, _fitting(sampling, len(prompt), context_length), stream)
+        GenerateRequest(rid, prompt, _within_context(sampling, len(prompt), context_length), stream)
         for rid, prompt in zip(rids, prompts, strict=True)
     ]
 
 
 def is_batch(body: Body) -> bool:
-    """Whether the reply is a list."""
+    """Whether the body has several prompts, so that the reply is a list."""
     text, ids = body.get("text"), body.get("input_ids")
     return isinstance(text, list) or bool(isinstance(ids, list) and ids and isinstance(ids[0], list))
 
@@ -139,7 +142,7 @@ def _prompts(body: Body) -> list[tuple[int, ...]]:
 def _prompt(value: object) -> tuple[int, ...]:
     ids = tokenizer.encode(value) if isinstance(value, str) else value
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-        raise BadBody(_complaint("union_error", ("body", "text"), "Input should be text or a list of token ids", value))
+        raise BadBody(_invalid("union_error", ("body", "text"), "Input should be text or a list of token ids", value))
     if any(not 0 <= token < VOCABULARY for token in ids):
         raise BadPrompt(f"The input_ids contain values outside the vocabulary of {VOCABULARY}.")
     return tuple(ids) or (tokenizer.BOS,)
@@ -158,7 +161,7 @@ def _rids(value: object, count: int) -> list[str]:
 
 def _sampling(value: object) -> Sampling:
     if not isinstance(value, dict):
-        raise BadBody(_complaint("dict_type", ("body", "sampling_params"), "Input should be a valid dictionary", value))
+        raise BadBody(_invalid("dict_type", ("body", "sampling_params"), "Input should be a valid dictionary", value))
     limit = value.get("max_new_tokens", 128)
     if type(limit) is not int or limit < 0:
         raise BadPrompt(f"max_new_tokens must be at least 0, got {limit}.")
@@ -171,16 +174,16 @@ def _sampling(value: object) -> Sampling:
     return Sampling(limit, bool(value.get("ignore_eos", False)), stops, ids)
 
 
-def _fitting(sampling: Sampling, prompt_tokens: int, context_length: int) -> Sampling:
-    room = context_length - prompt_tokens
-    if room < 1:
+def _within_context(sampling: Sampling, prompt_tokens: int, context_length: int) -> Sampling:
+    left = context_length - prompt_tokens
+    if left < 1:
         raise BadPrompt(
             f"The input ({prompt_tokens} tokens) is longer than the model's context length ({context_length} tokens)."
         )
-    limit = min(sampling.max_new_tokens, room)
+    limit = min(sampling.max_new_tokens, left)
     return Sampling(limit, sampling.ignore_eos, sampling.stop, sampling.stop_token_ids)
 
 
-def _complaint(kind: str, where: tuple[str | int, ...], message: str, value: object) -> str:
+def _invalid(kind: str, where: tuple[str | int, ...], message: str, value: object) -> str:
     entry = {"type": kind, "loc": where, "msg": message, "input": value}
     return f"1 validation error:\n  {entry!r}"

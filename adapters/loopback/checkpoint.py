@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files, made from a seed, checked before a byte is used, read straight into a region."""
+"""Checkpoints: safetensors files, generated from a seed, validated before they are read, and read into a region."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lifecycle.core.units import MIB
+
 from .memory import read_into
-from .shape import MIB, VOCABULARY, ModelShape, Shape, nbytes
+from .shape import VOCABULARY, ModelShape, Shape, nbytes
 
 Floats = NDArray[np.float32]
 
@@ -28,24 +30,24 @@ _NEVER = -1e4  # a bias that keeps a token from being the argmax
 
 
 class BadCheckpoint(ValueError):
-    """The file cannot be this model's weights; nothing was loaded."""
+    """The file is not a checkpoint of this model; nothing was loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A file whose header matches the model: where each tensor's bytes lie."""
+    """A validated file, and the offset of each tensor's bytes in it."""
 
     path: Path
     offsets: Mapping[str, int]
 
     def read(self, name: str, target: memoryview) -> None:
-        """`target` holds the tensor's bytes."""
+        """Reads the tensor's bytes into `target`."""
         with self.path.open("rb", buffering=0) as file:
             read_into(file.fileno(), target, self.offsets[name])
 
 
 def open_checkpoint(path: str, shape: ModelShape) -> Checkpoint:
-    """The checkpoint at `path`, proved to have this model's tensors, or BadCheckpoint."""
+    """The checkpoint at `path`. Raises BadCheckpoint where it does not have exactly this model's tensors."""
     file = _file_of(Path(path))
     try:
         with file.open("rb") as handle:
@@ -57,7 +59,7 @@ def open_checkpoint(path: str, shape: ModelShape) -> Checkpoint:
 
 
 def blob_offsets(blob: bytes, shape: ModelShape) -> dict[str, int]:
-    """Where each tensor begins in a safetensors blob of any of the model's tensors, or BadCheckpoint."""
+    """The offset of each tensor in a safetensors blob. Raises BadCheckpoint where one is not this model's."""
     header, start = _read_header(io.BytesIO(blob))
     return _offsets(header, shape.tensors(), start, len(blob), partial=True)
 
@@ -100,13 +102,13 @@ def _check_names(found: Any, expected: Any, *, partial: bool) -> None:
         raise BadCheckpoint(f"tensor {missing[0]!r} is missing")
 
 
-def _begin(name: str, entry: Any, expected: Shape, room: int) -> int:
+def _begin(name: str, entry: Any, expected: Shape, available: int) -> int:
     if not isinstance(entry, dict) or entry.get("dtype") != "F32":
         raise BadCheckpoint(f"tensor {name!r} is not float32")
     if entry.get("shape") != list(expected):
         raise BadCheckpoint(f"tensor {name!r} has shape {entry.get('shape')}, this model needs {list(expected)}")
     begin, end = _extent(entry.get("data_offsets"))
-    if end - begin != nbytes(expected) or begin < 0 or end > room:
+    if end - begin != nbytes(expected) or begin < 0 or end > available:
         raise BadCheckpoint(f"tensor {name!r} does not lie inside the file")
     return begin
 
@@ -119,7 +121,7 @@ def _extent(offsets: Any) -> tuple[int, int]:
 
 
 def make_weights(path: str | Path, *, seed: int, weights_mib: int) -> Path:
-    """A checkpoint of `weights_mib` made from `seed` is at `path`; the same seed gives the same bytes."""
+    """Writes a checkpoint of `weights_mib` to `path` and returns that. The same seed gives the same bytes."""
     target = Path(path)
     shape = ModelShape.filling(weights_mib)
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as file:
@@ -135,7 +137,7 @@ def make_weights(path: str | Path, *, seed: int, weights_mib: int) -> Path:
 
 
 def cached_weights(*, seed: int, weights_mib: int) -> Path:
-    """A checkpoint of this seed and size in the user's own temporary folder, made when it is not there yet."""
+    """A checkpoint of this seed and size in the user's own temporary folder; written where it does not exist."""
     path = _cache() / f"loopback-seed{seed}-{weights_mib}MiB-v1.safetensors"
     if not path.exists():
         make_weights(path, seed=seed, weights_mib=weights_mib)
@@ -145,10 +147,10 @@ def cached_weights(*, seed: int, weights_mib: int) -> Path:
 def _cache() -> Path:
     folder = Path(tempfile.gettempdir()) / f"loopback-weights-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    owner = folder.lstat()
-    # Anybody can make a folder of that name first; then it is not ours to trust.
-    if owner.st_uid != os.getuid() or not stat.S_ISDIR(owner.st_mode):
-        raise OSError(f"{folder} belongs to somebody else")
+    status = folder.lstat()
+    # Another user may have created a folder of that name, and could replace the checkpoints in it.
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise OSError(f"{folder} belongs to another user")
     return folder
 
 
@@ -164,7 +166,7 @@ def _header(tensors: Mapping[str, Shape], seed: int) -> bytes:
 
 
 def _random_tensors(shape: ModelShape, rng: np.random.Generator) -> Iterator[Floats]:
-    """The tensors in file order, the large ones in pieces."""
+    """The tensors in the order of the file; the large ones in several blocks."""
     block = rng.standard_normal(_BLOCK_FLOATS, dtype=np.float32)
     for name, extents in shape.tensors().items():
         if name.endswith("ngram_table"):
@@ -174,7 +176,8 @@ def _random_tensors(shape: ModelShape, rng: np.random.Generator) -> Iterator[Flo
 
 
 def _tiles(block: Floats, count: int, phase: int) -> Iterator[Floats]:
-    # One block serves all tables, rolled by an odd stride so that no two rows are alike: drawing 192 MiB takes seconds.
+    # Drawing 192 MiB of random numbers takes seconds, so all tables are made of one block. It is rotated by another
+    # offset in each tile, so that no two rows are equal.
     for tile in range(0, count, block.size):
         yield np.roll(block, phase + 7919 * (tile // block.size))[: count - tile]
 

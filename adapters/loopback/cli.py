@@ -1,4 +1,4 @@
-"""`lifecycle engine`: starts the loopback engine and says where it is in one JSON line."""
+"""`lifecycle engine`: starts the loopback engine, which prints its URL and process ids as one JSON line."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 after a clean exit, 2 after a bad argument."""
+    """Runs the command. Returns 0 after a clean exit, 2 where an argument is invalid or a needed package is missing."""
     options = parse(argv)
     for name in _THREADS:
-        os.environ[name] = "1"  # before NumPy: a threaded product need not give the same bits twice
-    if options.make_weights is not None:
-        return _make(options, options.make_weights)
-    return _serve(options)
+        os.environ[name] = "1"  # before NumPy is imported: threaded matrix products differ in their last bits
+    try:
+        return _serve(options) if options.make_weights is None else _make(options, options.make_weights)
+    except ModuleNotFoundError as missing:
+        return _fail(f"the loopback engine needs the package {missing.name!r}; pip install engine-lifecycle", 2)
 
 
 def _make(options: EngineOptions, path: str) -> int:
@@ -37,7 +38,7 @@ def _make(options: EngineOptions, path: str) -> int:
 
 def _serve(options: EngineOptions) -> int:
     pipeline = _start_ranks(options)
-    # The web framework is imported while the ranks' processes start: both take a while.
+    # Importing the web framework takes a while; the processes of the ranks start meanwhile.
     from .engine import BadWeights
     from .server import serve
 

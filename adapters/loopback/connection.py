@@ -1,4 +1,4 @@
-"""Connections that a handler can drop without an answer, which ASGI has no word for."""
+"""Lets a handler drop its connection without an answer, for which ASGI has no message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TRANSPORTS: dict[Any, asyncio.Transport] = {}
 
 
 class DroppableProtocol(H11Protocol):
-    """uvicorn's protocol, with its transports findable by the client's address."""
+    """uvicorn's protocol; it records each transport by the client's address."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -25,7 +25,7 @@ class DroppableProtocol(H11Protocol):
 
 
 class Dropped(Response):
-    """Not an answer: the connection is gone."""
+    """A response that closes the connection without sending anything."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         transport = _TRANSPORTS.get(tuple(scope["client"]))

@@ -1,4 +1,4 @@
-"""How the engine dies: the whole tree at once, some time after the scheduler did."""
+"""Kills the engine's whole process tree, some time after its scheduler has failed."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from .pipeline import Pipeline
 
 
 class Death:
-    """Ends every process of this engine with SIGKILL.
+    """Sends SIGKILL to every process of this engine, `delay_s` after it was scheduled.
 
-    Source: sglang 0.5.23, measured: the scheduler's exception, SIGQUIT to the server, some 5 s, then SIGKILL to the
-    whole tree.
+    Source: sglang 0.5.23, measured: after an exception the scheduler sends SIGQUIT to the server, which sends SIGKILL
+    to the whole tree some 5 s later.
     """
 
     def __init__(self, pipeline: Pipeline, delay_s: float) -> None:
         self._pipeline = pipeline
         self._delay_s = delay_s
         self._once = threading.Lock()
-        self.leaving = False  # a clean exit has begun: ranks may end
+        self.exiting = False  # True during a clean exit, in which ranks end
 
-    def sentence(self, reason: str) -> None:
-        """The tree will be dead after the delay; the first reason counts."""
-        if self.leaving or not self._once.acquire(blocking=False):
+    def schedule(self, reason: str) -> None:
+        """Kills the tree after the delay. Only the first call has an effect."""
+        if self.exiting or not self._once.acquire(blocking=False):
             return
         print(f"engine dies: {reason}", file=sys.stderr, flush=True)
-        threading.Thread(target=self._execute, args=(self._delay_s,), daemon=True).start()
+        threading.Thread(target=self._kill_after, args=(self._delay_s,), daemon=True).start()
 
     def watch_stdin(self) -> None:
-        """When standard input ends, the tree ends: whoever started it is gone."""
+        """Kills the tree when standard input is closed, which means that the process that started it has ended."""
         threading.Thread(target=self._await_end_of_stdin, daemon=True).start()
 
     def _await_end_of_stdin(self) -> None:
         while os.read(0, 4096):
             pass
-        self._execute(0.0)
+        self._kill_after(0.0)
 
-    def _execute(self, delay_s: float) -> None:
+    def _kill_after(self, delay_s: float) -> None:
         time.sleep(delay_s)
         self._pipeline.kill()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""One running engine: its ranks, scheduler and gate, and the facts that its status endpoints show."""
+"""One running engine: its ranks, its scheduler, its admission gate, and the values that its status endpoints return."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dataclasses import asdict
 from enum import Enum
 from typing import Any
 
+from lifecycle.core.units import GIB, MIB
+
 from .checkpoint import cached_weights
 from .death import Death
 from .faults import FaultHook
@@ -19,27 +21,26 @@ from .options import EngineOptions
 from .pipeline import Pipeline
 from .scheduler import Scheduler
 from .sequence import Output
-from .shape import LAYERS, MIB
+from .shape import LAYERS
 from .tokenizer_gate import TokenizerGate
 
-SGLANG_VERSION = "0.5.23"  # whose behaviour this is
-_GIB = 1 << 30
+SGLANG_VERSION = "0.5.23"  # the version whose behaviour is reproduced
 _GRAPH_PHASES = ("prefill", "decode", "target_verify", "draft_prefill", "draft_decode", "draft_extend")
 
 
 class ServerStatus(Enum):
-    """What /health last found. Source: sglang 0.5.23, managers/tokenizer_manager.py."""
+    """The result of the last /health. Source: sglang 0.5.23, managers/tokenizer_manager.py."""
 
     UP = "Up"
     UNHEALTHY = "UnHealthy"
 
 
 class BadWeights(Exception):
-    """The checkpoint that the engine was to start with cannot be used."""
+    """The checkpoint with which the engine was to start is invalid."""
 
 
 class Engine:
-    """Everything behind the HTTP surface. Built before the event loop runs, connected to it by `start`."""
+    """Everything behind the HTTP API. It is built before the event loop runs; `start` connects it to the loop."""
 
     def __init__(self, options: EngineOptions, pipeline: Pipeline) -> None:
         began = time.monotonic()
@@ -51,46 +52,46 @@ class Engine:
         self.tokenizer_path = self.model_path
         self._load()
         loaded = time.monotonic()
-        self.scheduler = Scheduler(options, self.pipeline, self.faults, self._emit, self.death.sentence)
+        self.scheduler = Scheduler(options, self.pipeline, self.faults, self._emit, self.death.schedule)
         self.gate = TokenizerGate(self.scheduler, abort_poll_s=options.abort_poll_s)
         self.status = ServerStatus.UP
-        self.leaving = False
+        self.exiting = False
         self.weight_version = "default"
         self.load_format = "auto"
         self.startup_time = {"load_weight": loaded - began, "kv_cache_allocation": pipeline.allocation_s}
-        self.startup_time["scheduler_e2e"] = time.monotonic() - began  # like the seed, another at every start
+        self.startup_time["scheduler_e2e"] = time.monotonic() - began  # like the seed, different at every start
         self.started_at = time.time()
         self.random_seed = random.SystemRandom().randrange(1 << 30)
         self.http_requests_active: dict[tuple[str, str], int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _load(self) -> None:
-        refused = [reason for reason in self.pipeline.each("load", self.model_path) if reason]
+        refused = [reason for reason in self.pipeline.collective_rpc("load", self.model_path) if reason]
         if refused:
             self.pipeline.kill()
             raise BadWeights(refused[0])
 
     def start(self) -> None:
-        """The scheduler runs and answers to the running event loop."""
+        """Starts the scheduler, which delivers its outputs to the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self.pipeline.watch(self.death.sentence)
+        self.pipeline.watch(self.death.schedule)
         if self.options.die_with_stdin:
             self.death.watch_stdin()
         self.scheduler.start()
 
     def stop(self) -> None:
-        """The scheduler has stopped and no rank is left."""
-        self.death.leaving = True
+        """Stops the scheduler and kills the ranks."""
+        self.death.exiting = True
         self.scheduler.stop()
         self.pipeline.kill()
 
     def _emit(self, outputs: Sequence[Output]) -> None:
         if outputs and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with contextlib.suppress(RuntimeError):  # the loop has been closed, so no request waits
                 self._loop.call_soon_threadsafe(self.gate.deliver, outputs)
 
     def announcement(self, url: str) -> dict[str, Any]:
-        """What the command prints once it accepts requests."""
+        """The JSON line that the command prints once it accepts requests."""
         return {
             "url": url,
             "pid": os.getpid(),
@@ -103,9 +104,9 @@ class Engine:
         }
 
     def memory_usage(self) -> dict[str, Any]:
-        """Static figures of the start, a rank's mean share; they do not change when memory is released."""
+        """The sizes chosen at the start, a rank's mean share in GiB. A release does not change them."""
         sizes_mib = (self.options.weights_mib, self.options.kv_mib)
-        weight, kv = (round(mib * MIB / _GIB / self.options.ranks, 3) for mib in sizes_mib)
+        weight, kv = (round(mib * MIB / GIB / self.options.ranks, 3) for mib in sizes_mib)
         return {
             "weight": weight,
             "kvcache": kv,
@@ -115,7 +116,7 @@ class Engine:
         }
 
     def resolved_arguments(self) -> dict[str, Any]:
-        """The arguments by SGLang's names, then this engine's own."""
+        """The options under SGLang's names, then all options under this engine's own."""
         options = self.options
         return {
             "model_path": self.model_path,

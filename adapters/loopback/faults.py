@@ -1,10 +1,12 @@
-"""Misbehaviour on demand. Apart from the one hook here, nothing in the engine knows of it."""
+"""Faults that can be injected into calls. The engine reads them from one `FaultHook`."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from lifecycle.core.units import MIB
 
 CALLS = (
     "pause",
@@ -23,48 +25,48 @@ CALLS = (
     "weights_checker",
 )
 _ALIASES = {"restore": "resume"}
-# Each kind of fault, and whether it takes an amount; None: it may.
+# Each kind of fault, and whether it takes an amount (AMOUNT below); None: it may take one.
 _ANY_CALL = {
-    "hang": False,  # never answered, and nothing happens
-    "die": False,  # the engine dies of it, unanswered
-    "die_after": False,  # answered, and dies
-    "slow": True,  # answered so many seconds late
-    "lost": False,  # it happens, and the connection breaks
-    "error": True,  # this status, and nothing happens
-    "error_after": None,  # it happens, and is answered with this status
-    "binary": False,  # an error whose body is no text
-    "huge": True,  # an error whose body has so many MiB
-    "redirect": False,  # to where nothing is
+    "hang": False,  # the call has no effect and is never answered
+    "die": False,  # the engine is killed and the call is not answered
+    "die_after": False,  # the call is answered, then the engine is killed
+    "slow": True,  # the call has its effect and is answered AMOUNT seconds late
+    "lost": False,  # the call has its effect and the connection is dropped
+    "error": True,  # the call has no effect and is answered with the status AMOUNT
+    "error_after": None,  # the call has its effect and is answered with the status AMOUNT, or 500
+    "binary": False,  # the call has no effect and the error's body is not text
+    "huge": True,  # the call has no effect and the error's body has AMOUNT MiB
+    "redirect": False,  # the call has no effect and is redirected to a port on which nothing listens
 }
-_OWN = {
-    "pause": {"mode": False},  # whatever the mode, the gate is closed and those inside run on
+_OF_ONE_CALL = {
+    "pause": {"mode": False},  # in every mode only admission is closed, and running requests go on
     "release": {
-        "keep": False,  # nothing is given back
-        "leak": True,  # so many MiB are not given back
-        "late": True,  # given back so many seconds after the answer
-        "stuck": True,  # the rank of this number gives nothing back
-        "all": False,  # whatever the tags, all are given back
+        "keep": False,  # no memory is released
+        "leak": True,  # AMOUNT MiB are not released
+        "late": True,  # memory is released AMOUNT seconds after the answer
+        "stuck": True,  # rank AMOUNT releases nothing
+        "all": False,  # the memory of all tags is released, also of those that are not named
     },
     "resume": {
-        "zeros": False,  # mapped again, and the backup not read
-        "grow": True,  # so many MiB more are held from then on, each time
+        "zeros": False,  # the backup is not read back
+        "grow": True,  # each resume allocates AMOUNT MiB more
     },
-    "update": {"label": False, "unnamed": False},  # only the label changes; all but the label changes
+    "update": {"label": False, "unnamed": False},  # only the label changes; only the weights change
     "loads": {"frozen": False},  # the counts stay at 0
-    "server_info": {"saver": False},  # claims a memory saver
+    "server_info": {"saver": False},  # a memory saver is reported without there being one
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One way in which one call misbehaves."""
+    """One fault of one call."""
 
     kind: str
-    amount: float | None = None  # seconds, MiB, a rank or an HTTP status, as the kind says
+    amount: float | None = None  # seconds, MiB, a rank or an HTTP status, by kind
 
 
 def parse_fault(text: str) -> tuple[str, Fault]:
-    """The call and its fault from `CALL=KIND[:AMOUNT]`; raises ValueError naming what exists."""
+    """The call and its fault, from `CALL=KIND[:AMOUNT]`. Raises ValueError, which lists the valid calls or kinds."""
     name, _, value = text.partition("=")
     call = _ALIASES.get(name, name)
     if call not in CALLS:
@@ -74,7 +76,7 @@ def parse_fault(text: str) -> tuple[str, Fault]:
 
 def _parse_kind(call: str, value: str) -> Fault:
     kind, colon, amount = value.partition(":")
-    kinds: Mapping[str, bool | None] = {**_ANY_CALL, **_OWN.get(call, {})}
+    kinds: Mapping[str, bool | None] = {**_ANY_CALL, **_OF_ONE_CALL.get(call, {})}
     if kind not in kinds:
         raise ValueError(f"{call} has no fault {kind!r}; it has {', '.join(sorted(kinds))}")
     if kinds[kind] is not None and kinds[kind] != bool(colon):
@@ -93,24 +95,24 @@ def _amount(value: str, text: str) -> float:
 
 
 class FaultHook:
-    """The faults in force; read by the HTTP thread and the scheduler thread, replaced while running."""
+    """The faults in force. The HTTP thread and the scheduler thread read them; they can be replaced at any time."""
 
     def __init__(self, texts: tuple[str, ...]) -> None:
         self._lock = threading.Lock()
         self._faults = dict(map(parse_fault, texts))
 
     def of(self, call: str) -> Fault | None:
-        """The fault of this call, if any."""
+        """The fault of this call; None without one."""
         with self._lock:
             return self._faults.get(call)
 
     def has(self, call: str, kind: str) -> Fault | None:
-        """The fault of this call if it is of this kind."""
+        """The fault of this call if it is of this kind, else None."""
         fault = self.of(call)
         return fault if fault is not None and fault.kind == kind else None
 
     def set(self, wanted: Mapping[str, str | None]) -> None:
-        """Each named call has the fault given, or none; all or nothing."""
+        """Sets the fault of each named call, or removes it. Where one is invalid, none is changed."""
         parsed = [
             (_ALIASES.get(name, name), parse_fault(f"{name}={value}")[1] if value else None)
             for name, value in wanted.items()
@@ -122,21 +124,21 @@ class FaultHook:
                     self._faults[call] = fault
 
     def kept_bytes(self, resident: int) -> int:
-        """How many of a release's bytes stay resident."""
+        """Of the `resident` bytes of a release, those that stay resident."""
         if self.has("release", "keep"):
             return resident
-        return min(resident, int(self._amount("release", "leak") * (1 << 20)))
+        return min(resident, int(self._amount("release", "leak") * MIB))
 
     def release_delay_s(self) -> float:
-        """How long after its answer a release happens."""
+        """Seconds from the answer of a release to its effect."""
         return self._amount("release", "late")
 
     def grown_bytes(self) -> int:
-        """How many bytes more are held after a resume than before the release."""
-        return int(self._amount("resume", "grow") * (1 << 20))
+        """Bytes that each resume allocates in addition."""
+        return int(self._amount("resume", "grow") * MIB)
 
     def stuck_rank(self) -> int | None:
-        """The rank that a release passes by."""
+        """The rank that a release leaves out; None where it leaves out none."""
         stuck = self.has("release", "stuck")
         return int(stuck.amount or 0) if stuck else None
 

@@ -1,4 +1,4 @@
-"""Generation: one reply, a batch of them, or a stream of server-sent events."""
+"""The generate endpoint: one reply, a list of replies, or a stream of server-sent events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .tokenizer_gate import Disconnected
 
 
 async def generate(engine: Engine, request: Request) -> Response:
-    """The continuation; a stream's headers are sent before its request is even admitted."""
+    """Continues the prompts. The headers of a stream are sent before its request is admitted."""
     body = await read_body(request)
     try:
         wanted = generate_requests(body, engine.options.context_length)
@@ -36,7 +36,7 @@ async def generate(engine: Engine, request: Request) -> Response:
 
 
 async def models(engine: Engine, request: Request) -> Response:
-    """The one model served."""
+    """Lists the one model that is served."""
     entry: dict[str, Any] = {"id": engine.model_path, "object": "model", "created": int(engine.started_at)}
     entry |= {"owned_by": "loopback", "root": engine.model_path, "parent": None}
     entry |= {"max_model_len": engine.options.context_length}
@@ -71,7 +71,7 @@ def _event(payload: dict[str, Any]) -> str:
 
 
 def _reply(engine: Engine, output: Output, began: float, *, stamped: bool = True) -> dict[str, Any]:
-    """The answer so far. Of a stream only the first event is stamped with the time at which it was sent."""
+    """The reply so far. Of a stream, only the first event has the time at which it was sent."""
     meta: dict[str, Any] = {"id": output.rid, "finish_reason": output.finish, "weight_version": engine.weight_version}
     if not _was_waiting(output):
         meta |= _progress(output)
@@ -85,7 +85,7 @@ def _reply(engine: Engine, output: Output, began: float, *, stamped: bool = True
 
 
 def _was_waiting(output: Output) -> bool:
-    """Whether it was aborted in the waiting queue: such an answer tells less.
+    """Whether the request was aborted in the waiting queue. Its reply then has fewer fields.
 
     Source: sglang 0.5.23, tokenizer_manager._handle_abort_req.
     """
@@ -105,5 +105,5 @@ def _progress(output: Output) -> dict[str, Any]:
 
 
 def _error(message: str) -> Response:
-    # Source: sglang 0.5.23, /generate answers a ValueError in this shape, unlike a validation error.
+    # Source: sglang 0.5.23: /generate answers a ValueError in this shape, which is not that of a validation error.
     return JSONResponse({"error": {"message": message}}, status_code=400)

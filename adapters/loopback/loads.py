@@ -1,4 +1,4 @@
-"""What the scheduler publishes of its load: a snapshot that is only as fresh as the last pass of its loop."""
+"""Load counts, which the scheduler publishes after each pass of its loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .batch import Batch
 
 @dataclass(frozen=True, slots=True)
 class LoadSnapshot:
-    """Counts at one moment, by the wall clock."""
+    """The counts at one time; `timestamp` is wall-clock time in seconds."""
 
     timestamp: float = 0.0
     running: int = 0
@@ -26,7 +26,7 @@ class LoadSnapshot:
 
 @dataclass(slots=True)
 class Publisher:
-    """Takes snapshots; the HTTP side reads `latest` without asking the scheduler."""
+    """Takes snapshots of the load. The HTTP thread reads `latest` without a message to the scheduler."""
 
     latest: LoadSnapshot = field(default_factory=LoadSnapshot)
     counts: LoadSnapshot = field(default_factory=LoadSnapshot)  # for /metrics, published once more at a retract
@@ -35,19 +35,19 @@ class Publisher:
     _moments: tuple[float, ...] = ()
 
     def stepped(self, rows: int, step_s: float) -> None:
-        """A step of so many rows is counted."""
+        """Adds one step of this many rows and seconds to the sums."""
         step_us = step_s * 1e6
         each = (1.0, rows, step_us, rows * rows, rows * step_us, rows)
         self._moments = tuple(map(sum, zip(self._moments or (0.0,) * len(each), each, strict=True)))
 
     def publish(self, batch: Batch, page_tokens: int) -> None:
-        """Both snapshots are of now."""
+        """Renews both snapshots."""
         self.latest = self.counts = self._snapshot(batch, page_tokens)
 
     def publish_counts(self, batch: Batch, page_tokens: int) -> None:
-        """What /metrics shows is of now; /v1/loads stays as it is.
+        """Renews the counts of /metrics; those of /v1/loads stay as they are.
 
-        Source: sglang 0.5.23, measured: at a retract the gauges change once, the loads never.
+        Source: sglang 0.5.23, measured: after a retract the gauges change once and the loads do not.
         """
         self.counts = self._snapshot(batch, page_tokens)
 
@@ -73,7 +73,7 @@ class Publisher:
 
 
 def as_load(snapshot: LoadSnapshot, capacity: int, max_running: int) -> dict[str, Any]:
-    """The core section of one rank in /v1/loads."""
+    """The core section of a rank in /v1/loads."""
     return {
         "timestamp": snapshot.timestamp,
         "dp_rank": 0,
@@ -97,7 +97,7 @@ def as_load(snapshot: LoadSnapshot, capacity: int, max_running: int) -> dict[str
 
 
 def disaggregation(mode: str) -> dict[str, Any]:
-    """The disaggregation section of one rank: nothing is ever transferred here."""
+    """The disaggregation section of a rank. All counts are 0, since this engine transfers nothing."""
     queues = ("prefill_bootstrap", "prefill_inflight", "decode_prealloc", "decode_transfer", "decode_retracted")
     counts = {f"{queue}_queue_reqs": 0 for queue in queues}
     return {"mode": mode, **counts, "kv_transfer_speed_gb_s": 0.0, "kv_transfer_latency_ms": 0.0}

@@ -1,7 +1,7 @@
-"""Memory that can be given back to the operating system and taken again, at the same addresses.
+"""Memory whose pages can be returned to the operating system and made resident again at the same addresses.
 
-Stands where torch_memory_saver stands for SGLang. Pages are anonymous and private: on a shared mapping MADV_DONTNEED
-frees nothing.
+It has the place of torch_memory_saver in SGLang. Mappings are anonymous and private, since MADV_DONTNEED frees nothing
+of a shared mapping.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAGE = mmap.PAGESIZE
-_MADV_NOHUGEPAGE = 15  # whole huge pages would make the figures coarse
+_MADV_NOHUGEPAGE = 15  # huge pages would make the measured sizes coarse
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
 
 
 class MemorySaverError(RuntimeError):
-    """What makes torch_memory_saver exit: a pause or resume in the wrong order."""
+    """A tag was paused twice, or resumed while not paused. torch_memory_saver exits the process then."""
 
 
 class Region:
-    """Anonymous private pages, all of them resident once built."""
+    """An anonymous private mapping, all of whose pages are resident at first."""
 
     def __init__(self, size: int) -> None:
         self.size = -(-size // PAGE) * PAGE
@@ -35,45 +35,50 @@ class Region:
         self.touch()
 
     def touch(self) -> None:
-        """Every page is resident; contents stay."""
+        """Makes every page resident; contents stay."""
         try:
             self._map.madvise(_MADV_POPULATE_WRITE)
         except OSError:
             self.bytes[::PAGE] += np.uint8(0)
 
     def drop(self, *, keep_bytes: int = 0) -> None:
-        """The pages after the first `keep_bytes` are the operating system's again, and read as zeros."""
+        """Returns the pages after the first `keep_bytes` to the operating system; they then read as zeros."""
         start = min(-(-keep_bytes // PAGE) * PAGE, self.size)
         if start < self.size:
             self._map.madvise(mmap.MADV_DONTNEED, start, self.size - start)
 
     def buffer(self, start: int, size: int) -> memoryview:
-        """A writable window of the region."""
+        """A writable view of `size` bytes from `start`."""
         return self.bytes.data[start : start + size]
 
 
 class HostBackup:
     """A copy of a region in an unlinked file.
 
-    Outside the process's memory, as a GPU's host backup is outside the device: inside, a release would free nothing.
+    A release is measured by the memory of the process. A copy inside that memory would hide it; a file does not count.
     """
 
     def __init__(self) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(prefix="loopback-backup-")  # noqa: SIM115 - lives as long as the rank
 
     def save(self, region: Region) -> None:
-        """The file holds the region's bytes."""
-        done = 0
-        while done < region.size:
-            done += os.pwrite(self._file.fileno(), region.buffer(done, region.size - done), done)
+        """Writes the region's bytes to the file."""
+        write_from(self._file.fileno(), region.buffer(0, region.size), 0)
 
     def restore(self, region: Region) -> None:
-        """The region holds the file's bytes."""
+        """Reads the file's bytes into the region."""
         read_into(self._file.fileno(), region.buffer(0, region.size), 0)
 
 
+def write_from(fd: int, source: memoryview, offset: int) -> None:
+    """Writes all of `source` to the file at `offset`."""
+    done = 0
+    while done < len(source):
+        done += os.pwrite(fd, source[done:], offset + done)
+
+
 def read_into(fd: int, target: memoryview, offset: int) -> None:
-    """`target` is filled from the file at `offset`, without a mapping of the file."""
+    """Fills `target` from the file at `offset`, without mapping the file. Raises OSError where the file is shorter."""
     done = 0
     while done < len(target):
         count = os.preadv(fd, [target[done:]], offset + done)
@@ -83,7 +88,7 @@ def read_into(fd: int, target: memoryview, offset: int) -> None:
 
 
 class Saver(Protocol):
-    """What releases and restores one tag's pages on one rank."""
+    """Releases and restores the pages of a tag on one rank."""
 
     def pause(self, tag: str, *, keep_bytes: int = 0) -> None: ...
 
@@ -91,20 +96,20 @@ class Saver(Protocol):
 
 
 class NoSaver:
-    """Answers as if, and frees nothing.
+    """Does nothing, and reports success.
 
     Source: sglang 0.5.23, utils/torch_memory_saver_adapter.py: without --enable-memory-saver the adapter is a no-op.
     """
 
     def pause(self, tag: str, *, keep_bytes: int = 0) -> None:
-        """Nothing changes."""
+        """Does nothing."""
 
     def resume(self, tag: str, *, zeros: bool = False) -> None:
-        """Nothing changes."""
+        """Does nothing."""
 
 
 class MemorySaver:
-    """Tags paused and resumed strictly in turn; a tag without memory here is accepted and does nothing."""
+    """Pauses and resumes tags, each in turn. A tag without memory on this rank is accepted and has no effect."""
 
     def __init__(self, regions: Mapping[str, Region], *, backed_up: frozenset[str]) -> None:
         self._regions = regions
@@ -112,7 +117,7 @@ class MemorySaver:
         self._paused: set[str] = set()
 
     def pause(self, tag: str, *, keep_bytes: int = 0) -> None:
-        """The tag's pages are given back; with a backup their contents are in it."""
+        """Returns the tag's pages to the operating system; a backed-up tag is saved before."""
         if tag not in self._regions:
             return
         if tag in self._paused:
@@ -123,14 +128,14 @@ class MemorySaver:
         self._regions[tag].drop(keep_bytes=keep_bytes)
 
     def resume(self, tag: str, *, zeros: bool = False) -> None:
-        """The tag's pages are resident and new; with a backup they hold what was saved."""
+        """Makes the tag's pages resident with zeros; a backed-up tag gets its saved contents unless `zeros`."""
         if tag not in self._regions:
             return
         if tag not in self._paused:
             raise MemorySaverError(f"Cannot resume allocation that is not paused: {tag}")
         self._paused.remove(tag)
         region = self._regions[tag]
-        region.drop()  # what a request wrote here in between is lost, as on a device where new memory is mapped
+        region.drop()  # discards what a request wrote here meanwhile, as a device does when it maps new memory
         region.touch()
         if tag in self._backups and not zeros:
             self._backups[tag].restore(region)

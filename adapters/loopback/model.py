@@ -1,7 +1,7 @@
-"""One pipeline rank's slice of a decoder-only transformer, in float32 NumPy.
+"""The layers of one pipeline rank of a decoder-only transformer, in float32 NumPy.
 
-Every token of every row goes alone through the same matrix-vector products, in prefill and in decode. A row's output
-can therefore not depend on its batch mates, and a prefill after a retract gives the same bits.
+Each token of each row is computed by matrix-vector products of its own, in prefill and in decode alike. The output of a
+row therefore does not depend on the other rows of its batch, and a prefill after a retract gives the same bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .shape import HEAD_DIM, HEADS, HIDDEN, PAGE_TOKENS
 
 Floats = NDArray[np.float32]
 
-NGRAM_WINDOW = 4  # tokens before the first of a chunk that the last layer's n-gram reaches back
+NGRAM_WINDOW = 4  # tokens before a chunk that the n-gram of the last layer includes
 _EPSILON = np.float32(1e-5)
 _SCALE = np.float32(HEAD_DIM**-0.5)
 _FREQUENCIES = (10000.0 ** -(np.arange(HIDDEN // 2) / (HIDDEN // 2))).astype(np.float32)
@@ -24,7 +24,7 @@ _FREQUENCIES = (10000.0 ** -(np.arange(HIDDEN // 2) / (HIDDEN // 2))).astype(np.
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive tokens of one row that one step computes."""
+    """The consecutive tokens of one row that one step computes."""
 
     window: tuple[int, ...]  # up to NGRAM_WINDOW earlier tokens, then the chunk's own
     start: int  # position of the first
@@ -33,14 +33,14 @@ class Chunk:
     wants_token: bool
 
     def ngram(self, index: int, length: int) -> tuple[int, ...]:
-        """The last `length` tokens up to the chunk's `index`-th; shorter at the row's beginning."""
+        """The `length` tokens that end with the chunk's `index`-th; fewer at the beginning of the row."""
         end = len(self.window) - self.count + index + 1
         return self.window[max(0, end - length) : end]
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer's weights, views into the rank's region, and its slice of the KV pool."""
+    """The weights of one layer, as views of the rank's region, and its part of the KV pool."""
 
     ngram_length: int
     ngram_table: Floats
@@ -55,14 +55,14 @@ class Layer:
 
 
 class Shard:
-    """A rank's layers. The first rank embeds, the last one chooses the token."""
+    """The layers of a rank. The first rank embeds tokens, the last one chooses the next token."""
 
     def __init__(self, weights: Mapping[str, Floats], kv: Floats, layers: range) -> None:
         self._weights = weights
         self._layers = [_layer(weights, index, kv[nth]) for nth, index in enumerate(layers)]
 
     def forward(self, chunk: Chunk, hidden: Floats | None) -> Floats | int | None:
-        """The hidden states [tokens, HIDDEN] for the next rank, or from the last rank the next token."""
+        """The hidden states [tokens, HIDDEN] for the next rank; from the last rank the next token, or None."""
         states = self._embed(chunk) if hidden is None else hidden
         pages = np.array(chunk.pages, dtype=np.intp)
         for layer in self._layers:
@@ -90,7 +90,7 @@ def _layer(weights: Mapping[str, Floats], index: int, kv: Floats) -> Layer:
 
 
 def _layer_step(layer: Layer, state: Floats, chunk: Chunk, index: int, pages: NDArray[np.intp]) -> Floats:
-    """One token through one layer; its key and value are in the pool."""
+    """Computes one token in one layer, and writes its key and value to the pool."""
     state = state + layer.ngram_table[_row(chunk.ngram(index, layer.ngram_length), len(layer.ngram_table))]
     state = state + _attend(layer, _norm(state, layer.input_norm) @ layer.qkv, chunk.start + index, pages) @ layer.out
     grown = np.maximum(_norm(state, layer.post_norm) @ layer.up, 0)

@@ -1,4 +1,4 @@
-"""Release and resume of memory by tag, with SGLang's bookkeeping and its lack of forgiveness."""
+"""Releases and resumes memory by tag. As in SGLang, a call for a tag in the wrong state ends the engine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class _LateRelease:
 
 
 class MemoryOccupation:
-    """Which tags are offloaded. Every exception here ends the engine, as it does SGLang's scheduler.
+    """Releases and resumes tags, and knows which are released. Every exception here ends the engine.
 
-    Source: sglang 0.5.23, managers/scheduler_components/weight_updater.py: no try, no check of the tags.
+    Source: sglang 0.5.23, managers/scheduler_components/weight_updater.py checks no tags and catches nothing.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class MemoryOccupation:
         self._bytes = bytes_of_tag
         self._flush = flush
         self._faults = faults
-        self._offloaded: set[str] = set()  # a set: released twice is resumed once
+        self._offloaded: set[str] = set()  # a set, as in SGLang: a tag that was released twice is resumed once
         self._late: list[_LateRelease] = []
         self._grown: list[Region] = []
 
     def release(self, tags: Sequence[str]) -> None:
-        """The tags' memory is the operating system's; with kv_cache the prefix cache is empty."""
+        """Releases the tags' memory; a release of kv_cache also empties the prefix cache."""
         wanted = tuple(tags or ALL_TAGS)
         self._offloaded.update(wanted)
         if "kv_cache" in wanted:
@@ -49,18 +49,18 @@ class MemoryOccupation:
             self._free(freed)
 
     def resume(self, tags: Sequence[str]) -> None:
-        """The tags' memory is resident; the prefix cache is as it was."""
+        """Makes the tags' memory resident. The prefix cache is left as it is."""
         wanted = tuple(tags or ALL_TAGS)
         for tag in wanted:
-            self._offloaded.remove(tag)  # KeyError for one that is not released, before anything is done
+            self._offloaded.remove(tag)  # KeyError for a tag that is not released, before any memory is mapped
         for tag in ("cuda_graph", "weights", "kv_cache"):
             if tag in wanted:
-                self._pipeline.each("resume", tag, bool(self._faults.has("resume", "zeros")))
+                self._pipeline.collective_rpc("resume", tag, bool(self._faults.has("resume", "zeros")))
         if grown := self._faults.grown_bytes():
             self._grown.append(Region(grown))
 
     def free_late(self) -> None:
-        """Releases that were answered early and are now due have happened."""
+        """Carries out the delayed releases (fault `late`) that are due."""
         due = [each for each in self._late if each.due <= time.monotonic()]
         self._late = [each for each in self._late if each not in due]
         for late in due:
@@ -71,10 +71,10 @@ class MemoryOccupation:
         for tag in (tag for tag in ALL_TAGS if tag in tags):
             kept = min(budget, self._bytes.get(tag, 0))
             budget -= kept
-            self._pipeline.each("release", tag, self._shares(tag, kept))
+            self._pipeline.collective_rpc("release", tag, self._shares(tag, kept))
 
     def _shares(self, tag: str, kept_bytes: int) -> list[int]:  # [ranks]
-        """How many bytes of the tag each rank keeps."""
+        """The bytes of the tag that each rank keeps resident."""
         shares = [-(-kept_bytes // self._pipeline.size)] * self._pipeline.size
         stuck = self._faults.stuck_rank()
         if stuck is not None and stuck < len(shares):

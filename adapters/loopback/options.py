@@ -1,4 +1,4 @@
-"""The engine's command line, as one value."""
+"""The engine's command line, parsed into one value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .shape import KV_MIB_LEAST, RANKS_ALLOWED, WEIGHTS_MIB_LEAST
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Everything that was chosen when the engine was started."""
+    """The options with which the engine was started."""
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -44,13 +44,13 @@ class EngineOptions:
 
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """The process ends with status 2 and one line that says why."""
+        """Prints the reason in one line and exits with status 2."""
         print(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(2)
 
 
 def parse(argv: list[str] | None) -> EngineOptions:
-    """The options that the arguments mean; exits with status 2 on one that means nothing."""
+    """The options that the arguments give; exits with status 2 where they are invalid."""
     parser = _build()
     chosen = vars(parser.parse_args(argv))
     options = EngineOptions(**{field.name: chosen[field.name] for field in fields(EngineOptions)})
@@ -95,10 +95,10 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights-mib", type=int, help="size of the weights (%(default)s)")
     add("--kv-mib", type=int, help="size of the KV pool (%(default)s)")
     add("--ranks", type=int, choices=RANKS_ALLOWED, help="pipeline ranks; above 1 each is a process")
-    add("--memory-saver", action="store_true", help="release and resume really move memory")
+    add("--memory-saver", action="store_true", help="release and resume return and map memory")
     add("--weights-backup", action="store_true", help="keep the weights' contents across a release")
     add("--weights", metavar="PATH", help="a checkpoint; default: one made from the seed")
-    add("--seed", type=int, help="what the weights are made from")
+    add("--seed", type=int, help="the seed of the weights")
     add("--make-weights", metavar="PATH", help="write a checkpoint of --weights-mib made from --seed, and exit")
     add("--max-running-requests", type=int)
     add("--context-length", type=int)
@@ -114,14 +114,14 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
     add("--enable-metrics", action="store_true")
     add("--fault", type=_fault, action="append", default=[], metavar="NAME=VALUE", help="misbehave; repeatable")
     add("--allow-faults", action="store_true", help="serve POST /_fault")
-    add("--die-with-stdin", action="store_true", help="the process tree ends when standard input does")
+    add("--die-with-stdin", action="store_true", help="kill the process tree when standard input is closed")
 
 
 def _add_timing_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--step-delay-s", type=float, help="time added to each step, as of a larger model")
-    add("--death-delay-s", type=float, help="from a failed assertion to the death of the tree")
+    add("--step-delay-s", type=float, help="added to each step, to be as slow as a larger model")
+    add("--death-delay-s", type=float, help="from a failed assertion until the process tree is killed")
     add("--health-timeout-s", type=float)
     add("--health-poll-s", type=float)
-    add("--abort-poll-s", type=float, help="how often an abort pause looks whether all has ended")
-    add("--watchdog-timeout-s", type=float, help="a batch that stands still this long kills the engine")
+    add("--abort-poll-s", type=float, help="how often an abort pause checks whether all requests have ended")
+    add("--watchdog-timeout-s", type=float, help="a batch that makes no progress for this long kills the engine")

@@ -1,4 +1,4 @@
-"""The ranks behind one scheduler: in this process, or one child process each."""
+"""The pipeline-parallel ranks of one scheduler: one rank in this process, or several in a child process each."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class RankFailed(RuntimeError):
-    """A rank raised, or is no more."""
+    """A rank raised an exception, or its process has ended."""
 
 
 class Rank(Protocol):
-    """One rank: a call is submitted, its result is collected later, in order."""
+    """One rank. A call is submitted, and its result collected later; results come in the order of the calls."""
 
     def submit(self, method: str, *arguments: Any) -> None: ...
 
@@ -33,7 +33,7 @@ class Rank(Protocol):
 
 
 class LocalRank:
-    """The only rank, in this process."""
+    """The rank of a pipeline of one, in this process."""
 
     def __init__(self, config: RankConfig) -> None:
         from .worker import RankWorker
@@ -49,12 +49,12 @@ class LocalRank:
 
 
 class RemoteRank:
-    """A rank in a child process of its own, spoken to over a socket pair."""
+    """A rank in a child process, which receives calls over a socket pair."""
 
     def __init__(self, config: RankConfig) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            # A fresh interpreter, never a fork: this process will have threads.
+            # A new interpreter, not a fork: a fork of a process with threads may deadlock.
             self.process = subprocess.Popen(
                 [sys.executable, "-m", f"{__package__}.rank", str(theirs.fileno())], pass_fds=[theirs.fileno()]
             )
@@ -65,25 +65,25 @@ class RemoteRank:
         try:
             self._connection.send((method, arguments))
         except OSError as error:
-            raise RankFailed(f"rank process {self.process.pid} is gone") from error
+            raise RankFailed(f"rank process {self.process.pid} has ended") from error
 
     def collect(self) -> Any:
         try:
             failed, value = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise RankFailed(f"rank process {self.process.pid} is gone") from error
+            raise RankFailed(f"rank process {self.process.pid} has ended") from error
         if failed:
             raise RankFailed(value)
         return value
 
     def kill(self) -> None:
-        """The process was sent SIGKILL."""
+        """Sends SIGKILL to the process."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGKILL)
 
 
 class Pipeline:
-    """All ranks in order: hidden states go from each to the next."""
+    """All ranks in order. Each passes its hidden states to the next."""
 
     def __init__(self, config: RankConfig) -> None:
         began = time.monotonic()
@@ -98,30 +98,30 @@ class Pipeline:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that hold the memory, by rank."""
+        """The process of each rank, in the order of the ranks."""
         return [child.process.pid for child in self.children] or [os.getpid()]
 
     def forward(self, chunks: Sequence[Chunk]) -> list[int | None]:
-        """Each row's next token, or None where its chunk is not its last."""
+        """Each row's next token; None for a row of which a part of the prompt is still to be computed."""
         states: list[Any] = [None] * len(chunks)
         for rank in self._ranks:
             rank.submit("forward", chunks, states)
             states = rank.collect()
         return states
 
-    def each(self, method: str, *arguments: Any) -> list[Any]:  # [ranks]
-        """Every rank's result of one call, made on all at once."""
+    def collective_rpc(self, method: str, *arguments: Any) -> list[Any]:  # [ranks]
+        """Calls a method on all ranks at once; returns their results in the order of the ranks."""
         for rank in self._ranks:
             rank.submit(method, *arguments)
         return [rank.collect() for rank in self._ranks]
 
     def watch(self, on_death: Callable[[str], None]) -> None:
-        """`on_death` is called as soon as a rank process ends, idle or not."""
+        """Calls `on_death`, from a thread, when a rank process ends."""
         for child in self.children:
             threading.Thread(target=_report_end, args=(child, on_death), daemon=True).start()
 
     def kill(self) -> None:
-        """Every rank process was sent SIGKILL."""
+        """Sends SIGKILL to every rank process."""
         for child in self.children:
             child.kill()
 

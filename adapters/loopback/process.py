@@ -1,4 +1,4 @@
-"""Loopback engines as child processes of a test or a program: started, waited for, stopped, and never left behind."""
+"""Starts loopback engines as child processes of a test or a program, and stops them with all their processes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _TAIL_BYTES = 4000
 
 
 class StartFailed(RuntimeError):
-    """The engine did not come up; the message carries the end of its standard error."""
+    """The engine did not start; the message has the end of its standard error."""
 
 
 @dataclass(slots=True)
 class LoopbackProcess:
-    """A running engine. Its process group holds the server and its ranks, and nothing else."""
+    """A running engine. Its process group consists of the server and its ranks."""
 
     url: str
     pid: int
-    rank_pids: tuple[int, ...]  # [ranks]; the server itself where there is one
-    weights: Path  # the checkpoint that it was started with
+    rank_pids: tuple[int, ...]  # [ranks]; of one rank, the server's
+    weights: Path  # the checkpoint with which it was started
     _process: subprocess.Popen[bytes]
     _stderr: IO[bytes]
 
@@ -56,9 +56,10 @@ class LoopbackProcess:
         arguments: Sequence[str] = (),
         deadline_s: float = 30.0,
     ) -> Self:
-        """An engine that accepts requests; StartFailed if it does not within the deadline.
+        """Starts an engine and returns once it accepts requests. Raises StartFailed where it does not in time.
 
-        `arguments` go to its command line as they are."""
+        `arguments` are appended to its command line.
+        """
         command = [sys.executable, "-m", __package__, "--die-with-stdin", *arguments]
         command += _flags(memory_saver=memory_saver, weights_backup=weights_backup, allow_faults=allow_faults)
         command += _values(
@@ -76,12 +77,12 @@ class LoopbackProcess:
 
     @classmethod
     async def astart(cls, **chosen: Any) -> Self:
-        """`start`, off the event loop."""
+        """`start`, in a thread, so that the event loop is not blocked."""
         return await asyncio.to_thread(lambda: cls.start(**chosen))
 
     @classmethod
     def _launch(cls, command: list[str], deadline_s: float) -> Self:
-        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - not a pipe: one that nobody reads would block the engine
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - not a pipe: a full one would block the engine
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True
         )
@@ -105,38 +106,38 @@ class LoopbackProcess:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Server and ranks, each once."""
+        """The processes of the server and its ranks."""
         return tuple(dict.fromkeys((self.pid, *self.rank_pids)))
 
     @property
     def returncode(self) -> int | None:
-        """The server's exit status, None while it runs, minus the signal's number where one ended it."""
+        """The server's exit status; None while it runs; after a signal, minus the signal's number."""
         return self._process.poll()
 
     def stderr_tail(self) -> str:
-        """The end of what the engine wrote to standard error."""
+        """The last bytes that the engine wrote to standard error."""
         return _tail(self._stderr)
 
     def wait(self, deadline_s: float = 10.0) -> int:
-        """The exit status of a server that ends by itself; TimeoutError if it does not."""
+        """Waits until the server has ended and returns its exit status. Raises TimeoutError where it does not end."""
         try:
             return self._process.wait(deadline_s)
         except subprocess.TimeoutExpired as error:
             raise TimeoutError(f"engine {self.pid} still runs after {deadline_s} s") from error
 
     def stop(self, deadline_s: float = 5.0) -> int:
-        """The engine is gone: by SIGTERM, or after the deadline by SIGKILL; returns its exit status."""
+        """Ends the engine by SIGTERM, or after the deadline by SIGKILL; returns its exit status."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             _await_exit(self._process, deadline_s)
         return self.kill()
 
     async def astop(self, deadline_s: float = 5.0) -> int:
-        """`stop`, off the event loop."""
+        """`stop`, in a thread, so that the event loop is not blocked."""
         return await asyncio.to_thread(self.stop, deadline_s)
 
     def kill(self) -> int:
-        """No process of the engine is left; returns its exit status."""
+        """Kills every process of the engine; returns its exit status."""
         _end(self._process)
         if not self._stderr.closed:
             self._stderr.close()
@@ -190,7 +191,7 @@ def _first_line(process: subprocess.Popen[bytes], deadline: float) -> dict[str, 
 
 
 def _await_exit(process: subprocess.Popen[bytes], deadline_s: float) -> None:
-    """The server has ended, unreaped so that its process group's number cannot be another's, or the deadline passed."""
+    """Waits until the server has ended, or the deadline. It is not reaped, so that its group's id is not used again."""
     deadline = time.monotonic() + deadline_s
     while time.monotonic() < deadline:
         if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:

@@ -1,4 +1,4 @@
-"""A rank's process: serves its parent's calls one after another, and does not outlive it."""
+"""The process of a rank: it serves its parent's calls one after another and ends with it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Calls have been served until the parent closed the pipe."""
+    """Serves calls until the parent closes the connection."""
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; only the parent handles it
     connection = Connection(int(sys.argv[1]))
     try:
         serve(connection, RankWorker(connection.recv()))
     except (EOFError, OSError):
-        os._exit(0)  # the parent is gone: nobody is left to tell
+        os._exit(0)  # the parent has ended, so no process waits for an answer
 
 
 def serve(connection: Connection, worker: RankWorker) -> None:
-    """Each call received was answered with (failed, value)."""
+    """Answers each call with the pair (failed, value), for ever."""
     while True:
         method, arguments = connection.recv()
         connection.send(_call(worker, method, arguments))
@@ -40,7 +40,7 @@ def _call(worker: RankWorker, method: str, arguments: tuple[Any, ...]) -> tuple[
 
 
 def die_with_parent() -> None:
-    """The kernel sends this process SIGKILL when the thread that started it ends."""
+    """Has the kernel send this process SIGKILL when the thread that started it ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

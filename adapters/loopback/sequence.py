@@ -1,4 +1,4 @@
-"""A request as the scheduler holds it, and what it tells the front end of it."""
+"""A request as the scheduler holds it, and its outputs for the front end."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .model import NGRAM_WINDOW, Chunk
 FinishReason = dict[str, Any]
 
 HEALTH_PREFIX = "HEALTH_CHECK"
-PREFILL_CHUNK = 32  # tokens of one row a step: a long prompt must not keep control messages waiting
+PREFILL_CHUNK = 32  # tokens of a row in one step, so that control messages do not wait for a long prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """When to stop. Decoding is always greedy."""
+    """When a request stops. Decoding is always greedy."""
 
     max_new_tokens: int = 128
     ignore_eos: bool = False
@@ -27,7 +27,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One prompt to continue."""
+    """A prompt to continue."""
 
     rid: str
     prompt: tuple[int, ...]
@@ -37,7 +37,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """All that is known of a request after a step; `finish` is None while it goes on."""
+    """The state of a request after a step; `finish` is None while it goes on."""
 
     rid: str
     ids: tuple[int, ...]
@@ -49,7 +49,7 @@ class Output:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request with its place in the KV pool."""
+    """A request, its tokens so far, and its pages of the KV pool."""
 
     request: GenerateRequest
     tokens: list[int]
@@ -74,22 +74,22 @@ class Sequence:
         return self.tokens[len(self.request.prompt) :]
 
     def chunk_end(self) -> int:
-        """Where the next step of this row ends."""
+        """The position after the last token that the next step computes."""
         return min(len(self.tokens), self.computed + PREFILL_CHUNK)
 
     def next_chunk(self) -> Chunk:
-        """What the next step computes of this row."""
+        """The tokens that the next step computes."""
         start, end = self.computed, self.chunk_end()
         window = tuple(self.tokens[max(0, start - NGRAM_WINDOW) : end])
         return Chunk(window, start, end - start, tuple(self.pages), end == len(self.tokens))
 
     def append(self, token: int) -> None:
-        """The token is part of the output, and the row is finished if it was the last."""
+        """Adds a token to the output, and finishes the request where a stop condition is met."""
         self.tokens.append(token)
         self.finish = _finish(self.request.sampling, self.output, token)
 
     def snapshot(self) -> Output:
-        """What the front end may know now."""
+        """The output for the front end."""
         return Output(
             self.rid, tuple(self.output), self.finish, len(self.request.prompt), self.cached, self.retractions
         )
@@ -99,7 +99,7 @@ def _finish(sampling: Sampling, output: list[int], token: int) -> FinishReason |
     if token in sampling.stop_token_ids or (token == tokenizer.EOS and not sampling.ignore_eos):
         return {"type": "stop", "matched": token}
     if sampling.stop:
-        # A stop string can only have been completed by the last token, so its own length of tail is enough.
+        # Only the last token can have completed a stop string, so that the longest one's length of tail is enough.
         longest = max(len(each.encode()) for each in sampling.stop)
         tail = tokenizer.decode(output[-longest:])
         for stop in sampling.stop:

@@ -1,4 +1,4 @@
-"""The server's life: listening, announced, and on SIGTERM drained before it ends."""
+"""Runs the HTTP server: it listens, announces its URL, and on SIGTERM finishes its requests before it exits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GRACE_S = 1
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, announced once it really accepts, and with its signals left to the engine."""
+    """uvicorn, with an announcement once it accepts connections, and without its own signal handlers."""
 
     def __init__(self, config: uvicorn.Config, engine: Engine, url: str) -> None:
         super().__init__(config)
@@ -40,7 +40,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(options: EngineOptions, pipeline: Pipeline) -> None:
-    """The engine has served until SIGTERM, and left nothing behind."""
+    """Serves until SIGTERM; then no process of the engine is left."""
     listener = _listen(options)
     engine = Engine(options, pipeline)
     try:
@@ -62,13 +62,13 @@ def _listen(options: EngineOptions) -> socket.socket:
 async def _serve(engine: Engine, listener: socket.socket) -> None:
     host, port = listener.getsockname()
     server = _Server(_config(engine), engine, f"http://{host}:{port}")
-    exit_asked = asyncio.Event()
+    exit_requested = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, exit_asked.set)
+        asyncio.get_running_loop().add_signal_handler(number, exit_requested.set)
     engine.start()
-    leaving = asyncio.create_task(_leave(engine, server, exit_asked))
+    shutdown = asyncio.create_task(_shut_down(engine, server, exit_requested))
     await server.serve(sockets=[listener])
-    leaving.cancel()
+    shutdown.cancel()
 
 
 def _config(engine: Engine) -> uvicorn.Config:
@@ -84,14 +84,14 @@ def _config(engine: Engine) -> uvicorn.Config:
     )
 
 
-async def _leave(engine: Engine, server: uvicorn.Server, exit_asked: asyncio.Event) -> None:
-    """Once asked to, the server exits when no request is left; behind a closed gate that is never.
+async def _shut_down(engine: Engine, server: uvicorn.Server, exit_requested: asyncio.Event) -> None:
+    """Waits for a signal, then stops the server when no request is left. While paused, requests never end.
 
-    Source: sglang 0.5.23, measured: SIGTERM while paused with held or retracted requests drains for ever; an UnHealthy
-    server exits at once.
+    Source: sglang 0.5.23, measured: after SIGTERM a paused server with held or retracted requests does not exit; an
+    UnHealthy server exits at once.
     """
-    await exit_asked.wait()
-    engine.leaving = True
+    await exit_requested.wait()
+    engine.exiting = True
     while engine.gate.rid_to_state and engine.status is ServerStatus.UP:
         print(f"Gracefully exiting... Remaining number of requests {len(engine.gate.rid_to_state)}", file=sys.stderr)
         await asyncio.sleep(_DRAIN_POLL_S)

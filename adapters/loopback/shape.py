@@ -1,13 +1,15 @@
-"""The model's dimensions and which rank holds which tensor. No NumPy: the command line reads this too.
+"""The model's dimensions, and which rank holds which tensor. The command line imports this, so NumPy is not imported.
 
-Each layer owns a hashed n-gram embedding table, as Byte Latent Transformer has at its input. The tables hold the
-surplus bytes that `weights_mib` asks for: a rank's slice of layers is its fair slice of the bytes, and a token
-reads one row of each table.
+Each layer has a hashed n-gram embedding table, as the Byte Latent Transformer has at its input. The tables are as large
+as `weights_mib` requires. They are equal in every layer, so that each rank holds its share of the bytes, and a token
+reads one row of each.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from lifecycle.core.units import MIB
 
 HIDDEN = 256
 LAYERS = 4
@@ -17,7 +19,6 @@ FEED_FORWARD = 4 * HIDDEN
 VOCABULARY = 260  # 256 bytes, then BOS, EOS, PAD and one spare
 PAGE_TOKENS = 16  # tokens in one page of the KV pool
 FLOAT_BYTES = 4
-MIB = 1 << 20
 KV_BYTES_PER_TOKEN = LAYERS * 2 * HIDDEN * FLOAT_BYTES
 RANKS_ALLOWED = (1, 2, 4)  # each rank holds a whole number of layers
 WEIGHTS_MIB_LEAST = 16
@@ -34,8 +35,8 @@ class ModelShape:
 
     @classmethod
     def filling(cls, weights_mib: int) -> ModelShape:
-        """The largest model whose weights fit into `weights_mib`."""
-        # One page of slack per layer keeps every rank's aligned region inside its share.
+        """The shape of the largest model whose weights fit into `weights_mib`."""
+        # One page per layer is left for alignment, so that every rank's region stays inside its share.
         core = sum(_floats(shape) for shape in cls(0).tensors().values()) * FLOAT_BYTES + LAYERS * 4096
         return cls((weights_mib * MIB - core) // (LAYERS * HIDDEN * FLOAT_BYTES))
 
@@ -44,7 +45,7 @@ class ModelShape:
         return {name: shape for rank in range(LAYERS) for name, shape in self.of_rank(rank, LAYERS).items()}
 
     def of_rank(self, rank: int, ranks: int) -> dict[str, Shape]:
-        """The tensors of one pipeline rank: embeddings on the first, the LM head on the last."""
+        """The tensors of one pipeline rank. The first rank has the embeddings, the last the LM head."""
         tensors: dict[str, Shape] = {"embed_tokens": (VOCABULARY, HIDDEN)} if rank == 0 else {}
         for layer in layers_of(rank, ranks):
             tensors |= self._layer(layer)
@@ -71,7 +72,7 @@ _HEAD: dict[str, Shape] = {
 
 @dataclass(frozen=True, slots=True)
 class RankConfig:
-    """What a rank is built from."""
+    """The options from which a rank is built."""
 
     rank: int
     ranks: int
@@ -82,7 +83,7 @@ class RankConfig:
 
 
 def layers_of(rank: int, ranks: int) -> range:
-    """The contiguous slice of layers that a rank holds."""
+    """The consecutive layers that a rank holds."""
     share = LAYERS // ranks
     return range(rank * share, (rank + 1) * share)
 

@@ -1,4 +1,4 @@
-"""What can be read of the engine. Nothing here says in which mode it is paused or what is released: SGLang does not."""
+"""The status endpoints. As in SGLang, none reports the pause mode or which tags are released."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ _SECTIONS = frozenset({"core", "memory", "spec", "lora", "disagg", "queues", "al
 
 
 async def root(engine: Engine, request: Request) -> Response:
-    """It listens."""
+    """Answers that the engine runs."""
     return JSONResponse("Loopback engine is running")
 
 
 async def ready(engine: Engine, request: Request) -> Response:
-    """200 when the gate is open, the last health check was good and no exit has begun."""
-    up = engine.status is ServerStatus.UP and not engine.gate.is_pause and not engine.leaving
+    """200 where requests are admitted, the last health check succeeded and no exit has begun, else 503."""
+    up = engine.status is ServerStatus.UP and not engine.gate.is_pause and not engine.exiting
     return Response(status_code=200 if up else 503)
 
 
 async def ping(engine: Engine, request: Request) -> Response:
-    """200 when the last health check was good, paused or not."""
+    """200 where the last health check succeeded, paused or not, else 503."""
     return Response(status_code=200 if engine.status is ServerStatus.UP else 503)
 
 
 async def health(engine: Engine, request: Request) -> Response:
-    """200 when a token came; asked of a paused engine it waits out its timeout and leaves the engine marked UnHealthy.
+    """200 where a token is generated in time, else 503.
 
+    A paused engine generates none. It is marked UnHealthy after the timeout.
     Source: sglang 0.5.23, entrypoints/http_server.py health_generate.
     """
-    if engine.leaving:
+    if engine.exiting:
         return Response(status_code=503)
     began = time.monotonic()
     probe = asyncio.create_task(_one_token(engine, f"{HEALTH_PREFIX}_{time.time()}"))
@@ -57,7 +58,7 @@ async def _one_token(engine: Engine, rid: str) -> None:
 
 
 async def _token_since(engine: Engine, began: float) -> bool:
-    """Whether anything at all came back from the scheduler, looked at only every so often."""
+    """Whether the scheduler has delivered any output since `began`; polled until the timeout."""
     while time.monotonic() < began + engine.options.health_timeout_s:
         await asyncio.sleep(engine.options.health_poll_s)
         if engine.gate.last_receive > began:
@@ -66,7 +67,7 @@ async def _token_since(engine: Engine, began: float) -> bool:
 
 
 async def server_info(engine: Engine, request: Request) -> Response:
-    """Arguments and internal state, after a round trip through the scheduler: all that was sent before has happened."""
+    """The options and the internal state. The scheduler has handled every earlier message when this answers."""
     state = await engine.gate.in_turn("server_info", lambda: _internal_state(engine))
     arguments = engine.resolved_arguments()
     live = {"status": "ready", "max_total_num_tokens": engine.scheduler.capacity, "version": SGLANG_VERSION}
@@ -84,7 +85,7 @@ async def _internal_state(engine: Engine) -> dict[str, Any]:
 
 
 async def model_info(engine: Engine, request: Request) -> Response:
-    """The model and its label, from the front end alone."""
+    """The model and the label of its weights, without asking the scheduler."""
     return JSONResponse(
         {
             "model_path": engine.model_path,
@@ -106,7 +107,7 @@ async def model_info(engine: Engine, request: Request) -> Response:
 
 
 async def loads(engine: Engine, request: Request) -> Response:
-    """The last snapshot published; its age grows while the scheduler is paused."""
+    """The last published load counts. They are not updated while the scheduler is paused."""
     include = request.query_params.get("include")
     sections = {part.strip() for part in include.split(",")} if include else {"all"}
     if not sections <= _SECTIONS:
@@ -154,7 +155,7 @@ def _prometheus(entries: list[dict[str, Any]]) -> str:
 
 
 async def metrics(engine: Engine, request: Request) -> Response:
-    """The gauges that SGLang shows of the same names."""
+    """Prometheus gauges under the names that SGLang gives them."""
     counts = engine.scheduler.publisher.counts
     gauges = {
         "num_running_reqs": counts.running,

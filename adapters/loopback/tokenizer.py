@@ -1,4 +1,4 @@
-"""A byte-level tokenizer: a token below 256 is that byte."""
+"""A byte-level tokenizer: a token below 256 stands for the byte of that value."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def encode(text: str) -> list[int]:
 
 
 def decode(ids: Sequence[int]) -> str:
-    """The text; specials vanish and broken UTF-8 becomes the replacement character."""
+    """The text of these tokens. Special tokens are left out; invalid UTF-8 becomes the replacement character."""
     return bytes(token for token in ids if token < 256).decode(errors="replace")

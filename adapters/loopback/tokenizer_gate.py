@@ -1,6 +1,7 @@
-"""The tokenizer's side: who may reach the scheduler, and what came back for whom. Runs on the event loop alone.
+"""The front end of the scheduler: it admits requests, and delivers outputs to them. Used on the event loop only.
 
-Source: sglang 0.5.23, managers/tokenizer_manager.py. The order of its locks is kept: they are what makes a pause hang.
+Source: sglang 0.5.23, managers/tokenizer_manager.py. Its locks are taken in the same order as there, since that order
+is why an abort pause of a server that is paused in_place never returns.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from .sequence import GenerateRequest, Output
 Result = TypeVar("Result")
 Disconnected = Callable[[], Awaitable[bool]]
 
-_DISCONNECT_POLL_S = (
-    4.0  # Source: sglang 0.5.23: a vanished client of a non-stream request is looked for after 4 s of silence
-)
+#: Seconds without an output after which a request that is no stream checks whether its client has disconnected.
+#: Source: sglang 0.5.23, managers/tokenizer_manager.py.
+_DISCONNECT_POLL_S = 4.0
 
 
 @dataclass(slots=True)
 class RequestState:
-    """What is known here of one request."""
+    """The newest output of one request, and an event that is set when one arrives."""
 
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     latest: Output | None = None
 
 
 class ModelUpdateLock:
-    """Requests hold it together, an update holds it alone; once an update waits, new requests queue behind it."""
+    """A readers-writer lock: requests hold it together, an update alone. New requests wait behind a waiting update."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
@@ -76,7 +77,7 @@ class ModelUpdateLock:
 
 
 class TokenizerGate:
-    """Admission. Closed by every pause mode; requests that meet it closed are known to nobody else."""
+    """Admits requests unless paused. A request that waits here is unknown to the scheduler: no count includes it."""
 
     def __init__(self, scheduler: Scheduler, *, abort_poll_s: float) -> None:
         self.rid_to_state: dict[str, RequestState] = {}
@@ -89,7 +90,7 @@ class TokenizerGate:
         self._turns: dict[str, asyncio.Lock] = {}
 
     async def generate(self, request: GenerateRequest, gone: Disconnected | None = None) -> AsyncIterator[Output]:
-        """Each newest output until the finished one; raises ValueError if the id is in use."""
+        """Yields the newest output after each step, the finished one last. Raises ValueError for an id in use."""
         if request.rid in self.rid_to_state:
             raise ValueError(f"Duplicate request ID detected: {request.rid}")
         state = self.rid_to_state[request.rid] = RequestState()
@@ -121,7 +122,7 @@ class TokenizerGate:
             self._scheduler.abort(rid)
 
     def deliver(self, outputs: Sequence[Output]) -> None:
-        """Whoever waits for one of these outputs has it."""
+        """Delivers outputs to the requests that wait for them."""
         self.last_receive = time.monotonic()
         for output in outputs:
             state = self.rid_to_state.get(output.rid)
@@ -130,9 +131,10 @@ class TokenizerGate:
                 state.arrived.set()
 
     async def pause(self, mode: str) -> None:
-        """The gate is closed; after an abort nothing is in flight, after the others the scheduler will have stopped.
+        """Stops admission. An abort returns once no request is in flight; the other modes also pause the scheduler.
 
-        Never returns for an abort over a frozen batch, holding the lock that every later pause and continue needs.
+        An abort of a batch that is frozen in place never returns, and holds the lock that every later pause and
+        continue needs. Source: sglang 0.5.23, measured.
         """
         async with self._is_pause_cond:
             self.is_pause = True
@@ -146,31 +148,31 @@ class TokenizerGate:
                 await asyncio.sleep(self._abort_poll_s)
 
     async def close(self) -> None:
-        """The gate is closed; what is behind it runs on."""
+        """Stops admission; admitted requests run on."""
         async with self._is_pause_cond:
             self.is_pause = True
 
     async def unpause(self) -> None:
-        """The gate is open and the scheduler steps."""
+        """Resumes the scheduler and admits requests again."""
         async with self._is_pause_cond:
             self.is_pause = False
             self._scheduler.unpause()
             self._is_pause_cond.notify_all()
 
     def abort(self, rid: str, *, everything: bool) -> None:
-        """Requests that the scheduler knows by this prefix are ending, if the id itself is a known one."""
+        """Has the scheduler abort the requests whose id starts with `rid`, if a request has that very id."""
         if everything or (rid and rid in self.rid_to_state):
             self._scheduler.abort(rid, everything=everything)
 
     @contextlib.asynccontextmanager
     async def updating(self) -> AsyncIterator[None]:
-        """Weights may be replaced: while open, after the last request in flight; while paused, at once."""
+        """A context in which weights may be replaced: while paused, at once; else once no request is in flight."""
         async with self._is_pause_cond:
             paused = self.is_pause
         async with contextlib.nullcontext() if paused else self._model_update_lock.writing():
             yield
 
     async def in_turn(self, call: str, act: Callable[[], Awaitable[Result]]) -> Result:
-        """`act`'s result; calls of one name take turns."""
+        """Runs `act` and returns its result. Calls of the same name run one at a time."""
         async with self._turns.setdefault(call, asyncio.Lock()):
             return await act()

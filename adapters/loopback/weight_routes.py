@@ -1,4 +1,4 @@
-"""Weight updates, their label, and checksums of what is really there."""
+"""The endpoints for weights: updates, the version label, and checksums of the present tensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHECKER_ACTIONS = ("checksum", "snapshot", "compare", "reset_tensors")
 
 
 async def from_disk(engine: Engine, request: Request) -> Response:
-    """The file's weights are served, or the old ones are and 400 says why."""
+    """Loads a checkpoint. Where it is invalid the weights are unchanged, and 400 says why."""
     body = await read_body(request)
     path, flush = text_field(body, "model_path", required=True) or "", flag(body, "flush_cache", True)
     if flag(body, "abort_all_requests", False):
@@ -35,7 +35,7 @@ async def from_disk(engine: Engine, request: Request) -> Response:
 
 
 async def from_tensor(engine: Engine, request: Request) -> Response:
-    """The pushed tensors are served. `load_format` must be safetensors: SGLang's pickled torch handles need torch."""
+    """Loads pushed tensors. `load_format` must be safetensors, since SGLang's pickled torch handles need torch."""
     body = await read_body(request)
     blobs, flush = _blobs(body), flag(body, "flush_cache", True)
     updated = await _update(engine, lambda: engine.scheduler.weights.from_tensor(blobs, flush=flush))
@@ -45,19 +45,19 @@ async def from_tensor(engine: Engine, request: Request) -> Response:
 
 
 async def begin(engine: Engine, request: Request) -> Response:
-    """An update session is open."""
+    """Opens an update session."""
     await read_body(request)
     return _reply(await asyncio.wrap_future(engine.scheduler.ask(engine.scheduler.weights.begin)))
 
 
 async def end(engine: Engine, request: Request) -> Response:
-    """The update session is closed."""
+    """Closes the update session."""
     await read_body(request)
     return _reply(await asyncio.wrap_future(engine.scheduler.ask(engine.scheduler.weights.end)))
 
 
 async def version(engine: Engine, request: Request) -> Response:
-    """The label is the one given; no weights move, and any label is accepted.
+    """Sets the version label. The weights do not change, and every label is accepted.
 
     Source: sglang 0.5.23, measured: a bogus version answers 200.
     """
@@ -71,7 +71,7 @@ async def version(engine: Engine, request: Request) -> Response:
 
 
 async def check(engine: Engine, request: Request) -> Response:
-    """Checksums of every tensor as it is now, per rank. There is no draft model: one that is asked for has none.
+    """Checksums of every tensor, by rank. There is no draft model, so `selector: draft` selects nothing.
 
     Source: sglang 0.5.23, measured: without a draft model `selector: draft` selects nothing and succeeds.
     """

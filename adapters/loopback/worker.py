@@ -1,4 +1,4 @@
-"""One rank: its regions of memory, its slice of the model, and the calls that the scheduler makes to it."""
+"""One rank: its memory regions, its layers of the model, and the calls that the scheduler makes to it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lifecycle.core.units import MIB
+
 from .checkpoint import BadCheckpoint, blob_offsets, open_checkpoint
 from .memory import MemorySaver, NoSaver, Region, Saver
 from .model import Chunk, Floats, Shard
-from .shape import FLOAT_BYTES, HIDDEN, MIB, PAGE_TOKENS, ModelShape, RankConfig, layers_of, nbytes
+from .shape import FLOAT_BYTES, HIDDEN, PAGE_TOKENS, ModelShape, RankConfig, layers_of, nbytes
 
 _ALIGNMENT = 64
 
 
 class RankWorker:
-    """A rank with its memory resident and its weights zero, until `load`."""
+    """A rank. Its memory is resident from the start, and its weights are zero until `load`."""
 
     def __init__(self, config: RankConfig) -> None:
         self._rank = config.rank
@@ -41,19 +43,19 @@ class RankWorker:
         return MemorySaver(self._regions, backed_up=backed_up)
 
     def forward(self, chunks: Sequence[Chunk], hidden: Sequence[Floats | None]) -> list[Floats | int | None]:
-        """Each row's hidden states or next token, computed row by row."""
+        """Each row's hidden states, or from the last rank its next token. Rows are computed one by one."""
         return [self._shard.forward(chunk, state) for chunk, state in zip(chunks, hidden, strict=True)]
 
     def release(self, tag: str, keep_bytes: Sequence[int]) -> None:  # [ranks]
-        """The tag's pages are given back, but for so many bytes as this rank keeps."""
+        """Returns the tag's pages to the operating system, except this rank's `keep_bytes`."""
         self._saver.pause(tag, keep_bytes=keep_bytes[self._rank])
 
     def resume(self, tag: str, zeros: bool) -> None:
-        """The tag's pages are resident."""
+        """Makes the tag's pages resident. With `zeros` a backup is not read back."""
         self._saver.resume(tag, zeros=zeros)
 
     def load(self, path: str) -> str | None:
-        """This rank's tensors hold the file's, or the reason why they were left as they are."""
+        """Reads this rank's tensors from the checkpoint. Returns why it is invalid, and reads nothing then, or None."""
         try:
             checkpoint = open_checkpoint(path, self._shape)
         except BadCheckpoint as error:
@@ -63,24 +65,24 @@ class RankWorker:
         return None
 
     def load_blob(self, blob: bytes) -> None:
-        """The tensors of a checked safetensors blob that live here hold its bytes."""
+        """Copies those tensors of a validated safetensors blob that this rank holds."""
         offsets = blob_offsets(blob, self._shape)
         for name in offsets.keys() & self._weights.keys():
             target = self._weights[name].data.cast("B")
             target[:] = memoryview(blob)[offsets[name] : offsets[name] + len(target)]
 
     def checksums(self) -> dict[str, str]:
-        """SHA-256 of each tensor's bytes."""
+        """The SHA-256 of each tensor's bytes."""
         return {name: hashlib.sha256(tensor.data.cast("B")).hexdigest() for name, tensor in self._weights.items()}
 
     def reset_tensors(self) -> None:
-        """Every tensor holds something other than the weights."""
+        """Overwrites every tensor with zeros."""
         for tensor in self._weights.values():
             tensor.fill(0)
 
 
 def _layout(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Where each tensor begins in the region, aligned, and the region's size."""
+    """The aligned offset of each tensor in the region, and the region's size."""
     offsets, end = [], 0
     for size in sizes:
         offsets.append(end)

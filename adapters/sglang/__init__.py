@@ -1,6 +1,6 @@
-"""SGLang over HTTP, in the order in which it survives.
+"""Drives an SGLang server over HTTP. Calls are sent in an order that the server survives.
 
-Source for everything here: sglang 0.5.23, measured on a real server.
+Source for every claim about SGLang here: sglang 0.5.23, measured on a real server.
 """
 
 from .adapter import SGLangAdapter

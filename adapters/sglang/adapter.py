@@ -1,4 +1,4 @@
-"""The adapter: one HTTP request a call, and reads that change nothing."""
+"""The adapter: one HTTP request for each call, and reads that change nothing on the server."""
 
 from __future__ import annotations
 
@@ -24,28 +24,34 @@ from lifecycle.nodes.processes import process_trees
 
 from ..http import Answer, HttpClient
 from .capabilities import boot_of, capabilities_of, sizes_of
-from .checksums import by_owner, whole
+from .checksums import by_role, of_engine
 from .plan import plan, push
 
 OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "agent", "tags", "sizes", "checksum")
 
-#: How long a server that is alive takes at most for an answer that does not depend on its load.
+#: Seconds within which a live server answers a read that does not depend on its load.
 READ_S = 10.0
 
-#: How long a token may take before it is looked whether the request only queues.
-#: Source: sglang 0.5.23, measured: behind four kept requests of 600 tokens on a server that runs four, 33 s.
+#: Seconds that a generate request may take before the adapter checks whether it only waits in the queue.
+#: Source: sglang 0.5.23, measured: 33 s behind four kept requests of 600 tokens on a server that runs four at once.
 QUEUED_S = 2.0
 
 
 class SGLangAdapter:
-    """Drives one SGLang server. Options of its URL: `api_key_env`, `admin_api_key_env` (names of environment
-    variables that hold the keys; `api_key`, `admin_api_key` give them directly), `pid`, `agent` (HOST:PORT of the
-    agent of its node), `tags`, `sizes` (TAG:BYTES,... a rank, where the server's own figures are wrong),
-    `checksum=true` (weights are compared by checksum: every load then reads all of them twice).
+    """Drives one SGLang server. Options of its URL:
+
+    - `api_key_env`, `admin_api_key_env`: the environment variables that hold the keys. `api_key` and `admin_api_key`
+      give the keys themselves.
+    - `pid`: the server's process, where the one that listens on the port is not it.
+    - `agent`: HOST:PORT of the agent on the server's node.
+    - `tags`: the tags to release, separated by commas; weights,kv_cache unless given.
+    - `sizes`: TAG:BYTES,... for each rank, where the figures of `/server_info` are wrong.
+    - `checksum=true`: weights are compared by checksum. Every load then reads all weights twice.
     """
 
-    #: The versions that were driven for real, and the read that makes a paused server look unwell for good.
+    #: The versions of SGLang on which this adapter was measured.
     measured_on = ("0.5.23",)
+    #: A GET of this path while the server is paused makes `/ready` and `/ping` answer 503, until one succeeds.
     poisoned_by = "/health"
 
     def __init__(self, address: Address) -> None:
@@ -64,18 +70,21 @@ class SGLangAdapter:
 
     @property
     def url(self) -> str:
-        """Where the server is, without keys."""
+        """The address of the server, without its keys."""
         return str(self._address)
 
     async def connect(self, *, deadline_s: float) -> Capabilities:
-        """Reads what the server is; also finds its processes, so that its end can be told from silence."""
+        """Reads the server's capabilities, and finds its processes, so that its exit can be distinguished from silence.
+
+        Raises ConfigurationError where no SGLang server answers there, or where it refuses a key.
+        """
         clock = Deadline(deadline_s)
         answer = await self._get("/server_info", clock.left_s)
         info = answer.json() if answer.ok else None
         if not isinstance(info, dict) or "internal_states" not in info:
-            raise ConfigurationError(f"{self.url}: {_no_engine(answer)}")
-        # An abort without a body passes the key check of the control calls and is refused (400). It would abort nothing
-        # either if a version took it: no request is named.
+            raise ConfigurationError(f"{self.url}: {_why_not_sglang(answer)}")
+        # An abort without a body passes the key check of the control endpoints and is then refused with 400. A version
+        # that accepted it would abort nothing, since it names no request.
         control = await self._http.request("POST", "/abort_request", deadline_s=clock.left_s, key=self._admin_key)
         if control.status in (401, 403):
             raise ConfigurationError(f"{self.url}: the control endpoints refuse the key; give admin_api_key_env=NAME")
@@ -88,15 +97,15 @@ class SGLangAdapter:
         return self._capabilities
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
-        """The requests of a command, in order."""
+        """The calls of a command, in order; `send` makes each of them one request."""
         return plan(command, facts, self._known())
 
     def push_call(self, how: str, args: Mapping[str, Any], version: str) -> Call:
-        """One request of a push."""
+        """One call of a push: `how` is `tensor` or `distributed`."""
         return push(how, args, version)
 
     async def send(self, call: Call, *, deadline_s: float) -> Reply:
-        """Makes one request, once; `success: false` in a 200 is a refusal."""
+        """Sends one request, once. `success: false` in a 200 counts as a refusal."""
         if call.name == "await_idle":
             return await self._await_idle(deadline_s)
         body = dict(call.args)
@@ -112,12 +121,11 @@ class SGLangAdapter:
         return Reply("done", status=answer.status, value=value)
 
     async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
-        """Reads `/server_info` always (it goes through the scheduler), the rest as wanted. Never `/health`."""
+        """Reads `/server_info`, which passes through the scheduler, then what `want` names. Never reads `/health`."""
         end = time.monotonic() + min(deadline_s, READ_S)
         info = await self._get("/server_info", end - time.monotonic())
         if not info.ok:
-            return await self._silent(info)
-        told = info.json() or {}
+            return await self._unanswered(info)
         parts: dict[str, Any] = {}
         if Fact.ADMISSION in want:
             parts["admission"] = await self._admission(end)
@@ -128,42 +136,48 @@ class SGLangAdapter:
             parts["weights_label"] = model.get("weight_version")
         if Fact.CHECKSUM in want and self._checksums:
             parts |= await self._checksums_now(deadline_s)
-        boot = boot_of(told)
+        boot = boot_of(info.json() or {})
         if boot != self._boot:
-            await self._meet(boot, end)
+            await self._restarted(boot, end)
         return Observation(boot=boot, alive=True, sampled_at=time.monotonic(), **parts)
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
-        """A flush that answers 200: the only positive proof that the scheduler is idle. Drops the prefix cache.
+        """Proved where `/flush_cache` answers 200, which needs an idle scheduler. Drops the prefix cache.
 
-        Without `timeout` it also passes over requests parked by a retract; with one it would wait for them in vain.
+        Without `timeout`, requests that a retract has put back into the queue do not count. With one, the flush waits
+        for the queue to empty, which a paused scheduler never does. Source: sglang 0.5.23, measured.
         """
         answer = await self._http.request("POST", "/flush_cache", deadline_s=deadline_s, key=self._admin_key)
         if answer.status == 400:
             return Pending(reason=f"requests still run ({answer.detail})")
         if not answer.ok:
-            return Pending(reason=f"the idle proof was answered with {answer.status or answer.error}")
+            return Pending(reason=f"/flush_cache answered {answer.status or answer.error}")
         if self._dp_size > 1:
             running = await self._running(time.monotonic() + min(deadline_s, READ_S))
             if running is None:
-                return Unmeasurable(reason="several data-parallel ranks, and their counts are frozen")
+                return Unmeasurable(reason="it has several data-parallel ranks, and their load counts are frozen")
             if running:
                 return Pending(reason=f"{running} requests still run on its data-parallel ranks")
         return Proved(grade=Grade.REPORTED, reason="a flush answered 200", figures={"cache_dropped": True})
 
     async def barrier(self, *, deadline_s: float) -> bool:
-        """True once `/server_info` answered: it queues behind everything that was sent to the scheduler before.
+        """True once `/server_info` has answered. It queues behind everything sent to the scheduler before.
 
-        Source: sglang 0.5.23, measured: sent after a release whose caller had given up, it returned when that had run.
+        True also where nothing listens any more: no call can take effect then. Source: sglang 0.5.23, measured: sent
+        after a release whose client had disconnected, it returned when the release had run.
         """
         answer = await self._get("/server_info", deadline_s)
         return answer.ok or answer.refused
 
     async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
-        """A real token; then one `/health`, which heals a `/ready` that somebody's `/health` poisoned, and `/ready`."""
+        """Generates a token, then checks `/ready`.
+
+        Where `/ready` is not 200, `/health` is asked once first. A `/health` that another client asked while the server
+        was paused leaves `/ready` at 503 until the next one succeeds. Source: sglang 0.5.23, measured.
+        """
         clock = Deadline(deadline_s)
         if self._disaggregated:
-            token: Verdict = NotApplicable(reason="a prefill or decode engine cannot answer alone")
+            token: Verdict = NotApplicable(reason="a prefill or decode engine cannot answer a request alone")
         else:
             token = await self._token(probe, clock.left_s)
         if isinstance(token, Refuted | Pending):
@@ -172,14 +186,14 @@ class SGLangAdapter:
         if not ready.ok:
             await self._get("/health", clock.left_s)
             ready = await self._get("/ready", clock.left_s)
-        return token if ready.ok else Refuted(reason=f"it is not ready ({ready.status or ready.error})")
+        return token if ready.ok else Refuted(reason=f"/ready answered {ready.status or ready.error}")
 
     async def processes(self) -> tuple[Process, ...] | None:
-        """The process that listens, or the one given by `pid=`; the probe measures everything below it."""
+        """The process that listens on the port, or that of `pid=`. The probe measures its whole process tree."""
         return self._processes
 
     async def aclose(self) -> None:
-        """The connections are closed; the server is left as it is."""
+        """Closes the connections. The server is left as it is."""
         await self._http.aclose()
 
     # reads
@@ -187,15 +201,15 @@ class SGLangAdapter:
     async def _get(self, path: str, deadline_s: float) -> Answer:
         return await self._http.request("GET", path, deadline_s=deadline_s, key=self._key)
 
-    async def _meet(self, boot: str, end: float) -> None:
-        """A server that was started again has other processes; where those cannot be found, none are believed."""
+    async def _restarted(self, boot: str, end: float) -> None:
+        """Finds the processes of a server that was restarted; unknown where they cannot be found."""
         self._boot, self._processes = boot, None
-        with suppress(ConfigurationError):  # the pid that was given was that of the server before
+        with suppress(ConfigurationError):  # `pid=` named a process of the server before the restart
             self._processes = await find_processes(self._address, deadline_s=max(0.1, end - time.monotonic()))
         self._family = process_trees(self._processes or ())
 
-    async def _silent(self, answer: Answer) -> Observation:
-        """What is known of a server that does not answer: gone where its process has ended, else unknown."""
+    async def _unanswered(self, answer: Answer) -> Observation:
+        """The observation of a server that did not answer: not alive where its processes have ended, else unknown."""
         if answer.refused and self._family and await ended(self._family, deadline_s=READ_S):
             pids = ", ".join(str(process.pid) for process in self._family)
             return Observation(alive=False, detail=f"pid {pids} has ended", sampled_at=time.monotonic())
@@ -203,8 +217,9 @@ class SGLangAdapter:
         return Observation(detail=said, sampled_at=time.monotonic())
 
     async def _admission(self, end: float) -> Admission | None:
-        """Open where `/ready` says so. 503 is a pause only while `/ping` is well: a `/health` asked of a paused
-        server makes both 503, paused or serving, until the next one succeeds.
+        """Open where `/ready` is 200; closed where it is 503 and `/ping` is 200; else unknown.
+
+        A `/health` asked of a paused server makes both 503, paused or serving, until the next `/health` succeeds.
         """
         ready = await self._get("/ready", end - time.monotonic())
         if ready.ok:
@@ -213,7 +228,7 @@ class SGLangAdapter:
         return "closed" if ready.status == 503 and ping.ok else None
 
     async def _running(self, end: float) -> int | None:
-        """Requests running or queued in the scheduler, from counts that are seen to be renewed; None where frozen.
+        """Requests that run or wait in the scheduler; None where the load counts are not updated within a second.
 
         Source: sglang 0.5.23, measured: retract and in_place freeze the counts at their last value.
         """
@@ -227,15 +242,15 @@ class SGLangAdapter:
 
     async def _loads(self, end: float) -> tuple[int, tuple[Any, ...], float] | None:
         answer = await self._get("/v1/loads?include=core,queues", end - time.monotonic())
-        told = answer.json() if answer.ok else None
-        loads = told.get("loads") if isinstance(told, dict) else None
+        body = answer.json() if answer.ok else None
+        loads = body.get("loads") if isinstance(body, dict) else None
         if not loads:
             return None
         count = sum(int(load.get(name) or 0) for load in loads for name in ("num_running_reqs", "num_waiting_reqs"))
         return count, tuple(load.get("timestamp") for load in loads), time.monotonic()
 
     async def _await_idle(self, deadline_s: float) -> Reply:
-        """Done once no request was running or queued twice in a row; for a server that a router sends nothing to."""
+        """Done once two reads in a row found no request running or queued. For a server behind a closed router."""
         end, zeros = time.monotonic() + deadline_s, 0
         while time.monotonic() < end:
             running = await self._running(end)
@@ -246,7 +261,7 @@ class SGLangAdapter:
         return Reply("rejected", detail="requests still ran when the deadline passed")
 
     async def _token(self, probe: Probe, deadline_s: float) -> Verdict:
-        """A token of a request of our own; where that has to queue behind those that were kept, one of theirs."""
+        """Generates a token. Where the request only queues behind kept requests, a token of one of those counts."""
         clock = Deadline(deadline_s)
         body = {"text": probe.text, "sampling_params": {"max_new_tokens": probe.tokens, "temperature": 0}}
         request = self._http.request("POST", "/generate", deadline_s=deadline_s, json_body=body, key=self._key)
@@ -255,27 +270,30 @@ class SGLangAdapter:
             while not asking.done():
                 await asyncio.wait({asking}, timeout=max(0.05, min(QUEUED_S, clock.left_s)))
                 if not asking.done() and await self._others_get_tokens(clock) and not asking.done():
-                    return Proved(grade=Grade.MEASURED, reason="the requests that it kept get tokens; a new one queues")
+                    return Proved(grade=Grade.MEASURED, reason="kept requests get tokens; a new one queues")
             return _generated(asking.result())
         finally:
             asking.cancel()
             await asyncio.wait({asking})
 
     async def _others_get_tokens(self, clock: Deadline) -> bool:
-        """Whether requests run and get tokens: `/health` of a server that runs some answers with the first of any."""
+        """Whether running requests get tokens.
+
+        `/health` of a busy server answers 200 when any request gets its next token. Source: sglang 0.5.23, measured.
+        """
         running = await self._running(time.monotonic() + min(clock.left_s, READ_S))
         return bool(running) and (await self._get("/health", clock.left_s)).ok
 
     async def _checksums_now(self, deadline_s: float) -> dict[str, Any]:
-        """The checksum of all weights, and those of target and draft; one reading of every byte tells both."""
+        """The checksum of all weights and those of each model role, from one response."""
         body = {"action": "checksum"}
         answer = await self._http.request(
             "POST", "/weights_checker", deadline_s=deadline_s, json_body=body, key=self._admin_key
         )
-        told = answer.json() if answer.ok else None
-        return {"checksum": whole(told), "checksums": by_owner(told)} if isinstance(told, dict) else {}
+        report = answer.json() if answer.ok else None
+        return {"checksum": of_engine(report), "checksums": by_role(report)} if isinstance(report, dict) else {}
 
-    # what it is
+    # configuration
 
     def _known(self) -> Capabilities:
         if self._capabilities is None:
@@ -291,22 +309,22 @@ class SGLangAdapter:
 
 
 def _generated(answer: Answer) -> Verdict:
-    """What the answer to a generate request shows."""
-    told = answer.json() if answer.ok else None
-    if not isinstance(told, dict):
+    """Proved where the answer to a generate request has a token, else Refuted."""
+    body = answer.json() if answer.ok else None
+    if not isinstance(body, dict):
         return Refuted(reason=f"it generated nothing ({answer.status or ''} {answer.detail})")
-    meta = told.get("meta_info") or {}
+    meta = body.get("meta_info") or {}
     if not meta.get("completion_tokens") or (meta.get("finish_reason") or {}).get("type") == "abort":
         return Refuted(reason=f"it generated no token ({meta.get('finish_reason')})")
-    ids = tuple(told.get("output_ids") or ())
+    ids = tuple(body.get("output_ids") or ())
     return Proved(grade=Grade.MEASURED, reason="it generated a token", figures={"output_ids": ids})
 
 
-def _no_engine(answer: Answer) -> str:
+def _why_not_sglang(answer: Answer) -> str:
     if answer.status in (401, 403):
         return "it refuses the key; give api_key_env=NAME"
     if answer.refused:
-        return f"nothing listens there ({answer.error}); start the engine, or mend the address"
+        return f"nothing listens there ({answer.error}); start the engine, or correct the address"
     if answer.status is None:
         return f"it did not answer: {answer.error}"
     return f"what listens there is no SGLang server (/server_info answered {answer.status})"

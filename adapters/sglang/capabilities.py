@@ -1,4 +1,4 @@
-"""What a SGLang server says of itself, read from `/server_info`."""
+"""Reads an SGLang server's capabilities and identity from its `/server_info`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any, Literal
 from lifecycle.core.capabilities import Capabilities, PauseTraits
 from lifecycle.core.errors import ConfigurationError
 from lifecycle.core.facts import Grade, PauseMode, TagSpec
+from lifecycle.core.units import GIB
 from lifecycle.nodes.address import Address
-
-GIB = 1 << 30
 
 
 def boot_of(info: Mapping[str, Any]) -> str:
-    """The identity of the server process: start-up times and random seed differ at every start.
+    """The identity of the server process, a hash of its start-up durations and its random seed.
 
-    Source: sglang 0.5.23, `startup_time` is a tree of durations measured in nanoseconds.
+    Both differ at every start. Source: sglang 0.5.23, `startup_time` is a tree of durations measured in nanoseconds.
     """
     parts = json.dumps([info.get("startup_time"), info.get("random_seed")], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:12]
@@ -27,10 +26,11 @@ def boot_of(info: Mapping[str, Any]) -> str:
 def capabilities_of(
     info: Mapping[str, Any], tags: tuple[str, ...] = ("weights", "kv_cache"), sizes: Mapping[str, int] | None = None
 ) -> Capabilities:
-    """What this server can do. Sizes come from its `memory_usage`, in GiB with three decimals, per rank.
+    """What this server can do. The bytes of each tag come from `sizes`, else from the server's `memory_usage`.
 
-    Source: sglang 0.5.23, measured: `kvcache` is computed, and `weight` is the memory that the device lost while it
-    loaded, whoever took or gave back some meanwhile: 0.118 to 0.299 for a true 0.268 on a busy CPU. `sizes` overrule.
+    `memory_usage` is per rank, in GiB with three decimals. Its `kvcache` is computed. Its `weight` is how far the
+    device's free memory fell while the weights were loaded, so that other processes' allocations distort it.
+    Source: sglang 0.5.23, measured: 0.118 to 0.299 where the tensors have 0.268, on a busy CPU.
     """
     backup = bool(info.get("enable_weights_cpu_backup"))
     return Capabilities(
@@ -60,7 +60,7 @@ def _memory_usage(info: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def sizes_of(address: Address) -> dict[str, int]:
-    """The option `sizes`, taken apart; ConfigurationError where it is not TAG:BYTES,..."""
+    """The option `sizes` as bytes by tag. Raises ConfigurationError where it is not of the form TAG:BYTES,..."""
     parts = [part.partition(":") for part in address.options.get("sizes", "").split(",") if part]
     if not all(tag and size.isdecimal() and int(size) for tag, _, size in parts):
         raise ConfigurationError(f"{address}: sizes must be TAG:BYTES,..., got {address.options['sizes']!r}")
@@ -75,11 +75,12 @@ def _tag(name: str, usage: Mapping[str, Any], backup: bool, given: int | None) -
 
 
 def _pause_modes(info: Mapping[str, Any]) -> dict[PauseMode, PauseTraits]:
-    """The modes, with their traps.
+    """The pause modes of this server, and from which modes each must not be entered.
 
-    in_place then abort hangs the server for ever. A paused prefill or decode engine does not serve the queues that
-    count against idle, and with several data-parallel ranks only the first answers the idle proof while the others'
-    counts are frozen: keep drains on neither.
+    An abort pause of a server that is paused in_place never returns, and every later pause and continue waits for it.
+    `keep` drains neither a prefill or decode engine nor one with several data-parallel ranks. The former stops serving
+    the queues that count as not idle. Of the latter only the first rank answers `/flush_cache`, and the load counts of
+    the others stand still. Source: sglang 0.5.23; the abort was measured, the rest was read.
     """
     modes: dict[PauseMode, PauseTraits] = {
         "abort": PauseTraits(drains=True, unsafe_from=frozenset({"freeze"})),

@@ -1,9 +1,10 @@
-"""What `/weights_checker` told, by owner: one for the target model, one for the draft models beside it.
+"""Splits the response of `/weights_checker` by model role: `target`, and `draft` for all draft models together.
 
-Source: sglang 0.5.23, weight_updater: a rank's answer has one entry in `parallelism_info` for each role (`target`, and
-`draft` or `draft_step_N` where it has a draft model), and the names of a draft's tensors begin with its role. A rank's
-checksum is the SHA-256 of names and values in the order of the names, the engine's that of the ranks' in turn: so what
-is computed here is what the server itself answers where it is asked with `selector`. Measured for the target.
+Source: sglang 0.5.23, weight_updater. In a rank's report `parallelism_info` has one entry for each role (`target`, and
+`draft` or `draft_step_N` where the rank has a draft model). The names of a draft model's tensors begin with its role.
+A rank's checksum is the SHA-256 of its tensor names and checksums, sorted by name. The engine's checksum is the SHA-256
+of the ranks' checksums in rank order. A checksum computed here therefore equals the one that the server returns for the
+same role in `selector`. That was measured for the target and read in the source for drafts.
 """
 
 from __future__ import annotations
@@ -13,27 +14,27 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def whole(told: Mapping[str, Any]) -> str | None:
-    """The checksum of all weights together, as the server computed it."""
-    value = told.get("per_engine_checksum")
+def of_engine(report: Mapping[str, Any]) -> str | None:
+    """The checksum of all weights of the engine, as the server computed it; None where the report has none."""
+    value = report.get("per_engine_checksum")
     return value if isinstance(value, str) else None
 
 
-def by_owner(told: Mapping[str, Any]) -> dict[str, str]:
-    """The checksum of each owner that the engine has; none where the answer has no ranks."""
+def by_role(report: Mapping[str, Any]) -> dict[str, str]:
+    """The checksum of each model role that the engine has; empty where the report has no ranks."""
     found: dict[str, list[str]] = {}
-    for rank in told.get("ranks") or ():
-        for owner, checksums in _of_rank(rank).items():
-            found.setdefault(owner, []).append(_digest(f"{name}{checksums[name]}" for name in sorted(checksums)))
-    return {owner: _digest(ranks) for owner, ranks in found.items()}
+    for rank in report.get("ranks") or ():
+        for role, checksums in _of_rank(rank).items():
+            found.setdefault(role, []).append(_digest(f"{name}{checksums[name]}" for name in sorted(checksums)))
+    return {role: _digest(ranks) for role, ranks in found.items()}
 
 
 def _of_rank(rank: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """The tensors of this rank and their checksums, by owner."""
-    drafts = tuple(f"{role}." for role in _roles(rank) if role != "target")
+    """The checksums of this rank's tensors, by model role and tensor name."""
+    draft_prefixes = tuple(f"{role}." for role in _roles(rank) if role != "target")
     found: dict[str, dict[str, str]] = {}
     for name, value in rank["checksums"].items():
-        found.setdefault("draft" if name.startswith(drafts) else "target", {})[name] = value
+        found.setdefault("draft" if name.startswith(draft_prefixes) else "target", {})[name] = value
     return found
 
 

@@ -1,8 +1,12 @@
-"""What SGLang is sent for each command: a pure function of the command and the facts.
+"""The calls that SGLang is sent for each command: a pure function of the command and the facts.
 
-Source: sglang 0.5.23, measured. Bodies are always sent. Tags are exact and never sent twice: releasing a tag that is
-released, or resuming one that is not, kills the server. `keep` is retract: in_place freezes requests that hold
-memory, and a release then kills the server too.
+Source: sglang 0.5.23, measured.
+
+- Every request has a body, since one without is refused.
+- A release names only mapped tags and a restore only released ones: releasing a tag twice, or resuming one that is
+  mapped, kills the server.
+- The mode `keep` is SGLang's retract. After in_place, frozen requests still hold memory, and a release kills the
+  server.
 """
 
 from __future__ import annotations
@@ -13,21 +17,23 @@ from typing import Any
 from lifecycle.core.calls import PUSH, Call
 from lifecycle.core.capabilities import Capabilities
 from lifecycle.core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from lifecycle.core.facts import GARBAGE, Contents, Fact, Facts, PauseMode, Tag
+from lifecycle.core.facts import Fact, Facts, PauseMode, Tag
 from lifecycle.core.sources import FromDisk, Pushed
 from lifecycle.rules.evidence import targets
 
+from .. import call_effects
+
 MODES: Mapping[PauseMode, str] = {"abort": "abort", "wait": "abort", "keep": "retract", "freeze": "in_place"}
 
-#: The order in which tags are released; they are restored the other way round. Any order is accepted: KV first,
-#: since releasing it drops the prefix cache.
+#: The order in which tags are released; they are restored in reverse. SGLang accepts any order. KV comes first, since
+#: its release drops the prefix cache.
 RELEASE_ORDER = ("kv_cache", "weights", "cuda_graph")
 
 FLUSH = Call("flush_cache", effect={Fact.CACHE_FRESH: True}, repeatable=True, refusal_is_untouched=True)
 
 
 def plan(command: Command, facts: Facts, capabilities: Capabilities) -> tuple[Call, ...]:
-    """The calls of a command, in order; none where nothing needs to be sent."""
+    """The calls of a command, in order; empty where nothing needs to be sent."""
     acted_on = targets(command, facts, capabilities)
     match command:
         case Pause(mode=mode):
@@ -46,8 +52,7 @@ def plan(command: Command, facts: Facts, capabilities: Capabilities) -> tuple[Ca
         case UpdateWeights(source=Pushed() as source):
             return _pushed(source, capabilities)
         case Resume():
-            opened = {Fact.ADMISSION: "open", Fact.PAUSED_BY: None, Fact.RUNNING: None}
-            return (Call("continue_generation", effect=opened, repeatable=True),)
+            return (Call("continue_generation", effect=call_effects.resumed(), repeatable=True),)
     raise TypeError(f"SGLang has no plan for {command}")
 
 
@@ -60,46 +65,34 @@ def push(how: str, args: Mapping[str, Any], version: str) -> Call:
 
 
 def _pause(mode: PauseMode) -> tuple[Call, ...]:
-    effect: dict[Fact, Any] = {Fact.ADMISSION: "closed", Fact.PAUSED_BY: mode, Fact.RUNNING: None}
+    effect = call_effects.paused(mode)
     call = Call("pause_generation", {"mode": MODES[mode]}, effect, repeatable=True, refusal_is_untouched=True)
     waiting = Call("await_idle", repeatable=True, refusal_is_untouched=True)
     return (waiting, call) if mode == "wait" else (call,)
 
 
 def _release(tag: Tag, facts: Facts, capabilities: Capabilities) -> Call:
-    spec = capabilities.spec(tag)
-    effect: dict[Fact, Any] = {Fact.MAPPED: {tag: False}}
-    if spec.stage == "kv":
-        effect[Fact.CACHE_FRESH] = False
-    elif spec.on_release == "discarded":
-        effect |= {Fact.CONTENTS: {tag: GARBAGE}, Fact.CACHE_FRESH: False}
-    else:
-        held = facts.contents.get(tag)
-        effect[Fact.CONTENTS] = {tag: None if held is None or held == GARBAGE else Contents("kept", held.version)}
+    kept = capabilities.spec(tag).on_release == "kept"
+    effect = call_effects.released(tag, facts, capabilities, kept=kept)
     return Call("release_memory_occupation", {"tags": [tag]}, effect)
 
 
 def _restore(tag: Tag) -> Call:
-    return Call("resume_memory_occupation", {"tags": [tag]}, {Fact.MAPPED: {tag: True}})
+    return Call("resume_memory_occupation", {"tags": [tag]}, call_effects.restored(tag))
 
 
 def _from_disk(source: FromDisk, facts: Facts, capabilities: Capabilities) -> Call:
-    flush = facts.paused_by != "freeze"  # a flush under frozen requests fails after the weights have changed
+    flush = facts.paused_by != "freeze"  # with frozen requests the flush would fail after the weights were replaced
     body = {"model_path": source.path, "weight_version": source.version, "flush_cache": flush, **source.options}
-    effect: dict[Fact, Any] = {Fact.CONTENTS: _loaded(source.version, capabilities), Fact.CACHE_FRESH: flush}
+    effect = {**call_effects.loaded(source.version, capabilities), Fact.CACHE_FRESH: flush}
     return Call("update_weights_from_disk", body, effect, repeatable=True)
 
 
 def _pushed(source: Pushed, capabilities: Capabilities) -> tuple[Call, ...]:
-    """The push between begin and end; its contents are known as loaded only once the end was acknowledged."""
-    half: dict[Tag, Contents | None] = dict.fromkeys(capabilities.stage("weights"))
-    begin = Call("begin_weight_update", {}, {Fact.CONTENTS: half, Fact.CACHE_FRESH: False})
-    end = Call("end_weight_update", {}, {Fact.CONTENTS: _loaded(source.version, capabilities)})
+    """The push between its begin and end. The contents are unknown from the begin until the end is acknowledged."""
+    begin = Call("begin_weight_update", {}, call_effects.loading(capabilities))
+    end = Call("end_weight_update", {}, call_effects.loaded(source.version, capabilities))
     return begin, PUSH, end, FLUSH
-
-
-def _loaded(version: str, capabilities: Capabilities) -> dict[Tag, Contents]:
-    return {tag: Contents("loaded", version) for tag in capabilities.stage("weights")}
 
 
 def _ordered(tags: frozenset[Tag]) -> list[Tag]:

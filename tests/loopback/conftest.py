@@ -1,4 +1,4 @@
-"""Engines shared by the tests that leave them as they found them."""
+"""Engines shared by tests, each of which leaves them serving."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def slow_process() -> Iterator[LoopbackProcess]:
 
 @pytest.fixture
 def engine(quick_process: LoopbackProcess) -> LoopbackProcess:
-    """A quick engine without surprises; it admits requests, whatever the test before did."""
+    """A quick engine without faults. It admits requests, also if the test before left it paused."""
     unpause(quick_process)
     return quick_process
 
 
 @pytest.fixture
 def slow_engine(slow_process: LoopbackProcess) -> LoopbackProcess:
-    """An engine whose requests last long enough to be caught running; it admits them, whatever the test before did."""
+    """An engine whose requests last long enough to be seen running. It admits them, as `engine` does."""
     unpause(slow_process)
     return slow_process
 
 
 @pytest.fixture
 def doomed() -> Iterator[LoopbackProcess]:
-    """A slow engine of the test's own, to be killed."""
+    """A slow engine of the test's own, which the test makes fail."""
     with fresh(*SLOW_STEPS) as started:
         yield started

@@ -1,4 +1,4 @@
-"""How these tests speak to an engine: plain HTTP, one connection a call, every wait with a deadline."""
+"""The HTTP client of these tests: one connection for each call, and a deadline for every wait."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lifecycle.adapters.loopback import LoopbackProcess
 
 SMALL: dict[str, Any] = {"weights_mib": 16, "kv_mib": 8}
 QUICK = ("--death-delay-s", "0.05", "--abort-poll-s", "0.02", "--health-poll-s", "0.05", "--health-timeout-s", "0.3")
-#: 70 tokens take over half a second: they still run when a busy machine has noticed that they do.
+#: 70 tokens take over half a second, so that requests still run when a busy machine checks that they do.
 SLOW_STEPS = ("--step-delay-s", "0.008")
 GONE = (ConnectionError, http.client.HTTPException)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer."""
+    """The response to one call."""
 
     status: int
     text: str
@@ -38,7 +38,7 @@ class Reply:
 def call(
     engine: LoopbackProcess, method: str, path: str, body: Any = None, *, key: str | None = None, timeout: float = 20.0
 ) -> Reply:
-    """The engine's answer; a connection that is dropped raises one of GONE."""
+    """The engine's response. Raises one of GONE where the connection is dropped."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     raw = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     connection = http.client.HTTPConnection("127.0.0.1", engine.port, timeout=timeout)
@@ -75,7 +75,7 @@ def ids(engine: LoopbackProcess, prompt: str, tokens: int = 16) -> list[int]:
 
 
 def background(act: Callable[[], Any]) -> Future[Any]:
-    """The future of `act`, running on a thread that does not outlive the test run."""
+    """The future of `act`, which runs in a daemon thread."""
     future: Future[Any] = Future()
 
     def run() -> None:
@@ -93,7 +93,7 @@ def start_generate(engine: LoopbackProcess, prompt: str, tokens: int, **more: An
 
 
 def until(condition: Callable[[], Any], deadline_s: float = 5.0) -> Any:
-    """What `condition` gives once it is true; AssertionError after the deadline."""
+    """The value of `condition` once it is true. Raises AssertionError after the deadline."""
     deadline = time.monotonic() + deadline_s
     while not (value := condition()):
         assert time.monotonic() < deadline, "the condition did not come true in time"
@@ -108,12 +108,12 @@ def load(engine: LoopbackProcess) -> dict[str, Any]:
 
 
 def running(engine: LoopbackProcess, count: int) -> None:
-    """So many requests are running."""
+    """Waits until this many requests run."""
     until(lambda: load(engine)["num_running_reqs"] == count)
 
 
 def stays_silent(future: Future[Any], for_s: float = 0.2) -> None:
-    """The future is still unanswered after this time."""
+    """Raises AssertionError where the future has a result within this time."""
     try:
         answer = future.result(timeout=for_s)
     except TimeoutError:
@@ -122,7 +122,7 @@ def stays_silent(future: Future[Any], for_s: float = 0.2) -> None:
 
 
 def pss_mib(engine: LoopbackProcess) -> float:
-    """Memory of all the engine's processes, shared pages in proportion."""
+    """The proportional set size of all the engine's processes."""
     return sum(map(_pss_mib, engine.pids))
 
 

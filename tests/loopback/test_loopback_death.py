@@ -1,4 +1,4 @@
-"""Calls that kill the engine: the whole tree, the call's connection, and every other stream."""
+"""Calls that end the engine: its processes are killed, and every connection to it is dropped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Act = Callable[[LoopbackProcess], object]
 
 
 def kills(engine: LoopbackProcess, act: Act) -> None:
-    """`act` sees its connection dropped, and no process is left."""
+    """`act` has its connection dropped, and no process of the engine is left."""
     with pytest.raises(GONE):
         act(engine)
     assert engine.wait(5) == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Each way to misbehave does what its name says, and nothing else does."""
+"""Each fault has the effect that its name says."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MIB = 64
 
 @pytest.fixture(scope="module")
 def faulty() -> Iterator[LoopbackProcess]:
-    """An engine whose faults are set while it runs."""
+    """An engine whose faults can be set while it runs."""
     with fresh(weights_mib=MIB, kv_mib=MIB, allow_faults=True) as started:
         yield started
 

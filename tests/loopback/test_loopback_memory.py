@@ -1,4 +1,4 @@
-"""Memory: released bytes leave the processes, restored ones come back, and contents are lost or kept as on a device."""
+"""Memory: a release frees the processes' memory, a resume maps it again, and contents are lost or kept as on a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOLERANCE_MIB = 3.0  # an interpreter's own memory drifts a little
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one-rank", "two-ranks"])
 def large(request: pytest.FixtureRequest) -> Iterator[LoopbackProcess]:
-    """An engine whose tags are large against the noise."""
+    """An engine whose tags are large beside the variation of a process's memory."""
     with fresh(weights_mib=MIB, kv_mib=MIB, ranks=request.param) as started:
         generate(started, "warm up", 8)
         yield started

@@ -1,4 +1,4 @@
-"""What the model computes: different for different prompts, and the same whatever else runs."""
+"""The model's outputs differ by prompt, and do not depend on the other requests of a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three pauses, what they do to requests in flight, and what can be seen of them."""
+"""The three pause modes: their effect on requests in flight, and what the status endpoints show."""
 
 from __future__ import annotations
 
@@ -183,10 +183,10 @@ def test_a_held_request_is_invisible_and_cannot_be_aborted(engine: LoopbackProce
     assert held.result(5)["meta_info"]["finish_reason"]["type"] == "length"
 
 
-def test_a_held_request_runs_for_nobody_after_its_client_left(slow_engine: LoopbackProcess) -> None:
+def test_a_held_request_runs_although_its_client_has_disconnected(slow_engine: LoopbackProcess) -> None:
     pause(slow_engine, "abort")
     with pytest.raises(TimeoutError):
-        call(slow_engine, "POST", "/generate", prompt_body("for nobody", 60), timeout=0.2)
+        call(slow_engine, "POST", "/generate", prompt_body("without a client", 60), timeout=0.2)
     unpause(slow_engine)
     running(slow_engine, 1)
     running(slow_engine, 0)

@@ -1,4 +1,4 @@
-"""Starting, stopping, and never leaving a process behind."""
+"""Engines start and stop, and leave no process behind."""
 
 from __future__ import annotations
 
@@ -192,6 +192,17 @@ def test_weights_are_made_on_the_command_line(tmp_path: Path) -> None:
 def test_weights_that_cannot_be_written_are_status_2(tmp_path: Path) -> None:
     result = run("--make-weights", str(tmp_path / "no" / "such" / "folder"), "--weights-mib", "16")
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+
+
+def test_a_missing_package_is_one_line_and_status_2() -> None:
+    program = (
+        "import sys; sys.modules['numpy'] = None\n"
+        "from lifecycle.adapters.loopback.cli import main\n"
+        "sys.exit(main(['--weights-mib', '16', '--kv-mib', '8']))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert "needs the package 'numpy'; pip install engine-lifecycle" in result.stderr
 
 
 def test_the_package_imports_nothing_heavy() -> None:

@@ -1,4 +1,4 @@
-"""Statuses, reply shapes, validation errors and keys, as SGLang 0.5.23 answered them."""
+"""Statuses, shapes of replies, validation errors and keys are those recorded from SGLang 0.5.23."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_with_both_keys_control_takes_only_the_admin_key(both_keys: LoopbackProc
         assert get(both_keys, path).status == 200
 
 
-def test_a_refusal_is_json_and_touches_nothing(both_keys: LoopbackProcess) -> None:
+def test_a_refusal_is_json_and_changes_nothing(both_keys: LoopbackProcess) -> None:
     reply = post(both_keys, "/pause_generation", {}, key="user")
     assert (reply.status, reply.json) == (401, {"error": "Unauthorized"})
     assert get(both_keys, "/ready").status == 200

@@ -1,4 +1,4 @@
-"""Weights replaced while it lives, their labels, and the cache that may outlive them."""
+"""Weights are replaced while the engine runs, with their labels; the prefix cache may stay that of the old ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other_ids(other: Path) -> list[int]:
-    """What a fresh engine says that was started with the other checkpoint."""
+    """The tokens of an engine that was started with the other checkpoint."""
     with fresh(weights=other) as engine:
         return ids(engine, LONG_PROMPT)
 
@@ -51,14 +51,14 @@ def by_ranks(request: pytest.FixtureRequest) -> Iterator[LoopbackProcess]:
 
 @pytest.fixture
 def own(by_ranks: LoopbackProcess) -> Iterator[LoopbackProcess]:
-    """An engine that has its own weights again afterwards."""
+    """An engine whose own weights are loaded again after the test."""
     yield by_ranks
     assert update(by_ranks, by_ranks.weights, weight_version="default").status == 200
 
 
 @pytest.fixture
 def slow(slow_engine: LoopbackProcess) -> Iterator[LoopbackProcess]:
-    """A slow engine that has its own weights again afterwards."""
+    """A slow engine whose own weights are loaded again after the test."""
     yield slow_engine
     assert update(slow_engine, slow_engine.weights, weight_version="default").status == 200
 

@@ -1,4 +1,4 @@
-"""Checksums by owner: of answers as SGLang gives them, and of a real server."""
+"""Checksums by model role: of reports in the form of SGLang's, and of a running server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from engines import post, url
-from lifecycle.adapters.sglang.checksums import by_owner, whole
+from lifecycle.adapters.sglang.checksums import by_role, of_engine
 
 from lifecycle import Fact, Fleet, FleetError, FromDisk, Policy, Proved
 
@@ -18,69 +18,69 @@ def digest(*parts: str) -> str:
 
 
 def rank(*roles: str, **checksums: str) -> dict[str, Any]:
-    """One rank's part of an answer. Source: sglang 0.5.23, weight_updater._merge_checksum_payloads."""
+    """One rank's part of a report. Source: sglang 0.5.23, weight_updater._merge_checksum_payloads."""
     named = {name.replace("__", "."): value for name, value in checksums.items()}
     return {"checksums": named, "per_gpu_checksum": "x", "parallelism_info": [{"role": role} for role in roles]}
 
 
-def answer(*ranks: dict[str, Any]) -> dict[str, Any]:
+def report(*ranks: dict[str, Any]) -> dict[str, Any]:
     return {"success": True, "message": "Success.", "ranks": list(ranks), "per_engine_checksum": "all"}
 
 
 def test_the_target_alone() -> None:
-    told = answer(rank("target", b="2", a="1"))
-    assert by_owner(told) == {"target": digest(digest("a1b2"))}
-    assert whole(told) == "all"
+    checked = report(rank("target", b="2", a="1"))
+    assert by_role(checked) == {"target": digest(digest("a1b2"))}
+    assert of_engine(checked) == "all"
 
 
 def test_ranks_in_turn() -> None:
-    told = answer(rank("target", a="1"), rank("target", a="2"))
-    assert by_owner(told) == {"target": digest(digest("a1"), digest("a2"))}
+    checked = report(rank("target", a="1"), rank("target", a="2"))
+    assert by_role(checked) == {"target": digest(digest("a1"), digest("a2"))}
 
 
 @pytest.mark.parametrize("role", ["draft", "draft_step_0"])
-def test_a_draft_is_told_from_the_target(role: str) -> None:
-    told = answer(rank("target", role, a="1", **{f"{role}__a": "7"}))
-    assert by_owner(told) == {"target": digest(digest("a1")), "draft": digest(digest(f"{role}.a7"))}
+def test_a_draft_is_separated_from_the_target(role: str) -> None:
+    checked = report(rank("target", role, a="1", **{f"{role}__a": "7"}))
+    assert by_role(checked) == {"target": digest(digest("a1")), "draft": digest(digest(f"{role}.a7"))}
 
 
-def test_several_drafts_are_one_owner() -> None:
+def test_several_drafts_are_one_role() -> None:
     steps = {"draft_step_0__a": "7", "draft_step_1__a": "8"}
-    told = answer(rank("target", "draft_step_0", "draft_step_1", a="1", **steps))
-    assert by_owner(told)["draft"] == digest(digest("draft_step_0.a7draft_step_1.a8"))
+    checked = report(rank("target", "draft_step_0", "draft_step_1", a="1", **steps))
+    assert by_role(checked)["draft"] == digest(digest("draft_step_0.a7draft_step_1.a8"))
 
 
 @pytest.mark.parametrize("name", ["draft__a", "target__a"])
-def test_a_tensor_of_the_target_may_be_called_like_an_owner(name: str) -> None:
-    assert set(by_owner(answer(rank("target", **{name: "1"})))) == {"target"}
+def test_a_tensor_of_the_target_may_be_named_like_a_role(name: str) -> None:
+    assert set(by_role(report(rank("target", **{name: "1"})))) == {"target"}
 
 
-@pytest.mark.parametrize("told", [{}, {"success": True}, {"ranks": None, "per_engine_checksum": None}])
-def test_an_answer_without_ranks(told: dict[str, Any]) -> None:
-    assert by_owner(told) == {}
-    assert whole(told) is None
+@pytest.mark.parametrize("checked", [{}, {"success": True}, {"ranks": None, "per_engine_checksum": None}])
+def test_a_report_without_ranks(checked: dict[str, Any]) -> None:
+    assert by_role(checked) == {}
+    assert of_engine(checked) is None
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 async def test_what_is_computed_is_what_the_server_answers(start, policy: Policy, ranks: int) -> None:
     process = start(ranks=ranks)
-    told = post(process, "/weights_checker", {"selector": "target"})
+    checked = post(process, "/weights_checker", {"selector": "target"})
     assert post(process, "/weights_checker", {"selector": "draft"}) == {"success": True, "message": "Success."}
     async with Fleet.connect([url(process, name="e", checksum="true")], policy=policy) as fleet:
         seen = await fleet["e"].adapter.observe(frozenset({Fact.CHECKSUM}), deadline_s=10)
-    assert seen.checksum == told["per_engine_checksum"]
-    assert seen.checksums == {"target": told["per_engine_checksum"]}
+    assert seen.checksum == checked["per_engine_checksum"]
+    assert seen.checksums == {"target": checked["per_engine_checksum"]}
 
 
 async def test_target_by_name_and_no_draft(start, checkpoint: Path, policy: Policy) -> None:
-    told = str(post(start(weights=checkpoint), "/weights_checker", {})["per_engine_checksum"])
-    right = FromDisk(str(checkpoint), "step-2", checksum={"target": told, "draft": "0" * 64})
+    checksum = str(post(start(weights=checkpoint), "/weights_checker", {})["per_engine_checksum"])
+    right = FromDisk(str(checkpoint), "step-2", checksum={"target": checksum, "draft": "0" * 64})
     wrong = FromDisk(str(checkpoint), "step-2", checksum={"target": "0" * 64})
     async with Fleet.connect([url(start(), name="e", checksum="true")], policy=policy) as fleet:
         engine = fleet["e"]
         await fleet.pause()
         await fleet.drain()
-        with pytest.raises(FleetError, match=f"the checksum of its target is {told}, not 000"):
+        with pytest.raises(FleetError, match=f"the checksum of its target is {checksum}, not 000"):
             await fleet.update_weights(wrong)
         record = await engine.update_weights(right, force=True)
         verdict = record.verdicts["weights_match"]

@@ -1,4 +1,4 @@
-"""Addresses, keys and strangers: one clear message each, and nothing is changed."""
+"""Wrong addresses and keys: each gives one clear message, and no engine is changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lifecycle import ConfigurationError, Fleet, FromDisk, Policy, State
 
 
 async def refusal(*urls: str, policy: Policy | None = None) -> str:
-    """What connecting to these URLs says."""
+    """The message of the refusal to connect to these URLs."""
     with pytest.raises(ConfigurationError) as refused:
         async with Fleet.connect(urls, policy=policy):
             pass
@@ -29,7 +29,7 @@ async def test_nothing_listens() -> None:
 
 
 @pytest.fixture
-def stranger() -> Iterator[int]:
+def web_server() -> Iterator[int]:
     """The port of a web server that is no engine."""
 
     class Answers(BaseHTTPRequestHandler):
@@ -49,8 +49,8 @@ def stranger() -> Iterator[int]:
         thread.join()
 
 
-async def test_what_listens_is_no_engine(stranger: int) -> None:
-    assert "no SGLang server" in await refusal(f"sglang://127.0.0.1:{stranger}")
+async def test_what_listens_is_no_engine(web_server: int) -> None:
+    assert "no SGLang server" in await refusal(f"sglang://127.0.0.1:{web_server}")
 
 
 @pytest.mark.parametrize(

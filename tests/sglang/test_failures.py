@@ -1,4 +1,4 @@
-"""Engines that lie, leak, hang and die: each is found out, named, and the others serve again."""
+"""Engines that report falsely, leak, hang or exit: each is detected and named, and the others serve again."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from lifecycle import (
 async def test_memory_that_does_not_come_back(
     start, checkpoint: Path, policy: Policy, fault: str, returned_mib: int
 ) -> None:
-    liar, honest = start(faults=[fault]), start()
+    faulty, sound = start(faults=[fault]), start()
     policy = replace(policy, deadlines_s={**policy.deadlines_s, "release": 2.0})
-    async with Fleet.connect([url(liar, name="liar"), url(honest, name="honest")], policy=policy) as fleet:
+    async with Fleet.connect([url(faulty, name="faulty"), url(sound, name="sound")], policy=policy) as fleet:
         with pytest.raises(FleetError) as failed:
             await fleet.offload(weights=FromDisk(str(checkpoint), "step-2"))
         (error,) = failed.value.exceptions
@@ -39,17 +39,17 @@ async def test_memory_that_does_not_come_back(
         verdict = error.verdicts["memory_returned"]
         assert isinstance(verdict, Refuted)
         assert verdict.figures["returned_bytes"] == pytest.approx(returned_mib << 20, abs=12 << 20)
-        assert liar.pid in verdict.figures["pids"]
-        assert str(liar.pid) in str(error)
+        assert faulty.pid in verdict.figures["pids"]
+        assert str(faulty.pid) in str(error)
         assert "MiB" in str(error)
         assert error.settled is State.RELEASED
-        assert isinstance(fleet["liar"].conditions["memory_returned"].verdict, Refuted)
-        assert not fleet["liar"].memory_is_free
-        assert fleet["honest"].state is State.SERVING
-        assert [record.engine for record in failed.value.succeeded] == ["honest"]
+        assert isinstance(fleet["faulty"].conditions["memory_returned"].verdict, Refuted)
+        assert not fleet["faulty"].memory_is_free
+        assert fleet["sound"].state is State.SERVING
+        assert [record.engine for record in failed.value.succeeded] == ["sound"]
         await fleet.onload()
         assert [engine.state for engine in fleet] == [State.SERVING, State.SERVING]
-    assert generate(liar, "hello") == generate(honest, "hello")
+    assert generate(faulty, "hello") == generate(sound, "hello")
 
 
 async def test_memory_that_comes_back_late_is_waited_for(start, checkpoint: Path, policy: Policy) -> None:
@@ -145,7 +145,7 @@ async def test_a_call_that_hangs_ends_within_the_deadline(start, checkpoint: Pat
         assert error.settled is settled
 
 
-async def test_a_lost_answer_to_a_release_is_told_from_the_bytes(start, checkpoint: Path, policy: Policy) -> None:
+async def test_a_lost_answer_to_a_release_is_decided_by_the_bytes(start, checkpoint: Path, policy: Policy) -> None:
     process = start(faults=["release=lost"])
     async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:
         engine = fleet["e"]
@@ -169,7 +169,7 @@ async def test_an_error_answer_is_quoted_and_settled(start, checkpoint: Path, po
         assert rejected.value.settled is State.SERVING
 
 
-async def test_a_stranger_who_continues_is_noticed(start, checkpoint: Path, policy: Policy) -> None:
+async def test_a_continue_sent_by_another_client_is_noticed(start, checkpoint: Path, policy: Policy) -> None:
     from engines import post
 
     process = start()
@@ -183,7 +183,7 @@ async def test_a_stranger_who_continues_is_noticed(start, checkpoint: Path, poli
         assert engine.state is State.SERVING
 
 
-async def test_a_restart_behind_our_back_is_not_believed(start, checkpoint: Path, policy: Policy) -> None:
+async def test_a_restarted_engine_is_another_one(start, checkpoint: Path, policy: Policy) -> None:
     process = start()
     async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:
         engine = fleet["e"]

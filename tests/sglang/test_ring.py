@@ -44,7 +44,7 @@ async def test_kept_weights_come_back_by_the_backup(start, policy: Policy) -> No
     assert [generate(engine, prompt) for prompt in PROMPTS] == before
 
 
-async def test_a_restore_without_reload_is_refused_and_then_mended(start, checkpoint: Path, policy: Policy) -> None:
+async def test_a_restore_without_reload_is_refused_until_reloaded(start, checkpoint: Path, policy: Policy) -> None:
     process = start()
     async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:
         engine = fleet["e"]
@@ -99,7 +99,7 @@ async def test_requests_in_flight(start, policy: Policy, mode: str) -> None:
         assert len(answer) < 300
 
 
-async def test_kept_requests_that_get_tokens_are_looked_for_until_they_are_seen(
+async def test_kept_requests_are_checked_until_they_get_tokens(
     start, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = start(arguments=("--max-running-requests", "1", "--step-delay-s", "0.02"))
@@ -107,24 +107,24 @@ async def test_kept_requests_that_get_tokens_are_looked_for_until_they_are_seen(
         request = asyncio.create_task(generating(process, "a long story about", 200))
         await asyncio.to_thread(_until_running, process)
         monkeypatch.setattr("lifecycle.adapters.sglang.adapter.QUEUED_S", 0.1)
-        looks = _blind_once(fleet["e"].adapter, monkeypatch)
+        checks = _fails_once(fleet["e"].adapter, monkeypatch)
         async with fleet.offloaded(["kv_cache"], mode="keep"):
             pass
         assert not request.done()
-        assert len(looks) == 2
+        assert len(checks) == 2
         assert len(await asyncio.wait_for(request, 20)) == 200
 
 
-def _blind_once(adapter, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """The first look at other requests sees none, as on a server so busy that it renews no count in time."""
-    look, looks = adapter._others_get_tokens, []
+def _fails_once(adapter, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """The first check for tokens finds none, as on a server so busy that it does not update its counts in time."""
+    check, checks = adapter._others_get_tokens, []
 
     async def others_get_tokens(clock) -> bool:
-        looks.append(bool(looks) and await look(clock))
-        return looks[-1]
+        checks.append(bool(checks) and await check(clock))
+        return checks[-1]
 
     monkeypatch.setattr(adapter, "_others_get_tokens", others_get_tokens)
-    return looks
+    return checks
 
 
 def _until_running(process) -> None:
@@ -180,7 +180,7 @@ def _as_push(checkpoint: Path) -> str:
 
 
 async def test_checksums_are_compared_where_asked(start, checkpoint: Path, policy: Policy) -> None:
-    told = post(start(weights=checkpoint), "/weights_checker", {"action": "checksum"})["per_engine_checksum"]
+    right = post(start(weights=checkpoint), "/weights_checker", {"action": "checksum"})["per_engine_checksum"]
     process = start()
     async with Fleet.connect([url(process, name="e", checksum="true")], policy=policy) as fleet:
         engine = fleet["e"]
@@ -189,7 +189,7 @@ async def test_checksums_are_compared_where_asked(start, checkpoint: Path, polic
             await fleet.onload()
         assert engine.state is State.RELEASED, "what could not be shown to be right was released again"
         await engine.restore_weights()
-        record = await engine.update_weights(FromDisk(str(checkpoint), "step-2", checksum=str(told)))
+        record = await engine.update_weights(FromDisk(str(checkpoint), "step-2", checksum=str(right)))
         assert isinstance(record.verdicts["weights_match"], Proved)
         await fleet.onload()
 
