@@ -48,7 +48,7 @@ async def play(settings: Settings) -> int:
     try:
         async with asyncio.timeout(_LIMIT_S), stage(settings) as built:
             story = Story(built, report)
-            await story.tell()
+            await story.run()
             report.heading("Result")
             story.sum_up()
             return report.end(
@@ -72,7 +72,7 @@ class Story:
     released: Resident = field(default_factory=dict)
     releases: list[Transition] = field(default_factory=list)
 
-    async def tell(self) -> None:
+    async def run(self) -> None:
         """Every cycle was gone through as far as it went, and every request is accounted for."""
         self._introduce()
         try:

@@ -51,7 +51,7 @@ class ScriptedEngine:
         self.devices = devices or tuple(f"gpu-{rank}" for rank in range(capabilities.ranks))
         self.launch_version = version
         #: What it did that no engine may do: served garbage, or from a stale cache.
-        self.crimes: list[str] = []
+        self.violations: list[str] = []
         #: Why its processes ended, in order.
         self.deaths: list[str] = []
         #: False: it is alive, and nothing that is asked of it is answered.
@@ -63,7 +63,7 @@ class ScriptedEngine:
         #: How many more times the idle proof finds a request that has not ended; -1: for ever.
         self.stubborn = 0
         #: What it reports as its weights' version whatever it holds.
-        self.label_lie: str | None = None
+        self.false_label: str | None = None
         #: What it reports as its checksum, and of each owner of weights in it.
         self.checksum: str | None = None
         self.checksums: dict[str, str] = {}
@@ -239,7 +239,7 @@ class ScriptedEngine:
         if self.unmapped:
             return self.die(f"a request ran on memory that is not mapped ({', '.join(sorted(self.unmapped))})")
         if GARBAGE in self.contents.values():
-            self.crimes.append("served garbage weights")
+            self.violations.append("served garbage weights")
         if not self.cache_fresh:
-            self.crimes.append("served from a stale cache")
+            self.violations.append("served from a stale cache")
         return None

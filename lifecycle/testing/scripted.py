@@ -116,10 +116,10 @@ class ScriptedAdapter:
         )
         self.probe = ScriptedProbe(self.engine)
         #: Whether an observation tells which tags are released, and whether requests are admitted.
-        self.tells_tags = False
-        self.tells_admission = True
+        self.reports_tags = False
+        self.reports_admission = True
         #: Whether its processes can be found, so that their end can be told from silence.
-        self.tells_processes = True
+        self.reports_processes = True
         self._scripts: dict[str, deque[Scripted]] = {}
         self._always: dict[str, Scripted] = {}
         #: Effects that are on their way: after how many calls (None: at the barrier), and to which process.
@@ -200,7 +200,7 @@ class ScriptedAdapter:
 
     async def processes(self) -> tuple[Process, ...] | None:
         """One process, below which its ranks are."""
-        if not self.tells_processes:
+        if not self.reports_processes:
             return None
         return (Process("scripted", self.engine.pid, float(self.engine.pid)),)
 
@@ -306,19 +306,19 @@ class ScriptedAdapter:
 
     def _observation(self, want: frozenset[Fact], answered: bool) -> Observation:
         engine = self.engine
-        if not engine.alive and self.tells_processes:
+        if not engine.alive and self.reports_processes:
             return Observation(alive=False, detail=f"pid {engine.pid} has ended", sampled_at=time.monotonic())
         if not answered or not engine.alive:
             return Observation(detail="no answer", sampled_at=time.monotonic())
         parts: dict[str, Any] = {}
-        if Fact.ADMISSION in want and self.tells_admission:
+        if Fact.ADMISSION in want and self.reports_admission:
             parts["admission"] = engine.admission
         if Fact.RUNNING in want and engine.paused_by not in ("keep", "freeze"):
             parts["running"] = engine.running + abs(engine.stubborn)
         if Fact.CONTENTS in want:
-            parts |= {"weights_label": engine.label_lie or engine.label, "checksum": engine.checksum}
+            parts |= {"weights_label": engine.false_label or engine.label, "checksum": engine.checksum}
             parts["checksums"] = dict(engine.checksums)
-        if Fact.MAPPED in want and self.tells_tags:
+        if Fact.MAPPED in want and self.reports_tags:
             parts["released_tags"] = frozenset(engine.unmapped)
         return Observation(boot=engine.boot, alive=True, sampled_at=time.monotonic(), **parts)
 
