@@ -2,9 +2,9 @@
 
     python examples/colocated_grpo.py --steps 20            # --device cuda, --seed N, --no-push
 
-The engine generates; then its memory is given back, proved, and the trainer's is taken again; one GRPO step is made;
-the trainer gives back all but its parameters; the engine takes its memory and is pushed those. Without the push the
-engine goes on generating with the weights it began with, and the reward stays where it was.
+A step: the engine generates and releases its memory, the trainer restores its own and makes one GRPO step, the trainer
+releases everything but its parameters, and the engine restores its memory and receives those parameters by a push.
+Without the push the engine goes on generating with its first weights, and the reward does not rise.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class Learner:
         return Pushed(push, version)
 
 
-async def train(steps: int, seed: int, *, push: bool = True, device: str = "cpu", told: bool = False) -> list[float]:
-    """The mean reward of each step's rollouts."""
+async def train(steps: int, seed: int, *, push: bool = True, device: str = "cpu", verbose: bool = False) -> list[float]:
+    """Trains for so many steps; returns the mean reward of each step's rollouts."""
     torch.manual_seed(seed)
     rollout = Rollout(device)
     learner = Learner(device, rollout.actor)
@@ -155,8 +155,8 @@ async def train(steps: int, seed: int, *, push: bool = True, device: str = "cpu"
                 await asyncio.to_thread(learner.learn, batch)
                 await fleet.offload(["gradients", "optimizer"], engines=["trainer"], weights=Kept())
             if number == 1:
-                gc.freeze()  # what torch has imported by now is no garbage: every later release looks at the rest only
-            if told:
+                gc.freeze()  # objects that live by now are no garbage: later releases collect the rest only
+            if verbose:
                 returned = (released.returned_bytes or 0) // MIB
                 print(
                     f"step {number:3}  reward {rewards[-1]:.3f}  {returned} MiB given to the trainer  {rollout.engine}"
@@ -171,14 +171,14 @@ def gain(rewards: Sequence[float]) -> float:
 
 
 def main() -> int:
-    """0 where the reward rose by the margin."""
+    """Returns exit code 0 where the reward rose by the margin, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-push", action="store_true", help="the engine keeps the weights it began with")
     asked = parser.parse_args()
-    rewards = asyncio.run(train(asked.steps, asked.seed, push=not asked.no_push, device=asked.device, told=True))
+    rewards = asyncio.run(train(asked.steps, asked.seed, push=not asked.no_push, device=asked.device, verbose=True))
     rose = gain(rewards)
     print(f"the reward rose by {rose:.3f}, from {sum(rewards[:5]) / 5:.3f} to {sum(rewards[-5:]) / 5:.3f}")
     return 0 if rose >= MARGIN else 1

@@ -15,20 +15,20 @@ from lifecycle.sync import Loop
 
 
 class Colocated:
-    """What stands where TRL has `self.llm`; every verb returns when it is done, and raises when it is not."""
+    """Replaces `self.llm` of TRL. Every verb returns when it is done and raises where it fails."""
 
     def __init__(self, engine: Engine) -> None:
         self._fleet = BlockingFleet(Fleet([engine]), Loop()).open()
         self._step = 0
 
     def sleep(self) -> None:
-        """The engine's memory is back, measured."""
+        """Releases the engine's memory and waits until it is measured to be free."""
         self._step += 1
         self._source = Pushed(self._push, f"step-{self._step}")
         self._fleet.offload(weights=self._source)
 
     def wake_up(self, tags: list[str]) -> None:
-        """Weights are mapped, and hold garbage until sync_weights; with kv_cache the engine serves."""
+        """Maps the weights, which hold garbage until sync_weights; with kv_cache, maps that and serves."""
         if "weights" in tags:
             self._fleet.restore_weights()
         if "kv_cache" in tags:
@@ -36,12 +36,12 @@ class Colocated:
             self._fleet.resume()
 
     def sync_weights(self, tensors: Mapping[str, Any]) -> None:
-        """The engine holds the trainer's weights."""
+        """Pushes the trainer's weights to the engine."""
         self._tensors = tensors
         self._fleet.update_weights(self._source)
 
     def close(self) -> None:
-        """The engine is left as it is."""
+        """Closes the connections; the engine stays as it is."""
         self._fleet.close()
 
     async def _push(self, engines: Any) -> None:

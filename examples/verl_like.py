@@ -13,7 +13,7 @@ from lifecycle import Engine, Fleet, Pushed
 
 
 class Rollout:
-    """verl's trainer holds one of these beside its own module, on the same device."""
+    """The rollout engine of verl's trainer, on the device of its own module."""
 
     def __init__(self, engine: Engine) -> None:
         self._fleet = Fleet([engine])
@@ -21,16 +21,16 @@ class Rollout:
         self._versions: Iterator[int] = count(1)
 
     async def start(self) -> None:
-        """The engine was observed and serves."""
+        """Connects to the engine and observes its state."""
         await self._fleet.__aenter__()
 
     async def release(self) -> None:
-        """The engine's memory is back, measured: the trainer may take it."""
+        """Releases the engine's memory and waits until it is measured to be free."""
         self._source = Pushed(self._push, f"step-{next(self._versions)}")
         await self._fleet.offload(weights=self._source)
 
     async def resume(self, tags: list[str]) -> None:
-        """The memory of these tags is mapped: weights before the update, kv_cache after it, then it serves."""
+        """Maps the memory of these tags: weights before the update; kv_cache after it, and then the engine serves."""
         if "weights" in tags:
             await self._fleet.restore_weights()
         if "kv_cache" in tags:
@@ -38,7 +38,7 @@ class Rollout:
             await self._fleet.resume()
 
     async def update_weights(self, weights: Iterable[tuple[str, Any]]) -> None:
-        """The engine holds what the trainer yields."""
+        """Pushes what the trainer yields to the engine."""
         self._weights = weights
         await self._fleet.update_weights(self._source)
 

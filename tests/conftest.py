@@ -1,6 +1,6 @@
-"""`async def` tests run each in an event loop of their own; what tests tell is printed at the end.
+"""Each `async def` test runs in an event loop of its own; lines that tests report are printed at the end of the run.
 
-Those marked `virtual_time` run on a clock that jumps: what they measure does not hang on how busy the machine is.
+Tests marked `virtual_time` run on a simulated clock: what they measure does not depend on the load of the machine.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from virtual_time import virtually
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """What a test has to tell stands at the end of the run, also where workers ran it."""
-    return lambda line: request.node.user_properties.append(("told", line))
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Adds a line to the summary at the end of the run, also from a pytest-xdist worker."""
+    return lambda line: request.node.user_properties.append(("report", line))
 
 
 @pytest.fixture
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of this machine's settings reaches a test."""
+    """The environment variables of this machine that configure the library are unset."""
     for name in list(os.environ):
         if name.startswith(("LIFECYCLE_", "MILES_", "RLIX_", "PYTORCH_")):
             monkeypatch.delenv(name)
@@ -46,11 +46,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints what tests had to tell."""
+    """Prints the lines that tests reported, each once."""
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
-    lines = [line for report in reports for name, line in report.user_properties if name == "told"]
+    lines = [line for report in reports for name, line in report.user_properties if name == "report"]
     if lines:
-        terminalreporter.section("told by tests")
+        terminalreporter.section("reported by tests")
         for line in dict.fromkeys(lines):
             terminalreporter.line(line)
 

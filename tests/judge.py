@@ -1,10 +1,13 @@
-"""The judge: it looks at the model itself, never at what the library believes, and notes every invariant broken.
+"""The judge checks the invariants against the model itself, never against what the library believes.
 
-What it excuses, and why. The model lies in ways that no evidence of its adapter could show (a load that answers, does
-nothing, and left the wanted label in place; a flush that did nothing; a release that answered and did nothing, which
-looks like one that freed nothing); what such a lie is about is not held against the library while that process lives.
-A process that is replaced between two requests of one command cannot be told before the next answer: what is sent
-in between is not held against it either. What others did counts from the next time the engine tells of it.
+A broken invariant is excused where no evidence could have shown the truth. There are three such cases:
+
+- The model answered falsely without a trace: a load that did nothing while the wanted label was in place, a flush that
+  did nothing, or a release that did nothing (it looks like one that freed nothing). The facts concerned are excused as
+  long as that process lives.
+- The process was replaced between two requests of one command. Nothing shows that before the next answer, so the calls
+  in between are excused.
+- The engine was externally modified. The change counts from the next time that the engine reports the facts concerned.
 """
 
 from __future__ import annotations
@@ -19,20 +22,20 @@ from lifecycle.testing import ScriptedEngine
 
 
 class Invariant(StrEnum):
-    """What holds whatever happens."""
+    """The invariants of the library; the value is the sentence in a report."""
 
     RELEASED_IDLE = "nothing is released that is not idle"
     DRAINED_TOGETHER = "no participant of a move is released before all are drained"
     RESUMED_FIT = "no resume while a tag is unmapped, weights are invalid or the cache is stale"
     SENT_ONCE = "a call that cannot be repeated is never sent twice, and no call of ours ends a process"
     BARRIER_FIRST = "nothing is sent after a lost or cancelled effect before its barrier"
-    HANDED_OVER = "a device is handed over only on proof or death"
+    HANDED_OVER = "a device is handed over only on proof, or once its process has ended"
     IN_TIME = "no command returns after its deadline"
-    STABLE = "a command leaves a stable state, and an engine that nobody has"
-    TRUE_FACTS = "what is known is true"
-    ONE_AT_A_TIME = "a refused or second caller touches nothing"
+    STABLE = "a command ends in a stable state and leaves the engine free"
+    TRUE_FACTS = "every known fact is true"
+    ONE_AT_A_TIME = "a refused or second caller changes nothing"
     SERVED_FIT = "nothing is served from garbage weights or a stale cache"
-    COMES_HOME = "from wherever it is, an engine that is well can be brought to serve"
+    SERVES_AGAIN = "a healthy engine can be brought back to serving from every state"
 
 
 STALE = "the cache is stale"
@@ -40,14 +43,14 @@ STALE = "the cache is stale"
 
 @dataclass
 class Judge:
-    """How often each invariant was asked about, and every time that one did not hold."""
+    """Counts the checks of each invariant, and keeps those that did not hold."""
 
     asked: Counter[Invariant] = field(default_factory=Counter)
     broken: list[tuple[Invariant, str]] = field(default_factory=list)
     excused: Counter[Invariant] = field(default_factory=Counter)
 
     def hold(self, invariant: Invariant, holds: bool, why: str, *, excuse: bool = False) -> None:
-        """Notes one question; one that does not hold and is not excused is kept for `check`."""
+        """Counts one check. Where it does not hold and is not excused, it is kept for `check`."""
         self.asked[invariant] += 1
         if not holds and excuse:
             self.excused[invariant] += 1
@@ -55,12 +58,12 @@ class Judge:
             self.broken.append((invariant, why))
 
     def check(self) -> None:
-        """Raises AssertionError that names every invariant that was broken."""
+        """Raises AssertionError, which names every broken invariant."""
         assert not self.broken, "\n".join(f"{invariant}: {why}" for invariant, why in self.broken)
 
 
 def fit_to_serve(model: ScriptedEngine, wanted: str | None, attached: str | None) -> str | None:
-    """What is wrong with serving now, by the model's own truth; None where nothing is."""
+    """Returns why the model must not serve now, or None where it may."""
     if model.unmapped:
         return f"{', '.join(sorted(model.unmapped))} unmapped"
     for tag, contents in model.contents.items():
@@ -70,12 +73,12 @@ def fit_to_serve(model: ScriptedEngine, wanted: str | None, attached: str | None
             return f"{tag} holds {contents}, and {wanted} is wanted"
         if contents.origin == "launched" and attached not in (None, model.boot):
             return f"{tag} holds what a restarted process launched with"
-    kept = model.paused_by == "freeze"  # for a live update, which keeps what its requests hold on purpose
+    kept = model.paused_by == "freeze"  # a live update keeps the KV cache of its requests on purpose
     return None if model.cache_fresh or kept else STALE
 
 
-def untruths(engine: Engine, model: ScriptedEngine) -> dict[Fact, str]:
-    """The facts that the library claims and that are not so."""
+def false_facts(engine: Engine, model: ScriptedEngine) -> dict[Fact, str]:
+    """Returns the facts that the library claims and that are false in the model, each with both values."""
     facts, wrong = engine.facts, {}
     if facts.admission not in (None, model.admission):
         wrong[Fact.ADMISSION] = f"admission {facts.admission}, and it is {model.admission}"
@@ -93,7 +96,7 @@ def untruths(engine: Engine, model: ScriptedEngine) -> dict[Fact, str]:
 
 
 def false_claim(state: State, model: ScriptedEngine) -> str | None:
-    """What the state claims of admission, requests and memory that is not so; None where all of it is."""
+    """Returns admission, requests and unmapped tags of the model where they contradict the state, else None."""
     closed, mapped = model.admission == "closed", not model.unmapped
     idle = not model.running and not model.stubborn
     weights = model.capabilities.stage("weights")
@@ -111,18 +114,20 @@ def false_claim(state: State, model: ScriptedEngine) -> str | None:
 
 
 def same(believed: Contents, true: Contents) -> bool:
-    """Whether both are garbage, or neither is and their versions agree."""
+    """Whether both are garbage, or neither is and the versions are equal."""
     if GARBAGE in (believed, true):
         return believed == true
     return believed.version == true.version
 
 
 def still_held(engine: Engine, model: ScriptedEngine) -> str | None:
-    """What the engine holds of memory that was handed over; None where its bytes bear the handing over out."""
+    """Returns what the engine still holds of memory that it was said to have returned, or None."""
     if engine.state is State.GONE:
         return f"{model.boot} is alive" if model.alive else None
     least = max(engine.policy.visible_bytes, engine.policy.visible_fraction * sum(model.sizes.values()))
-    seen = [tag for tag in engine.facts.unmapped() if model.sizes[tag] >= least]  # a smaller one cannot be seen
+    seen = [
+        tag for tag in engine.facts.unmapped() if model.sizes[tag] >= least
+    ]  # the bytes of a smaller tag cannot be measured
     held = [tag for tag in seen if model.alive and model.resident[tag]]
     if held:
         return f"{', '.join(held)} still resident"

@@ -1,7 +1,8 @@
-"""A caller may give up anywhere: at the k-th turn of every row, for every k, and around every verb.
+"""Cancellation of one engine's commands: at the k-th await of every row for every k, and by a timeout or a TaskGroup.
 
-CancelledError and TimeoutError reach the caller; the state is what it was, or failed; the call that was under way is
-unknown, and nothing is sent before a barrier; recover() finds what is so, and the ring goes on from there.
+CancelledError and TimeoutError reach the caller. The state is what it was, or failed. The facts that the call under way
+may have changed are unknown, and no call is sent before a barrier. recover() finds the state, and the engine can be
+brought back to serving from there.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from observed_engine import judge_at_rest
+from transports import VERBS, new_engine, ready, serve_again
 from virtual_time import virtually
-from watched import judge_standing
-from ways import VERBS, comes_home, new_engine, ready
 
 from lifecycle import Engine, InvalidTransition, State
 from lifecycle.rules.table import OPERATIONS, Operation
@@ -28,7 +29,7 @@ PAIRS: dict[str, int] = {}
 
 
 async def given_up(work: Awaitable[Any], turns: int) -> bool:
-    """Whether it was cancelled after so many turns of the loop, and CancelledError came out; False where it ended."""
+    """Cancels the work after so many turns of the loop: True where that raised CancelledError, False where it ended."""
     task = asyncio.ensure_future(work)
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -42,7 +43,7 @@ async def given_up(work: Awaitable[Any], turns: int) -> bool:
 
 
 def as_it_was_or_failed(engine: Engine, row: Operation, facts: Any) -> None:
-    """Before the machine fired nothing has changed; after it the engine is failed."""
+    """Asserts that nothing has changed (the transition had not begun), or that the engine is failed."""
     assert engine.busy is None
     if engine.state is State.FAILED:
         return
@@ -51,7 +52,7 @@ def as_it_was_or_failed(engine: Engine, row: Operation, facts: Any) -> None:
 
 
 def in_flight_is_unknown(engine: Engine) -> None:
-    """Nothing is claimed of what the call under way may have changed."""
+    """Asserts that each fact which the open call may have changed is unknown."""
     for call, _ in engine.adapter.open_effects:
         assert engine.record.uncertain.needs_barrier
         for fact, value in call.effect.items():
@@ -60,23 +61,23 @@ def in_flight_is_unknown(engine: Engine) -> None:
 
 
 async def recovered(engine: Engine) -> None:
-    """The engine is where the model is, serves again, and the judge found nothing on the way."""
+    """Recovers the engine and brings it back to serving; the judge finds no broken invariant."""
     if engine.state is State.FAILED:
         assert await engine.recover() is not State.FAILED, str(engine.facts)
     judged(engine)
-    await comes_home(engine)
+    await serve_again(engine)
     judged(engine)
 
 
 def judged(engine: Engine) -> None:
-    """The judge has nothing to say against it."""
-    judge_standing(engine.adapter.judge, engine, engine.adapter)
+    """Asserts that no invariant is broken and that no process was ended by a call."""
+    judge_at_rest(engine.adapter.judge, engine, engine.adapter)
     engine.adapter.judge.check()
-    assert engine.adapter.engine.deaths == engine.adapter.engine.crimes == []
+    assert engine.adapter.engine.deaths == engine.adapter.engine.violations == []
 
 
 async def every_turn(verb: str, row: Operation, cut: Callable[[Engine, int], Awaitable[bool]], **how: bool) -> int:
-    """For how many k the row's command was given up, until it was done before."""
+    """Cancels the row's command at k = 1, 2, ... until it ends before; returns how many k there were."""
     for turns in range(1, 200):
         if not await cut(await ready(row, **how), turns):
             return turns - 1
@@ -84,7 +85,7 @@ async def every_turn(verb: str, row: Operation, cut: Callable[[Engine, int], Awa
 
 
 def counted(what: str, verb: str, row: Operation, pairs: int) -> None:
-    """The pairs are part of the sum, which is told at the end."""
+    """Adds the pairs to the sum that is reported at the end."""
     assert pairs >= 3
     PAIRS[f"{what}: {verb} from {row.source}"] = pairs
 
@@ -138,11 +139,11 @@ def test_a_call_that_cannot_be_cancelled_has_ended_and_its_reply_counts(verb: st
     counted("in process", verb, row, virtually(every_turn(verb, row, cut, cancellable=False)))
 
 
-def test_the_pairs_are_counted(tell: Callable[[str], None]) -> None:
-    tell(f"cancellation: {sum(PAIRS.values())} (row, k) pairs over {len(ROWS)} rows")
+def test_the_pairs_are_counted(report: Callable[[str], None]) -> None:
+    report(f"cancellation: {sum(PAIRS.values())} (row, k) pairs over {len(ROWS)} rows")
 
 
-# what hangs for ever is left by asyncio.timeout and by a TaskGroup
+# a call that never returns, ended by asyncio.timeout or by a TaskGroup
 
 
 HANGS = ["observe", "pause", "prove_idle", "release", "restore", "load", "push_tensor", "flush", "resume", "answers"]
@@ -155,7 +156,7 @@ async def hanging(row: Operation, what: str, act: Any) -> Engine:
 
 
 def reached(engine: Engine, what: str) -> bool:
-    """Whether what was scripted to hang was asked for."""
+    """Whether the call that was scripted to hang has been made."""
     return not engine.adapter._scripts[what]
 
 
@@ -207,7 +208,7 @@ def test_looking_can_be_given_up_too(verb: str) -> None:
         assert engine.busy is None
         if cancelled:
             await engine.recover()
-            await comes_home(engine)
+            await serve_again(engine)
         return cancelled
 
     assert any(not virtually(story(turns)) for turns in range(1, 60))

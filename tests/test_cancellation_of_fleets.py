@@ -1,4 +1,4 @@
-"""Every verb of a fleet may be given up at every turn: nobody is left busy or in a move, and the fleet comes home."""
+"""Cancellation of a fleet's verbs at every await: no engine stays busy or in a move, and all serve again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
+from observed_engine import ObservedAdapter
 from test_cancellation import given_up, judged
+from transports import POLICY, V1, new_engine, push, serve_again
 from virtual_time import virtually
-from watched import Watched
-from ways import POLICY, V1, comes_home, new_engine, push
 
 from lifecycle import EngineBusy, Fleet, FleetError, Pushed, State
 from lifecycle.testing import HANG_LATE, Journal, ScriptedRouter
@@ -30,7 +30,7 @@ async def pushed_to(fleet: Fleet) -> None:
         await push(engines)
 
 
-#: Each verb, and the verbs that lead to where it is given.
+#: Each verb, and the verbs that come before it.
 VERBS: dict[str, tuple[Verb, str]] = {
     "pause": (lambda fleet: fleet.pause(), ""),
     "drain": (lambda fleet: fleet.drain(), "pause"),
@@ -49,7 +49,7 @@ EVERY_VERB = pytest.mark.parametrize("verb", list(VERBS))
 
 
 async def fleet_before(verb: str) -> Fleet:
-    """Two engines behind a router, where this verb is given."""
+    """Returns a fleet of two engines behind a router, in which this verb succeeds."""
     engines = [await new_engine(name) for name in "ab"]
     for engine in engines:
         engine.has_router = True
@@ -59,15 +59,15 @@ async def fleet_before(verb: str) -> Fleet:
     return fleet
 
 
-async def all_come_home(fleet: Fleet) -> None:
-    """Nobody has the engines; each is recovered where it failed, serves again, and the judge found nothing.
+async def all_serve_again(fleet: Fleet) -> None:
+    """Recovers every failed engine and brings all back to serving; the judge finds no broken invariant.
 
-    What the trainer was pushing and gave up only the trainer can push again: those engines load from disk.
+    Only the trainer can repeat a push that was cancelled, so engines of such a push load their weights from disk.
     """
     for engine in fleet:
         assert engine.busy is engine.in_move is None
         assert engine.state.stable
-        adapter: Watched = engine.adapter
+        adapter: ObservedAdapter = engine.adapter
         adapter.as_modelled()
         if engine.state is State.FAILED:
             assert await engine.recover() is not State.FAILED
@@ -76,7 +76,7 @@ async def all_come_home(fleet: Fleet) -> None:
     with suppress(FleetError) if pushed else nullcontext():
         await fleet.onload()
     for engine in fleet:
-        await comes_home(engine)
+        await serve_again(engine)
         judged(engine)
 
 
@@ -85,7 +85,7 @@ def test_given_up_at_every_turn_the_fleet_comes_home(verb: str) -> None:
     async def cut(turns: int) -> bool:
         fleet = await fleet_before(verb)
         cancelled = await given_up(VERBS[verb][0](fleet), turns)
-        await all_come_home(fleet)
+        await all_serve_again(fleet)
         return cancelled
 
     turns = next(turns for turns in range(1, 400) if not virtually(cut(turns)))
@@ -93,8 +93,8 @@ def test_given_up_at_every_turn_the_fleet_comes_home(verb: str) -> None:
     PAIRS[verb] = turns - 1
 
 
-def test_the_pairs_are_counted(tell: Callable[[str], None]) -> None:
-    tell(f"cancellation of fleets: {sum(PAIRS.values())} (verb, k) pairs over {len(VERBS)} verbs")
+def test_the_pairs_are_counted(report: Callable[[str], None]) -> None:
+    report(f"cancellation of fleets: {sum(PAIRS.values())} (verb, k) pairs over {len(VERBS)} verbs")
 
 
 @EVERY_VERB
@@ -108,7 +108,7 @@ def test_a_timeout_reaches_the_caller_of_a_fleet(verb: str, what: str) -> None:
                 await VERBS[verb][0](fleet)
         except TimeoutError:
             assert not fleet["a"].adapter._scripts[what]
-        await all_come_home(fleet)
+        await all_serve_again(fleet)
 
     virtually(story())
 
@@ -127,7 +127,7 @@ def test_a_sibling_that_fails_ends_the_verb_of_a_fleet(verb: str) -> None:
                 group.create_task(VERBS[verb][0](fleet))
                 group.create_task(sibling())
         assert [str(error) for error in broke.value.exceptions] == ["the sibling broke"]
-        await all_come_home(fleet)
+        await all_serve_again(fleet)
 
     virtually(story())
 
@@ -139,7 +139,7 @@ def test_a_timeout_in_the_body_of_offloaded_comes_through_once_the_fleet_is_back
             async with asyncio.timeout(5), fleet.offloaded(weights=V1):
                 await asyncio.sleep(60)
         assert [engine.state for engine in fleet] == [State.SERVING] * 2
-        await all_come_home(fleet)
+        await all_serve_again(fleet)
 
     virtually(story())
 
@@ -149,7 +149,7 @@ def test_a_window_that_is_given_up_at_any_turn_comes_home_by_itself() -> None:
         fleet = await fleet_before("offloaded")
         cancelled = await given_up(away(fleet), turns)
         assert [engine.state for engine in fleet] == [State.SERVING] * 2, f"after {turns} turns"
-        await all_come_home(fleet)
+        await all_serve_again(fleet)
         return cancelled
 
     assert next(turns for turns in range(1, 400) if not virtually(cut(turns))) > 40
@@ -167,6 +167,6 @@ def test_one_engine_that_hangs_does_not_let_others_in_meanwhile() -> None:
         move.cancel()
         with pytest.raises(asyncio.CancelledError):
             await move
-        await all_come_home(fleet)
+        await all_serve_again(fleet)
 
     virtually(story())

@@ -1,4 +1,4 @@
-"""Observers: one event an edge with fixed keys, monitors that look away, and throwing ones that break nothing."""
+"""Observers: an event for each edge with fixed keys, pausing a health monitor, and observers that raise."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_the_state_machines_own_logger_is_silent() -> None:
 
 
 def test_a_monitor_looks_away_from_paused_to_serving() -> None:
-    told: list[tuple[str, str]] = []
-    monitor = HealthCheckPause(lambda name: told.append(("away", name)), lambda name: told.append(("again", name)))
+    heard: list[tuple[str, str]] = []
+    monitor = HealthCheckPause(lambda name: heard.append(("away", name)), lambda name: heard.append(("again", name)))
     ring = [
         State.DETACHED,
         State.SERVING,
@@ -56,10 +56,10 @@ def test_a_monitor_looks_away_from_paused_to_serving() -> None:
     ]
     for source, dest in pairwise(ring):
         monitor.transition(edge(source, dest))
-    assert told == [("away", "e"), ("again", "e")]
+    assert heard == [("away", "e"), ("again", "e")]
     monitor.transition(edge(State.SERVING, State.PAUSING))
     monitor.transition(edge(State.FAILED, State.GONE))
-    assert told[2:] == [("away", "e"), ("again", "e")], "a process that is gone is what a monitor is for"
+    assert heard[2:] == [("away", "e"), ("again", "e")], "a process that is gone is what a monitor is for"
 
 
 def test_an_observer_that_throws_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:

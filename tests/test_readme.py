@@ -1,4 +1,4 @@
-"""What the README and docs/command-line.md show runs, on real engines, and does what is said of it."""
+"""The examples of the README and of docs/command-line.md run on real engines, with the results that they claim."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def commands(page: str, heading: str) -> list[list[str]]:
     return [line[1:] for line in lines if line[:1] == ["lifecycle"] and "--port" not in line]
 
 
-def run_all(told: list[list[str]], folder: Path) -> dict[str, int]:
+def run_all(command_lines: list[list[str]], folder: Path) -> dict[str, int]:
     """The exit code of each command, run one after the other against an engine as it is started there."""
     environment = {**os.environ, "LIFECYCLE_STATE_DIR": str(folder / "state")}
     codes = {}
     with LoopbackProcess.start(weights_mib=192, kv_mib=192) as engine:
-        for arguments in told:
+        for arguments in command_lines:
             here = [argument.replace("30000", str(engine.port)) for argument in arguments]
             command = [sys.executable, "-m", "lifecycle", *here]
             codes[shlex.join(arguments)] = subprocess.run(

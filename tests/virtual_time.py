@@ -1,4 +1,4 @@
-"""Asyncio on a clock that jumps: where everything waits, the time of the next timer has come. Nothing really sleeps.
+"""Asyncio on a simulated clock: when every task waits, the clock jumps to the next timer. Nothing really sleeps.
 
 While `VirtualTime.run` runs a coroutine, `time.monotonic` (which the loop and every deadline read) is this clock.
 """
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Seconds that pass when they are told to, and a microsecond whenever somebody looks."""
+    """A clock in seconds that the selector advances; each reading adds a microsecond, so that no two are equal."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -34,14 +34,14 @@ class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-ty
     def select(self, timeout: float | None = None) -> list[Any]:
         ready = super().select(0)
         if not ready and timeout is None:
-            raise RuntimeError("everything waits, and nothing will ever come")
+            raise RuntimeError("deadlock: every task waits and no timer is set")
         if not ready and timeout:
             self._clock.now_s += timeout
         return ready
 
 
 class VirtualTime:
-    """An event loop and its clock; `run` may be called again and again, and the clock goes on."""
+    """An event loop and its clock; `run` may be called several times, and the clock continues."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -49,12 +49,12 @@ class VirtualTime:
             self._loop = asyncio.SelectorEventLoop(_JumpingSelector(self.clock))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What the coroutine returned; tasks that it left behind go on in the next run."""
+        """Returns what the coroutine returns; tasks that it leaves running continue in the next run."""
         with mock.patch.object(time, "monotonic", self.clock):
             return self._loop.run_until_complete(work)
 
     def close(self) -> None:
-        """The loop is closed; tasks that are left were cancelled."""
+        """Cancels the tasks that are left, and closes the loop."""
         with mock.patch.object(time, "monotonic", self.clock):
             self._loop.run_until_complete(_end_all())
             self._loop.close()
@@ -68,7 +68,7 @@ async def _end_all() -> None:
 
 
 def virtually(work: Coroutine[Any, Any, T]) -> T:
-    """What the coroutine returned, run in a virtual time of its own."""
+    """Returns what the coroutine returns, run on a simulated clock of its own."""
     world = VirtualTime()
     try:
         return world.run(work)

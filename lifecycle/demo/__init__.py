@@ -1,12 +1,12 @@
-"""`lifecycle demo`: four real engines under load go three times round the ring, and everything said of it is checked.
+"""`lifecycle demo`: four engine processes under load are offloaded and onloaded three times, and each claim is checked.
 
-run          the command: exit code in return
-story        what happens, in order, and what must hold
-stage        checkpoints, engines, fleet and clients, set up and taken down
+run          the command; returns its exit code
+story        the three cycles and their checks
+stage        starts and stops checkpoints, engines, fleet and clients
 engines      the engine processes
-clients      the load, and its account of every request
-trainer      the process that takes the memory which the engines gave back
-phases       how long each phase took
+clients      the load, and the count of its requests
+trainer      a process that allocates the memory that the engines released
+phases       the duration of each phase
 report       lines, tables and checks
 """
 
@@ -25,11 +25,11 @@ def run(
     deadline_s: float = 30.0,
     fault: str | None = None,
 ) -> int:
-    """0 if everything held, 1 if anything did not; no process that it started is left.
+    """Runs the demo. Returns 0 where every check held, else 1; no process that it started is left.
 
-    `threshold_gib` is what an engine may keep after a release; `weights_mib` and `kv_mib` are the sizes of each engine
-    (together above 64 MiB, less cannot be seen in a process's memory). `deadline_s` bounds each phase. `fault` makes
-    one decode engine misbehave (`release=leak:100`), to see that the demo notices.
+    `threshold_gib` is what an engine may keep after a release. `weights_mib` and `kv_mib` are the sizes of each engine;
+    together they must exceed 64 MiB, since less is not measurable in a process's memory. `deadline_s` bounds each
+    phase. `fault` injects a fault into one decode engine (`release=leak:100`), which the checks must detect.
     """
     from .stage import Settings
     from .story import play
@@ -37,5 +37,5 @@ def run(
     settings = Settings(threshold_gib, weights_mib, kv_mib, clients, deadline_s, fault)
     try:
         return asyncio.run(play(settings))
-    except asyncio.CancelledError:  # by SIGTERM
+    except asyncio.CancelledError:  # SIGTERM cancels the task
         return 128 + signal.SIGTERM

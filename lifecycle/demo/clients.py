@@ -1,4 +1,4 @@
-"""The load: clients that stream all along, and account for every request that they sent."""
+"""The load: clients that stream during the whole demo and count every request."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Tokens = tuple[int, ...]
 
 PROMPTS = tuple(f"{what} {which}:" for what in ("a proof of", "a poem on", "a test for") for which in "ABCD")
 _TOKENS = 24
-_AFTER_LOSS_S = 0.2  # an engine that is gone refuses at once; without a pause the count would say nothing
+_AFTER_LOSS_S = 0.2  # an ended engine refuses at once: without a pause the count of lost requests would explode
 
 
 class Lost(Exception):
-    """A request that was neither answered nor aborted; the message says how it ended."""
+    """Raised where a request was neither answered nor aborted; the message says how it ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An engine as its clients know it. Engines of one `model` must answer alike."""
+    """The address of an engine for its clients. Engines of one `model` must give equal answers."""
 
     name: str
     url: str
@@ -37,7 +37,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How a stream ended: all its tokens, by the weights of `version`, or an abort."""
+    """The end of a stream: all its tokens, the version of the weights, and whether it was aborted."""
 
     tokens: Tokens
     version: str
@@ -46,7 +46,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Tally:
-    """Every request sent is exactly one of completed, aborted and lost, or still open."""
+    """Counts requests. Each one sent is completed, aborted, lost or still open."""
 
     sent: int = 0
     completed: int = 0
@@ -55,13 +55,13 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)
 
     def lose(self, reason: str) -> None:
-        """One request is lost, for this reason."""
+        """Counts a lost request and its reason."""
         self.lost += 1
         self.reasons[reason] += 1
 
 
 def new_session() -> ClientSession:
-    """A session whose requests may hang at a closed gate for as long as it takes."""
+    """Returns a session without a total timeout: requests wait while the admission of an engine is closed."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
@@ -69,7 +69,7 @@ def new_session() -> ClientSession:
 
 
 async def stream(session: ClientSession, target: Target, prompt: str, *, tokens: int = _TOKENS) -> Answer:
-    """The greedy continuation, streamed to its end; Lost where it ended any other way."""
+    """Streams the greedy continuation to its end. Raises Lost where it ends in any other way."""
     import aiohttp
 
     sampling = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
@@ -84,7 +84,7 @@ async def stream(session: ClientSession, target: Target, prompt: str, *, tokens:
 
 
 async def _last_event(lines: AsyncIterable[bytes]) -> bytes:
-    """The last of a stream's events, all of it having been read: each event repeats the tokens before it."""
+    """Reads the whole stream and returns its last event, which has the tokens of all."""
     last = b"{}"
     async for line in lines:
         if line.startswith(b"data: {"):
@@ -101,22 +101,22 @@ def _answer(target: Target, event: dict[str, Any]) -> Answer:
 
 
 class Clients:
-    """So many clients, each with one stream open at any time, from entering it until `finish`.
+    """`count` clients, each with one open stream at any time, from `__aenter__` until `finish`.
 
-    A quarter of them talk to the reward model; each of the others goes round the fleet's engines in turn.
+    A quarter of them send to the reward model. Each of the others sends to the fleet's engines in turn.
     """
 
     def __init__(self, session: ClientSession, engines: Sequence[Target], reward: Target, count: int) -> None:
         self.tally = Tally()
         self.served: Counter[str] = Counter()
-        #: What the clients were answered, by model, weights version and prompt: one answer each, if all is well.
+        #: The answers by model, weights version and prompt. More than one answer for a key is a fault.
         self.answers: dict[tuple[str, str, str], set[Tokens]] = {}
         self.session = session
         own = max(1, count // 4)
         rounds = [[*engines[n % len(engines) :], *engines[: n % len(engines)]] for n in range(count - own)]
         self._rounds: list[list[Target]] = rounds + [[reward]] * own
         self._tasks: list[asyncio.Task[None]] = []
-        self._leaving = False
+        self._finishing = False
         self._news = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -129,15 +129,17 @@ class Clients:
         await self.finish(0.0)
 
     def describe(self) -> str:
-        """Who talks to whom, in words."""
+        """Returns a sentence that says which clients send to which engines."""
         reward = sum(len(each) == 1 for each in self._rounds)
         engines = ", ".join(target.name for target in self._rounds[0])
         others = len(self._rounds) - reward
-        return f"{others + reward} clients stream all along: {others} go round {engines}; {reward} at the reward model"
+        return (
+            f"{others + reward} clients always stream, {others} to {engines} in turn and {reward} to the reward model"
+        )
 
     async def finish(self, deadline_s: float) -> None:
-        """Every client has ended its last request; what is open at the deadline is lost."""
-        self._leaving = True
+        """Lets every client end its last request; those open at the deadline are lost."""
+        self._finishing = True
         running = [task for task in self._tasks if not task.done()]
         if running and deadline_s > 0:
             _, still = await asyncio.wait(running, timeout=deadline_s)
@@ -147,30 +149,30 @@ class Clients:
         await asyncio.gather(*running, return_exceptions=True)
 
     async def wait_for(self, name: str, total: int, *, deadline_s: float) -> None:
-        """This engine has completed so many requests since the beginning, or the deadline has passed."""
+        """Returns once this engine has completed `total` requests since the start, or the deadline has passed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
                 while self.served[name] < total:
                     await self._news.wait()
 
     async def _client(self, number: int) -> None:
-        """Prompt after prompt, each until it is answered: one that was aborted is sent again, to the next engine."""
+        """Sends prompt after prompt. An aborted one is sent again, to the next engine, until it is answered."""
         turns = cycle(self._rounds[number])
         prompts = cycle([*PROMPTS[number:], *PROMPTS[:number]])
-        while not self._leaving:
+        while not self._finishing:
             prompt = next(prompts)
             while await self._send(next(turns), prompt):
                 pass
 
     async def _send(self, target: Target, prompt: str) -> bool:
-        """One request, accounted for; True where it was aborted."""
+        """Sends one request and counts it. True where it was aborted."""
         self.tally.sent += 1
         try:
             answer = await stream(self.session, target, prompt)
         except asyncio.CancelledError:
-            self.tally.lose(f"{target.name} had not ended it at the end")
+            self.tally.lose(f"{target.name} had not answered it by the end")
             raise
-        except Exception as error:  # however a request fails, also by an answer that means nothing: it is lost
+        except Exception as error:  # a request that fails in any way, also by an answer that cannot be parsed, is lost
             self.tally.lose(str(error) if isinstance(error, Lost) else f"{target.name}: {error!r}")
             await asyncio.sleep(_AFTER_LOSS_S)
             return False
@@ -184,5 +186,5 @@ class Clients:
         self.tally.completed += 1
         self.served[target.name] += 1
         self.answers.setdefault((target.model, answer.version, prompt), set()).add(answer.tokens)
-        self._news.set()  # wakes all that wait for it; the next answer has an event of its own
+        self._news.set()  # wakes every waiter; the next answer sets a new event
         self._news = asyncio.Event()

@@ -1,4 +1,4 @@
-"""The demo's engines: processes that are started, waited for, stopped, and gone when the demo is, however it ends."""
+"""The demo's engine processes: they are started and stopped, and end with the demo even after a SIGKILL."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _TAIL_BYTES = 2000
 
 
 class StartFailed(RuntimeError):
-    """A process of the demo did not come up; the message carries the end of its standard error."""
+    """Raised where a process of the demo did not start; the message has the end of its standard error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One engine to be started. `arguments` go to its command line as they are."""
+    """One engine to start. `arguments` are appended to its command line."""
 
     name: str
     group: str
@@ -37,7 +37,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class RunningEngine:
-    """An engine that accepts requests at `url`."""
+    """An engine process that accepts requests at `url`."""
 
     plan: Plan
     url: str
@@ -45,12 +45,12 @@ class RunningEngine:
 
     @property
     def name(self) -> str:
-        """Its name in the fleet."""
+        """The engine's name in the fleet."""
         return self.plan.name
 
     @property
     def fleet_url(self) -> str:
-        """The URL under which a fleet takes it."""
+        """The URL for `Fleet.connect`."""
         address = urlsplit(self.url).netloc
         return f"loopback://{address}?name={self.name}&group={self.plan.group}&pid={self.pid}"
 
@@ -64,47 +64,47 @@ class _Child:
 
 @asynccontextmanager
 async def running(plans: Sequence[Plan]) -> AsyncIterator[list[RunningEngine]]:
-    """Inside, an engine of each plan accepts requests; after it none of them exists. Raises StartFailed."""
+    """Starts an engine for each plan; yields them once all accept requests, then ends them. Raises StartFailed."""
     children: list[_Child] = []
     try:
         for plan in plans:
             children.append(await _start(plan))
-        yield list(await asyncio.gather(*(_announced(child) for child in children)))
+        yield list(await asyncio.gather(*(_wait_until_ready(child) for child in children)))
     finally:
         await asyncio.gather(*(_stop(child) for child in children))
 
 
 async def make_checkpoint(path: Path, *, seed: int, weights_mib: int) -> Path:
-    """A checkpoint made from `seed` is at `path`."""
+    """Writes a checkpoint made from `seed` to `path`, and returns `path`."""
     chosen = ("--make-weights", str(path), "--seed", str(seed), "--weights-mib", str(weights_mib))
     process = await asyncio.create_subprocess_exec(*_COMMAND, *chosen, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE)
     try:
-        _, said = await process.communicate()
+        _, stderr = await process.communicate()
     except asyncio.CancelledError:
         with suppress(ProcessLookupError):
             process.kill()
         raise
     if process.returncode:
-        raise StartFailed(f"no checkpoint could be made: {said.decode(errors='replace').strip()}")
+        raise StartFailed(f"no checkpoint could be made: {stderr.decode(errors='replace').strip()}")
     return path
 
 
 async def _start(plan: Plan) -> _Child:
-    stderr = tempfile.TemporaryFile()  # noqa: SIM115 - not a pipe: one that nobody reads would block the engine
+    stderr = tempfile.TemporaryFile()  # noqa: SIM115 - not a pipe: an unread pipe would block the engine
     process = await asyncio.create_subprocess_exec(
         *_COMMAND,
         *("--port", "0", "--weights", str(plan.checkpoint), "--memory-saver", *plan.arguments),
-        "--die-with-stdin",  # its standard input ends when this process does, also after a SIGKILL
+        "--die-with-stdin",  # its standard input closes when this process ends, even by SIGKILL
         stdin=PIPE,
         stdout=PIPE,
         stderr=stderr,
-        start_new_session=True,  # Ctrl-C is for the demo, which then stops the engines in order
+        start_new_session=True,  # Ctrl-C reaches the demo only, which then stops the engines
     )
     return _Child(plan, process, stderr)
 
 
-async def _announced(child: _Child) -> RunningEngine:
-    """The engine, from the one JSON line that it prints once it accepts requests."""
+async def _wait_until_ready(child: _Child) -> RunningEngine:
+    """Reads the JSON line that the engine prints once it accepts requests."""
     assert child.process.stdout is not None
     try:
         line = await asyncio.wait_for(child.process.stdout.readline(), _START_S)
@@ -112,12 +112,12 @@ async def _announced(child: _Child) -> RunningEngine:
         raise StartFailed(f"{child.plan.name} was not ready in {_START_S:.0f} s: {_tail(child.stderr)}") from None
     if not line:
         raise StartFailed(f"{child.plan.name} ended before it was ready: {_tail(child.stderr)}")
-    said: dict[str, Any] = json.loads(line)
-    return RunningEngine(child.plan, said["url"], said["pid"])
+    announced: dict[str, Any] = json.loads(line)
+    return RunningEngine(child.plan, announced["url"], announced["pid"])
 
 
 async def _stop(child: _Child) -> None:
-    """The process is gone: by SIGTERM, or where requests keep it, by SIGKILL."""
+    """Ends the process by SIGTERM, and by SIGKILL where it has not ended after 3 s."""
     process = child.process
     with suppress(ProcessLookupError):
         process.terminate()
@@ -134,4 +134,4 @@ async def _stop(child: _Child) -> None:
 def _tail(stderr: IO[bytes]) -> str:
     size = stderr.seek(0, os.SEEK_END)
     stderr.seek(max(0, size - _TAIL_BYTES))
-    return stderr.read().decode(errors="replace").strip() or "it said nothing"
+    return stderr.read().decode(errors="replace").strip() or "its standard error is empty"

@@ -1,4 +1,4 @@
-"""How long each phase took, from the edges that the engines went along."""
+"""The duration of each phase, from the transitions of the engines."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from ..core.transition import Transition
 
 @dataclass(slots=True)
 class Span:
-    """Seconds of the monotonic clock."""
+    """A span of time, in seconds of the monotonic clock."""
 
     start_s: float
     end_s: float
 
     @property
     def duration_s(self) -> float:
-        """From the first start to the last end."""
+        """From start to end."""
         return self.end_s - self.start_s
 
     def cover(self, other: Span) -> None:
-        """The span reaches over the other one too."""
+        """Extends this span so that it covers the other one."""
         self.start_s = min(self.start_s, other.start_s)
         self.end_s = max(self.end_s, other.end_s)
 
 
 class Phases(BaseObserver):
-    """The span of every command that succeeded since the last `clear`, for each engine and over all of them."""
+    """Collects the span of every command that succeeded since the last `clear`, for each group and over all of them."""
 
     def __init__(self) -> None:
         self._spans: dict[tuple[str, str], Span] = {}
-        #: Remote calls that changed something, or were to; reads do not count.
+        #: How many lifecycle calls were sent; reads are not counted.
         self.calls = 0
 
     def call(self, engine: str, call: Call, reply: Reply, duration_s: float) -> None:
-        """A remote call is counted."""
+        """Counts a lifecycle call."""
         self.calls += 1
 
     def clear(self) -> None:
-        """Nothing is known: a new cycle begins."""
+        """Forgets all spans, for a new cycle."""
         self._spans.clear()
 
     def transition(self, record: Transition) -> None:
-        """A command that ended is noted."""
+        """Notes a command that succeeded."""
         if record.command and record.trigger == "succeeded":
-            # A record's duration counts from the call, so the start needs no record of its own.
+            # The duration counts from the start of the command, so `at_s - duration_s` is that start.
             self._spans[record.command, record.group] = self._with(record)
 
     def _with(self, record: Transition) -> Span:
@@ -57,11 +57,11 @@ class Phases(BaseObserver):
         return span
 
     def of(self, command: str, group: str) -> Span | None:
-        """The span of this command over the engines of this group; None where none of them did it."""
+        """Returns the span of this command over the engines of this group; None where none of them executed it."""
         return self._spans.get((command, group))
 
     def durations_s(self) -> dict[str, float]:
-        """Seconds of each command over all engines, in the order in which they began."""
+        """Returns the seconds of each command over all engines, in the order of their starts."""
         whole: dict[str, Span] = {}
         for (command, _), span in sorted(self._spans.items(), key=lambda item: item[1].start_s):
             whole.setdefault(command, Span(span.start_s, span.end_s)).cover(span)

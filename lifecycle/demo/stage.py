@@ -1,4 +1,4 @@
-"""The demo's stage: checkpoints, engines, a fleet over them and clients that stream; leaving it undoes all of it."""
+"""Starts checkpoints, engines, a fleet and streaming clients for the demo, and stops all of them in the end."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ GROUPS: Mapping[str, Group] = {
 }
 PREFILL, DECODE, REWARD = "prefill-0", ("decode-0", "decode-1"), "reward-0"
 
-_STEP_DELAY_S = "0.015"  # a token takes as long as a larger model's: requests are caught in flight
+_STEP_DELAY_S = "0.015"  # as slow as a larger model: requests are in flight when a pause comes
 _PROBES = PROMPTS[::3]
 _PROBE_S = 30.0
 
-Probed = Mapping[str, tuple[Tokens, ...]]  # by engine: its continuation of each probe prompt
+Probed = Mapping[str, tuple[Tokens, ...]]  # by engine: the continuation of each probe prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What was chosen; see `lifecycle.demo.run`."""
+    """The arguments of `lifecycle.demo.run`."""
 
     threshold_gib: float
     weights_mib: int
@@ -43,7 +43,7 @@ class Settings:
     fault: str | None
 
     def policy(self) -> Policy:
-        """What the fleet is held to; ConfigurationError where the settings make no sense."""
+        """Returns the policy of the fleet. Raises ConfigurationError for fewer than 2 clients."""
         if self.clients < 2:
             raise ConfigurationError(f"the demo needs at least 2 clients, got {self.clients}")
         deadlines_s = dict.fromkeys(DEADLINES_S, self.deadline_s)
@@ -52,7 +52,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """Three sets of weights in files: what the fleet launches with, what training makes of it, the reward model."""
+    """Three checkpoint files: the launch weights of the fleet, the trained weights, and the reward model."""
 
     launch: Path
     trained: Path
@@ -61,7 +61,7 @@ class Checkpoints:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Everything that the story needs, running."""
+    """The running engines, fleet and clients, and the checkpoints."""
 
     engines: Sequence[RunningEngine]
     fleet: Fleet
@@ -71,7 +71,7 @@ class Stage:
     _targets: Sequence[Target]
 
     async def probe(self) -> Probed:
-        """What every engine that offloads makes of the probe prompts. Raises Lost, TimeoutError."""
+        """Returns the continuations of the probe prompts by each engine that offloads. Raises Lost, TimeoutError."""
         async with asyncio.timeout(_PROBE_S):
             found = await asyncio.gather(*(self._continuations(target) for target in self._targets))
         return {target.name: tokens for target, tokens in zip(self._targets, found, strict=True)}
@@ -84,7 +84,7 @@ class Stage:
 
 @asynccontextmanager
 async def stage(settings: Settings) -> AsyncIterator[Stage]:
-    """Inside, all engines serve and all clients stream. Raises StartFailed, ConfigurationError."""
+    """Yields once all engines serve and all clients stream. Raises StartFailed, ConfigurationError."""
     policy, phases = settings.policy(), Phases()
     with tempfile.TemporaryDirectory(prefix="lifecycle-demo-") as folder:
         checkpoints = await _make_checkpoints(Path(folder), settings.weights_mib)
@@ -105,7 +105,7 @@ async def _make_checkpoints(folder: Path, weights_mib: int) -> Checkpoints:
         make_checkpoint(folder / f"{name}.safetensors", seed=seed, weights_mib=weights_mib)
         for seed, name in enumerate(("launch", "trained", "reward"))
     ]
-    made = await asyncio.gather(*making, return_exceptions=True)  # all have ended before the folder goes
+    made = await asyncio.gather(*making, return_exceptions=True)  # all processes end before the folder is removed
     for each in made:
         if isinstance(each, BaseException):
             raise each
@@ -113,7 +113,7 @@ async def _make_checkpoints(folder: Path, weights_mib: int) -> Checkpoints:
 
 
 def _plans(settings: Settings, checkpoints: Checkpoints) -> list[Plan]:
-    """Decode engines keep a backup of their weights, so a cycle by `Kept` is theirs; prefill loses its weights."""
+    """Returns the engines to start. Only decode engines keep a backup of their weights, for the cycle with `Kept`."""
     sizes = ("--weights-mib", str(settings.weights_mib), "--kv-mib", str(settings.kv_mib))
     common = (*sizes, "--step-delay-s", _STEP_DELAY_S)
     fault = ("--fault", settings.fault) if settings.fault else ()

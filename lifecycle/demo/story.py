@@ -1,4 +1,4 @@
-"""What happens in the demo: three cycles, each printed with what was measured and checked against what must hold."""
+"""The three cycles of the demo. Each one prints its measurements and checks what must hold."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from ..core.readings import Reading
 from ..core.sources import FromDisk, Kept
 from ..core.states import State
 from ..core.transition import Transition
+from ..core.units import mib
 from ..engine.engine import Engine
 from .clients import Lost
 from .engines import StartFailed
-from .report import Report, mib, returned
+from .report import Report, mib_or_unknown, returned
 from .stage import DECODE, REWARD, Probed, Settings, Stage, stage
 from .trainer import TrainerFailed, training
 
 _LIMIT_S = 150.0
 _READ_S = 10.0
 _MEANWHILE_S = 10.0
-_MEANWHILE = 3  # requests of the reward model, at least, while the others are released
-_WARM_UP = 2  # requests of each engine before the first cycle
+_MEANWHILE = 3  # how many requests the reward model completes, at least, while the others are released
+_WARM_UP = 2  # how many requests each engine completes before the first cycle
 _PARITY_CHECKS = 5
 
-#: What ends the story early; anything else is a mistake in the demo itself.
+#: Failures that end the cycles early; any other exception is a bug of the demo.
 _FAILURES = (LifecycleError, FleetError, TrainerFailed, Lost, TimeoutError)
 
 Resident = Mapping[str, int | None]  # by engine, in bytes
 
 
 async def play(settings: Settings) -> int:
-    """The exit code; no process is left and no file, also after Ctrl-C or SIGTERM."""
+    """Runs the demo and returns its exit code. No process and no file is left, even after Ctrl-C or SIGTERM."""
     report, began_s = Report(), time.monotonic()
     this = asyncio.current_task()
     assert this is not None
@@ -47,7 +48,7 @@ async def play(settings: Settings) -> int:
     try:
         async with asyncio.timeout(_LIMIT_S), stage(settings) as built:
             story = Story(built, report)
-            await story.tell()
+            await story.run()
             report.heading("Result")
             story.sum_up()
             return report.end(
@@ -62,7 +63,7 @@ async def play(settings: Settings) -> int:
 
 @dataclass(slots=True)
 class Story:
-    """The cycles, one after the other; the first that fails ends them."""
+    """Runs the cycles one after the other; the first that fails ends them."""
 
     stage: Stage
     report: Report
@@ -71,18 +72,18 @@ class Story:
     released: Resident = field(default_factory=dict)
     releases: list[Transition] = field(default_factory=list)
 
-    async def tell(self) -> None:
-        """Every cycle was gone through as far as it went, and every request is accounted for."""
+    async def run(self) -> None:
+        """Runs the cycles until one fails, and checks the count of the requests."""
         self._introduce()
         try:
-            await self._before()
+            await self._warm_up()
             await self._new_weights()
-            await self._kept()
-            await self._control()
+            await self._kept_weights()
+            await self._refused_restore()
         except _FAILURES as error:
             self.report.check("this part goes as it should", False, _message(error))
-            await self._come_back()
-        await self._account()
+            await self._onload_all()
+        await self._check_requests()
 
     def _introduce(self) -> None:
         rows = [("engine", "group", "pid", "weights", "takes part")]
@@ -96,7 +97,7 @@ class Story:
 
     # the cycles
 
-    async def _before(self) -> None:
+    async def _warm_up(self) -> None:
         self.report.heading("Before: all engines serve the weights that they were launched with")
         for engine in self.stage.engines:
             await self.stage.clients.wait_for(engine.name, _WARM_UP, deadline_s=_MEANWHILE_S)
@@ -124,7 +125,7 @@ class Story:
         )
         self.report.parity("new weights: other tokens than before, on every engine the same", same and fresh)
 
-    async def _kept(self) -> None:
+    async def _kept_weights(self) -> None:
         names = " and ".join(DECODE)
         self._begin(f"Cycle 2: offload and onload of {names}, which keep a backup of their weights; no update")
         fleet, serving = self.stage.fleet, await self._resident()
@@ -134,8 +135,8 @@ class Story:
         same = await self.stage.probe() == self.trained
         self.report.parity("kept weights: the same tokens as before the cycle", same)
 
-    async def _control(self) -> None:
-        """Without the guard this is where garbage would be served."""
+    async def _refused_restore(self) -> None:
+        """Restores the weights without loading them: without the guard, the engines would serve garbage."""
         self._begin("Cycle 3, the control: weights are mapped again but not loaded, and the guard has to refuse")
         fleet, serving = self.stage.fleet, await self._resident()
         records = await fleet.offload(weights=FromDisk(str(self.stage.checkpoints.launch), "step-2"))
@@ -155,7 +156,7 @@ class Story:
 
     @asynccontextmanager
     async def _window(self, records: Sequence[Transition]) -> AsyncIterator[None]:
-        """What was released is measured and checked; the reward model kept serving until the window closed."""
+        """Checks that the memory is returned; in the end, that the reward model went on serving."""
         fleet, clients = self.stage.fleet, self.stage.clients
         served = clients.served[REWARD]
         free = all(fleet[record.engine].memory_is_free for record in records)
@@ -170,21 +171,21 @@ class Story:
         )
 
     async def _train(self, records: Sequence[Transition], serving: Resident) -> None:
-        came_back = sum(record.returned_bytes or 0 for record in records)
-        async with training(came_back >> 20) as trainer:
+        returned_bytes = sum(record.returned_bytes or 0 for record in records)
+        async with training(returned_bytes >> 20) as trainer:
             self.report.check(
-                f"the trainer (pid {trainer.pid}) holds all that came back",
-                trainer.pss_bytes >= came_back >> 20 << 20,
-                f"{mib(trainer.pss_bytes)} resident, {mib(came_back)} came back",
+                f"the trainer (pid {trainer.pid}) holds all that was returned",
+                trainer.pss_bytes >= returned_bytes >> 20 << 20,
+                f"{mib(trainer.pss_bytes)} resident, {mib(returned_bytes)} returned",
             )
             now = _total(await self._resident()) + trainer.pss_bytes
             self.report.line(f"engines before: {mib(_total(serving))}; engines and trainer now: {mib(now)}")
-            # It trains for as long as the reward model needs to score what was generated.
+            # The training step lasts until the reward model has completed some requests.
             goal = self.stage.clients.served[REWARD] + _MEANWHILE
             await self.stage.clients.wait_for(REWARD, goal, deadline_s=_MEANWHILE_S)
 
     async def _check_refused(self) -> None:
-        """Every participant refuses its KV cache, and by that to serve, because of its weights."""
+        """Every participant refuses to restore its KV cache because its weights are not valid."""
         refusals: dict[str, str] = {}
         sent = self.stage.phases.calls
         try:
@@ -194,10 +195,12 @@ class Story:
             refusals = {each.engine: each.reasons.get("weights_valid", "") for each in refused}
         for name, reason in refusals.items():
             self.report.line(f"{name:<10}{reason}")
-        parties = self.stage.fleet.participants()
-        held = all(refusals.get(each.name) and each.state is State.WEIGHTS_RESTORED for each in parties)
+        participants = self.stage.fleet.participants()
+        held = all(refusals.get(each.name) and each.state is State.WEIGHTS_RESTORED for each in participants)
         held &= self.stage.phases.calls == sent
-        self.report.check("a restore without a reload is refused by weights_valid, and nothing was sent", held)
+        self.report.check(
+            "a restore without a reload is refused by weights_valid, and no lifecycle call was sent", held
+        )
 
     def _check_waves(self) -> None:
         first, then = (self.stage.phases.of("drain", group) for group in ("prefill", "decode"))
@@ -210,30 +213,30 @@ class Story:
         self.releases += records
         rows = [["engine", "serving", "released", "restored", ""]]
         for name in serving:
-            sizes = [mib(reading[name]) for reading in (serving, self.released, restored)]
+            sizes = [mib_or_unknown(reading[name]) for reading in (serving, self.released, restored)]
             rows.append([name, *sizes, moved.get(name, "not part of this cycle")])
         self.report.table(rows)
         self.report.durations(self.stage.phases.durations_s())
-        away = [repr(engine) for engine in self.stage.fleet if engine.state is not State.SERVING]
-        self.report.check("every engine serves again", not away, ", ".join(away))
+        not_serving = [repr(engine) for engine in self.stage.fleet if engine.state is not State.SERVING]
+        self.report.check("every engine serves again", not not_serving, ", ".join(not_serving))
 
-    # the rest
+    # measurements and results
 
     async def _resident(self) -> Resident:
         fleet = self.stage.fleet
         readings = await asyncio.gather(*(_resident_bytes(engine) for engine in fleet))
         return {engine.name: reading for engine, reading in zip(fleet, readings, strict=True)}
 
-    async def _come_back(self) -> None:
-        """Whatever can serve serves: the clients' open requests are no part of what went wrong."""
+    async def _onload_all(self) -> None:
+        """Brings every engine that can serve back to serving, so that the clients' open requests complete."""
         try:
             await self.stage.fleet.onload()
         except _FAILURES as error:
-            self.report.line(f"not every engine came back: {_message(error)}")
+            self.report.line(f"not every engine serves: {_message(error)}")
         self.report.line(f"now: {', '.join(f'{engine.name} {engine.state}' for engine in self.stage.fleet)}")
 
     def sum_up(self) -> None:
-        """For each engine that was released, the cycle in which the least came back."""
+        """Prints for each released engine the release that returned the least."""
         rows = []
         for name in dict.fromkeys(record.engine for record in self.releases):
             own = [record for record in self.releases if record.engine == name]
@@ -242,7 +245,7 @@ class Story:
         if rows:
             self.report.table(rows)
 
-    async def _account(self) -> None:
+    async def _check_requests(self) -> None:
         clients, tally = self.stage.clients, self.stage.clients.tally
         self.report.heading("Requests, as counted by the clients")
         await clients.finish(20.0 if not self.report.failed else 5.0)
@@ -255,14 +258,14 @@ class Story:
         self.report.line("by engine: " + ", ".join(f"{name} {n}" for name, n in sorted(clients.served.items())))
         for reason, count in tally.reasons.most_common(5):
             self.report.line(f"lost {count}: {reason}")
-        settled = tally.completed + tally.aborted + tally.lost
-        self.report.check("every request is one of completed, aborted, lost", settled == tally.sent)
+        ended = tally.completed + tally.aborted + tally.lost
+        self.report.check("every request is one of completed, aborted, lost", ended == tally.sent)
         self.report.check("no request is lost", tally.lost == 0, f"{tally.lost} lost")
-        several = [key for key, tokens in clients.answers.items() if len(tokens) > 1]
+        ambiguous = [key for key, tokens in clients.answers.items() if len(tokens) > 1]
         self.report.parity(
             "clients were given one answer for each prompt, model and weights version",
-            bool(clients.answers) and not several,
-            f"{len(clients.answers)} different ones asked for, {len(several)} answered in several ways",
+            bool(clients.answers) and not ambiguous,
+            f"{len(clients.answers)} different ones asked for, {len(ambiguous)} with several answers",
         )
 
     def _probed(self) -> str:

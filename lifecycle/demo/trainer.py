@@ -1,6 +1,6 @@
-"""The trainer: a process that takes the memory which the engines gave back, for real, and says how much it holds.
+"""The trainer: a process that allocates the memory that the engines released, and measures its own.
 
-`python -m lifecycle.demo.trainer --mib N` maps and touches N MiB, prints one JSON line and holds them until its
+`python -m lifecycle.demo.trainer --mib N` maps and writes N MiB, prints one JSON line, and holds the memory until its
 standard input ends.
 """
 
@@ -23,12 +23,12 @@ _DEADLINE_S = 30.0
 
 
 class TrainerFailed(RuntimeError):
-    """The trainer could not take the memory."""
+    """Raised where the trainer could not allocate the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """A running trainer, and the proportional set size that it read of itself."""
+    """A running trainer, and its own proportional set size in bytes."""
 
     pid: int
     pss_bytes: int
@@ -36,7 +36,7 @@ class Trainer:
 
 @asynccontextmanager
 async def training(mib: int) -> AsyncIterator[Trainer]:
-    """Inside, a process of its own holds `mib` MiB; after it that process is gone. Raises TrainerFailed."""
+    """Starts a process that holds `mib` MiB, and ends it in the end. Raises TrainerFailed."""
     command = (sys.executable, "-m", __name__, "--mib", str(mib))
     process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
     assert process.stdout is not None
@@ -57,19 +57,19 @@ async def training(mib: int) -> AsyncIterator[Trainer]:
 
 
 def main() -> None:
-    """The memory was held until standard input ended."""
+    """Holds the memory until standard input ends."""
     from ..nodes.process_memory import pss_bytes
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, required=True)
-    memory = _take(parser.parse_args().mib * MIB)
+    memory = _allocate(parser.parse_args().mib * MIB)
     print(json.dumps({"pid": os.getpid(), "pss_bytes": pss_bytes(os.getpid())}), flush=True)
     sys.stdin.buffer.read()
     memory.close()
 
 
-def _take(size_bytes: int) -> mmap.mmap:
-    """Anonymous private memory, a byte written into every page: what is only mapped takes nothing from anybody."""
+def _allocate(size_bytes: int) -> mmap.mmap:
+    """Maps anonymous private memory and writes a byte into every page, since a mapping alone uses no memory."""
     memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for start in range(0, size_bytes, mmap.PAGESIZE):
         memory[start] = 1

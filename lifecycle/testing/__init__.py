@@ -1,4 +1,4 @@
-"""For tests of what is built on this library: engines in memory that do as a script says."""
+"""Engines in memory for tests of code that uses this library: a script decides how each call ends."""
 
 from ..core.policy import Policy
 from ..engine.engine import Engine
@@ -18,9 +18,8 @@ from .acts import (
     RESTART,
     RESTART_AFTER,
     Act,
-    Entry,
-    Journal,
 )
+from .journal import Entry, Journal
 from .model import ScriptedEngine
 from .router import ScriptedRouter
 from .scripted import (
@@ -34,7 +33,7 @@ from .scripted import (
     capabilities,
 )
 
-#: Deadlines and pauses short enough for tests.
+#: A policy with waits that are short enough for tests.
 QUICK = Policy(settle_s=0.05, poll_s=0.001)
 
 __all__ = [
@@ -78,7 +77,7 @@ def scripted(
     policy: Policy = QUICK,
     has_router: bool = False,
 ) -> Engine:
-    """An engine over this adapter and its probe, not yet connected."""
+    """Returns an engine over this adapter and its probe, not yet connected."""
     return Engine(
         adapter,
         name=adapter.name,

@@ -1,8 +1,8 @@
-"""A model of one inference engine in memory: what it holds, what it admits, and what kills it.
+"""A model of one inference engine in memory: its memory, its admission, its requests, and what ends its process.
 
-It behaves as SGLang does. Source: sglang 0.5.23, measured: a release while requests run, a release of a tag that is
-released and a restore of one that is not each end the process; without its memory saver a release answers and frees
-nothing; a load carries any label.
+It behaves as SGLang does. Source: sglang 0.5.23, measured: a release while requests run, a release of a released tag
+and a restore of a mapped tag each end the process. Without the memory saver a release answers and frees nothing. A load
+stores whatever version it is given.
 """
 
 from __future__ import annotations
@@ -13,24 +13,23 @@ from typing import Any
 
 from ..core.capabilities import Capabilities
 from ..core.facts import GARBAGE, Admission, Contents, PauseMode, Tag
-from .acts import Entry, Journal
+from ..core.units import GIB
+from .journal import Entry, Journal
 
-GIB = 1 << 30
-
-#: What a tag without an expected figure holds, per rank, unless `sizes` says so.
+#: Bytes per rank of a tag without `expected_bytes`, unless `sizes` gives them.
 SIZE_BYTES = 2 * GIB
-#: What every rank holds beside its tags.
+#: Bytes that every rank holds beside its tags.
 BASE_BYTES = GIB // 2
 
 _PIDS = count(1000, 100)
 
 
 class Rejection(Exception):
-    """The model answers this call with an error, and nothing changed."""
+    """Raised where the model refuses a call; nothing has changed."""
 
 
 class ScriptedEngine:
-    """One engine process, and after a `restart` the next one in its place. Sizes are in bytes per rank."""
+    """One engine process; `restart` replaces it by a new one. Sizes are in bytes per rank."""
 
     def __init__(
         self,
@@ -50,21 +49,21 @@ class ScriptedEngine:
         #: The device of each rank; several ranks may share one.
         self.devices = devices or tuple(f"gpu-{rank}" for rank in range(capabilities.ranks))
         self.launch_version = version
-        #: What it did that no engine may do: served garbage, or from a stale cache.
-        self.crimes: list[str] = []
+        #: What no engine may do and this one did: serve garbage weights, or from a stale cache.
+        self.violations: list[str] = []
         #: Why its processes ended, in order.
         self.deaths: list[str] = []
-        #: False: it is alive, and nothing that is asked of it is answered.
+        #: False: the process is alive and answers nothing.
         self.reachable = True
-        #: Whether a release frees what it acknowledges; starts as the memory saver is.
+        #: Whether a release frees the memory that it acknowledges; at first, whether there is a memory saver.
         self.frees = capabilities.memory_saver is not False
-        #: Bytes per rank that a release leaves behind beside the base.
+        #: Bytes per rank that a release leaves resident beside the base.
         self.leak_bytes = 0
-        #: How many more times the idle proof finds a request that has not ended; -1: for ever.
+        #: How many more times the idle proof finds a running request; -1: always.
         self.stubborn = 0
-        #: What it reports as its weights' version whatever it holds.
-        self.label_lie: str | None = None
-        #: What it reports as its checksum, and of each owner of weights in it.
+        #: The version that it reports instead of the true one, if set.
+        self.false_label: str | None = None
+        #: The checksums that it reports: of all weights, and of each model role (target, draft).
         self.checksum: str | None = None
         self.checksums: dict[str, str] = {}
         self._boots = 0
@@ -88,10 +87,10 @@ class ScriptedEngine:
         self.pushed: str | None = None
         self._pushing = False
 
-    # what happens to it
+    # its process and its requests
 
     def die(self, why: str) -> None:
-        """Its process has ended, and its memory is free."""
+        """Ends the process and frees its memory."""
         if self.alive:
             self.alive = False
             self.deaths.append(why)
@@ -99,12 +98,12 @@ class ScriptedEngine:
             self.journal.append(Entry(self.name, "died", answer=why))
 
     def restart(self) -> None:
-        """Another process is in its place, launched afresh and admitting requests."""
+        """Replaces the process by a new one, which admits requests."""
         self.die("it was restarted")
         self._launch()
 
     def submit(self, requests: int = 1) -> bool:
-        """Whether the requests run now; while it admits none they wait at the gate and are not counted."""
+        """Submits requests. True where they run; while the admission is closed they wait uncounted."""
         if not self.alive or self.admission == "closed":
             return False
         self.running += requests
@@ -112,13 +111,13 @@ class ScriptedEngine:
         return self.alive
 
     def finish(self) -> None:
-        """All requests that run have ended."""
+        """Ends all running requests."""
         self.running = 0
 
-    # what it is asked
+    # its interface
 
     def apply(self, name: str, args: Mapping[str, Any]) -> None:
-        """The effect of a call has happened; Rejection where the engine refuses it."""
+        """Applies the effect of a call. Raises Rejection where the engine refuses it."""
         if not self.alive:
             return
         effects: dict[str, Callable[..., None]] = {
@@ -135,7 +134,7 @@ class ScriptedEngine:
         effects[name](**args)
 
     def idle(self) -> bool:
-        """Whether it finds itself idle; if so, its prefix cache was dropped."""
+        """Whether no request runs; if so, drops the prefix cache."""
         if self.stubborn:
             self.stubborn -= self.stubborn > 0
             return False
@@ -145,14 +144,14 @@ class ScriptedEngine:
         return True
 
     def generate(self) -> bool:
-        """Whether a token came: not while it admits none."""
+        """Whether a token is generated: not while the admission is closed."""
         if not self.alive or self.admission == "closed":
             return False
         self._serve()
         return self.alive
 
     def bytes_by_device(self) -> dict[str, int]:
-        """What its ranks hold on each device."""
+        """Returns the resident bytes of its ranks on each device."""
         held: dict[str, int] = {}
         each = BASE_BYTES + self.leaked_bytes + sum(self.resident.values())
         for device in self.devices:
@@ -160,10 +159,10 @@ class ScriptedEngine:
         return held
 
     def idle_and_closed(self) -> bool:
-        """Whether it admits none and none runs."""
+        """Whether the admission is closed and no request runs."""
         return self.admission == "closed" and self.running == 0
 
-    # the effects
+    # the effects of its calls
 
     def _pause(self, mode: PauseMode) -> None:
         self.admission, self.paused_by = "closed", mode
@@ -239,7 +238,7 @@ class ScriptedEngine:
         if self.unmapped:
             return self.die(f"a request ran on memory that is not mapped ({', '.join(sorted(self.unmapped))})")
         if GARBAGE in self.contents.values():
-            self.crimes.append("served garbage weights")
+            self.violations.append("served garbage weights")
         if not self.cache_fresh:
-            self.crimes.append("served from a stale cache")
+            self.violations.append("served from a stale cache")
         return None

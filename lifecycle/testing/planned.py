@@ -1,4 +1,4 @@
-"""The calls of each command on a scripted engine: a pure function of the command and the facts."""
+"""The calls of each command on a scripted engine, as a pure function of the command and the facts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLUSH = Call("flush", effect={Fact.CACHE_FRESH: True}, repeatable=True, refusal_
 
 
 def plan(command: Command, facts: Facts, capabilities: Capabilities) -> tuple[Call, ...]:
-    """The calls of a command, in order; none where nothing needs to be sent. One call a tag."""
+    """Returns the calls of a command in order, one for each tag; none where every tag is as the command wants it."""
     acted_on = sorted(targets(command, facts, capabilities))
     match command:
         case Pause(mode=mode):
@@ -40,7 +40,7 @@ def plan(command: Command, facts: Facts, capabilities: Capabilities) -> tuple[Ca
 
 
 def push_call(how: str, args: Mapping[str, Any], version: str) -> Call:
-    """One call of a push: `tensor` is the only way."""
+    """Returns one call of a push; `tensor` is the only transport."""
     if how != "tensor":
         raise ValueError(f"a scripted engine takes a push by 'tensor', not {how!r}")
     return Call("push_tensor", {"version": version, **args})

@@ -1,8 +1,11 @@
-"""Engines in memory that fail, lose replies, act late, lie, die and restart as a script says; no I/O, no waiting.
+"""Scripted engines in memory: calls fail, lose replies, take effect late or end the process as a script says.
 
-engine = scripted("decode-0")                          # a lifecycle.Engine over a ScriptedAdapter
-engine.adapter.script("release", LOST_AFTER)           # the next release: done, and its answer is lost
-engine.adapter.journal.calls()                         # what was sent, in order
+    adapter = ScriptedAdapter("decode-0")
+    engine = scripted(adapter)                  # a lifecycle.Engine over it
+    adapter.script("release", LOST_AFTER)       # the next release takes effect, and its reply is lost
+    adapter.journal.calls()                     # the calls that were sent, in order
+
+There is no I/O, and nothing waits but an act that hangs.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from ..core.errors import ConfigurationError
 from ..core.facts import Fact, Facts, Grade, PauseMode, Tag, TagSpec
 from ..core.observation import Observation, Probe
 from ..core.readings import Holder, Process, Reading
+from ..core.units import GIB
 from ..core.verdicts import Pending, Proved, Refuted, Unmeasurable, Verdict
 from . import planned
-from .acts import DONE, Act, Entry, Journal
-from .model import GIB, Rejection, ScriptedEngine
+from .acts import DONE, Act
+from .journal import Entry, Journal
+from .model import Rejection, ScriptedEngine
 
 Scripted = Act | Verdict | Observation | Reading
 
@@ -42,7 +47,7 @@ CUDA_GRAPH = TagSpec("cuda_graph", "kv", "kept", GIB)
 
 
 def capabilities(*tags: TagSpec, **changes: Any) -> Capabilities:
-    """What a scripted engine can do: everything, with these tags (weights and kv_cache if none are named)."""
+    """Returns the capabilities of a scripted engine: all of them, with these tags (default: weights and kv_cache)."""
     parts: dict[str, Any] = {
         "engine": "scripted",
         "version": "1",
@@ -56,7 +61,7 @@ def capabilities(*tags: TagSpec, **changes: Any) -> Capabilities:
 
 
 class ScriptedProbe:
-    """Measures the model's bytes; `always` and `script` replace what it reads."""
+    """Measures the resident bytes of the model; `always` and `script` replace its readings."""
 
     def __init__(self, engine: ScriptedEngine) -> None:
         self._engine = engine
@@ -64,11 +69,11 @@ class ScriptedProbe:
         self.always: Reading | Unmeasurable | None = None
 
     def script(self, *readings: Reading | Unmeasurable) -> None:
-        """The next readings are these, in order."""
+        """Replaces the next readings by these, in order."""
         self._scripted.extend(readings)
 
     async def read(self, processes: Sequence[Process], *, deadline_s: float) -> Reading | Unmeasurable:
-        """What the engine's ranks hold; Unmeasurable once none of these processes is left."""
+        """Returns the resident bytes of the engine's ranks; Unmeasurable where none of these processes exists."""
         await asyncio.sleep(0)
         reading = self._read({process.pid for process in processes})
         held = str(reading.resident_bytes) if isinstance(reading, Reading) else reading.word
@@ -92,10 +97,10 @@ class ScriptedProbe:
 
 
 class ScriptedAdapter:
-    """Drives one ScriptedEngine; what is asked of it stands in `journal`, which several may share.
+    """Drives one ScriptedEngine and writes everything into `journal`, which several adapters may share.
 
-    `script(name, ...)` says what becomes of the next calls of that name, `always(name, ...)` of every other one;
-    the names are those of the calls, and connect, observe, prove_idle, answers, barrier.
+    `script(name, ...)` decides how the next calls of that name end, `always(name, ...)` how all later ones end. A name
+    is that of a call, or one of connect, observe, prove_idle, answers, barrier.
     """
 
     def __init__(
@@ -115,28 +120,28 @@ class ScriptedAdapter:
             name, self.capabilities, journal=self.journal, sizes=sizes, devices=devices, version=version
         )
         self.probe = ScriptedProbe(self.engine)
-        #: Whether an observation tells which tags are released, and whether requests are admitted.
-        self.tells_tags = False
-        self.tells_admission = True
-        #: Whether its processes can be found, so that their end can be told from silence.
-        self.tells_processes = True
+        #: Whether an observation reports the released tags, and the admission.
+        self.reports_tags = False
+        self.reports_admission = True
+        #: Whether its processes can be found, so that an ended process differs from a silent one.
+        self.reports_processes = True
         self._scripts: dict[str, deque[Scripted]] = {}
         self._always: dict[str, Scripted] = {}
-        #: Effects that are on their way: after how many calls (None: at the barrier), and to which process.
+        #: Late effects: after how many calls (None: at the barrier), the call, and the boot that it was sent to.
         self._late: list[tuple[int | None, Call, str]] = []
 
     def script(self, name: str, *acts: Scripted) -> None:
-        """The next ones of this name go like this, in order; those after them as `always` says, or as modelled."""
+        """Scripts the next calls of this name, in order; later ones end as `always` says, or as modelled."""
         self._scripts.setdefault(name, deque()).extend(acts)
 
     def always(self, name: str, act: Scripted | None) -> None:
-        """Every one of this name goes like this, until None says otherwise."""
+        """Scripts all calls of this name; None ends that."""
         self._always.pop(name, None)
         if act is not None:
             self._always[name] = act
 
     def as_modelled(self) -> None:
-        """From here on everything goes as modelled: nothing that was scripted is left."""
+        """Removes everything that was scripted."""
         self._scripts.clear()
         self._always.clear()
 
@@ -144,27 +149,27 @@ class ScriptedAdapter:
 
     @property
     def url(self) -> str:
-        """`scripted://` and its name."""
+        """`scripted://` and the name."""
         return f"scripted://{self.name}"
 
     async def connect(self, *, deadline_s: float) -> Capabilities:
-        """What it can do; ConfigurationError where it does not answer."""
-        answered = await self._asked("connect", deadline_s)
+        """Returns the capabilities. Raises ConfigurationError where the engine does not answer."""
+        answered = await self._answered("connect", deadline_s)
         self._note("connect", answer="done" if answered is True else "lost")
         if answered is not True:
             raise ConfigurationError(f"{self.url}: nothing listens there; start the engine, or mend the address")
         return self.capabilities
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
-        """The calls of a command, in order."""
+        """Returns the calls of a command, in order."""
         return planned.plan(command, facts, self.capabilities)
 
     def push_call(self, how: str, args: Mapping[str, Any], version: str) -> Call:
-        """One call of a push."""
+        """Returns one call of a push."""
         return planned.push_call(how, args, version)
 
     async def send(self, call: Call, *, deadline_s: float) -> Reply:
-        """Makes one call, as scripted; its line is in the journal before it is sent, its reply after."""
+        """Sends one call, as scripted. The journal has it before it is sent, and its reply afterwards."""
         self._note("call", call.name, call.args)
         self._tick()
         reply = await self._perform(call, deadline_s)
@@ -172,40 +177,40 @@ class ScriptedAdapter:
         return reply
 
     async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
-        """What it tells of itself, as far as wanted."""
-        answered = await self._asked("observe", deadline_s)
+        """Returns what the engine reports of the wanted facts."""
+        answered = await self._answered("observe", deadline_s)
         seen = answered if isinstance(answered, Observation) else self._observation(want, answered is True)
         self._note("observe", answer=seen.boot or "nothing")
         return seen
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
-        """Proved where no request runs; the prefix cache is dropped by it."""
+        """Proved where no request runs; drops the prefix cache."""
         verdict = await self._verdict("prove_idle", deadline_s)
         self._note("idle", answer=verdict.word)
         return verdict
 
     async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
-        """Proved where it admits requests and generates."""
+        """Proved where the engine admits requests and generates a token."""
         verdict = await self._verdict("answers", deadline_s)
         self._note("answers", answer=verdict.word)
         return verdict
 
     async def barrier(self, *, deadline_s: float) -> bool:
-        """True once every late effect has happened; False where it does not answer."""
-        answered = await self._asked("barrier", deadline_s) is True
+        """Applies every late effect and returns True; False where the engine is alive and does not answer."""
+        answered = await self._answered("barrier", deadline_s) is True
         if answered:
             self._arrive(everything=True)
         self._note("barrier", answer=str(answered))
         return answered or not self.engine.alive
 
     async def processes(self) -> tuple[Process, ...] | None:
-        """One process, below which its ranks are."""
-        if not self.tells_processes:
+        """Returns the root process of the ranks."""
+        if not self.reports_processes:
             return None
         return (Process("scripted", self.engine.pid, float(self.engine.pid)),)
 
     async def aclose(self) -> None:
-        """The journal says so; the engine is left as it is."""
+        """Writes a line into the journal; the engine stays as it is."""
         self._note("aclose")
 
     # calls
@@ -233,8 +238,8 @@ class ScriptedAdapter:
         elif act.effect == "now":
             try:
                 self.engine.apply(call.name, call.args)
-            except Rejection as said:
-                return Reply("rejected", status=400, detail=str(said))
+            except Rejection as refusal:
+                return Reply("rejected", status=400, detail=str(refusal))
             if not self.engine.alive:
                 return Reply("lost", detail="disconnected without an answer")
         return None
@@ -260,7 +265,7 @@ class ScriptedAdapter:
         self._arrive(everything=False)
 
     def _arrive(self, *, everything: bool) -> None:
-        """The late effects whose time has come have happened."""
+        """Applies the late effects that are due."""
         due = [late for late in self._late if everything or (late[0] is not None and late[0] <= 0)]
         self._late = [late for late in self._late if late not in due]
         for _, call, boot in due:
@@ -272,10 +277,10 @@ class ScriptedAdapter:
         with suppress(Rejection):
             self.engine.apply(call.name, call.args)
 
-    # everything else
+    # reads
 
-    async def _asked(self, name: str, deadline_s: float) -> Scripted | bool:
-        """True where the engine answers as modelled, False where it does not, or what was scripted instead."""
+    async def _answered(self, name: str, deadline_s: float) -> Scripted | bool:
+        """True where the engine answers, False where it does not, or the answer that was scripted instead."""
         act = self._next(name)
         await asyncio.sleep(0)
         if not isinstance(act, Act):
@@ -287,7 +292,7 @@ class ScriptedAdapter:
         return act.answer == "done" and self.engine.alive and self.engine.reachable
 
     async def _verdict(self, name: str, deadline_s: float) -> Verdict:
-        answered = await self._asked(name, deadline_s)
+        answered = await self._answered(name, deadline_s)
         if isinstance(answered, Verdict):
             return answered
         if answered is not True:
@@ -296,7 +301,7 @@ class ScriptedAdapter:
 
     def _idle(self) -> Verdict:
         if self.engine.idle():
-            return Proved(grade=Grade.REPORTED, reason="none runs", figures={"cache_dropped": True})
+            return Proved(grade=Grade.REPORTED, reason="no request runs", figures={"cache_dropped": True})
         return Pending(reason=f"{self.engine.running or 1} requests still run")
 
     def _answer(self) -> Verdict:
@@ -306,19 +311,19 @@ class ScriptedAdapter:
 
     def _observation(self, want: frozenset[Fact], answered: bool) -> Observation:
         engine = self.engine
-        if not engine.alive and self.tells_processes:
+        if not engine.alive and self.reports_processes:
             return Observation(alive=False, detail=f"pid {engine.pid} has ended", sampled_at=time.monotonic())
         if not answered or not engine.alive:
             return Observation(detail="no answer", sampled_at=time.monotonic())
         parts: dict[str, Any] = {}
-        if Fact.ADMISSION in want and self.tells_admission:
+        if Fact.ADMISSION in want and self.reports_admission:
             parts["admission"] = engine.admission
         if Fact.RUNNING in want and engine.paused_by not in ("keep", "freeze"):
             parts["running"] = engine.running + abs(engine.stubborn)
         if Fact.CONTENTS in want:
-            parts |= {"weights_label": engine.label_lie or engine.label, "checksum": engine.checksum}
+            parts |= {"weights_label": engine.false_label or engine.label, "checksum": engine.checksum}
             parts["checksums"] = dict(engine.checksums)
-        if Fact.MAPPED in want and self.tells_tags:
+        if Fact.MAPPED in want and self.reports_tags:
             parts["released_tags"] = frozenset(engine.unmapped)
         return Observation(boot=engine.boot, alive=True, sampled_at=time.monotonic(), **parts)
 

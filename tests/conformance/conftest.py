@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lifecycle.testing.conformance_table import Table
+from lifecycle.testing.conformance.table import Table
 
 #: What `make test` runs, of the first engine only: a case for each thing that the suite can find out.
 QUICK = {

@@ -91,7 +91,7 @@ async def fleet_of(
     return fleet, journal
 
 
-async def goes_home(engine: Engine) -> None:
+async def serve_again(engine: Engine) -> None:
     """From released, drained or paused, the engine serves again by its verbs."""
     if engine.state is State.RELEASED:
         await engine.restore_weights()
@@ -103,7 +103,7 @@ async def goes_home(engine: Engine) -> None:
         await engine.restore_kv()
     await engine.resume()
     assert engine.state is State.SERVING
-    assert engine.adapter.engine.crimes == []
+    assert engine.adapter.engine.violations == []
     assert engine.adapter.engine.submit()
 
 

@@ -40,9 +40,9 @@ async def test_other_answers_with_the_same_version_keep_engine_and_router_closed
     with pytest.raises(FleetError) as refused:
         async with fleet.offloaded(weights=V1):
             pass
-    told = str(refused.value)
-    assert "it answers otherwise than it did with v1 before ([9, 9], not [3, 4])" in told
-    assert "closed again, and admits no requests" in told
+    message = str(refused.value)
+    assert "it answers otherwise than it did with v1 before ([9, 9], not [3, 4])" in message
+    assert "closed again, and admits no requests" in message
     assert adapter.engine.admission == "closed"
     assert "a: router open" not in lines(journal)
 

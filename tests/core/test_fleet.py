@@ -79,7 +79,7 @@ async def test_onload_restores_weights_everywhere_before_any_kv_and_resumes_last
         ("a0", "resume", State.SERVING),
         ("b0", "resume", State.SERVING),
     ]
-    assert all(engine.adapter.engine.crimes == [] for engine in fleet)
+    assert all(engine.adapter.engine.violations == [] for engine in fleet)
 
 
 async def test_results_stand_in_the_groups_order_whoever_is_ready_first() -> None:

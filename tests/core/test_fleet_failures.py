@@ -164,8 +164,8 @@ async def test_the_error_names_all_that_failed_and_where_each_settled() -> None:
     fleet["d"].adapter.engine.frees = False
     with pytest.raises(FleetError) as failed:
         await fleet.offload(weights=V1, deadline_s=0.2)
-    told = {error.engine: error.settled for error in failed.value.exceptions if isinstance(error, OperationFailed)}
-    assert told == {"b": State.GONE, "d": State.RELEASED}
+    settled = {error.engine: error.settled for error in failed.value.exceptions if isinstance(error, OperationFailed)}
+    assert settled == {"b": State.GONE, "d": State.RELEASED}
     assert str(failed.value).startswith("2 of 4 engines: b: release failed")
     assert "d: release failed" in str(failed.value)
     assert {record.engine for record in failed.value.succeeded} == {"a", "c"}

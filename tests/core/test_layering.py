@@ -54,8 +54,8 @@ def test_the_core_imports_no_engine_and_no_adapter(path: Path) -> None:
 
 def test_importing_the_package_imports_nothing_that_is_slow() -> None:
     code = f"import json, sys, lifecycle; print(json.dumps([m for m in {LAZY!r} if m in sys.modules]))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert json.loads(told.stdout) == []
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(printed.stdout) == []
 
 
 @pytest.mark.parametrize("path", sources(CORE, *BESIDE), ids=lambda path: path.relative_to(CORE.parent).as_posix())
@@ -122,8 +122,8 @@ def test_every_error_class_is_tested_here() -> None:
 
 
 def test_an_error_says_who_what_where_and_what_next() -> None:
-    told = str(InvalidTransition(**WHO, allowed=("pause", "drain"), hint="; recover() looks where it is"))
-    assert told == "e: drain refused in state paused: allowed here: pause, drain; recover() looks where it is"
+    message = str(InvalidTransition(**WHO, allowed=("pause", "drain"), hint="; recover() looks where it is"))
+    assert message == "e: drain refused in state paused: allowed here: pause, drain; recover() looks where it is"
     failed = NotProved({"idle": Refuted(reason="1 runs")}, **WHO)
     assert str(failed) == "e: drain failed in state paused: idle is refuted: 1 runs"
     failed.settle(State.PAUSED)

@@ -297,28 +297,28 @@ def test_weights_mapped(context: Context, kind: type, says: str) -> None:
 TINY = capabilities(TagSpec("weights", "weights", "kept", MIB), TagSpec("kv_cache", "kv", "kept", MIB))
 
 
-def telling(context: Context, *released: str) -> Context:
-    """The same, of an engine of small tags that tells which of them are released."""
+def reporting(context: Context, *released: str) -> Context:
+    """The same, of an engine of small tags that reports which of them are released."""
     seen = replace(context.evidence, observed=Observation(released_tags=frozenset(released)))
     return replace(context, evidence=seen, capabilities=TINY)
 
 
 def test_an_engine_that_tells_what_is_released_gives_evidence_for_tags_too_small_to_see() -> None:
     kv = {"weights": True, "kv_cache": True}, frozenset({"kv_cache"})
-    there = p.weights_mapped(telling(restored(FULL, FULL), "kv_cache"))
+    there = p.weights_mapped(reporting(restored(FULL, FULL), "kv_cache"))
     assert (type(there), there.grade) == (Proved, Grade.REPORTED)
-    all_there = p.kv_mapped(telling(restored(FULL, FULL, kv[0], targets=kv[1])))
+    all_there = p.kv_mapped(reporting(restored(FULL, FULL, kv[0], targets=kv[1])))
     assert (type(all_there), all_there.grade) == (Proved, Grade.REPORTED)
-    gone = p.tags_unmapped(telling(released(FULL, FULL), "weights", "kv_cache"))
+    gone = p.tags_unmapped(reporting(released(FULL, FULL), "weights", "kv_cache"))
     assert (type(gone), gone.grade) == (Proved, Grade.REPORTED)
 
 
 def test_an_engine_that_denies_what_was_answered_is_not_believed_either_way() -> None:
     for context, check in (
-        (telling(restored(FULL, FULL), "weights"), p.weights_mapped),
-        (telling(restored(reading(GIB // 2), reading(5 * GIB)), "weights"), p.weights_mapped),
-        (telling(restored(FULL, FULL, {"weights": True, "kv_cache": True}), "weights"), p.kv_mapped),
-        (telling(released(FULL, reading(GIB // 2)), "kv_cache"), p.tags_unmapped),
+        (reporting(restored(FULL, FULL), "weights"), p.weights_mapped),
+        (reporting(restored(reading(GIB // 2), reading(5 * GIB)), "weights"), p.weights_mapped),
+        (reporting(restored(FULL, FULL, {"weights": True, "kv_cache": True}), "weights"), p.kv_mapped),
+        (reporting(released(FULL, reading(GIB // 2)), "kv_cache"), p.tags_unmapped),
     ):
         denied = check(context)
         assert isinstance(denied, Pending)

@@ -25,7 +25,7 @@ async def test_a_release_that_was_refuted_does_not_open_a_window_the_second_time
     assert fleet["b"].state is State.RELEASED
     with pytest.raises(FleetError, match="bring it back first"):
         await fleet.offload(weights=V1, deadline_s=0.2)
-    assert fleet["a"].state is State.SERVING, "the others were not touched"
+    assert fleet["a"].state is State.SERVING, "the other engine still serves"
 
 
 async def test_a_release_of_kv_is_no_release_of_all() -> None:

@@ -115,7 +115,7 @@ PROOFS: dict[str, Callable[[Engine, Patch], None]] = {
     "memory_returned": too_much_stays,
     "weights_mapped": lambda engine, patch: answered_without(engine, patch, mapped={}),
     "kv_mapped": lambda engine, patch: answered_without(engine, patch, mapped={}),
-    "weights_match": lambda engine, patch: patch(engine.adapter.engine, "label_lie", "v7"),
+    "weights_match": lambda engine, patch: patch(engine.adapter.engine, "false_label", "v7"),
     "cache_fresh": lambda engine, patch: answered_without(engine, patch, cache_fresh=False),
     "answers": lambda engine, patch: shown(patch, 1, answer=NO),
 }

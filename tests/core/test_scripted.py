@@ -76,13 +76,13 @@ async def test_without_its_memory_saver_a_release_answers_and_frees_nothing() ->
     assert engine.adapter.engine.alive
 
 
-async def test_what_it_must_not_serve_is_kept_as_its_crimes() -> None:
+async def test_what_it_must_not_serve_is_kept_as_its_violations() -> None:
     engine = await serving()
     model = engine.adapter.engine
     for name, args in (("release", {"tags": ["weights"]}), ("restore", {"tags": ["weights"]})):
         await do(engine, name, **args)
     assert model.submit()
-    assert model.crimes == ["served garbage weights", "served from a stale cache"]
+    assert model.violations == ["served garbage weights", "served from a stale cache"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What one process has found out of an engine, the next one is told: by way of the file between them."""
+"""What one process has found out about an engine is loaded by the next one, from the file between them."""
 
 from __future__ import annotations
 

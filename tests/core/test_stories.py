@@ -1,4 +1,4 @@
-"""The lifecycle told by hand: these judge the table, so nothing in them is derived from it."""
+"""The lifecycle, written by hand: these judge the table, so nothing in them is derived from it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_the_rl_step_goes_once_round_the_ring() -> None:
         "resume",
     ]
     assert model.alive
-    assert model.crimes == []
+    assert model.violations == []
     assert model.contents == {"weights": Contents("loaded", "v1")}
     assert model.submit()
 
@@ -96,7 +96,7 @@ async def test_an_update_in_place_from_drained() -> None:
     await engine.resume()
     assert engine.state is State.SERVING
     assert sent(engine) == ["load(/models/step-1,v1,True)", "resume"]
-    assert engine.adapter.engine.crimes == []
+    assert engine.adapter.engine.violations == []
 
 
 async def test_a_live_update_while_requests_are_frozen() -> None:
@@ -178,7 +178,7 @@ async def test_kept_weights_need_no_update() -> None:
     await engine.resume()
     assert not any(call.startswith("load") for call in sent(engine))
     assert engine.adapter.engine.contents == {"weights": Contents("kept", "v0")}
-    assert engine.adapter.engine.crimes == []
+    assert engine.adapter.engine.violations == []
 
 
 async def test_discarded_weights_are_refused_until_they_are_reloaded() -> None:
@@ -259,7 +259,7 @@ async def test_requests_that_are_kept_go_on_after_the_ring() -> None:
     await engine.restore_kv()
     await engine.resume()
     assert (model.running, model.parked) == (4, 0)
-    assert model.crimes == []
+    assert model.violations == []
 
 
 async def test_a_freeze_never_drains_and_is_repaused_by_another_mode() -> None:
@@ -340,7 +340,7 @@ async def test_a_release_that_was_acknowledged_and_did_not_free(how: str) -> Non
     await engine.restore_kv()
     await engine.resume()
     assert engine.state is State.SERVING
-    assert (model.deaths, model.crimes) == ([], [])
+    assert (model.deaths, model.violations) == ([], [])
 
 
 async def test_no_memory_saver_refuses_before_anything_is_sent() -> None:

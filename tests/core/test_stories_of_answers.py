@@ -85,7 +85,7 @@ async def test_a_push_that_nobody_proved_leaves_unknown_what_is_loaded() -> None
 
 
 async def test_a_push_of_which_a_later_call_failed_leaves_unknown_what_is_loaded() -> None:
-    engine = await engine_in(State.DRAINED, version=None)  # it tells no label
+    engine = await engine_in(State.DRAINED, version=None)  # it reports no label
     engine.adapter.script("flush", REJECTED)
     with pytest.raises(Rejected):
         await engine.update_weights(NEVER, deadline_s=1)
@@ -127,7 +127,7 @@ async def test_a_lost_restore_does_not_bear_out_the_one_before_that_did_nothing(
         await engine.restore_kv(deadline_s=1)
     assert engine.adapter.engine.unmapped == {"cuda_graph", "kv_cache"}
     assert engine.facts.mapped["kv_cache"] is not True
-    assert engine.state is State.FAILED, "fewer bytes than were answered for: nothing tells which tags are mapped"
+    assert engine.state is State.FAILED, "fewer bytes than were answered for: nothing shows which tags are mapped"
 
 
 async def test_a_failure_of_what_was_refused_leaves_the_proof_of_nothing() -> None:

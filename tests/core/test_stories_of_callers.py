@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from rig import V1, engine_in, goes_home, sent, serving
+from rig import V1, engine_in, sent, serve_again, serving
 
 from lifecycle import (
     Engine,
@@ -59,7 +59,7 @@ async def test_a_cancelled_pause_recovers() -> None:
     await cancelled_in(engine, asyncio.create_task(engine.pause()), "pause")
     assert engine.state is State.FAILED
     assert await engine.recover() is State.DRAINED
-    await goes_home(engine)
+    await serve_again(engine)
 
 
 async def test_nobody_can_declare_what_an_effect_that_may_still_run_will_leave() -> None:

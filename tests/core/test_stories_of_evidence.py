@@ -30,13 +30,13 @@ async def test_a_restore_that_lies_is_not_believed() -> None:
 
 async def test_a_bogus_label_is_refused() -> None:
     engine = await engine_in(State.WEIGHTS_RESTORED)
-    engine.adapter.engine.label_lie = "v7"
+    engine.adapter.engine.false_label = "v7"
     with pytest.raises(NotProved, match="reports version 'v7', not 'v1'"):
         await engine.update_weights(V1, deadline_s=0.2)
     assert engine.state is State.WEIGHTS_RESTORED
     with pytest.raises(GuardRefused, match="contents unknown"):
         await engine.restore_kv()
-    engine.adapter.engine.label_lie = None
+    engine.adapter.engine.false_label = None
     await engine.update_weights(V1)
     await engine.restore_kv()
 
@@ -58,7 +58,7 @@ async def test_grades_say_how_each_fact_is_known() -> None:
     assert engine.facts.grades[Fact.MAPPED] is Grade.DECLARED
     await engine.pause()
     assert engine.facts.grades[Fact.ADMISSION] is Grade.REPORTED
-    engine.adapter.tells_admission = False
+    engine.adapter.reports_admission = False
     await engine.drain()
     assert engine.facts.grades[Fact.ADMISSION] is Grade.ACKNOWLEDGED
     await engine.release(weights=V1)
@@ -68,7 +68,7 @@ async def test_grades_say_how_each_fact_is_known() -> None:
 async def test_a_claim_that_must_be_better_known_than_the_engine_can_tell_is_refused() -> None:
     policy = Policy(settle_s=QUICK.settle_s, poll_s=QUICK.poll_s, accept={"admission_closed": Grade.REPORTED})
     engine = await serving(policy=policy)
-    engine.adapter.tells_admission = False
+    engine.adapter.reports_admission = False
     with pytest.raises(NotProved, match="only acknowledged, and reported is asked for"):
         await engine.pause(deadline_s=0.2)
 
@@ -78,7 +78,7 @@ async def test_evidence_that_the_engine_cannot_give_is_refused_at_connect() -> N
     with pytest.raises(ConfigurationError, match=r"idle can only be acknowledged.*lower Policy.accept.*or only warn"):
         await engine.connect()
     blind = new_engine()
-    blind.adapter.tells_processes = False
+    blind.adapter.reports_processes = False
     with pytest.raises(ConfigurationError, match="memory_returned cannot be measured: its processes are not known"):
         await blind.connect()
     unmoved = new_engine(offload=False, caps={"evidence": {"idle": Grade.ACKNOWLEDGED}})
@@ -87,7 +87,7 @@ async def test_evidence_that_the_engine_cannot_give_is_refused_at_connect() -> N
 
 async def test_evidence_that_the_engine_cannot_give_is_a_warning_where_the_operator_says_so() -> None:
     engine = new_engine(policy=Policy(settle_s=0.05, poll_s=0.001, unprovable="warn"))
-    engine.adapter.tells_processes = False
+    engine.adapter.reports_processes = False
     await engine.connect()
     assert engine.state is State.SERVING
     assert isinstance(engine.conditions["memory_returned"].verdict, Unmeasurable)
@@ -102,7 +102,7 @@ async def test_evidence_that_the_engine_cannot_give_is_a_warning_where_the_opera
 async def test_an_operator_may_accept_less_about_the_memory() -> None:
     accept = {"memory_returned": Grade.ACKNOWLEDGED, "tags_unmapped": Grade.ACKNOWLEDGED}
     engine = new_engine(policy=Policy(settle_s=0.05, poll_s=0.001, accept=accept))
-    engine.adapter.tells_processes = False
+    engine.adapter.reports_processes = False
     await engine.connect()
     await engine.pause()
     await engine.drain()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from rig import V1, V2, engine_in, goes_home, new_engine, sent, serving
+from rig import V1, V2, engine_in, new_engine, sent, serve_again, serving
 
 from lifecycle import (
     Contents,
@@ -50,7 +50,7 @@ async def test_a_release_whose_reply_is_lost_settles_by_what_is_resident(act: Ac
     assert failed.value.settled is engine.state is State.WEIGHTS_RESTORED  # what a KV-only release has the facts of
     assert engine.facts.mapped == {"weights": True, "kv_cache": False}
     assert engine.facts.grades["mapped"] is Grade.MEASURED
-    await goes_home(engine)
+    await serve_again(engine)
 
 
 async def test_a_lost_release_of_the_last_tag_settles_to_released() -> None:
@@ -60,7 +60,7 @@ async def test_a_lost_release_of_the_last_tag_settles_to_released() -> None:
         await engine.release(weights=V1, deadline_s=1)
     assert engine.state is State.RELEASED
     assert not engine.memory_is_free  # nobody proved it
-    await goes_home(engine)
+    await serve_again(engine)
 
 
 async def test_a_lost_release_that_never_happened_settles_to_drained() -> None:
@@ -78,7 +78,7 @@ async def test_a_lost_release_that_never_happened_leaves_the_weights_worth_servi
     with pytest.raises(Unreachable):
         await engine.release(["kv_cache"], deadline_s=1)
     assert engine.state is State.DRAINED
-    await goes_home(engine)
+    await serve_again(engine)
 
 
 async def test_half_a_release_is_known_as_half_a_release() -> None:
@@ -89,7 +89,7 @@ async def test_half_a_release_is_known_as_half_a_release() -> None:
     assert engine.facts.mapped == {"weights": True, "kv_cache": False}
     assert engine.state is State.WEIGHTS_RESTORED
     assert sent(engine) == ["release(kv_cache)", "release(weights)"]
-    await goes_home(engine)
+    await serve_again(engine)
 
 
 async def test_half_a_release_keeps_the_weights_that_were_kept() -> None:
@@ -118,7 +118,7 @@ async def test_a_release_that_was_not_sent_leaves_everything_as_it_was() -> None
     before = engine.facts
     engine.adapter.script("release", DIE)
     engine.adapter.engine.die("it was killed")
-    engine.adapter.tells_processes = False
+    engine.adapter.reports_processes = False
     with pytest.raises(Unreachable):
         await engine.release(weights=V1, deadline_s=0.2)
     assert engine.facts.mapped == before.mapped
@@ -150,7 +150,7 @@ async def test_a_lost_restore_is_not_sent_again() -> None:
     with pytest.raises(Unreachable):
         await engine.restore_weights(deadline_s=1)
     assert engine.state is State.WEIGHTS_RESTORED
-    await goes_home(engine)
+    await serve_again(engine)
     assert sent(engine).count("restore(weights)") == 1
 
 
@@ -173,7 +173,7 @@ async def test_a_rejected_load_leaves_the_engine_where_it_can_be_loaded_again() 
         await engine.update_weights(V1, deadline_s=1)
     assert engine.state is State.WEIGHTS_RESTORED
     assert engine.facts.contents == {"weights": None}
-    await goes_home(engine)
+    await serve_again(engine)
 
 
 async def test_a_source_that_failed_is_not_the_last_good_one() -> None:
@@ -235,7 +235,7 @@ async def test_a_gone_engine_that_was_started_again_is_a_fresh_one() -> None:
     assert engine.facts.boot == engine.adapter.engine.boot
     with pytest.raises(GuardRefused, match="restarted process"):
         await engine.resume()
-    await goes_home(engine)
+    await serve_again(engine)
 
 
 async def test_an_engine_that_does_not_answer_is_failed_and_recovers() -> None:
@@ -249,7 +249,7 @@ async def test_an_engine_that_does_not_answer_is_failed_and_recovers() -> None:
     assert await engine.recover(deadline_s=0.2) is State.FAILED
     engine.adapter.engine.reachable = True
     assert await engine.recover() is State.DRAINED
-    await goes_home(engine)
+    await serve_again(engine)
 
 
 async def test_a_restart_behind_our_back_is_noticed_before_anything_is_sent() -> None:
@@ -262,7 +262,7 @@ async def test_a_restart_behind_our_back_is_noticed_before_anything_is_sent() ->
     assert not engine.memory_is_free
     with pytest.raises(GuardRefused, match="restarted process launched with"):
         await engine.resume()
-    await goes_home(engine)
+    await serve_again(engine)
 
 
 async def test_a_restart_of_a_serving_engine_is_closed_by_verify() -> None:
@@ -283,7 +283,7 @@ async def test_a_restart_during_a_command_voids_what_was_known(step: str) -> Non
         await (engine.update_weights(V1, deadline_s=1) if step == "load" else engine.restore_weights(deadline_s=1))
     assert failed.value.settled is State.PAUSED
     assert engine.facts.boot == engine.adapter.engine.boot
-    await goes_home(engine)
+    await serve_again(engine)
 
 
 async def test_somebody_else_who_resumes_contradicts_the_claim() -> None:
@@ -297,14 +297,14 @@ async def test_somebody_else_who_resumes_contradicts_the_claim() -> None:
 
 async def test_somebody_else_who_releases_contradicts_the_claim() -> None:
     engine = await engine_in(State.DRAINED)
-    engine.adapter.tells_tags = True
+    engine.adapter.reports_tags = True
     engine.adapter.engine.apply("release", {"tags": ["kv_cache"]})
     assert await engine.verify() is State.WEIGHTS_RESTORED
     assert engine.facts.mapped == {"weights": True, "kv_cache": False}
 
 
 async def test_an_engine_met_while_it_is_paused_is_not_claimed_to_be_anything() -> None:
-    """Its level tells nothing here: 40 MiB of tags under a threshold of 3 GiB."""
+    """The resident bytes decide nothing here: 40 MiB of tags under a threshold of 3 GiB."""
     small = (replace(KEPT_WEIGHTS, expected_bytes=20 << 20), replace(KV_CACHE, expected_bytes=20 << 20))
     engine = new_engine("e", *small)
     engine.adapter.engine.admission = "closed"

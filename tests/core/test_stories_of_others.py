@@ -16,9 +16,9 @@ SMALL = TagSpec("small_kv", "kv", "discarded", 1 << 20)
 
 
 async def released_by_somebody_else(frees: bool) -> Engine:
-    """It tells which tags are released, and others released its weights."""
+    """An engine that reports its released tags, and whose weights were released externally."""
     engine = await engine_in(State.DRAINED, KEPT_WEIGHTS, KV_CACHE)
-    engine.adapter.tells_tags, engine.adapter.engine.frees = True, frees
+    engine.adapter.reports_tags, engine.adapter.engine.frees = True, frees
     engine.adapter.engine.apply("release", {"tags": ["weights"]})
     assert await engine.verify() is State.RELEASED
     return engine
@@ -60,7 +60,7 @@ async def test_requests_that_somebody_else_let_in_deny_that_it_is_idle() -> None
 
 async def test_a_tag_in_doubt_that_is_found_released_leaves_no_fresh_cache() -> None:
     engine = await engine_in(State.WEIGHTS_RESTORED)
-    engine.adapter.tells_tags = True
+    engine.adapter.reports_tags = True
     await engine.update_weights(V1)
     assert engine.facts.cache_fresh
     engine.adapter.script("restore", LOST_AFTER)
@@ -94,6 +94,6 @@ async def test_what_is_known_to_be_unmapped_stays_so_though_its_bytes_are_there(
     all_there, kv_gone = Reading({"gpu-0": 12 * GIB}, (), "t"), Reading({"gpu-0": 4 * GIB}, (), "t")
     assert by_level(known, all_there) is known
     assert by_level(known, kv_gone) is known
-    told = by_level(facts(mapped={"weights": True, "kv_cache": None}), kv_gone)
-    assert told.mapped == {"weights": True, "kv_cache": False}
-    assert told.grades["mapped"] is Grade.MEASURED
+    known = by_level(facts(mapped={"weights": True, "kv_cache": None}), kv_gone)
+    assert known.mapped == {"weights": True, "kv_cache": False}
+    assert known.grades["mapped"] is Grade.MEASURED

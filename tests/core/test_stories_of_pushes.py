@@ -42,7 +42,7 @@ async def test_one_engine_takes_a_push() -> None:
     assert engine.adapter.engine.contents == {"weights": Contents("loaded", "v1")}
     await engine.restore_kv()
     await engine.resume()
-    assert engine.adapter.engine.crimes == []
+    assert engine.adapter.engine.violations == []
 
 
 async def test_the_trainer_sends_once_and_when_all_have_begun() -> None:

@@ -42,7 +42,7 @@ async def test_an_update_refused_before_anything_was_touched_leaves_the_weights_
     assert refused.value.settled is State.DRAINED
     assert (engine.desired.version, engine.desired.source) == ("v1", V1)
     assert await serves(engine, "v1")
-    assert engine.adapter.engine.crimes == []
+    assert engine.adapter.engine.violations == []
 
 
 async def test_of_an_engine_that_was_never_updated_too() -> None:

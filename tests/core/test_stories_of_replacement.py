@@ -1,4 +1,4 @@
-"""What is claimed of a process that took an engine's place, and of one that was told to close and did not answer."""
+"""What is claimed of a process that took an engine's place, and of one that did not answer to a close."""
 
 from __future__ import annotations
 

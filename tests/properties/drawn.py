@@ -1,4 +1,4 @@
-"""What hypothesis draws: shapes of engines, commands, and what goes wrong in them."""
+"""What hypothesis draws: shapes of engines, commands, and faults of their calls."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SHAPES: dict[str, tuple[TagSpec, ...]] = {
     "kv too small to see": (WEIGHTS, SMALL),
 }
 
-#: A late effect that comes before the next call, if the barrier does not fetch it first.
+#: A late effect that takes place before the next call, unless a barrier comes first.
 LATE_BEFORE_THE_NEXT = Act("lost", "late", after_calls=1, detail="the connection broke")
 ACTS: dict[str, Act] = {
     "LIE": LIE,
@@ -72,14 +72,14 @@ faults = st.tuples(st.sampled_from(CALLS), st.sampled_from(sorted(ACTS))) | st.t
 acts = st.sampled_from(sorted(ACTS))
 some_faults = st.just([]) | st.lists(faults, min_size=1, max_size=3)
 deadlines_s = st.sampled_from([0.4, 4.0])
-#: After how many turns of the loop, or seconds, the caller gives up; None: never.
+#: After how many turns of the loop (int) or seconds (float) the command is cancelled; None: never.
 patience = st.none() | st.none() | st.integers(1, 40) | st.sampled_from([0.1, 0.35, 1.0])
 
 
 def script(adapter: ScriptedAdapter, faults: Sequence[tuple[str, str]]) -> None:
-    """The next call of each name goes as drawn. A pause that nothing would show to be a lie is none."""
+    """Scripts the drawn faults. A false reply to a pause is left out where no observation could show it."""
     for name, act in faults:
-        unseen = name == "pause" and act in ("LIE", "REJECTED_AFTER") and not adapter.tells_admission
+        unseen = name == "pause" and act in ("LIE", "REJECTED_AFTER") and not adapter.reports_admission
         if name != "push" and not unseen:
             adapter.script(name, ACTS[act])
 
@@ -91,7 +91,7 @@ async def push(engines: Sequence[Engine]) -> None:
 
 
 async def push_half(engines: Sequence[Engine]) -> None:
-    """The trainer breaks after the first engine."""
+    """The trainer raises after the first engine."""
     await engines[0].push("tensor")
     raise RuntimeError("the trainer broke")
 

@@ -1,4 +1,4 @@
-"""One engine under everything that can happen to it, in virtual time, before the judge."""
+"""A state machine of hypothesis: one engine, everything that can happen to it, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from drawn import COMMANDS, SHAPES, V1, acts, deadlines_s, patience, script, som
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from judge import Invariant, Judge
+from observed_engine import ObservedAdapter, judge_at_rest
 from virtual_time import VirtualTime
-from watched import Watched, judge_standing
 
 from lifecycle import CommandRefused, Engine, EngineBusy, InvalidTransition, OperationFailed, Policy, State
 from lifecycle.core.capabilities import Capabilities
@@ -32,7 +32,7 @@ Ended = BaseException | None
 
 
 async def cut_short(work: Coroutine[Any, Any, object], patience: float | None) -> Ended:
-    """What it raised, its caller giving up after so many turns of the loop (int) or seconds (float)."""
+    """Returns what the work raised; it is cancelled after `patience` turns of the loop (int) or seconds (float)."""
     task = asyncio.ensure_future(work)
     if isinstance(patience, int):
         for _ in range(patience):
@@ -47,14 +47,14 @@ async def cut_short(work: Coroutine[Any, Any, object], patience: float | None) -
 
 
 def carry_out(engine: Engine, command: Command, limit_s: float) -> Coroutine[Any, Any, object]:
-    """The planner's command, as a verb."""
+    """Executes a command of the planner."""
     if isinstance(command, UpdateWeights):
         return engine.update_weights(command.source, deadline_s=limit_s)  # type: ignore[arg-type]
     return engine.execute(command, deadline_s=limit_s)
 
 
 def close(world: VirtualTime, judge: Judge, tally: Counter[str]) -> None:
-    """An example has ended: what was asked in it is counted."""
+    """Ends an example and adds its checks to the tally."""
     world.close()
     tally["examples"] += 1
     for each, times in judge.asked.items():
@@ -63,14 +63,14 @@ def close(world: VirtualTime, judge: Judge, tally: Counter[str]) -> None:
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Rules are what a caller, the engine, and others may do."""
+    """The rules are what a caller, the engine and other drivers may do."""
 
     tally: Counter[str] = Counter()
 
     @initialize(
         shape=st.sampled_from(sorted(SHAPES)),
-        tells_tags=st.booleans(),
-        tells_admission=st.sampled_from([True, True, False]),
+        reports_tags=st.booleans(),
+        reports_admission=st.sampled_from([True, True, False]),
         cancellable=st.sampled_from([True, True, False]),
         ranks=st.sampled_from([1, 2]),
         late=st.booleans(),
@@ -78,16 +78,16 @@ class EngineMachine(RuleBasedStateMachine):
     def launch(
         self,
         shape: str = "weights and kv",
-        tells_tags: bool = False,
-        tells_admission: bool = True,
+        reports_tags: bool = False,
+        reports_admission: bool = True,
         cancellable: bool = True,
         ranks: int = 1,
         late: bool = True,
     ) -> None:
         self.time, self.judge = VirtualTime(), Judge()
         able: Capabilities = capabilities(*SHAPES[shape], cancellable=cancellable, ranks=ranks)
-        self.adapter = Watched("e", able, self.judge)
-        self.adapter.tells_tags, self.adapter.tells_admission = tells_tags, tells_admission
+        self.adapter = ObservedAdapter("e", able, self.judge)
+        self.adapter.reports_tags, self.adapter.reports_admission = reports_tags, reports_admission
         self.adapter.late_when_cancelled = late
         self.model = self.adapter.engine
         self.engine = scripted(self.adapter, policy=POLICY)
@@ -98,7 +98,7 @@ class EngineMachine(RuleBasedStateMachine):
     # the caller
 
     def do(self, work: Coroutine[Any, Any, object], limit_s: float, patience: float | None = None) -> Ended:
-        """What the verb ended with; whatever that is, the judge has looked."""
+        """Runs the verb, checks the invariants of its end, and returns what it raised, if anything."""
         before = (self.engine.state, self.engine.facts, len(self.adapter.journal.calls()))
         began_s = self.time.clock()
         ended = self.time.run(cut_short(work, patience))
@@ -107,7 +107,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.judge.hold(Invariant.IN_TIME, took_s <= limit_s + GRACE_S, f"{took_s:.2f} s of {limit_s} s: {ended!r}")
         after = (self.engine.state, self.engine.facts, len(self.adapter.journal.calls()))
         if isinstance(ended, CommandRefused):
-            self.judge.hold(Invariant.ONE_AT_A_TIME, before == after, f"refused, and touched: {ended}")
+            self.judge.hold(Invariant.ONE_AT_A_TIME, before == after, f"refused, and changed: {ended}")
         elif isinstance(ended, OperationFailed):
             self.judge.hold(Invariant.STABLE, ended.settled is self.engine.state, f"{self.engine!r}: {ended}")
         elif isinstance(ended, asyncio.CancelledError):
@@ -121,7 +121,7 @@ class EngineMachine(RuleBasedStateMachine):
     def onwards(
         self, faults: Any = (), limit_s: float = 4.0, patience: float | None = None, home: bool = False
     ) -> None:
-        """The planner's next command, to released or to serving."""
+        """The planner's next command, towards released or serving."""
         goal = Goal(State.SERVING, weights=self.engine.desired.source) if home else Goal(State.RELEASED, None, V1)
         command = next_command(self.engine.view(), goal)
         if command is not None:
@@ -130,13 +130,13 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(steps=st.integers(1, 6), home=st.booleans())
     def some_way(self, steps: int = 6, home: bool = False) -> None:
-        """Several steps, and none goes wrong by itself."""
+        """Several commands of the planner, without new faults."""
         for _ in range(steps):
             self.onwards(home=home)
 
     @rule(steps=st.integers(1, 6), home=st.booleans())
     def all_is_well_again(self, steps: int = 6, home: bool = False) -> None:
-        """Nothing is wrong any more, it is looked for, and goes some way: else most end where one thing did."""
+        """Ends all faults, recovers and moves on; otherwise most examples would stay at their first fault."""
         self.adapter.as_modelled()
         self.model.reachable, self.model.stubborn = True, 0
         self.its_releases()
@@ -150,7 +150,7 @@ class EngineMachine(RuleBasedStateMachine):
     def trouble_on_the_way_home(
         self, steps: int = 2, act: str = "LIE", which: int = 0, patience: float | None = None
     ) -> None:
-        """It was away and is on its way home, one call goes wrong, and it is told to serve at once."""
+        """One call of an onload fails, and the engine is commanded to serve at once."""
         self.all_is_well_again()
         self.some_way(steps, home=True)
         self.onwards_with_trouble(act, which, home=True, patience=patience)
@@ -160,7 +160,7 @@ class EngineMachine(RuleBasedStateMachine):
     def onwards_with_trouble(
         self, act: str, which: int = 0, home: bool = False, limit_s: float = 4.0, patience: float | None = None
     ) -> None:
-        """The planner's next command, and one of its own calls goes wrong."""
+        """The planner's next command, one call of which fails."""
         goal = Goal(State.SERVING, weights=self.engine.desired.source) if home else Goal(State.RELEASED, None, V1)
         command = next_command(self.engine.view(), goal)
         calls = self.adapter.plan(command, self.engine.facts) if command else ()
@@ -168,25 +168,25 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(what=st.sampled_from(sorted(COMMANDS)), faults=some_faults, limit_s=deadlines_s, patience=patience)
     def command(self, what: str, faults: Any = (), limit_s: float = 4.0, patience: float | None = None) -> None:
-        """Any command, wherever it is."""
+        """Any command in any state."""
         script(self.adapter, faults)
         self.do(COMMANDS[what](self.engine, limit_s), limit_s, patience)
 
     @rule(faults=some_faults, patience=patience)
     def recover(self, faults: Any = (), patience: float | None = None) -> None:
-        """It is looked for."""
+        """The engine is recovered."""
         script(self.adapter, faults)
         self.do(self.engine.recover(deadline_s=4.0), 4.0, patience)
 
     @rule(faults=some_faults, patience=patience)
     def verify(self, faults: Any = (), patience: float | None = None) -> None:
-        """Its claim is checked."""
+        """The state is verified."""
         script(self.adapter, faults)
         self.do(self.engine.verify(deadline_s=4.0), 4.0, patience)
 
     @rule(first=st.sampled_from(sorted(COMMANDS)), second=st.sampled_from(sorted(COMMANDS)), turns=st.integers(1, 6))
     def interfere(self, first: str, second: str, turns: int) -> None:
-        """A second caller comes while the first one's command is under way."""
+        """A second caller gives a command while the first one's runs, and is refused."""
 
         async def both() -> Ended:
             task = asyncio.ensure_future(COMMANDS[first](self.engine, 4.0))
@@ -200,23 +200,23 @@ class EngineMachine(RuleBasedStateMachine):
         self.do_both(both())
 
     def do_both(self, both: Coroutine[Any, Any, Ended]) -> None:
-        """Both callers have ended, the first as it may."""
+        """Runs both callers; the first may fail."""
         ended = self.time.run(both)
         self.adapter.ended(self.engine)
         if ended is not None and not isinstance(ended, CommandRefused | OperationFailed):
             raise ended
 
     def refused_at_once(self, work: Coroutine[Any, Any, object]) -> None:
-        """The second caller got EngineBusy before its first await, and nothing changed."""
+        """Checks that the command raises EngineBusy before its first await and changes nothing."""
         before = (self.engine.state, self.engine.facts, len(self.adapter.journal), self.engine.busy)
         try:
             work.send(None)
         except EngineBusy:
             after = (self.engine.state, self.engine.facts, len(self.adapter.journal), self.engine.busy)
-            self.judge.hold(Invariant.ONE_AT_A_TIME, before == after, "EngineBusy, and touched")
+            self.judge.hold(Invariant.ONE_AT_A_TIME, before == after, "EngineBusy, and changed")
             return
         except CommandRefused as refused:
-            self.judge.hold(Invariant.ONE_AT_A_TIME, False, f"a second caller was told {refused!r}")
+            self.judge.hold(Invariant.ONE_AT_A_TIME, False, f"a second caller got {refused!r}")
             return
         self.judge.hold(Invariant.ONE_AT_A_TIME, False, "a second caller was let in")
         work.close()
@@ -224,7 +224,7 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.engine.state is State.FAILED and not self.adapter.excused(*Fact))
     @rule()
     def declare_the_truth(self) -> None:
-        """An operator looks and says what is so, where it makes a state."""
+        """An operator asserts the true state, where the truth is one."""
         model = self.model
         if not model.idle_and_closed() or model.stubborn or self.engine.facts.boot != model.boot:
             return
@@ -241,7 +241,7 @@ class EngineMachine(RuleBasedStateMachine):
                 self.engine.override_state(state, by="the test", reason="it is so")
                 self.judge.hold(Invariant.BARRIER_FIRST, not still, f"declared {state}, and {still} may still come")
 
-    # the engine and others
+    # the engine and other drivers
 
     @rule(requests=st.integers(1, 3))
     def requests_arrive(self, requests: int = 1) -> None:
@@ -253,7 +253,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(more=st.sampled_from([1, 3, -1]))
     def a_request_will_not_end(self, more: int = 1) -> None:
-        """The idle proof finds a request so many times yet; -1: for ever."""
+        """The idle proof finds a running request so many more times; -1: always."""
         if not self.model.running:
             self.requests_arrive()
         if self.model.running:
@@ -271,35 +271,35 @@ class EngineMachine(RuleBasedStateMachine):
     def the_network(self, reachable: bool = False) -> None:
         self.model.reachable = reachable
 
-    @precondition(lambda self: self.adapter.tells_admission)
+    @precondition(lambda self: self.adapter.reports_admission)
     @rule(what=st.sampled_from(["resume", "abort", "freeze"]))
     def somebody_else_acts(self, what: str = "resume") -> None:
-        """Others open or close it."""
-        self.adapter.others |= {Fact.ADMISSION, Fact.RUNNING, Fact.PAUSED_BY}
+        """Another driver opens or closes the admission."""
+        self.adapter.externally_modified |= {Fact.ADMISSION, Fact.RUNNING, Fact.PAUSED_BY}
         if what == "resume":
             self.model.apply("resume", {})
         else:
             self.model.apply("pause", {"mode": what})
 
-    @precondition(lambda self: self.adapter.tells_admission)
+    @precondition(lambda self: self.adapter.reports_admission)
     @rule(requests=st.integers(1, 3))
     def somebody_else_lets_requests_in(self, requests: int = 2) -> None:
-        """Others open it, requests come, and others freeze it."""
+        """Another driver opens the admission, requests arrive, and the driver pauses by freeze."""
         self.somebody_else_acts("resume")
         self.requests_arrive(requests)
         self.somebody_else_acts("freeze")
 
-    @precondition(lambda self: self.adapter.tells_tags and self.model.idle_and_closed())
+    @precondition(lambda self: self.adapter.reports_tags and self.model.idle_and_closed())
     @rule(kv=st.booleans())
     def somebody_else_releases(self, kv: bool = False) -> None:
-        """Others give memory back that is mapped."""
+        """Another driver releases mapped memory."""
         stage = self.engine.capabilities.stage("kv" if kv else "weights")
-        self.adapter.others |= {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH}
+        self.adapter.externally_modified |= {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH}
         self.model.apply("release", {"tags": sorted(stage - self.model.unmapped)})
 
     @rule(frees=st.booleans(), leak_gib=st.sampled_from([0, 1, 6]))
     def its_releases(self, frees: bool = True, leak_gib: int = 0) -> None:
-        """From here on they free what they say, or leave some behind, or all of it."""
+        """Releases free what they acknowledge, or leave bytes behind, or free nothing, from here on."""
         self.model.frees, self.model.leak_bytes = frees, leak_gib << 30
 
     @rule(reads=st.integers(1, 3))
@@ -313,13 +313,13 @@ class EngineMachine(RuleBasedStateMachine):
         if not hasattr(self, "engine"):
             return
         self.tally["rules run"] += 1
-        judge_standing(self.judge, self.engine, self.adapter)
+        judge_at_rest(self.judge, self.engine, self.adapter)
         self.judge_served()
         self.judge.check()
 
     def judge_served(self) -> None:
-        crimes, excuse = self.adapter.crimes()
-        self.judge.hold(Invariant.SERVED_FIT, not crimes, f"{self.engine!r}: {crimes}", excuse=excuse)
+        violations, excuse = self.adapter.served_violations()
+        self.judge.hold(Invariant.SERVED_FIT, not violations, f"{self.engine!r}: {violations}", excuse=excuse)
 
     def teardown(self) -> None:
         if hasattr(self, "time"):

@@ -1,4 +1,4 @@
-"""Two or three engines behind a router, moved together, under everything that can happen to them."""
+"""A state machine of hypothesis: a fleet of two or three engines behind a router, and what can happen to it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from engine_machine import GRACE_S, POLICY, close, cut_short
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from judge import Invariant, Judge
+from observed_engine import ObservedAdapter, judge_at_rest
 from virtual_time import VirtualTime
-from watched import Watched, judge_standing
 
 from lifecycle import CommandRefused, Engine, Fleet, FleetError, Group, LifecycleError, Pushed, State
 from lifecycle.fleet.fleet import Transition
@@ -25,7 +25,7 @@ Verb = Callable[[Fleet, float], Coroutine[Any, Any, Any]]
 
 
 def on_the_way_back(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """From here on the move's engines need not wait for each other: some may have to be released again."""
+    """Wraps a method of Move: from its call on, the engines of the move need not be drained together."""
 
     async def begun(move: Move, *args: Any) -> Any:
         for engine in move.engines:
@@ -39,19 +39,19 @@ BACK = {name: on_the_way_back(getattr(Move, name)) for name in ("_bring_back", "
 
 
 async def away(fleet: Fleet, limit_s: float) -> None:
-    """The trainer has the devices for a while."""
+    """Offloads the fleet for 0.1 s."""
     async with fleet.offloaded(weights=V1, deadline_s=limit_s):
         await asyncio.sleep(0.1)
 
 
 async def away_and_breaks(fleet: Fleet, limit_s: float) -> None:
-    """The trainer has the devices, and its step fails."""
+    """Offloads the fleet; the training step raises."""
     async with fleet.offloaded(weights=V1, deadline_s=limit_s):
         raise ArithmeticError("the step diverged")
 
 
 async def updated_by_hand(fleet: Fleet, limit_s: float) -> None:
-    """The trainer pushes from inside its own code."""
+    """Pushes weights inside `updating_weights`."""
     async with fleet.updating_weights("v3", deadline_s=limit_s) as engines:
         await push(engines)
 
@@ -82,14 +82,14 @@ engines_ = st.integers(0, 2)
 
 
 class FleetMachine(RuleBasedStateMachine):
-    """Rules are what a trainer, the engines, the router, and others may do."""
+    """The rules are what the trainer, the engines, the router and other drivers may do."""
 
     tally: Counter[str] = Counter()
 
     @initialize(size=st.integers(2, 3), waves=st.booleans(), cancellable=st.booleans())
     def launch(self, size: int = 2, waves: bool = False, cancellable: bool = True) -> None:
         self.time, self.judge, self.journal = VirtualTime(), Judge(), Journal()
-        self.adapters: list[Watched] = []
+        self.adapters: list[ObservedAdapter] = []
         engines = [self.new_engine(number, waves, cancellable) for number in range(size)]
         self.router = ScriptedRouter(self.journal)
         self.fleet = Fleet(engines, groups=GROUPS if waves else None, router=self.router, policy=POLICY)
@@ -99,7 +99,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     def new_engine(self, number: int, waves: bool, cancellable: bool) -> Engine:
         able = capabilities(cancellable=cancellable)
-        adapter = Watched(f"e{number}", able, self.judge, journal=self.journal)
+        adapter = ObservedAdapter(f"e{number}", able, self.judge, journal=self.journal)
         self.adapters.append(adapter)
         group = ("prefill" if number else "decode") if waves else "default"
         engine = scripted(adapter, policy=POLICY, group=group, has_router=True)
@@ -109,7 +109,7 @@ class FleetMachine(RuleBasedStateMachine):
     # the trainer
 
     def do(self, work: Coroutine[Any, Any, Any], patience: float | None = None, *, together: bool = False) -> Any:
-        """What it ended with; nobody has the engines then."""
+        """Runs the verb and returns the exception that it raised, if any."""
         for engine, adapter in zip(self.in_order(), self.adapters, strict=True):
             adapter.boot_before = engine.facts.boot
             adapter.together = [each for each in self.adapters if each is not adapter] if together else []
@@ -132,28 +132,28 @@ class FleetMachine(RuleBasedStateMachine):
     def together(
         self, what: str, whom: int = 0, faults: Any = (), limit_s: float = 4.0, patience: float | None = None
     ) -> None:
-        """A verb of the fleet, in which one engine has trouble."""
+        """A verb of the fleet while calls of one engine fail as drawn."""
         script(self.adapters[whom % len(self.adapters)], faults)
         self.do(VERBS[what](self.fleet, limit_s), patience, together=what.startswith("offload"))
 
     @rule(what=st.sampled_from(MOVES))
     def move(self, what: str) -> None:
-        """A move in which nothing new goes wrong."""
+        """A move without new faults: a healthy fleet must complete it."""
         calm = not any(adapter._scripts for adapter in self.adapters)
         calm = calm and self.well() and self.states() == {State.SERVING} and self.router.close_fails is None
         ended = self.do(VERBS[what](self.fleet, 30.0), together=what.startswith("offload"))
         if ended is None:
             self.arrived(what)
         elif calm:
-            self.judge.hold(Invariant.COMES_HOME, False, f"{what} of a fleet that is well: {ended!r}")
+            self.judge.hold(Invariant.SERVES_AGAIN, False, f"{what} of a fleet that is well: {ended!r}")
 
     def arrived(self, what: str) -> None:
-        """Where a move that says it succeeded has led."""
+        """Checks the states, routers and memory after a move that succeeded."""
         goal = State.RELEASED if what.startswith("offload") and what != "offloaded" else State.SERVING
-        self.judge.hold(Invariant.COMES_HOME, self.states() == {goal}, f"{what}: {self.fleet!r}")
+        self.judge.hold(Invariant.SERVES_AGAIN, self.states() == {goal}, f"{what}: {self.fleet!r}")
         for engine in self.fleet:
             closed = engine.name in self.router.closed
-            self.judge.hold(Invariant.COMES_HOME, closed is (goal is State.RELEASED), f"{what}: router of {engine!r}")
+            self.judge.hold(Invariant.SERVES_AGAIN, closed is (goal is State.RELEASED), f"{what}: router of {engine!r}")
             if what == "offload":
                 self.judge.hold(Invariant.HANDED_OVER, engine.memory_is_free, f"{what}: {engine!r}")
 
@@ -161,17 +161,17 @@ class FleetMachine(RuleBasedStateMachine):
         return {engine.state for engine in self.fleet}
 
     def well(self) -> bool:
-        """Whether no engine lies, hides, leaks, holds on to requests, or was touched by others."""
+        """Whether no engine has a fault or was externally modified."""
         return all(
             adapter.engine.reachable and adapter.engine.alive and not adapter.engine.stubborn
-            and adapter.engine.frees and not adapter.engine.leak_bytes and not adapter.lies and not adapter.others
-            and not adapter.replaced
+            and adapter.engine.frees and not adapter.engine.leak_bytes and not adapter.false_replies
+            and not adapter.externally_modified and not adapter.replaced
             for adapter in self.adapters
         )  # fmt: skip
 
     @rule(whom=engines_, what=st.sampled_from(sorted(COMMANDS)), turns=st.integers(1, 30))
     def while_it_moves(self, whom: int, what: str, turns: int) -> None:
-        """Somebody gives one engine a command while the fleet offloads."""
+        """A second caller commands one engine while the fleet offloads, and is refused."""
 
         async def both() -> None:
             move = asyncio.ensure_future(self.fleet.offload(weights=V1, deadline_s=4.0))
@@ -183,14 +183,14 @@ class FleetMachine(RuleBasedStateMachine):
                 refused = await raised(COMMANDS[what](engine, 4.0))
                 after = (engine.state, engine.facts, len(self.journal))
                 self.judge.hold(Invariant.ONE_AT_A_TIME, isinstance(refused, CommandRefused), f"{what}: {refused!r}")
-                self.judge.hold(Invariant.ONE_AT_A_TIME, before == after, f"{what}: refused, and touched")
+                self.judge.hold(Invariant.ONE_AT_A_TIME, before == after, f"{what}: refused, and changed")
             await move
 
         self.do(both(), together=True)
 
     @rule(whom=engines_, faults=some_faults)
     def recover(self, whom: int = 0, faults: Any = ()) -> None:
-        """One engine is looked for."""
+        """One engine is recovered."""
         number = whom % len(self.adapters)
         script(self.adapters[number], faults)
         began_s = self.time.clock()
@@ -199,12 +199,12 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule()
     def recover_all(self) -> None:
-        """Whoever failed is looked for."""
+        """Every failed engine is recovered."""
         for engine in self.fleet:
             if engine.state in (State.FAILED, State.GONE):
                 self.do(engine.recover(deadline_s=4.0))
 
-    # the engines and others
+    # the engines and other drivers
 
     @rule(whom=engines_, requests=st.integers(1, 3))
     def requests_arrive(self, whom: int = 0, requests: int = 1) -> None:
@@ -222,7 +222,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(fails=st.booleans())
     def the_router(self, fails: bool = False) -> None:
-        """From here on it can be closed and opened, or not."""
+        """Closing the router fails from here on, or works again."""
         self.router.close_fails = LifecycleErrorOf("the router is down") if fails else None
 
     # the judge
@@ -234,9 +234,9 @@ class FleetMachine(RuleBasedStateMachine):
         self.tally["rules run"] += 1
         for engine, adapter in zip(self.in_order(), self.adapters, strict=True):
             self.judge.hold(Invariant.STABLE, engine.in_move is None, f"{engine!r} in {engine.in_move}")
-            judge_standing(self.judge, engine, adapter)
-            crimes, excuse = adapter.crimes()
-            self.judge.hold(Invariant.SERVED_FIT, not crimes, f"{engine!r}: {crimes}", excuse=excuse)
+            judge_at_rest(self.judge, engine, adapter)
+            violations, excuse = adapter.served_violations()
+            self.judge.hold(Invariant.SERVED_FIT, not violations, f"{engine!r}: {violations}", excuse=excuse)
         self.judge.check()
 
     def teardown(self) -> None:
@@ -245,11 +245,11 @@ class FleetMachine(RuleBasedStateMachine):
 
 
 class LifecycleErrorOf(ArithmeticError):
-    """What the scripted router raises."""
+    """Raised by the scripted router."""
 
 
 async def raised(work: Awaitable[Transition]) -> BaseException | None:
-    """What the verb raised."""
+    """Returns what the verb raised, or None."""
     try:
         await work
     except Exception as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from watched import Watched
+from observed_engine import ObservedAdapter
 
 from lifecycle import Engine, Proved
 from lifecycle.core import deadline, facts
@@ -63,7 +63,7 @@ def no_barrier(patch: Patch) -> None:
     async def asks_nothing(self: Any, *, deadline_s: float) -> bool:
         return True
 
-    patch(Watched, "barrier", asks_nothing)
+    patch(ObservedAdapter, "barrier", asks_nothing)
 
 
 def no_doubt(patch: Patch) -> None:

@@ -1,4 +1,4 @@
-"""A derandomized run draws the same whatever is imported: else what is green here is red on another machine."""
+"""A derandomized run draws the same examples whatever is imported, so that it passes or fails alike on each machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 
 def drawn() -> list[int]:
-    """What a derandomized test of numbers draws."""
+    """Returns the numbers that a derandomized test draws."""
     numbers: list[int] = []
 
     @settings(derandomize=True, database=None, max_examples=200)

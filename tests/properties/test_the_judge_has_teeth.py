@@ -1,4 +1,4 @@
-"""Each invariant is found broken when the guard, proof or barrier that keeps it is taken out, and holds with it."""
+"""Mutation tests: each invariant is found broken once a guard, proof or barrier is taken out, and holds with it."""
 
 from __future__ import annotations
 
@@ -120,14 +120,14 @@ ENGINES: dict[str, tuple[Invariant, Callable[[Patch], None], Steps]] = {
 }
 FLEETS: dict[str, tuple[Invariant, Callable[[Patch], None], Steps]] = {
     "the phases": (Invariant.DRAINED_TOGETHER, mutants.no_phases, the_fleet_moves),
-    "the update on the way home": (Invariant.COMES_HOME, mutants.no_update_on_the_way_home, the_fleet_moves),
+    "the update on the way home": (Invariant.SERVES_AGAIN, mutants.no_update_on_the_way_home, the_fleet_moves),
 }
 ALL = [(EngineMachine, *case) for case in ENGINES.values()] + [(FleetMachine, *case) for case in FLEETS.values()]
 EACH = pytest.mark.parametrize(("machine", "invariant", "mutate", "steps"), ALL, ids=[*ENGINES, *FLEETS])
 
 
 def broken(machine: Any, steps: Steps) -> set[Invariant]:
-    """The invariants that the judge found broken after these steps."""
+    """Returns the invariants that these steps break."""
     state = machine()
     state.launch()
     steps(state)

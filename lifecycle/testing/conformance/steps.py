@@ -1,20 +1,21 @@
-"""The steps of the ring that send something: how to come before each, what each sends, and how it is taken."""
+"""The steps of the ring that send a call: the state before each, its command, and its calls."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
-from ..core.calls import Call
-from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from ..core.states import State
-from ..core.transition import Transition
-from ..engine.engine import Engine
-from .conformance_bench import Bench, meddled
+from ...core.calls import Call
+from ...core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from ...core.states import State
+from ...core.transition import Transition
+from ...engine.engine import Engine
+from .bench import Bench
+from .fault_injector import fault_injector
 
 Step = Literal["pause", "drain", "release", "restore_weights", "update_weights", "restore_kv", "resume"]
 STEPS: tuple[Step, ...] = get_args(Step)
 
-_BEFORE: dict[Step, State] = {
+_SOURCE: dict[Step, State] = {
     "pause": State.SERVING,
     "drain": State.PAUSED,
     "release": State.DRAINED,
@@ -25,16 +26,16 @@ _BEFORE: dict[Step, State] = {
 }
 
 
-async def before(bench: Bench, step: Step) -> Engine:
-    """A newly attached engine that can take this step next."""
-    engine = await bench.engine_in(_BEFORE[step])
+async def engine_before(bench: Bench, step: Step) -> Engine:
+    """Returns a newly attached engine in which this step succeeds."""
+    engine = await bench.engine_in(_SOURCE[step])
     if step == "restore_kv" and engine.weights_refusal() is not None:
         await engine.update_weights(bench.home)
     return engine
 
 
 def command_of(bench: Bench, step: Step) -> Command:
-    """The command that takes this step."""
+    """Returns the command of this step."""
     commands: dict[Step, Command] = {
         "pause": Pause("abort"),
         "drain": Drain(),
@@ -48,10 +49,10 @@ def command_of(bench: Bench, step: Step) -> Command:
 
 
 def calls_of(bench: Bench, engine: Engine, step: Step) -> tuple[Call, ...]:
-    """What the step will send."""
-    return meddled(engine).plan(command_of(bench, step), engine.facts)
+    """Returns the calls that the step will send."""
+    return fault_injector(engine).plan(command_of(bench, step), engine.facts)
 
 
-async def take(bench: Bench, engine: Engine, step: Step, *, deadline_s: float | None = None) -> Transition:
-    """The step was taken."""
+async def execute_step(bench: Bench, engine: Engine, step: Step, *, deadline_s: float | None = None) -> Transition:
+    """Executes the step's command."""
     return await engine.execute(command_of(bench, step), deadline_s=deadline_s)

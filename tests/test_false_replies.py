@@ -1,6 +1,6 @@
-"""Engines that lie: each lie is told by a real loopback engine, and a named guard or proof catches it.
+"""Engines that answer falsely: real loopback engines with an injected fault, each caught by a named guard or proof.
 
-One line a lie is printed: what it claims and does, by which fault, what caught it, and where the engine was left.
+A line is printed for each false reply: what is claimed and done, the fault, what caught it, and the state afterwards.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ POLICY = Policy(residual_threshold_gib=0.3, deadlines_s=SECONDS, settle_s=0.5, p
 
 @dataclass
 class Stage:
-    """An engine that will lie, and the fleet that is lied to."""
+    """An engine that will answer falsely, and the fleet that drives it."""
 
     process: LoopbackProcess
     fleet: Fleet
     disk: FromDisk
-    lie: Callable[[], None]
+    inject: Callable[[], None]
 
     @property
     def engine(self) -> Engine:
@@ -52,8 +52,8 @@ class Stage:
         return self.fleet["e"]
 
     async def cycle(self, **options: Any) -> None:
-        """Once round the ring; the lie is told from the beginning."""
-        self.lie()
+        """Injects the fault, then offloads and onloads the fleet once."""
+        self.inject()
         async with self.fleet.offloaded(**({"weights": self.disk} | options)):
             pass
 
@@ -62,23 +62,23 @@ Story = Callable[[Stage], Awaitable[object]]
 
 
 async def cycled(stage: Stage) -> None:
-    """Weights and KV are released and come back from disk."""
+    """Offloads weights and KV cache; the onload loads the weights from disk."""
     await stage.cycle()
 
 
 async def kept(stage: Stage) -> None:
-    """Weights and KV are released, and the weights come back by the backup."""
+    """Offloads weights and KV cache; the onload restores the weights from the engine's backup."""
     await stage.cycle(weights=Kept())
 
 
 async def only_kv(stage: Stage) -> None:
-    """Only the KV cache is to be released."""
+    """Offloads the KV cache only."""
     await stage.cycle(tags=["kv_cache"])
 
 
 async def many_times(stage: Stage) -> None:
-    """Four times round; each release is proved, and what stays is compared with what stayed before."""
-    stage.lie()
+    """Offloads and onloads four times. Each release is proved; the trend of the residual memory is refuted."""
+    stage.inject()
     for _ in range(4):
         await stage.cycle(tags=["kv_cache"], weights=None)
     verdict = stage.engine.conditions["residual_slope"].verdict
@@ -87,10 +87,10 @@ async def many_times(stage: Stage) -> None:
 
 
 async def busy(stage: Stage) -> None:
-    """A request runs when the pause comes, and goes on running behind it."""
+    """A request runs during the pause and goes on running."""
     request = asyncio.create_task(asyncio.to_thread(_generate, stage.process, 600))
     await asyncio.sleep(0.2)
-    stage.lie()
+    stage.inject()
     try:
         await stage.fleet.offload(weights=stage.disk)
     finally:
@@ -99,15 +99,15 @@ async def busy(stage: Stage) -> None:
 
 
 async def dead(stage: Stage) -> None:
-    """It acknowledged the pause, and is no more when the drain is asked for."""
-    stage.lie()
+    """The engine acknowledges the pause, and its process ends before the drain."""
+    stage.inject()
     await stage.engine.pause()
     await asyncio.to_thread(stage.process.wait)
     await stage.engine.drain()
 
 
 async def restarted(stage: Stage) -> None:
-    """Another process is in its place when the release is asked for."""
+    """The process is replaced before the release."""
     await stage.fleet.pause()
     await stage.fleet.drain()
     stage.process.kill()
@@ -117,12 +117,12 @@ async def restarted(stage: Stage) -> None:
 
 
 class Caught(Exception):
-    """By a condition, which is no error of a command."""
+    """Raised where a condition of the engine caught the false reply: no command fails then."""
 
 
 @dataclass(frozen=True)
-class Lie:
-    """What it claims and does, the faults that make it so, who tells on it, and what catches it."""
+class FalseReply:
+    """What the engine claims and does, the faults that cause it, and the guard, proof or condition that catches it."""
 
     name: str
     faults: tuple[str, ...]
@@ -132,30 +132,30 @@ class Lie:
     options: dict[str, Any] = field(default_factory=dict)
     query: str = ""
     policy: Policy = POLICY
-    #: Whether another lie of the short lane is caught in the same way.
+    #: Whether another case of the fast tests is caught in the same way; this one is then slow.
     like_another: bool = False
 
 
 BACKUP = {"weights_backup": True}
 CANARY = replace(POLICY, canary_tokens=8)
-LIES = (
-    Lie("answers 200, then dies", ("pause=die_after",), "Unreachable", "gone", dead),
-    Lie("answers 200, frees nothing", ("release=keep",), "proof memory_returned"),
-    Lie("answers 200, leaves a part", ("release=leak:40",), "proof memory_returned", like_another=True),
-    Lie("answers early, frees late", ("release=late:9",), "proof memory_returned"),
-    Lie("one rank is stuck", ("release=stuck:1",), "proof memory_returned", options={"ranks": 2}),
-    Lie(
+FALSE_REPLIES = (
+    FalseReply("answers 200, then dies", ("pause=die_after",), "Unreachable", "gone", dead),
+    FalseReply("answers 200, frees nothing", ("release=keep",), "proof memory_returned"),
+    FalseReply("answers 200, leaves a part", ("release=leak:40",), "proof memory_returned", like_another=True),
+    FalseReply("answers early, frees late", ("release=late:9",), "proof memory_returned"),
+    FalseReply("one rank is stuck", ("release=stuck:1",), "proof memory_returned", options={"ranks": 2}),
+    FalseReply(
         "claims a memory saver",
         ("server_info=saver",),
         "proof memory_returned",
         options={"memory_saver": False},
     ),
-    Lie("counts frozen at 0, pause ignored", ("loads=frozen", "pause=mode"), "proof idle", "paused", busy),
-    Lie("ignores the pause's mode", ("pause=mode",), "proof idle", "paused", busy, like_another=True),
-    Lie("ignores the tags", ("release=all",), "proof tags_unmapped", "failed", only_kv),
-    Lie("ignores the version", ("update=unnamed",), "proof weights_match", "weights_restored"),
-    Lie("keeps more each cycle", ("resume=grow:40",), "condition residual_slope", "serving", many_times),
-    Lie(
+    FalseReply("counts frozen at 0, pause ignored", ("loads=frozen", "pause=mode"), "proof idle", "paused", busy),
+    FalseReply("ignores the pause's mode", ("pause=mode",), "proof idle", "paused", busy, like_another=True),
+    FalseReply("ignores the tags", ("release=all",), "proof tags_unmapped", "failed", only_kv),
+    FalseReply("ignores the version", ("update=unnamed",), "proof weights_match", "weights_restored"),
+    FalseReply("keeps more each cycle", ("resume=grow:40",), "condition residual_slope", "serving", many_times),
+    FalseReply(
         "restores zeros, by checksum",
         ("resume=zeros",),
         "guard weights_valid",
@@ -164,7 +164,7 @@ LIES = (
         BACKUP,
         "checksum=true",
     ),
-    Lie(
+    FalseReply(
         "restores zeros, by its answers",
         ("resume=zeros",),
         "proof answers",
@@ -173,62 +173,62 @@ LIES = (
         BACKUP,
         policy=CANARY,
     ),
-    Lie(
+    FalseReply(
         "a new label, the same weights",
         ("update=label",),
         "proof weights_match",
         "weights_restored",
         query="checksum=true",
     ),
-    Lie("an error body of bytes", ("release=binary",), "Rejected 500", "drained", like_another=True),
-    Lie("an error body of 64 MiB", ("release=huge:64",), "Rejected 500", "drained"),
-    Lie("answers after the deadline", ("release=slow:9",), "DeadlineExceeded", "weights_restored"),
-    Lie("is another process by now", (), "Unreachable", "drained or paused", restarted),
-    Lie("redirects", ("release=redirect",), "Rejected 307", "drained"),
+    FalseReply("an error body of bytes", ("release=binary",), "Rejected 500", "drained", like_another=True),
+    FalseReply("an error body of 64 MiB", ("release=huge:64",), "Rejected 500", "drained"),
+    FalseReply("answers after the deadline", ("release=slow:9",), "DeadlineExceeded", "weights_restored"),
+    FalseReply("is another process by now", (), "Unreachable", "drained or paused", restarted),
+    FalseReply("redirects", ("release=redirect",), "Rejected 307", "drained"),
 )
 
 
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> FromDisk:
-    """Other weights than those that the engines are launched with."""
+    """Weights other than those that the engines are launched with."""
     path = tmp_path_factory.mktemp("checkpoint") / "step-2.safetensors"
     make_weights(path, seed=7, weights_mib=MIB)
     return FromDisk(str(path), "step-2")
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Prints a line past the capturing."""
+def print_line(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Prints a line although pytest captures the output."""
 
-    def tell(line: str) -> None:
+    def uncaptured(line: str) -> None:
         with capsys.disabled():
             print(line)
 
-    return tell
+    return uncaptured
 
 
 def _cases() -> Iterator[Any]:
-    """Every lie, told at run time and by a flag at the start; the flags belong to the long lane."""
-    for lie in LIES:
+    """Every false reply, injected at run time and by a flag at the start; those by a flag are slow."""
+    for lie in FALSE_REPLIES:
         for how in ("run-time", "flag"):
             marks = [pytest.mark.slow] if how == "flag" or lie.like_another else []
             yield pytest.param(lie, how, marks=marks, id=f"{lie.name.replace(' ', '-')}-{how}")
 
 
 @pytest.mark.parametrize(("lie", "how"), list(_cases()))
-async def test_the_lie_is_caught(lie: Lie, how: str, disk: FromDisk, told: Callable[[str], None]) -> None:
+async def test_the_lie_is_caught(lie: FalseReply, how: str, disk: FromDisk, print_line: Callable[[str], None]) -> None:
     faults = lie.faults if how == "flag" else ()
     options = {"weights_mib": MIB, "kv_mib": MIB, "arguments": ARGUMENTS, "allow_faults": True, **lie.options}
     with await LoopbackProcess.astart(faults=faults, **options) as process:
         if how == "run-time" and "server_info=saver" in lie.faults:
-            _set(process, lie.faults)  # what it claims is read when it is connected to
+            _set(process, lie.faults)  # the claim is read by connect()
         url = f"loopback://127.0.0.1:{process.port}?name=e&{lie.query}"
         async with Fleet.connect([url], policy=lie.policy) as fleet:
             stage = Stage(process, fleet, disk, lambda: _set(process, lie.faults))
             with pytest.raises((FleetError, OperationFailed, GuardRefused, Caught)) as error:
                 await lie.story(stage)
             caught_by, why = _catcher(error.value)
-            told(f"{lie.name:36} {how:8} {' '.join(lie.faults):26} {caught_by:30} -> {fleet['e'].state}")
+            print_line(f"{lie.name:36} {how:8} {' '.join(lie.faults):26} {caught_by:30} -> {fleet['e'].state}")
             assert caught_by == lie.caught_by, why
             assert str(fleet["e"].state) in lie.left.split(" or "), why
             assert fleet["e"].memory_is_free == (fleet["e"].state is State.GONE)
@@ -236,13 +236,12 @@ async def test_the_lie_is_caught(lie: Lie, how: str, disk: FromDisk, told: Calla
 
 
 def _catcher(error: BaseException) -> tuple[str, str]:
-    """What caught the lie, and in what words."""
+    """Returns what caught the false reply, and the message."""
     while isinstance(error, FleetError):
         error = error.exceptions[0]
     match error:
         case NotProved():
-            told = next(iter(error.verdicts)) if len(error.verdicts) == 1 else _most_telling(list(error.verdicts))
-            return f"proof {told}", str(error)
+            return f"proof {_main_proof(list(error.verdicts))}", str(error)
         case GuardRefused():
             return f"guard {', '.join(error.reasons)}", str(error)
         case Rejected():
@@ -252,12 +251,12 @@ def _catcher(error: BaseException) -> tuple[str, str]:
     return str(error), str(error)
 
 
-def _most_telling(proofs: list[str]) -> str:
+def _main_proof(proofs: list[str]) -> str:
     return "memory_returned" if "memory_returned" in proofs else proofs[0]
 
 
 def _set(process: LoopbackProcess, faults: tuple[str, ...]) -> None:
-    """The engine lies from now on."""
+    """Injects the faults into the running engine."""
     wanted = dict(fault.split("=", 1) for fault in faults)
     request = urllib.request.Request(process.url + "/_fault", json.dumps(wanted).encode(), method="POST")
     with urllib.request.urlopen(request, timeout=10):
@@ -272,4 +271,4 @@ def _generate(process: LoopbackProcess, tokens: int) -> None:
 
 
 def test_no_lie_stands_twice() -> None:
-    assert len({lie.name for lie in LIES}) == len(LIES)
+    assert len({lie.name for lie in FALSE_REPLIES}) == len(FALSE_REPLIES)

@@ -1,4 +1,4 @@
-"""Each pause mode, with requests in flight: what becomes of them is what the mode's traits promise."""
+"""Each pause mode while requests run: they end or are kept as the mode's `PauseTraits` say."""
 
 from __future__ import annotations
 
@@ -7,47 +7,49 @@ import time
 
 import pytest
 
-from ..core.capabilities import PauseTraits
-from ..core.errors import GuardRefused
-from ..core.facts import PAUSE_MODES, Fact, Grade, PauseMode
-from ..core.states import State
-from ..core.verdicts import Proved
-from ..engine.engine import Engine
-from .conformance_bench import Bench, meddled
-from .conformance_story import story
+from ...core.capabilities import PauseTraits
+from ...core.errors import GuardRefused
+from ...core.facts import PAUSE_MODES, Fact, PauseMode
+from ...core.states import State
+from ...engine.engine import Engine
+from ...fleet.routing import Routing
+from ..router import ScriptedRouter
+from .bench import Bench
+from .coroutine_case import coroutine_case
+from .fault_injector import fault_injector
 
 
 class FlightCases:
-    """Requests that run when a pause comes: ended early, or kept and finished as if nothing had been."""
+    """Requests that run when the pause comes either end early, or are kept and finish with the same tokens."""
 
     long: int
 
     @pytest.mark.parametrize("mode", PAUSE_MODES)
-    @story
+    @coroutine_case
     async def test_in_flight(self, bench: Bench, mode: PauseMode) -> None:
-        """Under this mode requests end, wait or go on as its traits say, with the tokens they have when left alone."""
+        """Requests end, wait or go on as the mode's traits say; their tokens are those of an undisturbed request."""
         engine = await bench.attach(has_router=True)
         traits = engine.capabilities.pause.get(mode)
         if traits is None:
-            await self._without(engine, mode)
-            await bench.lead_home(engine)
+            await self._assert_unsupported(engine, mode)
+            await bench.onload(engine)
             return
-        alone = await _all(bench, self.long)
-        running = asyncio.create_task(_all(bench, self.long))
+        undisturbed = await _generate_all(bench, self.long)
+        running = asyncio.create_task(_generate_all(bench, self.long))
         await until_running(engine, len(bench.prompts))
-        _close_router(engine)
+        await _close_router(engine)
         await engine.pause(mode)
         await self._offload(bench, engine, traits, running)
-        await bench.lead_home(engine)
-        for got, whole in zip(await asyncio.wait_for(running, 60), alone, strict=True):
-            assert got == whole[: len(got)], "a request got other tokens than when left alone"
+        await bench.onload(engine)
+        for got, whole in zip(await asyncio.wait_for(running, 60), undisturbed, strict=True):
+            assert got == whole[: len(got)], "a request got other tokens than an undisturbed one"
             ended_early = not (traits.keeps_requests or traits.needs_router)
             assert (len(got) < len(whole)) == ended_early
 
     async def _offload(
         self, bench: Bench, engine: Engine, traits: PauseTraits, running: asyncio.Future[list[list[int]]]
     ) -> None:
-        """Drained and released where the mode drains; refused where it does not."""
+        """Drains and releases where the mode drains; asserts the refusal where it does not."""
         if not traits.drains:
             with pytest.raises(GuardRefused, match="mode_drains"):
                 await engine.drain()
@@ -59,28 +61,28 @@ class FlightCases:
         if traits.keeps_requests:
             assert not running.done(), "a kept request ended while its engine was released"
 
-    async def _without(self, engine: Engine, mode: PauseMode) -> None:
-        _close_router(engine)
+    async def _assert_unsupported(self, engine: Engine, mode: PauseMode) -> None:
+        await _close_router(engine)
         with pytest.raises(GuardRefused, match="mode_supported"):
             await engine.pause(mode)
         assert engine.state is State.SERVING
-        assert meddled(engine).sent == []
+        assert fault_injector(engine).sent == []
 
-    @story
+    @coroutine_case
     async def test_a_request_that_comes_while_it_is_paused(self, bench: Bench) -> None:
-        """It is not answered before the engine serves again, whatever becomes of the memory meanwhile."""
+        """A request that arrives during a pause is answered when the engine serves again, also after a release."""
         engine = await bench.engine_in(State.PAUSED)
         late = asyncio.create_task(asyncio.to_thread(bench.subject.generate, bench.prompts[0], bench.tokens))
         await asyncio.sleep(0.2)
         await engine.drain()
         await engine.release(weights=bench.source)
         assert not late.done()
-        await bench.lead_home(engine)
-        assert await asyncio.wait_for(late, 60) == bench.well[0]
+        await bench.onload(engine)
+        assert await asyncio.wait_for(late, 60) == bench.launch_answers[0]
 
 
 async def until_running(engine: Engine, count: int, deadline_s: float = 20.0) -> None:
-    """So many requests run in the engine, as it counts them."""
+    """Returns once the engine counts so many running requests."""
     end = time.monotonic() + deadline_s
     while time.monotonic() < end:
         seen = await engine.adapter.observe(frozenset({Fact.BOOT, Fact.RUNNING}), deadline_s=5.0)
@@ -89,12 +91,12 @@ async def until_running(engine: Engine, count: int, deadline_s: float = 20.0) ->
     raise AssertionError(f"{count} requests never ran at once")
 
 
-async def _all(bench: Bench, tokens: int) -> list[list[int]]:
-    """The answers to all prompts, asked at once."""
+async def _generate_all(bench: Bench, tokens: int) -> list[list[int]]:
+    """Returns the answers to all prompts, sent at the same time."""
     asked = (asyncio.to_thread(bench.subject.generate, prompt, tokens) for prompt in bench.prompts)
     return list(await asyncio.gather(*asked))
 
 
-def _close_router(engine: Engine) -> None:
-    """What a fleet learns when its router has confirmed; here the clients are those of the case."""
-    engine.router_confirmed(False, Proved(grade=Grade.REPORTED), Grade.REPORTED)
+async def _close_router(engine: Engine) -> None:
+    """Closes a router in memory for this engine: the clients are those of the case, and it sends no more requests."""
+    await Routing(ScriptedRouter()).close([engine])

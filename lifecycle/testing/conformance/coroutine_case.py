@@ -1,4 +1,4 @@
-"""Cases written as coroutines, run by pytest without a plugin."""
+"""Runs a case that is a coroutine: pytest needs no plugin for it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 
-from .conformance_bench import Bench
+from .bench import Bench
 
 Case = Callable[..., Awaitable[None]]
 
 
-def story(case: Case) -> Callable[..., None]:
-    """The case, run to its end in an event loop of its own; its engines' connections are closed then."""
+def coroutine_case(case: Case) -> Callable[..., None]:
+    """Runs the case in an event loop of its own, and closes the connections of its engines in the end."""
 
     @functools.wraps(case)
     def run(suite: object, bench: Bench, **arguments: object) -> None:
-        async def whole() -> None:
+        async def run_and_close() -> None:
             try:
                 await case(suite, bench, **arguments)
             finally:
                 await bench.aclose()
 
-        asyncio.run(whole())
+        asyncio.run(run_and_close())
 
     return run

@@ -1,11 +1,11 @@
-"""Ways round the ring: to where a row of the table can be given, and home again."""
+"""How tests transport an engine round the ring: into the source state of a row of the table, and back to serving."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from judge import Judge
-from watched import Watched
+from observed_engine import ObservedAdapter
 
 from lifecycle import Engine, FromDisk, Policy, Pushed, State
 from lifecycle.rules.planner import Goal, next_command
@@ -24,26 +24,26 @@ async def push(engines: Sequence[Engine]) -> None:
 
 
 async def new_engine(name: str = "e", *, cancellable: bool = True) -> Engine:
-    """An engine that serves, watched by a judge of its own (`engine.adapter.judge`)."""
-    adapter = Watched(name, capabilities(WEIGHTS, KV_CACHE, cancellable=cancellable), Judge())
+    """Returns a serving engine whose calls are checked by a judge of its own (`engine.adapter.judge`)."""
+    adapter = ObservedAdapter(name, capabilities(WEIGHTS, KV_CACHE, cancellable=cancellable), Judge())
     engine = scripted(adapter, policy=POLICY)
     adapter.wanted = lambda: engine.desired.version
     return await engine.connect()
 
 
 async def ready(row: Operation, *, cancellable: bool = True) -> Engine:
-    """An engine in which the row's command succeeds."""
+    """Returns an engine in which the row's command succeeds."""
     engine = await new_engine(cancellable=cancellable)
     if row.command == "update_weights" and row.source is State.PAUSED:
         await engine.pause("freeze")
         return engine
-    way = iter(WAY)
+    verbs = iter(RING)
     while engine.state is not row.source or (row.command == "restore_kv" and engine.weights_refusal()):
-        await VERBS[next(way)](engine)
+        await VERBS[next(verbs)](engine)
     return engine
 
 
-WAY = ("pause", "drain", "release", "restore_weights", "update_weights", "restore_kv")
+RING = ("pause", "drain", "release", "restore_weights", "update_weights", "restore_kv")
 VERBS = {
     "pause": lambda engine: engine.pause(),
     "drain": lambda engine: engine.drain(),
@@ -56,8 +56,8 @@ VERBS = {
 }
 
 
-async def comes_home(engine: Engine) -> None:
-    """The engine serves, by the planner's commands."""
+async def serve_again(engine: Engine) -> None:
+    """Executes the planner's commands until the engine serves."""
     for _ in range(10):
         command = next_command(engine.view(), Goal(State.SERVING, weights=V1))
         if command is None:
