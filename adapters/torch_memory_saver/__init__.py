@@ -1,9 +1,15 @@
-"""An engine that is a torch model in this process: its memory in regions, released by torch_memory_saver on CUDA and
-by the operating system on a CPU; its weights staged in host memory meanwhile; a trainer as another such tenant.
+"""An engine that is a torch model in this process, and a trainer beside it.
 
-Source for everything about the saver: torch_memory_saver 0.0.10, read.
+Memory is allocated in regions. On CUDA torch_memory_saver releases them; on a CPU their pages are returned to the
+operating system. Weights are staged in host memory during a release. Each engine and each trainer is a tenant: several
+may share one process and one device.
+
+Source for every claim about the saver: torch_memory_saver 0.0.10, read.
 """
 
+from . import requirements as requirements  # first: it names a package that is missing
+from .adapter import TorchAdapter
+from .engine import TorchEngine
 from .errors import (
     CannotStage,
     HostMemoryShort,
@@ -14,16 +20,6 @@ from .errors import (
     StagingCorrupt,
     TorchEngineError,
 )
-
-try:
-    import torch as _torch
-except ModuleNotFoundError as missing:
-    raise MissingPackage("an engine in this process needs torch; pip install 'engine-lifecycle[torch]'") from missing
-if not hasattr(_torch, "Tensor"):  # a folder called torch on the path
-    raise MissingPackage("an engine in this process needs torch; pip install 'engine-lifecycle[torch]'")
-
-from .adapter import TorchAdapter
-from .engine import TorchEngine
 from .gate import Gate, GateClosed, InFlight
 from .host_memory import HostBudget
 from .staging import Copied, HostStaging

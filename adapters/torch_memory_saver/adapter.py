@@ -1,4 +1,4 @@
-"""The adapter: the port's calls, as effects in a thread of this process that are joined and never cancelled."""
+"""The adapter: the port's calls run in a thread of this process. They are joined and never cancelled."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from lifecycle.core.readings import Process
 from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Verdict
 from lifecycle.nodes.processes import by_pid
 
-from .effects import Effects
-from .errors import listed, mib
-from .plan import Has, plan, push
+from .call_thread import CallThread
+from .errors import listed, mib_rounded_up
+from .plan import Attached, plan, push
 from .tenant import Tenant
 
 _boots = itertools.count(1)
 
 
 class TorchAdapter:
-    """Drives one tenant of a device in this process: an engine, or with `serves=False` a trainer."""
+    """Drives one tenant of a device in this process: an engine, or a trainer with `serves=False`.
+
+    With `checksum`, observations have a checksum of the weights.
+    """
 
     def __init__(self, tenant: Tenant, *, serves: bool = True, checksum: bool = False) -> None:
         self.tenant = tenant
@@ -38,25 +41,25 @@ class TorchAdapter:
         self._checksum = checksum
         self._process = by_pid(os.getpid())
         self._boot = f"{self._process.pid}-{self._process.start_time:.2f}-{next(_boots)}"
-        self._effects = Effects(tenant.tags.owner)
+        self._thread = CallThread(tenant.tags.name)
 
     @property
     def url(self) -> str:
-        """Its name, as an address that nobody can dial."""
-        return f"torch:{self.tenant.tags.owner}"
+        """The tenant's name in the form of a URL. It cannot be connected to."""
+        return f"torch:{self.tenant.tags.name}"
 
     async def connect(self, *, deadline_s: float) -> Capabilities:
-        """What was built, as it stands now. Raises ConfigurationError where there is nothing to release or to ask."""
+        """The tenant's capabilities. Raises ConfigurationError where it has no region, or serves and has no modules."""
         if not self.tenant.tags.known:
             raise ConfigurationError(
                 f"{self.url}: no region was opened; build the model inside engine.region('weights')"
             )
-        if self._serves and (not self.tenant.owners or self.tenant.hooks.generate is None):
+        if self._serves and (not self.tenant.modules_by_tag or self.tenant.hooks.generate is None):
             raise ConfigurationError(f"{self.url}: attach(modules, generate=...) before connecting")
         return self.capabilities()
 
     def capabilities(self) -> Capabilities:
-        """What the tenant can do, with the sizes of its regions now."""
+        """What the tenant can do, with the present sizes of its regions."""
         tags = self.tenant.tags
         on_cuda = tags.backend.device.type == "cuda"
         return Capabilities(
@@ -76,37 +79,41 @@ class TorchAdapter:
         )
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
-        """The effects of a command, in order."""
+        """The calls of a command, in order."""
         tenant = self.tenant
-        has = Has(frozenset(tenant.stagings), frozenset(tenant.buffers), tenant.hooks.rebuild_groups is not None)
-        return plan(command, facts, self.capabilities(), has)
+        attached = Attached(
+            staged=frozenset(tenant.stagings),
+            buffers=frozenset(tenant.buffers),
+            groups=tenant.hooks.rebuild_groups is not None,
+        )
+        return plan(command, facts, self.capabilities(), attached)
 
     def host_bytes(self, command: Release, facts: Facts) -> int:
-        """Host memory that this release would take: of buffers that are there already, none."""
+        """Bytes of host memory that this release would allocate, beyond the buffers of the last one."""
         calls = [call for call in self.plan(command, facts) if "tag" in call.args]
         return sum(self.tenant.host_bytes(call.name, call.args["tag"]) for call in calls)
 
     def push_call(self, how: str, args: Mapping[str, Any], version: str) -> Call:
-        """One effect of a push."""
+        """One call of a push: `how` is `tensors` or `in_place`."""
         return push(how, args, version)
 
     async def send(self, call: Call, *, deadline_s: float) -> Reply:
-        """Begins one effect and waits for its end; one that outlasts the deadline goes on, and barrier() joins it."""
-        effect = getattr(self.tenant, call.name)
-        ended = await self._effects.run(lambda: effect(**call.args), deadline_s)
-        if ended is None:
+        """Runs one call in the tenant's thread. One that outlasts the deadline runs on, and `barrier` waits for it."""
+        method = getattr(self.tenant, call.name)
+        outcome = await self._thread.run(lambda: method(**call.args), deadline_s)
+        if outcome is None:
             return Reply("lost", detail=f"it still runs after {deadline_s:.1f} s", late=True)
-        if ended.error is not None:
-            return Reply("rejected", detail=_told(ended.error))
-        return Reply("done", value=ended.value)
+        if outcome.error is not None:
+            return Reply("rejected", detail=_message(outcome.error))
+        return Reply("done", value=outcome.value)
 
     async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
-        """What the tenant's own books say; the checksum is computed only where it is wanted, of what is mapped."""
+        """Reads the tenant's own records. A checksum is computed where it is wanted and all weights are mapped."""
         tenant = self.tenant
         checksum = None
-        if self._checksum and Fact.CHECKSUM in want and not tenant.tags.released & tenant.owners.keys():
-            summed = await self._effects.run(tenant.checksum, deadline_s)
-            checksum = summed.value if summed is not None else None
+        if self._checksum and Fact.CHECKSUM in want and not tenant.tags.released & tenant.modules_by_tag.keys():
+            outcome = await self._thread.run(tenant.checksum, deadline_s)
+            checksum = outcome.value if outcome is not None else None
         return Observation(
             boot=self._boot,
             alive=True,
@@ -119,44 +126,45 @@ class TorchAdapter:
         )
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
-        """No request is in flight, and the device has run everything that was queued on it.
+        """Proved where no request is in flight and the device has run everything queued on it.
 
-        Caches and garbage are given back too, so that what is measured before a release holds nothing that the
-        release would give back beside its tags.
+        Caches and garbage are freed too. Otherwise a release would free them, and they would count as memory of its
+        tags.
         """
         running = self.tenant.in_flight.running()
         if running:
             return Pending(reason=f"{running} requests are in flight")
-        ended = await self._effects.run(self.tenant.settle, deadline_s)
-        if ended is None:
-            return Pending(reason="no request is in flight, and the device still works")
-        if ended.error is not None:
-            return Refuted(reason=f"the device failed: {_told(ended.error)}")
+        outcome = await self._thread.run(self.tenant.quiesce, deadline_s)
+        if outcome is None:
+            return Pending(reason="no request is in flight, and the device still runs queued work")
+        if outcome.error is not None:
+            return Refuted(reason=f"the device failed: {_message(outcome.error)}")
         return Proved(grade=Grade.REPORTED, reason="no request is in flight and the device is synchronised")
 
     async def barrier(self, *, deadline_s: float) -> bool:
-        """True once every effect that was begun has ended."""
-        return await self._effects.settled(deadline_s)
+        """True once every call that was begun has ended."""
+        return await self._thread.all_ended(deadline_s)
 
     async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
-        """Real tokens, from the user's own function."""
+        """Generates tokens by the user's function `generate`."""
         generate = self.tenant.hooks.generate
         if generate is None:
             return NotApplicable(reason="it serves no requests")
-        ended = await self._effects.run(lambda: tuple(generate(probe)), deadline_s)
-        if ended is None:
+        outcome = await self._thread.run(lambda: tuple(generate(probe)), deadline_s)
+        if outcome is None:
             return Pending(reason=f"it generated nothing in {deadline_s:.1f} s")
-        if ended.error is not None or not ended.value:
-            return Refuted(reason=f"it generated nothing: {_told(ended.error) if ended.error else 'no token came'}")
-        return Proved(grade=Grade.MEASURED, reason="it generated a token", figures={"output_ids": ended.value})
+        if outcome.error is not None or not outcome.value:
+            why = _message(outcome.error) if outcome.error else "no token came"
+            return Refuted(reason=f"it generated nothing: {why}")
+        return Proved(grade=Grade.MEASURED, reason="it generated a token", figures={"output_ids": outcome.value})
 
     async def processes(self) -> tuple[Process, ...] | None:
         """This process."""
         return (self._process,)
 
     async def aclose(self) -> None:
-        """Its thread has ended and its name is free; memory stays as it is, staged contents are given up."""
-        await asyncio.to_thread(self._effects.close)
+        """Ends the thread, discards staged contents and frees the tenant's name. Device memory stays as it is."""
+        await asyncio.to_thread(self._thread.close)
         for staging in self.tenant.every_staging():
             staging.close()
         self.tenant.tags.close()
@@ -172,8 +180,8 @@ class TorchAdapter:
             return []
         size = sum(leaf.tensor.nbytes for leaf in outside)
         names = listed([leaf.name for leaf in outside])
-        return [f"{mib(size)} of {tag} lie outside every region and will not be given back: {names}"]
+        return [f"{mib_rounded_up(size)} of {tag} lie outside every region and will not be released: {names}"]
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if not isinstance(error, RuntimeError) else str(error)

@@ -1,4 +1,4 @@
-"""A 64-bit checksum of bytes where they are, the same on every device: no bytes travel to be summed."""
+"""A 64-bit checksum of bytes, computed on the device that holds them and equal on every device."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 from .tensors import Span
 
-#: Words of 8 bytes in a row; each row is summed by itself.
+#: Words of 8 bytes in a row. Each row has a sum of its own.
 _WORDS = 1 << 17
 _ROW_BYTES = 8 * _WORDS
-#: Rows summed at once on an accelerator, each taking 1 MiB of scratch memory; one on a CPU.
+#: Rows summed at once on an accelerator, each with 1 MiB of scratch memory. On a CPU it is one row.
 _ROWS = 16
 _MASK = (1 << 64) - 1
 _PRIME = 0x100000001B3
@@ -19,17 +19,17 @@ _weights: dict[torch.device, torch.Tensor] = {}
 
 
 def checksums(spans: Iterable[Span]) -> list[int]:
-    """One checksum of each span. The sums are integers that wrap around, so no order of adding changes them."""
+    """The checksum of each span. Sums are integers that wrap around, so the order of addition does not change them."""
     return [checksum(span.bytes()) for span in spans]
 
 
 def combined(sums: Iterable[int]) -> str:
-    """Many checksums in one, in hexadecimal; their order counts."""
+    """One checksum of a sequence of checksums, in hexadecimal. It depends on their order."""
     return f"{_mixed(0xCBF29CE484222325, sums):016x}"
 
 
 def checksum(data: torch.Tensor) -> int:
-    """The checksum of a uint8 tensor: every byte counts, and so does its place."""
+    """The checksum of a uint8 tensor. It depends on every byte and on its position."""
     return _mixed(data.numel(), (each for rows in _rows(data) for each in _summed(rows)))
 
 
@@ -46,7 +46,7 @@ def _summed(rows: torch.Tensor) -> list[int]:
 
 
 def _rows(data: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The bytes as words, in rows; the last row is shorter, its last word filled up with zeros."""
+    """The bytes as rows of words. The last row is shorter, and its last word is padded with zeros."""
     at_once = _ROW_BYTES * (1 if data.device.type == "cpu" else _ROWS)
     whole = data.numel() // _ROW_BYTES * _ROW_BYTES
     for start in range(0, whole, at_once):
@@ -64,7 +64,11 @@ def _as_words(chunk: torch.Tensor) -> torch.Tensor:
 
 
 def _weights_on(device: torch.device) -> torch.Tensor:
-    """Odd numbers, one for each place in a row: a word cannot vanish, and two that change places show."""
+    """One random odd factor for each word of a row.
+
+    An odd factor is invertible modulo 2**64, so that every change of one word changes the sum. Different factors make
+    the sum change when two different words are exchanged.
+    """
     if device not in _weights:
         generator = torch.Generator().manual_seed(0)
         numbers = torch.randint(-(1 << 62), 1 << 62, (_WORDS,), generator=generator)

@@ -1,6 +1,6 @@
-"""The backend on CUDA: torch_memory_saver, used in the order in which it survives.
+"""The backend on CUDA: torch_memory_saver, called in an order in which it does not exit the process.
 
-Source for everything here: torch_memory_saver 0.0.10 (Python and csrc), read.
+Source for every claim about torch_memory_saver here: its release 0.0.10, Python and csrc, read.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from .saver import Backup
 
 
 class CudaBackend:
-    """One device of this process. Which segments of torch's allocator belong to a tag is seen as they appear."""
+    """One CUDA device of this process.
 
-    def __init__(self, device: torch.device, *, hook_mode: hooks.Asked = "auto") -> None:
+    A tag's memory is the segments of torch's allocator that appeared while a region of the tag was open.
+    """
+
+    def __init__(self, device: torch.device, *, hook_mode: hooks.HookModeSetting = "auto") -> None:
         hooks.check_allocator(os.environ)
         if not torch.cuda.is_available():
             raise ConfigurationError(f"{device}: torch sees no CUDA device here; use device='cpu' for a trial run")
@@ -32,28 +35,28 @@ class CudaBackend:
         index = torch.cuda.current_device() if device.index is None else device.index
         self.device = torch.device("cuda", index)
         self._segments: dict[str, dict[int, int]] = {}
-        #: Host bytes that the saver's backup of each tag has taken, and keeps.
+        #: Bytes of host memory that the saver's backup of each tag has allocated. It keeps them.
         self._backed_up: dict[str, int] = {}
 
     @contextmanager
     def region(self, tag: str, backup: Backup | None) -> Iterator[None]:
-        """Inside, what this thread allocates on the device belongs to the tag.
+        """A context in which what this thread allocates on the device belongs to the tag.
 
-        The settings are the thread's own: what autograd's threads allocate is outside.
+        Only this thread is affected: what autograd's threads allocate meanwhile lies outside the region.
         """
         if backup is not None:
             self._backed_up.setdefault(tag, 0)
-            self._saver.retain_cpu_backup = True  # of the process: host memory is not allocated anew at every pause
+            self._saver.retain_cpu_backup = True  # process-wide: the backup's memory is kept between pauses
         before = self._known()
         try:
             with torch.cuda.device(self.device), self._saver.region(**_options(tag, backup)):
                 yield
         finally:
-            self._take(tag, before)
+            self._add_new_segments(tag, before)
 
     @contextmanager
     def cuda_graph(self, graph: Any, tag: str, options: Mapping[str, Any]) -> Iterator[None]:
-        """Inside, the graph is captured into the tag's memory; only hook mode preload can."""
+        """A context in which the graph is captured into the tag's memory. It needs the hook mode preload."""
         if self.hook_mode != "preload":
             raise ConfigurationError(
                 "hook mode 'torch' cannot release a CUDA graph's memory; capture it with torch.cuda.graph() around "
@@ -64,41 +67,41 @@ class CudaBackend:
             with torch.cuda.device(self.device), self._saver.cuda_graph(cuda_graph=graph, tag=tag, **options):
                 yield
         finally:
-            self._take(tag, before)
+            self._add_new_segments(tag, before)
 
     def pause(self, tag: str) -> None:
-        """The tag's memory is the device's. The saver does not synchronise, so it was done before."""
+        """Releases the tag's memory. The saver does not synchronise the device; the caller has done so."""
         with torch.cuda.device(self.device):
             self._saver.pause(tag)
         if tag in self._backed_up:
             self._backed_up[tag] = self._bytes(tag)
 
     def resume(self, tag: str) -> None:
-        """The tag's memory is mapped at its old addresses. Too little free memory ends the process."""
+        """Maps the tag's memory at its old addresses. The saver exits the process where too little memory is free."""
         with torch.cuda.device(self.device):
             self._saver.resume(tag)
 
     def synchronize(self) -> None:
-        """Everything queued on the device has run."""
+        """Waits until everything queued on the device has run."""
         torch.cuda.synchronize(self.device)
 
     def collect(self) -> None:
-        """Garbage, torch's cache and the memory shared with ended processes are given back."""
+        """Frees garbage, torch's cached blocks and memory shared with processes that have ended."""
         gc.collect()
         with torch.cuda.device(self.device):
             torch.cuda.empty_cache()
             torch.cuda.ipc_collect()
 
     def ranges(self, tag: str) -> Sequence[tuple[int, int]]:
-        """Address and size of the allocator's segments in which the tag's allocations lie."""
+        """Address and size in bytes of each allocator segment that belongs to the tag."""
         return list(self._segments.get(tag, {}).items())
 
     def host_bytes(self, tag: str) -> int:
-        """What the backup lacks; it is kept from pause to pause."""
+        """Bytes that the tag's backup lacks. It keeps its memory from pause to pause."""
         return max(0, self._bytes(tag) - self._backed_up[tag]) if tag in self._backed_up else 0
 
     def device_key(self) -> str:
-        """As NVML names it: its UUID."""
+        """The device's UUID, as NVML names it."""
         return f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
 
     def _bytes(self, tag: str) -> int:
@@ -107,8 +110,8 @@ class CudaBackend:
     def _known(self) -> set[int]:
         return set(self._all_segments())
 
-    def _take(self, tag: str, before: set[int]) -> None:
-        """Segments that appeared in the region belong to it, unless a region inside it has taken them."""
+    def _add_new_segments(self, tag: str, before: set[int]) -> None:
+        """Adds the segments that are new since `before` to the tag, except those that a nested region has added."""
         taken = {address for mine in self._segments.values() for address in mine}
         found = {at: size for at, size in self._all_segments().items() if at not in before and at not in taken}
         self._segments.setdefault(tag, {}).update(found)

@@ -1,4 +1,4 @@
-"""The engine that is a torch model in this process, as its user sees it."""
+"""The public engine: a torch model in this process, allocated in regions that can be released."""
 
 from __future__ import annotations
 
@@ -16,21 +16,30 @@ from lifecycle.engine.engine import Engine
 
 from .adapter import TorchAdapter
 from .gate import Gate, InFlight
-from .hooks import Asked
+from .hooks import HookModeSetting
 from .host_memory import HostBudget
-from .probe import ProbeOfTenant
+from .probe import TenantProbe
 from .saver import Backend, Backup, Tags
 from .staging import HostStaging
 from .tenant import Hooks, Tenant
-from .tensors import BuffersOf
+from .tensors import BuffersOf, Modules
 
-#: How the contents of weights come through a release: staged in host memory by this library; by the saver's own
-#: backup, page-locked or reclaimable; or not at all (from a checkpoint, or the trainer's push).
+#: How weights are kept through a release. `staged`: this library copies them to host memory. `pinned`, `mmap`: the
+#: saver's own backup, page-locked or reclaimable. `discarded`: a checkpoint or a trainer's push brings them back.
 Contents = Literal["staged", "pinned", "mmap", "discarded"]
 
 
 class TorchTenant(Engine):
-    """An engine whose memory is this process's: regions to allocate in, and contents that come through a release."""
+    """An engine or a trainer in this process: it allocates memory in regions and keeps contents through a release.
+
+    - `device`: cuda, or cpu for trials without a GPU.
+    - `contents`: how weights are kept through a release.
+    - `in_flight`: what runs the requests; a `Gate` unless given.
+    - `host_budget`: the host memory that staging may take; may be shared by several engines.
+    - `checksum`: restored contents are compared with the staged ones.
+    - `hook_mode`: of torch_memory_saver, on CUDA.
+    - `stages`: the stage in which each tag is restored, where it is not the default one.
+    """
 
     adapter: TorchAdapter
 
@@ -44,7 +53,7 @@ class TorchTenant(Engine):
         hooks: Hooks | None = None,
         host_budget: HostBudget | None = None,
         checksum: bool = False,
-        hook_mode: Asked = "auto",
+        hook_mode: HookModeSetting = "auto",
         stages: Mapping[Tag, Stage] | None = None,
         serves: bool = True,
         **engine: Any,
@@ -59,19 +68,19 @@ class TorchTenant(Engine):
 
     @property
     def gate(self) -> InFlight:
-        """What admits requests: `with engine.gate.request(): ...` unless a hook of the user's own was given."""
+        """What admits requests: `with engine.gate.request(): ...`, unless the user gave `in_flight`."""
         return self._tenant.in_flight
 
     @property
     def probe(self) -> ResidualProbe:
-        """What measures its memory: this process's, less what other tenants of the process hold in regions."""
-        return ProbeOfTenant(super().probe, self._tenant.tags)
+        """Measures the process's memory less what other tenants of the process hold in regions."""
+        return TenantProbe(super().probe, self._tenant.tags)
 
     @contextmanager
     def region(self, tag: Tag) -> Iterator[None]:
-        """Inside, what this thread allocates on the device can be released by this tag.
+        """A context in which what this thread allocates on the device belongs to the tag.
 
-        Raises RegionRefused while the tag is released, ConfigurationError for a tag that is new after connect().
+        Raises RegionRefused while the tag is released, ConfigurationError for a tag first opened after connect().
         """
         self._open(tag)
         with self._tenant.tags.region(tag, self._backup(tag)):
@@ -80,28 +89,30 @@ class TorchTenant(Engine):
 
     @contextmanager
     def cuda_graph(self, graph: Any, *, tag: Tag = "cuda_graph", **options: Any) -> Iterator[None]:
-        """Inside, `graph` is captured as by torch.cuda.graph (`pool`, `stream`, `capture_error_mode`); its memory can
-        be released. ConfigurationError in hook mode torch, which cannot.
+        """A context that captures `graph` as torch.cuda.graph does; the graph's memory belongs to the tag.
+
+        `options` are those of torch.cuda.graph: `pool`, `stream`, `capture_error_mode`. Raises ConfigurationError in
+        hook mode torch, in which torch_memory_saver cannot release a graph's memory.
         """
         self._open(tag)
         with self._tenant.tags.cuda_graph(graph, tag, options):
             yield
         self._remeasure()
 
-    def _hold(self, tag: Tag, owners: Mapping[str, Any]) -> None:
-        """The owners' tensors are the tag's contents."""
+    def _attach(self, tag: Tag, modules: Modules) -> None:
+        """Makes the tensors of these modules contents of the tag."""
         tenant = self._tenant
-        held = tenant.owners.setdefault(tag, {})
-        held.update(owners)
+        attached = tenant.modules_by_tag.setdefault(tag, {})
+        attached.update(modules)
         if self._contents == "staged":
-            tenant.stagings.setdefault(tag, self._staging(held))
+            tenant.stagings.setdefault(tag, self._staging(attached))
         if self._contents in ("staged", "discarded"):
-            buffers = {name: BuffersOf(owner) for name, owner in held.items() if isinstance(owner, torch.nn.Module)}
+            buffers = {name: BuffersOf(each) for name, each in attached.items() if isinstance(each, torch.nn.Module)}
             tenant.buffers[tag] = self._staging(buffers)
         self._remeasure()
 
-    def _staging(self, owners: Mapping[str, Any]) -> HostStaging:
-        return HostStaging(owners, budget=self._budget, checksum=self._checksum, exclude=self._tenant.is_kv)
+    def _staging(self, modules: Modules) -> HostStaging:
+        return HostStaging(modules, budget=self._budget, checksum=self._checksum, exclude=self._tenant.is_kv)
 
     def _backup(self, tag: Tag) -> Backup | None:
         if self._tenant.tags.stage(tag) == "kv" or self._contents in ("staged", "discarded"):
@@ -138,20 +149,20 @@ class TorchEngine(TorchTenant):
         drop_cache: Callable[[], None] | None = None,
         tag: Tag = "weights",
     ) -> None:
-        """These modules (one, called target; or several by name) are the contents of `tag`.
+        """Makes the tensors of these modules the contents of `tag`. A single module gets the name `target`.
 
-        `generate` gives the token ids for a probe; `drop_cache` forgets what was computed with other weights.
+        `generate` returns the token ids for a probe; `drop_cache` empties the prefix cache.
         """
-        owners = modules if isinstance(modules, Mapping) else {"target": modules}
+        named = modules if isinstance(modules, Mapping) else {"target": modules}
         if generate is not None:
             self._tenant.hooks.generate = generate
         if drop_cache is not None:
             self._tenant.hooks.drop_cache = drop_cache
-        self._hold(tag, owners)
+        self._attach(tag, named)
 
 
-def backend_for(device: torch.device, hook_mode: Asked) -> Backend:
-    """What releases memory of this device."""
+def backend_for(device: torch.device, hook_mode: HookModeSetting) -> Backend:
+    """The backend that releases memory of this device. Raises ConfigurationError where there is none."""
     if device.type == "cpu":
         from .pages import PagesBackend
 

@@ -1,4 +1,4 @@
-"""The in-flight hook: how requests of an engine in this process are stopped, and counted."""
+"""Admission of requests to an engine in this process: requests pass a gate, which counts them and can be closed."""
 
 from __future__ import annotations
 
@@ -12,33 +12,36 @@ from lifecycle.core.facts import PauseMode
 
 
 class InFlight(Protocol):
-    """What this library asks of whoever runs the requests. Every method may be called from any thread, and is quick."""
+    """What runs the engine's requests, as this library uses it.
+
+    Every method may be called from any thread and returns without waiting for requests.
+    """
 
     @property
     def modes(self) -> Mapping[PauseMode, PauseTraits]:
-        """The pause modes that it has."""
+        """The pause modes that it supports."""
 
     def close(self, mode: PauseMode) -> None:
-        """No request is admitted; those in flight are handled as the mode says. Closing twice is harmless."""
+        """Stops admission; requests in flight are treated as the mode says. May be called while closed."""
 
     def open(self) -> None:
-        """Requests are admitted."""
+        """Admits requests again."""
 
     def is_closed(self) -> bool:
-        """Whether none is admitted."""
+        """Whether admission is stopped."""
 
     def running(self) -> int:
-        """How many requests can still run a step."""
+        """The number of requests that can still run a step."""
 
 
 class GateClosed(RuntimeError):
-    """A request came while the gate was closed."""
+    """A request arrived while admission was stopped."""
 
 
 class Gate:
-    """Counts requests as they pass. `abort` asks those inside to stop (`aborting`); `wait` lets them end.
+    """Counts the requests in flight. The mode `abort` asks them to stop (`aborting`); `wait` lets them finish.
 
-    `with gate.request(): ...` around everything that may touch the engine's memory.
+    `with gate.request(): ...` must enclose everything that may touch the engine's memory.
     """
 
     modes: Mapping[PauseMode, PauseTraits] = {"abort": PauseTraits(drains=True), "wait": PauseTraits(drains=True)}
@@ -55,7 +58,7 @@ class Gate:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Inside, a request is in flight; GateClosed where none is admitted."""
+        """Counts a request as in flight for the length of the context. Raises GateClosed while admission is stopped."""
         with self._lock:
             if self._mode is not None:
                 raise GateClosed("the engine is paused; its fleet resumes it")
@@ -67,19 +70,19 @@ class Gate:
                 self._running -= 1
 
     def close(self, mode: PauseMode) -> None:
-        """No request is admitted; those inside are asked to stop where the mode is abort."""
+        """Stops admission; with the mode abort, requests in flight are asked to stop."""
         with self._lock:
             self._mode = mode
 
     def open(self) -> None:
-        """Requests are admitted."""
+        """Admits requests again."""
         with self._lock:
             self._mode = None
 
     def is_closed(self) -> bool:
-        """Whether none is admitted."""
+        """Whether admission is stopped."""
         return self._mode is not None
 
     def running(self) -> int:
-        """How many are inside."""
+        """The number of requests in flight."""
         return self._running

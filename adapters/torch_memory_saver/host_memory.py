@@ -1,4 +1,7 @@
-"""Host buffers for staging: pinned beside CUDA, outside the process beside CPU tensors; reused, and within a budget."""
+"""Host buffers for staging, reused from release to release and limited by a budget.
+
+Buffers for CUDA tensors are page-locked. Buffers for CPU tensors are files outside the process's own memory.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,22 @@ from typing import Any, Protocol
 
 import torch
 
+from lifecycle.core.units import MIB, mib
 from lifecycle.nodes.host_memory import available_bytes
 
 from .errors import HostMemoryShort
 
-MIB = 1 << 20
-
-#: One buffer's size: a power of two, since pinned allocations are rounded up to one.
+#: Bytes of one buffer: a power of two, since torch's allocator of pinned memory rounds up to one.
 SLAB_BYTES = 256 * MIB
-#: Host memory that staging leaves free.
+#: Bytes of host memory that staging leaves free for others.
 RESERVE_BYTES = 512 * MIB
 _PAGE = mmap.PAGESIZE
 
 
 class HostBudget:
-    """How much host memory the staging buffers of this process may take, all together.
+    """The host memory that the staging buffers sharing this budget may take together.
 
-    `limit_bytes` None: whatever the host and the control group have, less `reserve_bytes`.
+    With `limit_bytes` None they may take what is free on the host and in the control group, less `reserve_bytes`.
     """
 
     def __init__(self, limit_bytes: int | None = None, *, reserve_bytes: int = RESERVE_BYTES) -> None:
@@ -37,7 +39,7 @@ class HostBudget:
         self.taken_bytes = 0
 
     def take(self, size_bytes: int) -> None:
-        """These bytes are the caller's; HostMemoryShort where they exceed the budget, and none is taken."""
+        """Takes this many bytes from the budget. Raises HostMemoryShort, and takes none, where they exceed it."""
         with self._lock:
             allowed, why = self._allowed()
             if size_bytes > allowed:
@@ -45,32 +47,32 @@ class HostBudget:
             self.taken_bytes += size_bytes
 
     def give(self, size_bytes: int) -> None:
-        """These bytes are the budget's again."""
+        """Returns this many bytes to the budget."""
         with self._lock:
             self.taken_bytes -= size_bytes
 
     def _allowed(self) -> tuple[int, str]:
         free = available_bytes() - self._reserve_bytes
         if self._limit_bytes is not None and self._limit_bytes - self.taken_bytes < free:
-            return self._limit_bytes - self.taken_bytes, f"is left of its budget of {self._limit_bytes // MIB} MiB"
-        return free, f"is free, {self._reserve_bytes // MIB} MiB being left to others"
+            return self._limit_bytes - self.taken_bytes, f"is left of its budget of {mib(self._limit_bytes)}"
+        return free, f"is free, {mib(self._reserve_bytes)} being left to others"
 
 
 class Slab(Protocol):
-    """One host buffer; `held_bytes` is what the host really gives for it."""
+    """One host buffer of `size` bytes; `held_bytes` is the host memory that it occupies."""
 
     size: int
     held_bytes: int
 
     def open(self) -> Any:
-        """A context in which it is a uint8 tensor of `size` bytes."""
+        """A context that gives the buffer as a uint8 tensor of `size` bytes."""
 
     def close(self) -> None:
-        """Its memory is given back."""
+        """Frees the buffer's memory."""
 
 
 class PinnedSlab:
-    """Page-locked memory, which a device copies at the speed of its bus while the host goes on."""
+    """A page-locked buffer, to which CUDA copies asynchronously at the speed of the bus."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -79,11 +81,11 @@ class PinnedSlab:
 
     @contextmanager
     def open(self) -> Iterator[torch.Tensor]:
-        """Inside, the buffer itself; it stays where it is."""
+        """Gives the buffer itself; its address does not change."""
         yield self._tensor
 
     def close(self) -> None:
-        """The buffer is torch's again, and from its cache the host's."""
+        """Frees the buffer, and empties torch's cache of pinned memory so that the host has it back."""
         self._tensor = torch.empty(0, dtype=torch.uint8)
         empty_cache = getattr(torch._C, "_host_emptyCache", None)
         if empty_cache is not None:
@@ -91,10 +93,10 @@ class PinnedSlab:
 
 
 class FileSlab:
-    """An anonymous file in memory, mapped only while it is copied from or to.
+    """A buffer in an anonymous file in memory, mapped only during a copy.
 
-    What a CPU engine stages must not count as memory that the engine holds, as a GPU's host buffers do not count as
-    the device's.
+    The residual of an engine on the CPU is measured as its process's memory. A buffer in that memory would count as not
+    released; an unmapped file does not.
     """
 
     def __init__(self, size: int) -> None:
@@ -105,12 +107,12 @@ class FileSlab:
 
     @contextmanager
     def open(self) -> Iterator[torch.Tensor]:
-        """Inside, the file's bytes; they are unmapped when the last tensor of them is gone."""
+        """Gives the file's bytes; they are unmapped when the last tensor over them is deleted."""
         assert self._file is not None, "the buffer was closed"
         yield torch.frombuffer(mmap.mmap(self._file, self.held_bytes), dtype=torch.uint8, count=self.size)
 
     def close(self) -> None:
-        """The memory is the host's again."""
+        """Closes the file, which frees its memory."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -120,12 +122,12 @@ class FileSlab:
 
 
 def pinned_bytes(size: int) -> int:
-    """What torch's pinned allocator takes for `size` bytes: the next power of two."""
+    """The bytes that torch's allocator of pinned memory takes for `size` bytes: the next power of two."""
     return 1 << max(0, size - 1).bit_length()
 
 
 class HostBuffers:
-    """Slabs that hold at least what was asked for; they grow, and are reused from cycle to cycle."""
+    """A list of buffers that grows on demand and is reused from release to release."""
 
     def __init__(self, budget: HostBudget, *, slab_bytes: int = SLAB_BYTES) -> None:
         self._budget = budget
@@ -134,20 +136,23 @@ class HostBuffers:
 
     @property
     def size(self) -> int:
-        """Bytes that fit."""
+        """Bytes that the buffers can hold."""
         return sum(slab.size for slab in self.slabs)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of host memory that they take."""
+        """Bytes of host memory that the buffers occupy."""
         return sum(slab.held_bytes for slab in self.slabs)
 
     def short_bytes(self, size: int, *, pinned: bool) -> int:
-        """Bytes of host memory that it would take to hold `size` bytes."""
+        """Bytes of host memory that must be allocated before the buffers can hold `size` bytes."""
         return sum(_held(each, pinned) for each in self._missing(size))
 
     def ensure(self, size: int, *, pinned: bool) -> None:
-        """They hold `size` bytes; HostMemoryShort, before any is allocated, where the budget does not allow it."""
+        """Makes the buffers large enough for `size` bytes.
+
+        Raises HostMemoryShort, before anything is allocated, where the budget does not allow it.
+        """
         missing = self._missing(size)
         if not missing:
             return
@@ -164,7 +169,7 @@ class HostBuffers:
         self.slabs += made
 
     def close(self) -> None:
-        """Their memory is the host's again."""
+        """Frees all buffers and returns their bytes to the budget."""
         self._budget.give(self.held_bytes)
         _close(self.slabs)
         self.slabs = []

@@ -1,4 +1,4 @@
-"""Which memory each tensor is: taken at a release, compared before a restore."""
+"""Where in memory each tensor lies: recorded at a release, compared before a restore."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .tensors import Owners, leaves
+from .tensors import Modules, leaves
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What must be the same when a released tensor's memory comes back."""
+    """The properties of a tensor that must not change between a release and the restore."""
 
     device: str
     address: int
@@ -24,13 +24,13 @@ class Identity:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Identity:
-        """The identity of this strided tensor; one without bytes is nowhere."""
-        somewhere = tensor.device.type != "meta"
+        """The identity of this strided tensor. A meta tensor has the address 0 and no bytes."""
+        has_storage = tensor.device.type != "meta"
         storage = tensor.untyped_storage()
         return cls(
             str(tensor.device),
-            storage.data_ptr() if somewhere else 0,
-            storage.nbytes() if somewhere else 0,
+            storage.data_ptr() if has_storage else 0,
+            storage.nbytes() if has_storage else 0,
             tensor.storage_offset(),
             tuple(tensor.size()),
             tuple(tensor.stride()),
@@ -38,20 +38,20 @@ class Identity:
         )
 
 
-def identities(owners: Owners) -> dict[str, Identity]:
-    """Every tensor of the owners, by name."""
-    return {leaf.name: Identity.of(leaf.tensor) for leaf in leaves(owners)}
+def identities(modules: Modules) -> dict[str, Identity]:
+    """The identity of every tensor of the modules, by full name."""
+    return {leaf.name: Identity.of(leaf.tensor) for leaf in leaves(modules)}
 
 
 def changes(before: Mapping[str, Identity], now: Mapping[str, Identity]) -> list[str]:
-    """What became of each tensor that is not what it was, in words; empty where all are."""
-    told = [f"{name} is gone" for name in before if name not in now]
-    told += [f"{name} is new" for name in now if name not in before]
+    """One description for each tensor whose identity differs, was added or was removed; empty where none was."""
+    differences = [f"{name} is gone" for name in before if name not in now]
+    differences += [f"{name} is new" for name in now if name not in before]
     for name, was in before.items():
         change = _change(was, now[name]) if name in now else None
         if change is not None:
-            told.append(f"{name} was {change}")
-    return told
+            differences.append(f"{name} was {change}")
+    return differences
 
 
 def _change(was: Identity, now: Identity) -> str | None:

@@ -1,7 +1,7 @@
-"""The backend without CUDA: CPU tensors whose storages lie in pages that are really given back.
+"""The backend on a CPU: tensors whose memory is returned to the operating system and mapped again.
 
-Stands where torch_memory_saver stands on a GPU, over the page-returning regions of the loopback engine: what is
-allocated inside a region is moved into pages of its own, at an address that it keeps through every release.
+It takes the place that torch_memory_saver has on a GPU. Every tensor allocated in a region is moved into a mapping of
+its own (`Region` of the loopback engine), at an address that stays the same through every release.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from torch.utils._pytree import tree_leaves
 
 from lifecycle.nodes.hook_mode import HookMode
 
-from ..loopback.memory import Region, read_into
+from ..loopback.memory import Region, read_into, write_from
 from .saver import Backup
+from .tensors import storage_bytes
 
 _LIBC = ctypes.CDLL(None)
-#: glibc: from this size on an allocation is a mapping of its own, which a free gives back. Source: mallopt(3).
+#: Allocations of this size and above get a mapping of their own, which free() unmaps. Source: mallopt(3), glibc.
 _M_MMAP_THRESHOLD, _OWN_MAPPING_BYTES = -3, 1 << 20
 
 
 class PagesBackend:
-    """Tensors of this process's CPU memory. One allocation, one region: memory that is freed leaves its tag.
+    """Releases CPU memory of this process. Each allocation is a region of its own, which leaves its tag when freed.
 
-    The process's residual is what proves a release, so the C library is told not to keep large freed blocks.
+    A release is proved by the memory that the process holds, so the C library is configured not to cache large freed
+    blocks.
     """
 
     def __init__(self) -> None:
@@ -45,19 +47,19 @@ class PagesBackend:
 
     @contextmanager
     def region(self, tag: str, backup: Backup | None) -> Iterator[None]:
-        """Inside, what this thread's operators allocate on the CPU lies in the tag's pages."""
+        """A context in which what this thread's torch operators allocate on the CPU lies in the tag's regions."""
         if backup is not None:
             self._backups.setdefault(tag, _Backup())
         self._regions.setdefault(tag, {})
-        with _Moving(lambda size: self._allocate(tag, size)):
+        with _MoveNewTensors(lambda size: self._allocate(tag, size)):
             yield
 
     def cuda_graph(self, graph: Any, tag: str, options: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """A region: there is nothing to capture here."""
+        """A region, since a CPU has no CUDA graphs."""
         return self.region(tag, None)
 
     def pause(self, tag: str) -> None:
-        """The pages are the operating system's; with a backup, a file outside the process has what was in them."""
+        """Returns the tag's pages to the operating system; with a backup, saves their contents to a file before."""
         regions = dict(self._regions[tag])
         if tag in self._backups:
             self._backups[tag].save(regions)
@@ -65,7 +67,7 @@ class PagesBackend:
             region.drop()
 
     def resume(self, tag: str) -> None:
-        """The pages are resident again, and hold zeros or what the backup has."""
+        """Makes the tag's pages resident; they hold the backup's contents, or zeros without a backup."""
         regions = dict(self._regions[tag])
         for region in regions.values():
             region.drop()
@@ -74,29 +76,29 @@ class PagesBackend:
             self._backups[tag].restore(regions)
 
     def synchronize(self) -> None:
-        """Nothing is ever queued."""
+        """Does nothing, since a CPU runs operators as they are called."""
 
     def collect(self) -> None:
-        """Garbage is collected, and what the C library keeps of freed memory is the operating system's."""
+        """Collects garbage, and returns freed memory that the C library caches to the operating system."""
         gc.collect()
         if hasattr(_LIBC, "malloc_trim"):
             _LIBC.malloc_trim(0)
 
     def ranges(self, tag: str) -> Sequence[tuple[int, int]]:
-        """Address and size of every allocation that is alive."""
+        """Address and size in bytes of each of the tag's live allocations."""
         return [(address, region.size) for address, region in list(self._regions.get(tag, {}).items())]
 
     def host_bytes(self, tag: str) -> int:
-        """What the backup's file would grow by."""
+        """Bytes by which the next pause would enlarge the backup file."""
         backup = self._backups.get(tag)
         return 0 if backup is None else max(0, sum(size for _, size in self.ranges(tag)) - backup.size)
 
     def device_key(self) -> str:
-        """As process memory is read: by host."""
+        """The name of this host, as readings of process memory have it."""
         return f"host:{socket.gethostname()}"
 
     def _allocate(self, tag: str, size: int) -> torch.Tensor:
-        """`size` bytes in a region of their own, which lives as long as a tensor is in it."""
+        """A tensor of `size` bytes in a new region, which is freed with the last tensor over it."""
         region = Region(size)
         window = region.bytes[:size]
         address = window.ctypes.data
@@ -109,39 +111,38 @@ class PagesBackend:
 
 
 class _Backup:
-    """A tag's contents in an anonymous file, mapped nowhere, so that they do not count as the process's memory."""
+    """A tag's contents in an anonymous file. It is not mapped, so it does not count as memory of the process."""
 
     def __init__(self) -> None:
         self._file = os.memfd_create("lifecycle-backup")
-        self._places: dict[int, int] = {}
+        #: The offset in the file of each region, by the region's address.
+        self._offsets: dict[int, int] = {}
 
     @property
     def size(self) -> int:
-        """Bytes that the file takes, between releases too."""
+        """The size of the file, which stays between releases."""
         return os.fstat(self._file).st_size
 
     def save(self, regions: Mapping[int, Region]) -> None:
-        """The file holds every region's bytes."""
-        self._places, end = {}, 0
+        """Writes every region's bytes to the file."""
+        self._offsets, end = {}, 0
         for address, region in regions.items():
-            self._places[address] = end
-            done = 0
-            while done < region.size:
-                done += os.pwrite(self._file, region.buffer(done, region.size - done), end + done)
+            self._offsets[address] = end
+            write_from(self._file, region.buffer(0, region.size), end)
             end += region.size
 
     def restore(self, regions: Mapping[int, Region]) -> None:
-        """Every region that was saved holds its bytes."""
-        for address, place in self._places.items():
+        """Reads its bytes back into every region that was saved and is still allocated."""
+        for address, offset in self._offsets.items():
             if address in regions:
-                read_into(self._file, regions[address].buffer(0, regions[address].size), place)
+                read_into(self._file, regions[address].buffer(0, regions[address].size), offset)
 
     def __del__(self) -> None:
         os.close(self._file)
 
 
-class _Moving(TorchDispatchMode):  # type: ignore[misc]  # torch is Any where it is not installed
-    """Inside, the storage of every new CPU tensor is one of `allocate`."""
+class _MoveNewTensors(TorchDispatchMode):  # type: ignore[misc]  # torch is Any where it is not installed
+    """A context in which every new CPU tensor is moved into storage from `allocate`."""
 
     def __init__(self, allocate: Any) -> None:
         super().__init__()
@@ -156,10 +157,10 @@ class _Moving(TorchDispatchMode):  # type: ignore[misc]  # torch is Any where it
         return out
 
     def _move(self, tensor: torch.Tensor) -> int:
-        """The tensor's storage is a new one with the same bytes; its address."""
+        """Moves the tensor into a new storage with the same bytes; returns its address."""
         old = tensor.untyped_storage()
         new = self._allocate(old.nbytes())
-        new.copy_(torch.empty(0, dtype=torch.uint8).set_(old, 0, (old.nbytes(),), (1,)))
+        new.copy_(storage_bytes(old))
         tensor.set_(new.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
         address: int = new.data_ptr()
         return address

@@ -1,10 +1,11 @@
-"""What is done in this process for each command: a pure function of the command, the facts and what the engine has.
+"""The calls made in this process for each command: a pure function of the command, the facts and what is attached.
 
-Checks come first, each as a call of its own, so that a refusal is known to have touched nothing.
+Checks come first, each as a call of its own. A check that refuses has changed nothing, so that every fact stays known.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,19 +13,21 @@ from typing import Any
 from lifecycle.core.calls import PUSH, Call
 from lifecycle.core.capabilities import Capabilities
 from lifecycle.core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from lifecycle.core.facts import GARBAGE, Contents, Fact, Facts, Grade, PauseMode, Tag
+from lifecycle.core.facts import Fact, Facts, Grade, PauseMode, Tag
 from lifecycle.core.sources import FromDisk, Kept, Pushed
 from lifecycle.rules.evidence import targets
+
+from .. import call_effects
 
 PUSHES = ("tensors", "in_place")
 
 
 @dataclass(frozen=True, slots=True)
-class Has:
-    """What the engine has beside its memory.
+class Attached:
+    """What is attached to the engine beside its memory.
 
-    `staged`: tags that can be staged in host memory. `buffers`: tags with modules, of which at least the buffers are.
-    `groups`: process groups to be rebuilt.
+    `staged`: tags whose contents can be staged in host memory. `buffers`: tags with modules, whose buffers at least are
+    staged. `groups`: whether process groups must be destroyed before a release and rebuilt after it.
     """
 
     staged: frozenset[Tag] = frozenset()
@@ -32,8 +35,8 @@ class Has:
     groups: bool = False
 
 
-def plan(command: Command, facts: Facts, capabilities: Capabilities, has: Has) -> tuple[Call, ...]:
-    """The calls of a command, in order; none where nothing needs to be done."""
+def plan(command: Command, facts: Facts, capabilities: Capabilities, attached: Attached) -> tuple[Call, ...]:
+    """The calls of a command, in order; empty where nothing needs to be done."""
     acted_on = _ordered(targets(command, facts, capabilities), capabilities)
     match command:
         case Pause(mode=mode):
@@ -41,89 +44,86 @@ def plan(command: Command, facts: Facts, capabilities: Capabilities, has: Has) -
         case Drain():
             return ()
         case Release():
-            return _release(command, acted_on, facts, capabilities, has)
+            return _release(command, acted_on, facts, capabilities, attached)
         case RestoreWeights():
-            return _restore_weights(acted_on, facts, capabilities, has)
+            return _restore_weights(acted_on, facts, capabilities, attached)
         case RestoreKV():
-            return _restore_kv(acted_on, facts, has)
+            return _restore_kv(acted_on, facts, attached)
         case UpdateWeights(source=FromDisk() as source):
             return _from_disk(source, capabilities)
         case UpdateWeights(source=Pushed() as source):
             return _pushed(source, capabilities)
         case Resume():
-            opened = {Fact.ADMISSION: "open", Fact.PAUSED_BY: None, Fact.RUNNING: None}
-            return (*_groups("rebuild_groups", has), Call("open", effect=opened, repeatable=True))
-    raise TypeError(f"there is no plan for {command}")
+            open_ = Call("open", effect=call_effects.resumed(), repeatable=True)
+            return (*_groups("rebuild_groups", attached), open_)
+    raise TypeError(f"torch in this process has no plan for {command}")
 
 
 def push(how: str, args: Mapping[str, Any], version: str) -> Call:
-    """One call of a push: `tensors` (owner, tensors by name) or `in_place` (write: what is given the modules)."""
+    """One call of a push.
+
+    `tensors` takes `tensors` by name, and `module` where several are attached. `in_place` takes `write`, a function
+    that is given the modules by name.
+    """
     if how not in PUSHES:
         raise ValueError(f"torch in this process takes a push by {' or '.join(map(repr, PUSHES))}, not {how!r}")
+    if "owner" in args:
+        warnings.warn("push(owner=...) is now called push(module=...)", DeprecationWarning, stacklevel=2)
+        args = {"module" if name == "owner" else name: value for name, value in args.items()}
     return Call(f"push_{how}", args)
 
 
 def _close(mode: PauseMode) -> Call:
-    effect: dict[Fact, Any] = {Fact.ADMISSION: "closed", Fact.PAUSED_BY: mode, Fact.RUNNING: None}
-    return Call("close", {"mode": mode}, effect, repeatable=True, refusal_is_untouched=True)
+    return Call("close", {"mode": mode}, call_effects.paused(mode), repeatable=True, refusal_is_untouched=True)
 
 
-def _release(command: Release, tags: list[Tag], facts: Facts, capabilities: Capabilities, has: Has) -> tuple[Call, ...]:
-    """Contents are staged first: a host without memory for them refuses before anything is given back."""
+def _release(
+    command: Release, tags: list[Tag], facts: Facts, capabilities: Capabilities, attached: Attached
+) -> tuple[Call, ...]:
+    """Contents are staged first, so that a host without memory for them refuses before anything is released."""
     if not tags:
         return ()
-    staged = frozenset(tags) & has.staged if _keeps(command, capabilities) else frozenset()
-    lost = frozenset(tags) & has.buffers - staged
-    calls = [Call("stage", {"tag": tag}, repeatable=True, refusal_is_untouched=True) for tag in sorted(staged)]
-    calls += [Call("stage_buffers", {"tag": tag}, repeatable=True, refusal_is_untouched=True) for tag in sorted(lost)]
-    calls += _groups("drop_groups", has)
-    calls += [_give_back(tag, tag in staged, facts, capabilities, has) for tag in tags]
-    return (*calls, Call("collect", repeatable=True, refusal_is_untouched=True))
+    staged = frozenset(tags) & attached.staged if _keeps(command, capabilities) else frozenset()
+    replaced = frozenset(tags) & attached.buffers - staged
+    calls = [_harmless("stage", tag=tag) for tag in sorted(staged)]
+    calls += [_harmless("stage_buffers", tag=tag) for tag in sorted(replaced)]
+    calls += _groups("drop_groups", attached)
+    for tag in tags:
+        kept = tag in staged or (capabilities.spec(tag).on_release == "kept" and tag not in attached.staged)
+        calls.append(Call("release", {"tag": tag}, call_effects.released(tag, facts, capabilities, kept=kept)))
+    return (*calls, _harmless("collect"))
 
 
 def _keeps(command: Release, capabilities: Capabilities) -> bool:
-    """Whether what is there comes back: nothing is staged that the declared source replaces."""
+    """Whether the present contents are wanted back. Contents that the command's source replaces are not staged."""
     return not capabilities.update or command.weights is None or isinstance(command.weights, Kept)
 
 
-def _give_back(tag: Tag, staged: bool, facts: Facts, capabilities: Capabilities, has: Has) -> Call:
-    effect: dict[Fact, Any] = {Fact.MAPPED: {tag: False}}
-    spec = capabilities.spec(tag)
-    if spec.stage == "kv":
-        effect[Fact.CACHE_FRESH] = False
-    elif staged or (spec.on_release == "kept" and tag not in has.staged):
-        held = facts.contents.get(tag)
-        effect[Fact.CONTENTS] = {tag: None if held is None or held == GARBAGE else Contents("kept", held.version)}
-    else:
-        effect |= {Fact.CONTENTS: {tag: GARBAGE}, Fact.CACHE_FRESH: False}
-    return Call("release", {"tag": tag}, effect)
-
-
-def _restore_weights(tags: list[Tag], facts: Facts, capabilities: Capabilities, has: Has) -> tuple[Call, ...]:
+def _restore_weights(tags: list[Tag], facts: Facts, capabilities: Capabilities, attached: Attached) -> tuple[Call, ...]:
     if not tags:
         return ()
-    check = Call("check_modules", repeatable=True, refusal_is_untouched=True)
-    restores = [_take_again(tag) for tag in reversed(tags)]
-    back = [each for tag in tags for each in _unstage(tag, facts, has)]
-    return (check, *restores, *back, *_groups("rebuild_groups", has))
+    check = _harmless("check_modules")
+    restores = [_restore(tag) for tag in reversed(tags)]
+    unstages = [call for tag in tags for call in _unstage(tag, facts, attached)]
+    return (check, *restores, *unstages, *_groups("rebuild_groups", attached))
 
 
-def _restore_kv(tags: list[Tag], facts: Facts, has: Has) -> tuple[Call, ...]:
-    restores = [_take_again(tag) for tag in reversed(tags)]
+def _restore_kv(tags: list[Tag], facts: Facts, attached: Attached) -> tuple[Call, ...]:
+    restores = [_restore(tag) for tag in reversed(tags)]
     known = facts.grades.get(Fact.CACHE_FRESH, Grade.DECLARED) > Grade.DECLARED
     if not restores and facts.cache_fresh and known:
         return ()
-    return (*restores, *_groups("rebuild_groups", has), _drop_cache())
+    return (*restores, *_groups("rebuild_groups", attached), _drop_cache())
 
 
-def _unstage(tag: Tag, facts: Facts, has: Has) -> tuple[Call, ...]:
-    if tag in has.staged and _was_kept(facts, tag):
+def _unstage(tag: Tag, facts: Facts, attached: Attached) -> tuple[Call, ...]:
+    if tag in attached.staged and _was_kept(facts, tag):
         return (Call("unstage", {"tag": tag}, {Fact.CONTENTS: {tag: facts.contents[tag]}}),)
-    return (Call("unstage_buffers", {"tag": tag}),) if tag in has.buffers else ()
+    return (Call("unstage_buffers", {"tag": tag}),) if tag in attached.buffers else ()
 
 
-def _take_again(tag: Tag) -> Call:
-    return Call("restore", {"tag": tag}, {Fact.MAPPED: {tag: True}})
+def _restore(tag: Tag) -> Call:
+    return Call("restore", {"tag": tag}, call_effects.restored(tag))
 
 
 def _was_kept(facts: Facts, tag: Tag) -> bool:
@@ -137,27 +137,27 @@ def _drop_cache() -> Call:
 
 def _from_disk(source: FromDisk, capabilities: Capabilities) -> tuple[Call, ...]:
     args = {"path": source.path, "version": source.version}
-    loaded = {Fact.CONTENTS: _loaded(source.version, capabilities), Fact.CACHE_FRESH: False}
-    check = Call("check_checkpoint", {"path": source.path}, repeatable=True, refusal_is_untouched=True)
-    return check, Call("load", args, loaded, repeatable=True), _drop_cache()
+    effect = {**call_effects.loaded(source.version, capabilities), Fact.CACHE_FRESH: False}
+    check = _harmless("check_checkpoint", path=source.path)
+    return check, Call("load", args, effect, repeatable=True), _drop_cache()
 
 
 def _pushed(source: Pushed, capabilities: Capabilities) -> tuple[Call, ...]:
-    """The push between begin and end; its contents are known as loaded only once the end was acknowledged."""
-    half: dict[Tag, Contents | None] = dict.fromkeys(capabilities.stage("weights"))
-    begin = Call("begin_push", {}, {Fact.CONTENTS: half, Fact.CACHE_FRESH: False})
-    end = Call("end_push", {"version": source.version}, {Fact.CONTENTS: _loaded(source.version, capabilities)})
+    """The push between its begin and end. The contents are unknown from the begin until the end is acknowledged."""
+    begin = Call("begin_push", {}, call_effects.loading(capabilities))
+    end = Call("end_push", {"version": source.version}, call_effects.loaded(source.version, capabilities))
     return begin, PUSH, end, _drop_cache()
 
 
-def _loaded(version: str, capabilities: Capabilities) -> dict[Tag, Contents]:
-    return {tag: Contents("loaded", version) for tag in capabilities.stage("weights")}
+def _harmless(name: str, **args: Any) -> Call:
+    """A call without effect on any fact: it may be sent again, and one that is refused has changed nothing."""
+    return Call(name, args, repeatable=True, refusal_is_untouched=True)
 
 
-def _groups(name: str, has: Has) -> tuple[Call, ...]:
-    return (Call(name, repeatable=True),) if has.groups else ()
+def _groups(name: str, attached: Attached) -> tuple[Call, ...]:
+    return (Call(name, repeatable=True),) if attached.groups else ()
 
 
 def _ordered(tags: frozenset[Tag], capabilities: Capabilities) -> list[Tag]:
-    """KV first, then weights; restored the other way round."""
+    """KV tags, then weights tags: the order of a release. A restore goes the other way round."""
     return sorted(tags, key=lambda tag: (capabilities.spec(tag).stage == "weights", tag))

@@ -1,4 +1,4 @@
-"""What one tenant of this process holds: the process's residual, less the regions of the tenants beside it."""
+"""Measures the memory of one tenant: that of the process, less the mapped regions of the process's other tenants."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from dataclasses import replace
 
 from lifecycle.core.ports import ResidualProbe
 from lifecycle.core.readings import Process, Reading
+from lifecycle.core.units import mib
 from lifecycle.core.verdicts import Unmeasurable
 
 from .saver import Tags, cotenants
 
 
-class ProbeOfTenant:
-    """Measures the process, and takes off what its other tenants' regions on this device hold mapped."""
+class TenantProbe:
+    """Reads the process's memory and subtracts what its other tenants have mapped in regions on the same device."""
 
     def __init__(self, process: ResidualProbe, tags: Tags) -> None:
         self._process = process
         self._tags = tags
 
     async def read(self, processes: Sequence[Process], *, deadline_s: float) -> Reading | Unmeasurable:
-        """The reading of the process, in which this tenant's device has only what is not a co-tenant's."""
+        """The process's reading, with the mapped regions of other tenants subtracted on this tenant's device."""
         reading = await self._process.read(processes, deadline_s=deadline_s)
         others = sum(each.mapped_bytes() for each in cotenants(self._tags))
         if isinstance(reading, Unmeasurable) or not others:
             return reading
         key = self._device(reading)
         devices = {**reading.devices, key: max(0, reading.devices.get(key, 0) - others)}
-        probe = f"{reading.probe}, less {others >> 20} MiB of other tenants of this process"
+        probe = f"{reading.probe}, less {mib(others)} of other tenants of this process"
         return replace(reading, devices=devices, probe=probe)
 
     def _device(self, reading: Reading) -> str:

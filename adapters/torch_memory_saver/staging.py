@@ -1,7 +1,7 @@
-"""Host staging: the bytes of modules wait in host memory while their device memory is given back.
+"""Host staging: the bytes of modules are kept in host memory while their device memory is released.
 
-Every parameter and buffer of the owners is staged, tied and shared memory once, and comes back byte for byte to where
-it was. What was staged is forgotten as soon as it has come back, so that it can never overwrite newer weights.
+Every parameter and buffer of the modules is staged, and memory that tensors share is staged once. A restore writes each
+byte back to its address. It then discards the staged copy, so that a later restore cannot overwrite newer weights.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from .checksum import checksums
 from .errors import ModulesChanged, Refused, StagingCorrupt
 from .host_memory import SLAB_BYTES, HostBudget, HostBuffers
 from .identity import Identity, changes, identities
-from .tensors import Leaf, Owners, Span, leaves, spans
+from .tensors import Leaf, Modules, Span, leaves, spans
 
-#: Every span begins at a multiple of this in the host buffers, as in device memory.
+#: Every span begins at a multiple of this many bytes in the host buffers, as torch aligns allocations on a device.
 _ALIGN = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """What one direction of a staging did. `checksum` is None where none was asked for."""
+    """What a stage or a restore copied. `checksum` has one sum for each span; None where checksums are off."""
 
     bytes: int
     spans: int
@@ -40,7 +40,7 @@ class Copied:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """`size` bytes at `offset` of a span, and where in the host buffers they wait."""
+    """`size` bytes at `offset` of a span, and their place `at` in a host buffer. `span` and `slab` are indices."""
 
     span: int
     offset: int
@@ -51,32 +51,32 @@ class _Piece:
 
 @dataclass(frozen=True, slots=True)
 class _Staged:
-    """What waits in the host buffers. The spans keep the storages alive, so that no address can change hands."""
+    """What the host buffers hold. The spans keep the storages alive, so that their addresses are not used again."""
 
     spans: tuple[Span, ...]
     pieces: tuple[_Piece, ...]
-    were: dict[str, Identity]
+    identities: dict[str, Identity]
     checksum: tuple[int, ...] | None
 
 
 class HostStaging:
-    """Stages the tensors of `owners` (modules, optimizers, or tensors, by name), and restores them.
+    """Stages the tensors of `modules` (modules, optimizers or mappings of tensors, by name), and restores them.
 
-    `exclude` says of a tensor that it must not be staged (KV caches that a module holds as buffers). `checksum`:
-    every restore compares what came back, summed on the device, and raises StagingCorrupt. `budget` may be shared by
-    several stagings.
+    `exclude` is true of tensors that must not be staged, such as KV caches that a module holds as buffers. With
+    `checksum`, every restore compares the restored bytes, summed on the device, with the staged ones, and raises
+    StagingCorrupt where they differ. Several stagings may share one `budget`.
     """
 
     def __init__(
         self,
-        owners: Owners,
+        modules: Modules,
         *,
         budget: HostBudget | None = None,
         checksum: bool = False,
         exclude: Callable[[torch.Tensor], bool] | None = None,
         slab_bytes: int = SLAB_BYTES,
     ) -> None:
-        self._owners = owners
+        self._modules = modules
         self._exclude = exclude
         self._checksum = checksum
         self._buffers = HostBuffers(budget or HostBudget(), slab_bytes=slab_bytes)
@@ -85,21 +85,24 @@ class HostStaging:
 
     @property
     def holds(self) -> bool:
-        """Whether something waits to be restored."""
+        """Whether a staged copy waits to be restored."""
         return self._staged is not None
 
     @property
     def host_bytes(self) -> int:
-        """Host memory that its buffers take, between cycles too."""
+        """Bytes of host memory that its buffers occupy. They are kept from release to release."""
         return self._buffers.held_bytes
 
     def needed_bytes(self) -> int:
-        """Host memory that a stage now would take beyond what its buffers have."""
+        """Bytes of host memory that a stage would allocate now, beyond its buffers."""
         found = self._spans()
         return self._buffers.short_bytes(_layout_bytes(found), pinned=_on_cuda(found))
 
     def stage(self) -> Copied:
-        """The bytes of every tensor are in host memory too. Raises HostMemoryShort or CannotStage, nothing touched."""
+        """Copies the bytes of every tensor to host memory.
+
+        Raises HostMemoryShort or CannotStage before anything is copied.
+        """
         begun = time.perf_counter()
         found = self._spans()
         self._buffers.ensure(_layout_bytes(found), pinned=_on_cuda(found))
@@ -107,22 +110,23 @@ class HostStaging:
         _synchronize(found)
         sums = self._sums(found)
         self._copy(found, pieces, to_host=True)
-        self._staged = _Staged(tuple(found), pieces, identities(self._owners), sums)
+        self._staged = _Staged(tuple(found), pieces, identities(self._modules), sums)
         return Copied(sum(span.size for span in found), len(found), time.perf_counter() - begun, sums)
 
     def changes(self) -> list[str]:
-        """The tensors that are not what was staged, in words."""
-        return changes(self._staged.were, identities(self._owners)) if self._staged else []
+        """A description of each tensor that was moved, resized or replaced since the stage."""
+        return changes(self._staged.identities, identities(self._modules)) if self._staged else []
 
     def restore(self) -> Copied:
-        """Every tensor holds the bytes that were staged, and those are forgotten.
+        """Copies the staged bytes back into every tensor and discards the staged copy.
 
-        Raises ModulesChanged, nothing touched, where a tensor was moved, resized or replaced; StagingCorrupt.
+        Raises ModulesChanged, before anything is copied, where a tensor was moved, resized or replaced. Raises
+        StagingCorrupt, after the copy, where checksums differ.
         """
         begun = time.perf_counter()
         staged = self._staged
         if staged is None:
-            raise Refused("nothing is staged; what was has been restored or was given up for newer weights")
+            raise Refused("nothing is staged; a copy is discarded once restored, and when newer weights are loaded")
         changed = self.changes()
         if changed:
             raise ModulesChanged(changed)
@@ -133,22 +137,22 @@ class HostStaging:
         return Copied(sum(span.size for span in staged.spans), len(staged.spans), time.perf_counter() - begun, sums)
 
     def clear(self) -> None:
-        """What was staged is forgotten; the buffers stay for the next cycle."""
+        """Discards the staged copy; the buffers stay for the next release."""
         self._staged = None
 
     def close(self) -> None:
-        """What was staged is forgotten and the buffers' memory is the host's again."""
+        """Discards the staged copy and frees the buffers."""
         self.clear()
         self._buffers.close()
 
     def staged_leaves(self) -> Iterator[Leaf]:
-        """The tensors that a stage covers, under every name; meta and empty ones too."""
-        for leaf in leaves(self._owners):
+        """The tensors that a stage covers, under each of their names, meta and empty ones included."""
+        for leaf in leaves(self._modules):
             if not (leaf.has_bytes and self._exclude is not None and self._exclude(leaf.tensor)):
                 yield leaf
 
     def _spans(self) -> list[Span]:
-        """Large ones first: while they are copied, the copies of the small ones are queued."""
+        """The spans to stage, the largest first: its copy runs while the copies of the small ones are queued."""
         return sorted(spans(self.staged_leaves()), key=lambda span: -span.size)
 
     def _sums(self, found: Sequence[Span]) -> tuple[int, ...] | None:
@@ -164,7 +168,7 @@ class HostStaging:
 
     @contextmanager
     def _stream(self, device: torch.device) -> Iterator[None]:
-        """Inside, copies of this device go over a stream of their own, and after it they have ended."""
+        """A context in which copies use a stream of their own on this device; on leaving it they have ended."""
         if device.type != "cuda":
             yield
             return
@@ -190,7 +194,7 @@ def _layout_bytes(found: Sequence[Span]) -> int:
 
 
 def _layout(found: Sequence[Span], slab_sizes: Sequence[int]) -> Iterator[_Piece]:
-    """The spans one after another through the slabs, cut where a slab ends."""
+    """Lays the spans out one after another over the slabs. A span is cut where a slab ends."""
     slab, at = 0, 0
     for index, span in enumerate(found):
         offset = 0
@@ -208,7 +212,7 @@ def _on_cuda(found: Sequence[Span]) -> bool:
 
 
 def _synchronize(found: Sequence[Span]) -> None:
-    """Everything that was queued on the devices has run: what is copied is what was written last."""
+    """Waits until everything queued on the spans' devices has run, so that the latest values are copied."""
     for device in {span.device for span in found if span.device.type == "cuda"}:
         torch.cuda.synchronize(device)
 

@@ -10,9 +10,10 @@ import torch
 
 from .errors import CannotStage
 
-#: A module, an optimizer, `BuffersOf` a module, or tensors by name.
-Owner = Any
-Owners = Mapping[str, Owner]
+#: What has named tensors: a module, an optimizer, the `BuffersOf` a module, or a mapping of tensors.
+Module = Any
+#: Modules by the name under which they are attached, such as `target` and `draft`.
+Modules = Mapping[str, Module]
 
 _COMPRESSED = {
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
@@ -24,7 +25,7 @@ _COMPRESSED = {
 
 @dataclass(frozen=True, slots=True)
 class BuffersOf:
-    """The buffers of a module without its parameters: what neither a checkpoint nor a push need bring."""
+    """The buffers of a module without its parameters. Neither a checkpoint nor a push needs to contain them."""
 
     module: Any
 
@@ -33,7 +34,7 @@ class BuffersOf:
 class Leaf:
     """One strided tensor under its full name (`target.layers.0.weight`).
 
-    `tensor` is detached; `source` is the object that the owner has.
+    `tensor` is detached from autograd; `source` is the tensor object that the module holds.
     """
 
     name: str
@@ -42,12 +43,12 @@ class Leaf:
 
     @property
     def has_bytes(self) -> bool:
-        """Whether there is anything to copy: meta and empty tensors have no bytes."""
+        """Whether the tensor has bytes to copy. Meta and empty tensors have none."""
         return bool(self.tensor.device.type != "meta" and self.tensor.numel() > 0)
 
     @property
     def interval(self) -> tuple[int, int]:
-        """The first byte of its storage that the tensor covers, and the one after the last."""
+        """The offsets in its storage of the first byte that the tensor covers and of the byte after the last."""
         tensor = self.tensor
         reach = sum((size - 1) * stride for size, stride in zip(tensor.size(), tensor.stride(), strict=True))
         start = tensor.storage_offset() * tensor.element_size()
@@ -57,7 +58,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The bytes `start` to `stop` of one storage, and the names of the tensors that lie there."""
+    """The bytes `start` to `stop` (excluded) of one storage, and the names of the tensors in them."""
 
     storage: torch.UntypedStorage
     start: int
@@ -66,38 +67,42 @@ class Span:
 
     @property
     def size(self) -> int:
-        """How many bytes it is."""
+        """The number of bytes."""
         return self.stop - self.start
 
     @property
     def device(self) -> torch.device:
-        """Where the bytes are."""
+        """The device that holds the bytes."""
         return self.storage.device
 
     def bytes(self, offset: int = 0, size: int | None = None) -> torch.Tensor:
         """`size` bytes from `offset` of the span, as a uint8 view of the storage itself."""
-        count = self.size - offset if size is None else size
-        empty = torch.empty(0, dtype=torch.uint8, device=self.device)
-        return empty.set_(self.storage, self.start + offset, (count,), (1,))
+        return storage_bytes(self.storage, self.start + offset, self.size - offset if size is None else size)
 
 
-def leaves(owners: Owners) -> Iterator[Leaf]:
-    """Every tensor of every owner, each under every name that it has: tied ones come more than once.
+def leaves(modules: Modules) -> Iterator[Leaf]:
+    """Every tensor of every module, under each of its names; a tied tensor comes more than once.
 
-    Raises CannotStage for a tensor that has no memory of its own yet (a lazy parameter) or an opaque layout.
+    Raises CannotStage for a tensor without memory yet (a lazy parameter), or with a layout whose bytes are opaque.
     """
-    for owner_name, owner in owners.items():
-        for name, tensor in _named(owner):
-            yield from _flattened(f"{owner_name}.{name}", tensor)
+    for module_name, module in modules.items():
+        for name, tensor in _named(module):
+            yield from _flattened(f"{module_name}.{name}", tensor)
 
 
 def spans(found: Iterable[Leaf]) -> list[Span]:
-    """The bytes that these tensors cover: each byte in one span, whatever is tied, viewed or shared."""
+    """The bytes that these tensors cover, each byte in exactly one span even if tensors are tied, views or shared."""
     by_storage: dict[tuple[str, int, int], list[Leaf]] = {}
     for leaf in found:
         if leaf.has_bytes:
             by_storage.setdefault(place(leaf.tensor), []).append(leaf)
-    return [span for group in by_storage.values() for span in _united(group)]
+    return [span for group in by_storage.values() for span in _merged(group)]
+
+
+def storage_bytes(storage: torch.UntypedStorage, start: int = 0, size: int | None = None) -> torch.Tensor:
+    """`size` bytes of the storage from `start`, else all of them, as a uint8 view."""
+    count = storage.nbytes() - start if size is None else size
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, start, (count,), (1,))
 
 
 def place(tensor: torch.Tensor) -> tuple[str, int, int]:
@@ -106,7 +111,7 @@ def place(tensor: torch.Tensor) -> tuple[str, int, int]:
     return str(tensor.device), storage.data_ptr(), storage.nbytes()
 
 
-def _united(group: list[Leaf]) -> Iterator[Span]:
+def _merged(group: list[Leaf]) -> Iterator[Span]:
     storage = group[0].tensor.untyped_storage()
     start = stop = -1
     names: list[str] = []
@@ -120,18 +125,18 @@ def _united(group: list[Leaf]) -> Iterator[Span]:
     yield Span(storage, start, stop, tuple(names))
 
 
-def _named(owner: Owner) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(owner, torch.nn.Module):
-        yield from owner.named_parameters(remove_duplicate=False)
-        yield from owner.named_buffers(remove_duplicate=False)
-    elif isinstance(owner, BuffersOf):
-        yield from owner.module.named_buffers(remove_duplicate=False)
-    elif isinstance(owner, torch.optim.Optimizer):
-        yield from _states(owner)
-    elif isinstance(owner, Mapping):
-        yield from ((str(name), each) for name, each in owner.items() if isinstance(each, torch.Tensor))
+def _named(module: Module) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(module, torch.nn.Module):
+        yield from module.named_parameters(remove_duplicate=False)
+        yield from module.named_buffers(remove_duplicate=False)
+    elif isinstance(module, BuffersOf):
+        yield from module.module.named_buffers(remove_duplicate=False)
+    elif isinstance(module, torch.optim.Optimizer):
+        yield from _states(module)
+    elif isinstance(module, Mapping):
+        yield from ((str(name), each) for name, each in module.items() if isinstance(each, torch.Tensor))
     else:
-        raise TypeError(f"a module, an optimizer or tensors by name are wanted, not {type(owner).__name__}")
+        raise TypeError(f"expected a module, an optimizer or a mapping of tensors, not {type(module).__name__}")
 
 
 def _states(optimizer: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -143,7 +148,7 @@ def _states(optimizer: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _flattened(name: str, tensor: torch.Tensor) -> Iterator[Leaf]:
-    """The strided tensors that this one is made of: itself, or the parts of a subclass or a sparse layout."""
+    """The strided tensors that make up this one: itself, or the parts of a subclass or of a sparse layout."""
     if torch.nn.parameter.is_lazy(tensor):
         raise CannotStage(f"{name} is not initialised yet; run the module once first")
     if hasattr(tensor, "__tensor_flatten__"):

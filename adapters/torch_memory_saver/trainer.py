@@ -1,4 +1,4 @@
-"""A trainer as a tenant: its parameters, gradients and optimizer states are released and restored by the same ring."""
+"""A trainer in this process, whose parameters, gradients and optimizer states are released and restored as tags."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from lifecycle.core.facts import Tag
 from .engine import TorchTenant
 from .errors import RegionRefused
 from .gate import Gate
-from .tensors import Leaf, Owners, leaves, place
+from .tensors import Leaf, Modules, leaves, place, storage_bytes
 
 PARAMETERS, GRADIENTS, OPTIMIZER = "parameters", "gradients", "optimizer"
 
 
 class Trainer(TorchTenant):
-    """An engine without admission. Parameters and optimizer states are kept through a release, gradients are not.
+    """An engine that serves no requests. A release keeps parameters and optimizer states, and discards gradients.
 
-    `trainer.release(["gradients", "optimizer"])` leaves the parameters where they are, for the push.
+    `trainer.release(["gradients", "optimizer"])` leaves the parameters mapped, so that they can be pushed.
     """
 
     def __init__(self, name: str = "trainer", **tenant: Any) -> None:
@@ -31,26 +31,26 @@ class Trainer(TorchTenant):
         self._tenant.hooks.drop_cache = self._zero_gradients
 
     def own(self, module: Any, optimizer: Any = None) -> None:
-        """The module's parameters and buffers, their gradients and the optimizer's states lie in this tenant's regions.
+        """Moves the module's tensors, their gradients and the optimizer's states into this trainer's regions.
 
-        What is not there yet is moved; gradients are made, so that backward writes into them. Call it again (or train
-        inside `step()`) after the optimizer has made its states.
+        Gradients are allocated where there are none, so that backward writes into them. Call this again, or train
+        inside `step()`, after the optimizer has allocated its states.
         """
         self._module, self._optimizer = module, optimizer
         for tag in (PARAMETERS, GRADIENTS) if optimizer is None else (PARAMETERS, GRADIENTS, OPTIMIZER):
             with self.region(tag):
                 pass
-        self._hold(PARAMETERS, {"module": module})
+        self._attach(PARAMETERS, {"module": module})
         if optimizer is not None:
-            self._hold(OPTIMIZER, {"optimizer": optimizer})
-        self._adopt()
+            self._attach(OPTIMIZER, {"optimizer": optimizer})
+        self._move_all()
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Inside, a training step is in flight; after it, what it allocated for good lies in the regions.
+        """A context for one training step. After it, new gradients and optimizer states are moved into the regions.
 
-        RegionRefused while anything is released. Clear gradients with zero_grad(set_to_none=False): None makes
-        backward allocate them anew, outside.
+        Raises RegionRefused while a tag is released. Clear gradients with zero_grad(set_to_none=False): after None,
+        backward allocates new ones outside the regions.
         """
         if self._tenant.tags.released:
             released = ", ".join(sorted(self._tenant.tags.released))
@@ -58,9 +58,9 @@ class Trainer(TorchTenant):
         assert isinstance(self.gate, Gate)
         with self.gate.request():
             yield
-            self._adopt()
+            self._move_all()
 
-    def _adopt(self) -> None:
+    def _move_all(self) -> None:
         self._move(PARAMETERS, {"module": self._module})
         for parameter in self._module.parameters():
             if parameter.grad is None and parameter.requires_grad:
@@ -71,20 +71,20 @@ class Trainer(TorchTenant):
             self._move(OPTIMIZER, {"optimizer": self._optimizer})
         self._remeasure()
 
-    def _move(self, tag: Tag, owners: Owners) -> None:
-        """The owners' tensors that lie in no region lie in this tag's, tied and shared ones still together."""
+    def _move(self, tag: Tag, modules: Modules) -> None:
+        """Moves the tensors that lie in no region into the tag's. Tensors that share a storage still share one."""
         device, tags = self._tenant.tags.backend.device, self._tenant.tags
         groups: dict[Any, list[Leaf]] = {}
-        for leaf in leaves(owners):
+        for leaf in leaves(modules):
             if leaf.has_bytes and leaf.tensor.device == device and tags.tag_of(leaf.tensor) is None:
                 groups.setdefault(place(leaf.tensor), []).append(leaf)
         for group in groups.values():
             with tags.region(tag, self._backup(tag)):
-                room = torch.empty(group[0].tensor.untyped_storage().nbytes(), dtype=torch.uint8, device=device)
-            _move_into(room, group)
+                new = torch.empty(group[0].tensor.untyped_storage().nbytes(), dtype=torch.uint8, device=device)
+            _move_into(new, group)
 
     def _zero_gradients(self) -> None:
-        """Their memory came back as garbage."""
+        """Zeroes the gradients, whose restored memory holds garbage."""
         for gradient in _gradients(self._module).values():
             gradient.zero_()
 
@@ -93,11 +93,11 @@ def _gradients(module: Any) -> dict[str, torch.Tensor]:
     return {name: each.grad for name, each in module.named_parameters() if each.grad is not None}
 
 
-def _move_into(room: torch.Tensor, group: list[Leaf]) -> None:
-    """The tensors of one storage lie in `room`, with their bytes."""
+def _move_into(new: torch.Tensor, group: list[Leaf]) -> None:
+    """Moves tensors that share one storage, with their bytes, into the storage of `new`."""
     old = group[0].tensor.untyped_storage()
-    room.copy_(torch.empty(0, dtype=torch.uint8, device=room.device).set_(old, 0, (old.nbytes(),), (1,)))
+    new.copy_(storage_bytes(old))
     for leaf in group:
-        there = leaf.tensor
-        there.set_(room.untyped_storage(), there.storage_offset(), there.size(), there.stride())
-        leaf.source.data = there
+        tensor = leaf.tensor
+        tensor.set_(new.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+        leaf.source.data = tensor

@@ -1,7 +1,7 @@
-"""The lane on a real NVIDIA GPU (`make gpu`): processes that hold its memory, and a report of every figure.
+"""Tests on a real NVIDIA GPU (`make gpu`): processes that hold its memory, and a report of every figure.
 
-It also runs where no registry can be reached: what `lifecycle` itself needs and these tests do not (transitions) may
-be missing, and then only the modules below it are imported.
+They also run where no package registry can be reached. Packages that `lifecycle` imports and these tests do not need
+(transitions) may be missing; then only the modules below `lifecycle` are imported.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ ROOT = HERE.parent.parent
 
 
 def _allow_parts() -> None:
-    """`lifecycle` is importable by parts where it is not installed with all that it needs."""
+    """Makes the modules of `lifecycle` importable where a package that `lifecycle/__init__.py` needs is missing."""
     try:
         import lifecycle  # noqa: F401
     except ModuleNotFoundError:
         for name in [name for name in sys.modules if name.partition(".")[0] == "lifecycle"]:
-            del sys.modules[name]  # what was imported before the missing one was met
+            del sys.modules[name]  # imported before the import failed
         package = types.ModuleType("lifecycle")
         package.__path__ = [str(ROOT / "lifecycle")]
         sys.modules["lifecycle"] = package
@@ -40,7 +40,7 @@ sys.path.insert(0, str(HERE))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything here needs a GPU; without one it is skipped, which `make gpu` forbids."""
+    """Skips every test here where there is no GPU. `make gpu` fails instead."""
     mine = [item for item in items if HERE in Path(item.path).parents]
     if mine and not _has_gpu():
         if os.environ.get("LIFECYCLE_GPU_REQUIRED"):
@@ -59,7 +59,7 @@ def _has_gpu() -> bool:
 
 
 class Holding:
-    """A process that holds GPU memory; `pid` is the topmost of its tree, `holder` the one that has the context."""
+    """A process that holds GPU memory. `pid` is the root of its tree, `holder` the process with the CUDA context."""
 
     def __init__(self, depth: int) -> None:
         command = [sys.executable, str(HERE / "holder.py"), "--depth", str(depth)]
@@ -67,8 +67,8 @@ class Holding:
         self.pid = self._process.pid
         self.holder = int(self._line())
 
-    def tell(self, words: str) -> None:
-        """It has done this."""
+    def command(self, words: str) -> None:
+        """Sends a command to the process and waits until it is done."""
         assert self._process.stdin is not None
         self._process.stdin.write(words + "\n")
         self._process.stdin.flush()
@@ -76,7 +76,7 @@ class Holding:
             assert self._line() == "ok"
 
     def end(self) -> None:
-        """It has ended."""
+        """Ends the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         if self._process.poll() is None and not self._process.stdin.closed:
@@ -91,7 +91,7 @@ class Holding:
 
 @pytest.fixture
 def hold() -> Iterator[Callable[..., Holding]]:
-    """Starts processes that hold GPU memory; all have ended after the test."""
+    """Starts processes that hold GPU memory, and ends all of them after the test."""
     with ExitStack() as stack:
 
         def begin(depth: int = 0) -> Holding:
@@ -110,14 +110,14 @@ class Report:
         self.answers: dict[str, Any] = {}
 
     def add(self, name: str, **figures: Any) -> None:
-        """These figures belong to this name."""
+        """Adds these figures under this name."""
         self.figures.setdefault(name, {}).update(figures)
         print(name, json.dumps(figures))
 
 
 @pytest.fixture(scope="session")
 def report() -> Iterator[Report]:
-    """Collects what the tests measure."""
+    """Collects the figures that the tests measure, and writes them at the end."""
     from lifecycle.nodes.driver import driver
 
     found = Report()

@@ -1,4 +1,4 @@
-"""Writes down what the driver answered, in the form that `tests/residual/stand_in_nvml.py` answers from."""
+"""Records the NVIDIA driver's answers, in the form that `tests/residual/stand_in_nvml.py` replays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def answers() -> dict[str, Any]:
-    """Every answer that the probe asks for, now. UUIDs are replaced: they name one card in the world."""
+    """The driver's present answers to every query of the probe. UUIDs are replaced, since they identify one card."""
     nvml = importlib.import_module("pynvml")
     nvml.nvmlInit()
     try:
@@ -21,13 +21,13 @@ def answers() -> dict[str, Any]:
 
 
 def _card(nvml: Any, handle: Any, index: int) -> dict[str, Any]:
-    told = nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2)
     return {
         "index": index,
         "uuid": f"GPU-recorded-{index}",
         "name": nvml.nvmlDeviceGetName(handle),
         "capability": list(nvml.nvmlDeviceGetCudaComputeCapability(handle)),
-        "memory": {"total": told.total, "used": told.used, "free": told.free},
+        "memory": {"total": memory.total, "used": memory.used, "free": memory.free},
         "compute": _processes(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle),
         "graphics": _processes(nvml, nvml.nvmlDeviceGetGraphicsRunningProcesses, handle),
         "mig": _mig(nvml, handle),

@@ -1,6 +1,7 @@
-"""A process that holds GPU memory, through the CUDA driver alone; with `--depth N` its N-th descendant does.
+"""A process that holds GPU memory by the CUDA driver alone; with `--depth N` its N-th descendant does.
 
-Speaks lines: `alloc MIB`, `free`, `quit`; answers each with `ok`. Begins with its pid.
+It prints its pid, then reads commands from standard input, one a line: `alloc MIB`, `free`, `quit`. Each but `quit` is
+answered with `ok`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 
 
 def hold(device: int) -> None:
-    """A context on the device is held, and what is asked for is allocated in it, until `quit`."""
+    """Holds a CUDA context on the device, and allocates and frees memory in it, until `quit`."""
     cuda = ctypes.CDLL("libcuda.so.1")
     handle, context = ctypes.c_int(), ctypes.c_void_p()
     check(cuda.cuInit(0))
@@ -35,7 +36,7 @@ def hold(device: int) -> None:
 
 
 def check(status: int) -> None:
-    """Ends the process where the driver refused."""
+    """Exits where the driver returned an error."""
     if status:
         sys.exit(f"the CUDA driver answered {status}")
 

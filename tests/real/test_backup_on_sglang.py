@@ -1,4 +1,4 @@
-"""A real SGLang that keeps a backup of its weights: they come back as they were, or others are loaded over them."""
+"""A real SGLang with a weights backup: kept weights come back unchanged, and other weights can be loaded over them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fleet(server: RealSGLang) -> Fleet:
 
 
 async def asked(server: RealSGLang) -> list[list[int]]:
-    """The greedy tokens after the prompts, beside other things."""
+    """The greedy tokens after the prompts, without blocking the event loop."""
     return await asyncio.to_thread(outputs, server)
 
 
@@ -49,7 +49,7 @@ async def test_parked_requests_go_on_with_the_weights_that_were_kept(sglang: Rea
     assert {prompt: ids for prompt, (ids, _) in ends.items()} == alone
 
 
-async def test_what_a_stranger_resumes_twice_dies_and_is_found_gone(sglang: RealSGLang) -> None:
+async def test_an_engine_killed_by_another_clients_resume_is_found_gone(sglang: RealSGLang) -> None:
     async with fleet(sglang) as engines:
         engine = engines["e"]
         await engine.pause()

@@ -1,4 +1,4 @@
-"""The whole ring on a real SGLang without a weights backup: memory measured, answers compared, strangers noticed."""
+"""Whole cycles on a real SGLang without a weights backup: memory is measured and answers are compared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEIGHTS_MIB, KV_MIB = 274, 288
 
 @pytest.fixture
 def sglang(lane: Lane) -> RealSGLang:
-    """The running server; whatever a test left, it serves the first checkpoint."""
+    """The running server. Each test leaves it serving the first checkpoint."""
     lane.expected(1)
     return lane.serve("plain")
 
@@ -34,7 +34,7 @@ def fleet(server: RealSGLang, **options: object) -> Fleet:
 
 
 async def asked(server: RealSGLang) -> list[list[int]]:
-    """The greedy tokens after the prompts, beside other things."""
+    """The greedy tokens after the prompts, without blocking the event loop."""
     return await asyncio.to_thread(outputs, server)
 
 
@@ -51,7 +51,7 @@ async def test_the_second_checkpoint_and_back(sglang: RealSGLang, lane: Lane) ->
 
 
 def test_what_the_server_calls_its_weights(sglang: RealSGLang) -> None:
-    """Its figure is the memory that the machine lost while it loaded, others' included; that of the KV is computed."""
+    """Its weight size is how far free memory fell during the load, other processes included. Its KV size is exact."""
     usage = ask(sglang, "/server_info")["internal_states"][0]["memory_usage"]
     print(f"memory_usage says weight {usage['weight']} GiB, and the file has {WEIGHTS_MIB / 1024:.3f} GiB")
     assert usage["kvcache"] * 1024 == pytest.approx(KV_MIB, rel=0.01)
@@ -110,13 +110,13 @@ async def test_a_release_whose_answer_is_given_up_after_20_ms(sglang: RealSGLang
     assert await asked(sglang) == lane.expected(0)
 
 
-async def test_a_stranger_asks_health_while_it_is_paused(sglang: RealSGLang, lane: Lane) -> None:
+async def test_a_health_check_by_another_client_while_paused(sglang: RealSGLang, lane: Lane) -> None:
     async with fleet(sglang) as engines:
         await engines.offload(weights=source(0))
         with pytest.raises(urllib.error.HTTPError, match="503"):
             await asyncio.to_thread(ask, sglang, "/health")
         with pytest.raises(urllib.error.HTTPError, match="503"):
-            ask(sglang, "/ping")  # poisoned: serving and paused look alike now
+            ask(sglang, "/ping")  # after that /health, serving and paused cannot be distinguished
         assert await engines["e"].verify() is State.RELEASED
         await engines.onload()
         assert engines["e"].state is State.SERVING
@@ -124,7 +124,7 @@ async def test_a_stranger_asks_health_while_it_is_paused(sglang: RealSGLang, lan
     assert await asked(sglang) == lane.expected(0)
 
 
-async def test_a_stranger_continues_generation_behind_our_back(sglang: RealSGLang, lane: Lane) -> None:
+async def test_a_continue_sent_by_another_client_is_noticed(sglang: RealSGLang, lane: Lane) -> None:
     async with fleet(sglang) as engines:
         engine = engines["e"]
         await engine.pause()
@@ -154,10 +154,10 @@ async def test_without_a_reload_it_does_not_serve(sglang: RealSGLang, lane: Lane
     assert await asked(sglang) == lane.expected(0)
 
 
-async def test_a_checksum_tells_what_was_loaded(sglang: RealSGLang, lane: Lane) -> None:
+async def test_a_checksum_shows_what_was_loaded(sglang: RealSGLang, lane: Lane) -> None:
     async with fleet(sglang, checksum="true") as engines:
-        told = ask(sglang, "/weights_checker")["per_engine_checksum"]
-        right, wrong = (replace(source(0), checksum=checksum) for checksum in (told, "0" * 16))
+        loaded = ask(sglang, "/weights_checker")["per_engine_checksum"]
+        right, wrong = (replace(source(0), checksum=checksum) for checksum in (loaded, "0" * 16))
         with pytest.raises(FleetError, match="checksum"):
             async with engines.offloaded(weights=wrong):
                 pass
@@ -169,7 +169,7 @@ async def test_a_checksum_tells_what_was_loaded(sglang: RealSGLang, lane: Lane) 
 
 
 def cycle(server: RealSGLang, state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`lifecycle cycle`, as a user runs it; what it remembers is in `state`."""
+    """Runs `lifecycle cycle` as a user does, with its state in the folder `state`."""
     command = [sys.executable, "-m", "lifecycle", "cycle", address(server), "--threshold-gib", "1.8", *arguments]
     environment = os.environ | {"LIFECYCLE_STATE_DIR": str(state)}
     return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)

@@ -1,4 +1,4 @@
-"""These tests need torch; without it each file is skipped and says so. `make slow` installs it."""
+"""These tests need torch; without it each file is skipped with that reason. `make slow` installs torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-#: This folder is called torch too, and would be found as an empty package where the real one is missing.
+#: This folder is named torch too, and is found as an empty package where the real one is missing.
 _TORCH = find_spec("torch")
 HAS_TORCH = _TORCH is not None and _TORCH.origin is not None
 
@@ -23,19 +23,19 @@ class _Skipped(pytest.Module):
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    """A module that skips itself, where there is no torch."""
+    """Where torch is missing, a module that only skips."""
     return None if HAS_TORCH else _Skipped.from_parent(parent, path=module_path)
 
 
 @pytest.fixture(autouse=True)
 def _no_garbage() -> None:
-    """Memory of the test before is not counted as this one's."""
+    """Collects garbage, so that memory of the test before does not count as this one's."""
     gc.collect()
 
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was asked of torch_memory_saver and of torch.cuda, which are stand-ins."""
+    """The calls to torch_memory_saver and torch.cuda, which are replaced by stand-ins."""
     from cuda_stand_in import installed
 
     return installed(monkeypatch)
@@ -48,7 +48,7 @@ def kinds() -> Counter[str]:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """The counts are printed."""
+    """Prints the counts."""
     if KINDS:
         counted = ", ".join(f"{kind} {count}" for kind, count in sorted(KINDS.items()))
         terminalreporter.write_line(f"staged by the property test: {counted}")

@@ -1,4 +1,4 @@
-"""torch_memory_saver and torch.cuda, as far as they are used, without a GPU: they write down what was asked of them."""
+"""Stand-ins for torch_memory_saver and torch.cuda that need no GPU and record the calls made to them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lifecycle.adapters.torch_memory_saver import cuda, hooks
 
 
 class Saver:
-    """torch_memory_saver's surface; pausing out of turn ends the process there, and this test here."""
+    """The API of torch_memory_saver. Where the real one exits the process, this one fails the test."""
 
     _impl = None
 
@@ -49,7 +49,7 @@ class Saver:
 
 
 def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was asked of the saver and of torch.cuda, on a machine that says it has one device."""
+    """Installs the stand-ins, with one CUDA device, and returns the log of their calls."""
     log: list[str] = []
     segments: dict[int, int] = {1 << 40: 1 << 21}
     saver = Saver(log, segments)
@@ -58,8 +58,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    told = lambda: [{"address": at, "total_size": size, "device": 0} for at, size in segments.items()]  # noqa: E731
-    monkeypatch.setattr(torch.cuda, "memory_snapshot", told)
+    snapshot = lambda: [{"address": at, "total_size": size, "device": 0} for at, size in segments.items()]  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", snapshot)
     for name in ("synchronize", "empty_cache", "ipc_collect"):
         monkeypatch.setattr(torch.cuda, name, lambda *args, name=name: log.append(name))
     monkeypatch.setattr(cuda.gc, "collect", lambda: log.append("gc"))

@@ -1,4 +1,4 @@
-"""Random modules of every kind of tensor that staging must bring back, and what their bytes are."""
+"""Random modules with every kind of tensor that staging must restore, and the bytes of their tensors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DTYPES = (
     torch.uint8,
     torch.bool,
 )
-#: Kinds with bytes of their own: to skip one loses them.
+#: Kinds with bytes of their own, which are lost where the kind is not staged.
 OWN = ("parameter", "buffer", "unsaved buffer", "non-contiguous", "view", "sliced", "quantised", "sparse", "subclass")
-#: Kinds whose bytes another has too, or that have none.
+#: Kinds that share their bytes with another tensor, or have none.
 OTHER = ("tied", "shared storage", "empty", "meta")
 ALL = (*OWN, *OTHER)
 
@@ -32,16 +32,16 @@ ALL = (*OWN, *OTHER)
 class Built:
     """Modules by name, the kind of each tensor by its full name, and buffers that are KV caches."""
 
-    owners: dict[str, torch.nn.Module] = field(default_factory=dict)
+    modules: dict[str, torch.nn.Module] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
     caches: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor to be made."""
+    """The description of one tensor to build."""
 
-    owner: str
+    role: str
     depth: int
     kind: str
     dtype: torch.dtype
@@ -51,7 +51,7 @@ class Entry:
 
 entries = st.builds(
     Entry,
-    owner=st.sampled_from(("target", "draft")),
+    role=st.sampled_from(("target", "draft")),
     depth=st.integers(0, 2),
     kind=st.sampled_from(ALL),
     dtype=st.sampled_from(DTYPES),
@@ -66,7 +66,7 @@ def build(recipe: list[Entry]) -> Built:
     built = Built({"target": torch.nn.Module(), "draft": torch.nn.Module()})
     for index, entry in enumerate(recipe):
         _place(built, entry, index)
-    for name, root in built.owners.items():
+    for name, root in built.modules.items():
         root.register_buffer("k_cache", torch.full((7,), 3.0))
         built.caches.append(root.k_cache)
         assert f"{name}.k_cache" not in built.kinds
@@ -74,7 +74,7 @@ def build(recipe: list[Entry]) -> Built:
 
 
 def _place(built: Built, entry: Entry, index: int) -> None:
-    module, path = built.owners[entry.owner], entry.owner
+    module, path = built.modules[entry.role], entry.role
     for level in range(entry.depth):
         if not hasattr(module, f"layer{level}"):
             module.add_module(f"layer{level}", torch.nn.Module())
@@ -93,7 +93,7 @@ _PARTS = {"sparse": ("._indices", "._values"), "subclass": (".a", ".b")}
 
 
 def filled(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
-    """Random bytes, which are any value of the type; booleans stay 0 or 1."""
+    """A tensor of random bytes; booleans stay 0 or 1."""
     size = torch.empty(shape, dtype=dtype).nbytes
     top = 2 if dtype is torch.bool else 256
     raw = torch.randint(0, top, (size,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
@@ -126,7 +126,7 @@ def _tensors(entry: Entry) -> list[tuple[str, torch.Tensor, bool]]:
 
 
 def quantised(entry: Entry) -> torch.Tensor:
-    """A tensor of 8-bit integers with a scale, which torch keeps for old checkpoints."""
+    """A quantised tensor of 8-bit integers with a scale, a kind that torch supports for old checkpoints."""
     values = torch.rand(entry.shape, generator=torch.Generator().manual_seed(entry.seed))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -160,12 +160,12 @@ class Pair(torch.Tensor):
 
 
 def parts(built: Built) -> dict[str, torch.Tensor]:
-    """Every plain tensor of the modules by its full name, found without the code under test."""
+    """Every strided tensor of the modules by its full name, found without the code under test."""
     found: dict[str, torch.Tensor] = {}
-    for owner, root in built.owners.items():
+    for role, root in built.modules.items():
         for path, module in root.named_modules():
             for name, tensor in {**module._parameters, **module._buffers}.items():
-                _take(found, ".".join(filter(None, (owner, path, name))), tensor)
+                _take(found, ".".join(filter(None, (role, path, name))), tensor)
     return found
 
 
@@ -188,7 +188,7 @@ def content(tensor: torch.Tensor) -> bytes | None:
 
 
 def scribble(built: Built) -> None:
-    """Every byte of every storage is another."""
+    """Changes every byte of every storage."""
     done = set()
     for tensor in parts(built).values():
         storage = tensor.untyped_storage()

@@ -1,4 +1,4 @@
-"""What the CUDA backend asks of torch_memory_saver and torch, and in which order; the GPU itself is in tests/gpu."""
+"""The calls of the CUDA backend to torch_memory_saver and torch, and their order. Tests on a GPU are in tests/gpu."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Effects in this process: joined, never cancelled; one that outlasts its deadline is waited for before the next."""
+"""Calls in this process are joined and never cancelled; the next call waits for one that outlasts its deadline."""
 
 from __future__ import annotations
 
@@ -115,4 +115,4 @@ async def test_closing_ends_the_thread_and_frees_the_name() -> None:
         with built("again") as (engine, _):
             async with Fleet([engine]):
                 pass
-            assert engine.adapter._effects._thread._shutdown
+            assert engine.adapter._thread._thread._shutdown

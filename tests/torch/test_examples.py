@@ -1,4 +1,4 @@
-"""The examples, run: a loop that learns, and does not without its push; the few lines for two frameworks' loops."""
+"""Runs the examples: a loop that learns, and does not learn without its push; adapters for two frameworks' loops."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def example(name: str) -> ModuleType:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_the_reward_rises_with_the_push_and_not_without(capsys: pytest.CaptureFixture[str]) -> None:
-    grpo, begun, told = example("colocated_grpo"), time.monotonic(), []
+    grpo, begun, lines = example("colocated_grpo"), time.monotonic(), []
     for seed in (0, 1, 2):
         with_push = grpo.gain(await grpo.train(20, seed))
         without = grpo.gain(await grpo.train(20, seed, push=False))
-        told.append(f"seed {seed}: the reward rose by {with_push:.3f}, without the push by {without:.3f}")
+        lines.append(f"seed {seed}: the reward rose by {with_push:.3f}, without the push by {without:.3f}")
         assert with_push > grpo.MARGIN > 2 * abs(without)
     with capsys.disabled():
-        print("", *told, f"{time.monotonic() - begun:.0f} s for six runs of 20 steps", sep="\n")
+        print("", *lines, f"{time.monotonic() - begun:.0f} s for six runs of 20 steps", sep="\n")
 
 
 @pytest.mark.slow
@@ -97,9 +97,9 @@ def test_the_script_that_measures_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
     sizes = ["--gib=0.1", "--kv-gib=0.1", "--workspace-gib=0.02", "--width=512", "--cycles=2"]
     command = [sys.executable, script, "--device=cpu", f"--out={tmp_path}", *sizes]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=380)
-    told = (tmp_path / "torch_cycles.md").read_text() if ended.returncode == 0 else ended.stdout + ended.stderr
-    assert "logits identical, eager and by graph: 2 of 2 cycles" in told
-    assert [line.split("|")[1].strip() for line in told.splitlines() if line.endswith("| 2 of 2 |")] == [
+    page = (tmp_path / "torch_cycles.md").read_text() if ended.returncode == 0 else ended.stdout + ended.stderr
+    assert "logits identical, eager and by graph: 2 of 2 cycles" in page
+    assert [line.split("|")[1].strip() for line in page.splitlines() if line.endswith("| 2 of 2 |")] == [
         "host staging",
         "pinned",
         "mmap",

@@ -1,4 +1,4 @@
-"""What `make gpu` says of its figures: each target that is missed is told, and none that is met."""
+"""The report of `make gpu` lists every target that its figures miss, and none that they meet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 def load() -> Any:
-    """The module of the GPU lane that writes the page and judges it."""
+    """The module that renders the page of `make gpu` and compares it with the targets."""
     spec = importlib.util.spec_from_file_location("torch_report", Path(__file__).parents[1] / "gpu" / "torch_report.py")
     assert spec is not None
     assert spec.loader is not None
@@ -27,7 +27,7 @@ report = load()
 
 
 def ring(mode: str) -> dict[str, Any]:
-    """Three cycles as they should be: of 16 GiB beside a context of 500 MiB all but 40 MiB come back."""
+    """Three cycles that meet every target: of 16 GiB beside a context of 500 MiB, all but 40 MiB are released."""
     serving, released = 16 * GIB + 600 * MIB, 540 * MIB
     return {
         "hook_mode": mode,
@@ -67,7 +67,7 @@ GOOD: dict[str, Any] = {
 FAILED = {"error": "the GPU fell off the bus", "returncode": 139}
 
 
-def test_nothing_is_told_of_figures_that_meet_every_target() -> None:
+def test_figures_that_meet_every_target_are_not_listed() -> None:
     assert not any(report.missed(GOOD).values())
     page = report.page(GOOD)
     assert "reclaim: 99.14% of what was held beyond the bare context (least of 3; target on a GPU: 99%)" in page
@@ -77,24 +77,32 @@ def test_nothing_is_told_of_figures_that_meet_every_target() -> None:
 
 GROWN = [540 * MIB, 640 * MIB, 700 * MIB]
 SPOILED: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
-    ("every part ran", lambda told: told["ring"].update(preload=FAILED), "ring preload ended with 139: the GPU fell"),
-    ("every part ran", lambda told: told["backups"].update(mmap=FAILED), "backups mmap ended with 139"),
-    ("every part ran", lambda told: told.update(copies=FAILED), "copies ended with 139"),
-    ("logits", lambda told: told["ring"]["preload"].update(identical_logits=2), "identical in 2 of 3"),
-    ("logits", lambda told: told["backups"]["pinned"].update(identical_logits=0), "backups pinned"),
-    ("reclaim", lambda told: told["ring"]["torch"]["bytes_at"].update(released=[900 * MIB] * 3), "97.57% came back"),
-    ("reclaim", lambda told: told["bare"].clear(), "unknown came back"),
-    ("growth", lambda told: told["ring"]["torch"]["bytes_at"].update(released=GROWN), "60 MiB"),
-    ("growth", lambda told: told["ring"].update(preload=FAILED), "preload: unknown"),
-    ("staging", lambda told: told["copies"].update(staging=way(50.0, 54.0)), "to_host_gb_s: 90.9%"),
-    ("staging", lambda told: told["copies"].update(staging=way(55.0, 50.0)), "to_device_gb_s: 92.6%"),
+    (
+        "every part ran",
+        lambda data: data["ring"].update(preload=FAILED),
+        "ring preload ended with 139: the GPU fell",
+    ),
+    ("every part ran", lambda data: data["backups"].update(mmap=FAILED), "backups mmap ended with 139"),
+    ("every part ran", lambda data: data.update(copies=FAILED), "copies ended with 139"),
+    ("logits", lambda data: data["ring"]["preload"].update(identical_logits=2), "identical in 2 of 3"),
+    ("logits", lambda data: data["backups"]["pinned"].update(identical_logits=0), "backups pinned"),
+    (
+        "reclaim",
+        lambda data: data["ring"]["torch"]["bytes_at"].update(released=[900 * MIB] * 3),
+        "97.57% came back",
+    ),
+    ("reclaim", lambda data: data["bare"].clear(), "unknown came back"),
+    ("growth", lambda data: data["ring"]["torch"]["bytes_at"].update(released=GROWN), "60 MiB"),
+    ("growth", lambda data: data["ring"].update(preload=FAILED), "preload: unknown"),
+    ("staging", lambda data: data["copies"].update(staging=way(50.0, 54.0)), "to_host_gb_s: 90.9%"),
+    ("staging", lambda data: data["copies"].update(staging=way(55.0, 50.0)), "to_device_gb_s: 92.6%"),
 ]
 
 
 @pytest.mark.parametrize(("what", "spoil", "says"), SPOILED)
-def test_a_target_that_is_missed_is_told(what: str, spoil: Callable[[dict[str, Any]], Any], says: str) -> None:
-    told = copy.deepcopy(GOOD)
-    spoil(told)
-    assert says in " ".join(report.missed(told)[what])
-    if told.get("bare"):
-        assert report.page(told)
+def test_a_target_that_is_missed_is_listed(what: str, spoil: Callable[[dict[str, Any]], Any], says: str) -> None:
+    data = copy.deepcopy(GOOD)
+    spoil(data)
+    assert says in " ".join(report.missed(data)[what])
+    if data.get("bare"):
+        assert report.page(data)

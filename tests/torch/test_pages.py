@@ -1,4 +1,4 @@
-"""The backend without CUDA gives back what the process holds and does not use."""
+"""The CPU backend returns memory that the process holds and does not use to the operating system."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 class Node:
-    """Refers to itself, so that only a collection of garbage ends it."""
+    """Refers to itself, so that only the garbage collector frees it."""
 
     def __init__(self) -> None:
         self.itself = self

@@ -1,4 +1,4 @@
-"""Host staging by itself: its buffers, its budget, what it refuses."""
+"""Host staging alone: its buffers, its budget and its refusals."""
 
 from __future__ import annotations
 
@@ -115,20 +115,20 @@ def test_restoring_twice_or_nothing_is_refused() -> None:
 
 
 def test_a_tensor_that_was_replaced_is_named_and_nothing_is_written() -> None:
-    owner = module(10, 20)
-    staging = HostStaging({"target": owner})
+    made = module(10, 20)
+    staging = HostStaging({"target": made})
     staging.stage()
-    owner.b0.zero_()
-    owner.b1 = torch.zeros(20, dtype=torch.uint8)
+    made.b0.zero_()
+    made.b1 = torch.zeros(20, dtype=torch.uint8)
     with pytest.raises(ModulesChanged, match=r"target.b1 was replaced"):
         staging.restore()
-    assert not owner.b0.any()
+    assert not made.b0.any()
     assert staging.holds
 
 
 def test_bytes_that_came_back_wrong_are_named() -> None:
-    owner = module(MIB, 300)
-    staging = HostStaging({"target": owner}, checksum=True)
+    made = module(MIB, 300)
+    staging = HostStaging({"target": made}, checksum=True)
     staging.stage()
     with staging._buffers.slabs[0].open() as host:
         host[MIB + 7] ^= 1

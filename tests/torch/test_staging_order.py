@@ -1,4 +1,4 @@
-"""Staging on a CUDA device: what is asked of it, in which order; the device is a stand-in, the bytes are a CPU's."""
+"""The calls of staging to a CUDA device, and their order. The device is a stand-in, and the bytes are on the CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEVICE = torch.device("cuda", 0)
 
 
 class OnCuda(Span):
-    """A span that says it is on a device."""
+    """A span on the CPU that reports a CUDA device."""
 
     device = DEVICE
 
@@ -26,7 +26,7 @@ class OnCuda(Span):
 
 
 class Staging(HostStaging):
-    """Stages tensors that say they are on a device."""
+    """Stages spans that report a CUDA device."""
 
     def _spans(self) -> list[Span]:
         return [OnCuda(each.storage, each.start, each.stop, each.names) for each in super()._spans()]
@@ -34,7 +34,7 @@ class Staging(HostStaging):
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was asked, in order."""
+    """The calls, in order."""
     log: list[str] = []
 
     class Stream:
@@ -71,11 +71,11 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_copies_go_over_one_side_stream_which_has_ended_both_ways(log: list[str]) -> None:
-    owner = torch.nn.Module()
+    model = torch.nn.Module()
     for name, size in (("small", MIB), ("large", 4 * MIB)):
-        owner.register_buffer(name, torch.randint(0, 256, (size,), dtype=torch.uint8))
-    before = owner.large.clone()
-    staged = Staging({"target": owner}, budget=HostBudget(64 * MIB), slab_bytes=2 * MIB)
+        model.register_buffer(name, torch.randint(0, 256, (size,), dtype=torch.uint8))
+    before = model.large.clone()
+    staged = Staging({"target": model}, budget=HostBudget(64 * MIB), slab_bytes=2 * MIB)
     over = ["over the stream", "not over it", "the stream has ended"]
     for cycle in range(2):
         log.clear()
@@ -84,11 +84,11 @@ def test_copies_go_over_one_side_stream_which_has_ended_both_ways(log: list[str]
         stream = ["a stream of cuda:0"] if cycle == 0 else []
         copies = "[2, 2, 1] MiB to the host"
         assert log == [*made, "cuda:0 has ended", *stream, over[0], copies, *over[1:]], "the large one first"
-        owner.large.zero_()
+        model.large.zero_()
         log.clear()
         staged.restore()
         assert log == [over[0], "[2, 2, 1] MiB to the device", *over[1:]]
-        assert torch.equal(owner.large, before)
+        assert torch.equal(model.large, before)
     staged.close()
 
 

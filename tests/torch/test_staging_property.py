@@ -1,4 +1,4 @@
-"""Whatever the modules are made of, staging brings back every byte, and nothing that is a KV cache."""
+"""For modules of any tensors, staging restores every byte, except those of KV caches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from lifecycle.adapters.torch_memory_saver.staging import HostStaging
 from random_modules import ALL, OWN, Built, Entry, build, content, entries, parts, recipes, scribble
 
-#: Random modules with a tensor of one kind, and whatever else comes.
+#: Random modules for each kind of tensor, each with a tensor of that kind and others.
 EXAMPLES = 25
 SETTINGS = settings(
     max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -19,7 +19,7 @@ SETTINGS = settings(
 
 
 def property_holds(built: Built, staging: HostStaging, *, names: bool = True) -> None:
-    """Two cycles through the same host buffers give every tensor its bytes back; a KV cache is left alone."""
+    """Two cycles through the same host buffers restore the bytes of every tensor, and leave KV caches as they are."""
     before = {name: content(tensor) for name, tensor in parts(built).items() if not name.endswith("k_cache")}
     if names:
         assert {leaf.name for leaf in staging.staged_leaves()} == set(before)
@@ -33,9 +33,9 @@ def property_holds(built: Built, staging: HostStaging, *, names: bool = True) ->
 
 
 def staging_of(built: Built, kind: type[HostStaging] = HostStaging) -> HostStaging:
-    """A staging in buffers so small that tensors are cut, with checksums."""
+    """A staging with checksums, in buffers so small that tensors are split."""
     caches = {cache.data_ptr() for cache in built.caches}
-    return kind(built.owners, checksum=True, slab_bytes=512, exclude=lambda tensor: tensor.data_ptr() in caches)
+    return kind(built.modules, checksum=True, slab_bytes=512, exclude=lambda tensor: tensor.data_ptr() in caches)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -63,7 +63,7 @@ def one_of_each() -> list[Entry]:
 
 
 def skipping(built: Built, kind: str) -> type[HostStaging]:
-    """A staging that overlooks one kind."""
+    """A staging that skips one kind."""
 
     class Skipping(HostStaging):
         def staged_leaves(self):
@@ -90,4 +90,4 @@ def test_bytes_alone_show_that_a_kind_was_skipped(kind: str) -> None:
 def test_a_kv_cache_that_is_not_excluded_shows() -> None:
     built = build(one_of_each())
     with pytest.raises(AssertionError):
-        property_holds(built, HostStaging(built.owners), names=False)
+        property_holds(built, HostStaging(built.modules), names=False)

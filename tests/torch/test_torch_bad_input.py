@@ -1,4 +1,4 @@
-"""What a user can get wrong with an engine in this process: each is refused or told, by name, with what to do."""
+"""Mistakes of a user of an engine in this process: each is refused or reported by name, with a remedy."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ GIB = 1 << 30
 
 
 def only(error: FleetError) -> Exception:
-    """The one error of a fleet's."""
+    """The only error in a FleetError."""
     (first,) = error.exceptions
     return first
 
 
 async def resident_after_release(**options) -> int:
-    """Bytes that stay when everything is in regions."""
+    """Bytes that stay resident where everything is in regions."""
     with built("measured", **options) as (engine, _):
         async with Fleet([engine]) as fleet, fleet.offloaded(weights=Kept()) as (released,):
             return released.verdicts["memory_returned"].figures["resident_bytes"]
@@ -44,7 +44,7 @@ async def resident_after_release(**options) -> int:
 # allocation outside a region
 
 
-async def test_a_cache_outside_every_region_is_told_by_the_residual() -> None:
+async def test_a_cache_outside_every_region_shows_in_the_residual() -> None:
     clean = await resident_after_release()
     tight = replace(POLICY, residual_threshold_gib=(clean + 32 * MIB) / GIB)
     stray = torch.ones(96 * MIB // 4)
@@ -55,7 +55,7 @@ async def test_a_cache_outside_every_region_is_told_by_the_residual() -> None:
     assert stray.all()
 
 
-async def test_a_module_outside_every_region_is_told_by_name_and_by_the_residual() -> None:
+async def test_a_module_outside_every_region_is_named_and_shows_in_the_residual() -> None:
     engine = TorchEngine("policy", device="cpu", policy=POLICY)
     with engine.region("weights"):
         model = seeded(0)
@@ -155,13 +155,13 @@ async def test_too_little_host_memory_is_refused_before_anything_is_given_back()
 
 
 def untied(model) -> dict[str, torch.Tensor]:
-    """What a checkpoint of the model has: a tied tensor once."""
+    """The tensors of a checkpoint of the model; a tied tensor comes once."""
     return {name: value for name, value in model.state_dict().items() if name != "head.weight"}
 
 
 @pytest.fixture
 def release(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Awaitable[str]]:
-    """Releases while this host has so much memory free, and restores while it has plenty; why the guard refused."""
+    """Releases with this much free host memory, then restores with plenty; returns the guard's refusal, if any."""
 
     async def release(fleet: Fleet, source, *tags: str, free_mib: int) -> str:
         refusal = ""
@@ -261,7 +261,7 @@ def added(model) -> None:
 
 @pytest.mark.parametrize("contents", ["staged", "discarded"])
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (moved, "target.mix.weight was moved from cpu to meta"),
         (resized, r"target.mix.weight was resized from \[1024, 1024\] to \[8, 1024\]"),
@@ -271,13 +271,13 @@ def added(model) -> None:
         (added, "target.late is new"),
     ],
 )
-async def test_a_module_that_changed_while_released_is_refused_by_name(contents: str, change, told: str) -> None:
+async def test_a_module_that_changed_while_released_is_refused_by_name(contents: str, change, message: str) -> None:
     with built(contents=contents) as (engine, model):
         async with Fleet([engine]) as fleet:
             source = Kept() if contents == "staged" else FromDisk("/nowhere", "v1")
             await fleet.offload(weights=source)
             change(model)
-            with pytest.raises(Rejected, match=told) as refused:
+            with pytest.raises(Rejected, match=message) as refused:
                 await engine.restore_weights()
             assert refused.value.settled is State.RELEASED
             assert engine.adapter.tenant.tags.released == {"weights", "kv_cache"}
@@ -311,8 +311,11 @@ async def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path) -> None:
         async with Fleet([engine]) as fleet:
             await fleet.pause()
             await fleet.drain()
-            for path, told in ((tmp_path, "the checkpoint has no target.mix.bias"), (tmp_path / "none", "safetensors")):
-                with pytest.raises(Rejected, match=told):
+            for path, message in (
+                (tmp_path, "the checkpoint has no target.mix.bias"),
+                (tmp_path / "none", "safetensors"),
+            ):
+                with pytest.raises(Rejected, match=message):
                     await engine.update_weights(FromDisk(str(path), "v1"))
                 assert engine.state is State.DRAINED
             save_file({**state, "mix.bias": torch.zeros(3)}, tmp_path / "a.safetensors")
@@ -324,7 +327,7 @@ async def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pushed", "told"),
+    ("pushed", "message"),
     [
         ({}, "nothing was pushed to target.embedding.weight, target.mix.weight, target.mix.bias"),
         ({"mix.bias": torch.zeros(1024)}, "nothing was pushed to target.embedding.weight, target.mix.weight"),
@@ -332,14 +335,14 @@ async def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path) -> None:
         ({"mix.nose": torch.zeros(3)}, "target.mix.nose, which the module does not have"),
     ],
 )
-async def test_a_push_that_is_not_whole_is_no_update(pushed, told: str) -> None:
+async def test_a_push_that_is_not_whole_is_no_update(pushed, message: str) -> None:
     with built() as (engine, _):
 
         async def push(engines) -> None:
             await engines[0].push("tensors", tensors=pushed)
 
         async with Fleet([engine]) as fleet:
-            with pytest.raises(FleetError, match=told):
+            with pytest.raises(FleetError, match=message):
                 async with fleet.offloaded(weights=Pushed(push, "v1")):
                     pass
             assert engine.state is not State.SERVING
@@ -349,3 +352,18 @@ async def test_a_push_that_is_not_whole_is_no_update(pushed, told: str) -> None:
 async def test_an_unknown_way_to_push_names_those_there_are() -> None:
     with built() as (engine, _), pytest.raises(ValueError, match="'tensors' or 'in_place', not 'nccl'"):
         engine.adapter.push_call("nccl", {}, "v1")
+
+
+async def test_a_push_names_its_module_and_still_takes_the_old_name() -> None:
+    engine = TorchEngine("spec", device="cpu", policy=POLICY)
+    with engine.region("weights"):
+        target, draft = seeded(1), seeded(2, width=256)
+    engine.attach({"target": target, "draft": draft}, generate=lambda probe: greedy(target))
+    await engine.connect()
+    bias = {"mix.bias": torch.full((256,), 0.5)}
+    with pytest.warns(DeprecationWarning, match="push\\(module=...\\)"):
+        old = engine.adapter.push_call("tensors", {"tensors": bias, "owner": "draft"}, "v1")
+    assert old == engine.adapter.push_call("tensors", {"tensors": bias, "module": "draft"}, "v1")
+    assert (await engine.adapter.send(old, deadline_s=5)).outcome == "done"
+    assert torch.equal(draft.mix.bias, bias["mix.bias"])
+    await engine.aclose()

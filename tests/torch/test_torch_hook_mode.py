@@ -1,4 +1,4 @@
-"""Before torch_memory_saver is used: its hook mode is resolved and guarded, the allocator looked at, packages there."""
+"""Checks before torch_memory_saver is first used: the hook mode, torch's allocator settings, missing packages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LIBRARY = "/x/torch_memory_saver_hook_mode_preload_cu12.abi3.so"
 
 @pytest.fixture
 def unused(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """torch_memory_saver as it stands before its first use, in a process where none was used."""
+    """A stand-in for torch_memory_saver before its first use in the process."""
     saver = types.SimpleNamespace(_impl=None, hook_mode=None)
     monkeypatch.setitem(sys.modules, "torch_memory_saver", types.SimpleNamespace(torch_memory_saver=saver))
     monkeypatch.setattr(hooks, "_fixed", [])
@@ -58,7 +58,7 @@ def test_the_hook_mode_is_set_before_first_use_and_never_changes(unused, monkeyp
         hooks.memory_saver("preload")
 
 
-def test_a_hook_mode_that_somebody_else_used_is_kept_to(unused) -> None:
+def test_a_hook_mode_already_used_in_the_process_cannot_change(unused) -> None:
     unused._impl = types.SimpleNamespace(_hook_mode="preload")
     with pytest.raises(ConfigurationError, match="used in this process with hook mode 'preload'"):
         hooks.memory_saver("torch")
@@ -86,7 +86,7 @@ def test_a_device_that_cannot_be_released_is_refused() -> None:
 
 
 def on(monkeypatch: pytest.MonkeyPatch, gpu: Gpu, cuda: str) -> None:
-    """This process sees this GPU, and has torch for this CUDA."""
+    """Makes this process see this GPU and have a torch build for this CUDA."""
     for module in (hooks, hook_mode):
         monkeypatch.setattr(module, "visible_gpus", lambda *args, **how: (gpu,))
         monkeypatch.setattr(module, "installed_cuda", lambda: cuda)
@@ -140,12 +140,12 @@ def test_the_way_out_that_a_refusal_names_is_open(unused, monkeypatch) -> None:
 # the guard of a release
 
 
-#: What a machine without a GPU cannot measure is accepted, so that the guard alone refuses.
+#: Accepts what a machine without a GPU cannot measure, so that only the guard refuses.
 UNSEEN = Policy(unprovable="warn", accept={"memory_returned": Grade.ACKNOWLEDGED})
 
 
 async def drained(mode: str) -> TorchEngine:
-    """An engine on a CUDA device that is a stand-in, ready to be released."""
+    """A drained engine on a stand-in for a CUDA device."""
     engine = TorchEngine("policy", device="cuda", hook_mode=mode, policy=UNSEEN)
     with engine.region("weights"):
         model = seeded(0, width=8, vocabulary=16)
@@ -157,7 +157,7 @@ async def drained(mode: str) -> TorchEngine:
 
 
 async def test_a_release_is_refused_in_a_mode_that_crashes(log: list[str], monkeypatch) -> None:
-    """However it came to be used: the environment says nothing of a mode that was passed as an argument."""
+    """The mode is passed as an argument, which the environment does not show."""
     monkeypatch.setenv("LD_PRELOAD", LIBRARY)
     engine = await drained("preload")
     assert (engine.capabilities.saver, engine.capabilities.hook_mode) == ("torch_memory_saver", "preload")
@@ -199,8 +199,9 @@ def test_torch_memory_saver_is_not_installed(monkeypatch: pytest.MonkeyPatch) ->
         hooks.memory_saver("torch")
 
 
-def test_torch_is_not_installed() -> None:
-    code = "import sys; sys.modules['torch'] = None; import lifecycle.adapters.torch_memory_saver"
+@pytest.mark.parametrize("package", ["torch", "safetensors"])
+def test_a_package_that_is_not_installed_is_named(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; import lifecycle.adapters.torch_memory_saver"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.returncode != 0
-    assert "needs torch; pip install 'engine-lifecycle[torch]'" in ended.stderr
+    assert f"needs {package}; pip install 'engine-lifecycle[torch]'" in ended.stderr

@@ -1,4 +1,4 @@
-"""The ring on a torch model in this process: memory measured from the operating system, tokens compared."""
+"""Whole cycles of a torch model in this process: memory is measured by the operating system, tokens are compared."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_memory_comes_back_and_then_the_same_tokens(contents: str) -> None
 
 
 async def test_tags_too_small_to_see_are_known_by_the_engines_own_books() -> None:
-    """20 MiB of weights beside a process of many: their release and restore are reported, not only answered."""
+    """20 MiB of weights in a process with far more: their release and restore are reported, not only acknowledged."""
     with built(policy=Policy(residual_threshold_gib=4.0), kv_mib=512) as (engine, model):
         before = greedy(model)
         async with Fleet([engine]) as fleet:
@@ -191,7 +191,7 @@ async def test_groups_of_processes_are_destroyed_and_rebuilt_for_real(tmp_path) 
 
 
 async def test_what_is_staged_is_given_up_when_a_push_begins() -> None:
-    """It waits still where its restore failed, and must not come back over what the trainer wrote."""
+    """A staged copy is kept where its restore failed. It must not be restored over what the trainer wrote."""
     other = seeded(7)
     with built() as (engine, model):
         staging = engine.adapter.tenant.stagings["weights"]
@@ -280,7 +280,7 @@ async def test_what_another_tenant_of_the_process_holds_is_not_the_engines() -> 
             assert residents[0] == pytest.approx(residents[1], abs=24 * MIB), "148 MiB of two's are not one's"
 
 
-async def test_somebody_elses_release_is_a_contradiction() -> None:
+async def test_a_release_outside_the_library_is_a_contradiction() -> None:
     with built() as (engine, _):
         async with Fleet([engine]) as fleet:
             await fleet.pause()

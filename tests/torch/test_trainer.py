@@ -1,4 +1,4 @@
-"""A trainer in the ring: parameters, gradients and optimizer states as tags, without admission."""
+"""A trainer is released and restored: parameters, gradients and optimizer states as tags, without admission."""
 
 from __future__ import annotations
 

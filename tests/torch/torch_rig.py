@@ -1,4 +1,4 @@
-"""A small language model in this process, and an engine of it whose memory is real pages."""
+"""A small language model in this process, and an engine whose memory is returned to the operating system."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lifecycle.adapters.torch_memory_saver import TorchEngine
 from lifecycle import Policy
 
 MIB = 1 << 20
-#: Sizes that show in a process with torch in it.
+#: Thresholds at which a release of 20 MiB is measurable in a process with torch.
 POLICY = Policy(residual_threshold_gib=4.0, visible_bytes=4 * MIB, visible_fraction=0.001, settle_s=0.5, poll_s=0.02)
 PROMPT = (3, 1, 4, 1, 5)
 
@@ -45,7 +45,7 @@ def greedy(model: Model, prompt: tuple[int, ...] = PROMPT, tokens: int = 8) -> l
 
 
 def seeded(seed: int, **shape: Any) -> Model:
-    """A model of its own."""
+    """A new model with weights from this seed."""
     torch.manual_seed(seed)
     return Model(**shape)
 

@@ -1,8 +1,8 @@
-"""One tensor's memory, and how it leaves the process and comes back.
+"""Returns the memory of one tensor to the operating system, and makes it resident again.
 
-Pages are given back with `madvise(MADV_DONTNEED)`: private anonymous memory loses its contents and its residency at
-once, and reads as zeros afterwards. Only whole pages go; what the tensor has of the pages at its two ends, which it
-shares with its neighbours, is zeroed.
+Pages are returned with `madvise(MADV_DONTNEED)`: private anonymous memory is no longer resident, and reads as zeros
+afterwards. Only whole pages can be returned. The bytes of a tensor in the pages at its two ends, which it shares with
+other memory, are set to zero.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 PAGE = mmap.PAGESIZE
 MADV_DONTNEED = 4
-BLOCK = 64 << 20  # bytes a single write or read of the backup moves
+BLOCK = 64 << 20  # bytes in one write or read of the backup
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class State(enum.Enum):
-    """Whether the memory is there."""
+    """Whether the memory is resident."""
 
     ACTIVE = "active"
     PAUSED = "paused"
 
 
 class Allocation:
-    """The memory of one storage: there while ACTIVE, given back while PAUSED.
+    """The memory of one storage: resident while ACTIVE, returned to the operating system while PAUSED.
 
-    The storage belongs to whoever allocated it: it is held here only for the length of a call.
+    No reference to the storage is kept between calls, so that it is freed when the server drops it.
     """
 
     def __init__(self, tag: str, *, backup: bool) -> None:
@@ -46,18 +46,18 @@ class Allocation:
         self._spill: int | None = None
 
     def pause(self, storage: UntypedStorage) -> None:
-        """The pages are the operating system's; a call on a paused allocation ends the process."""
+        """Returns the pages to the operating system. A call on a paused allocation exits the process."""
         if self.state is not State.ACTIVE:
-            _die("Cannot pause allocation that is not active.", self.tag, storage)
+            _exit("Cannot pause allocation that is not active.", self.tag, storage)
         if self._backup:
             self._spill = _spill(_bytes_of(storage))
         _give_back(storage)
         self.state = State.PAUSED
 
     def resume(self, storage: UntypedStorage) -> None:
-        """Every page is resident again; a call on an active allocation ends the process."""
+        """Makes every page resident again. A call on an active allocation exits the process."""
         if self.state is not State.PAUSED:
-            _die("Cannot resume allocation that is not paused. ", self.tag, storage)
+            _exit("Cannot resume allocation that is not paused. ", self.tag, storage)
         touch(storage)
         if self._spill is not None:
             _fill(_bytes_of(storage), self._spill)
@@ -65,14 +65,14 @@ class Allocation:
         self.state = State.ACTIVE
 
     def close(self) -> None:
-        """The backup, if there is one, is off the disk."""
+        """Deletes the backup, if there is one."""
         if self._spill is not None:
             os.close(self._spill)
             self._spill = None
 
 
 def touch(storage: UntypedStorage) -> None:
-    """Every page is resident, with the contents it had: on a GPU memory is there from its allocation on."""
+    """Makes every page resident without changing it, as memory on a GPU is from its allocation on."""
     memory = _bytes_of(storage)
     for offset in range(0, len(memory), PAGE):
         memory[offset] = memory[offset]
@@ -97,7 +97,7 @@ def _bytes_of(storage: UntypedStorage) -> memoryview:
 
 
 def _spill(memory: memoryview) -> int:
-    """A file without a name holds the bytes; on disk, because a backup in this process would count as its memory."""
+    """Writes the bytes to an unlinked file. A backup in this process would count as its memory."""
     descriptor, path = tempfile.mkstemp(prefix="memory-saver-")
     os.unlink(path)
     offset = 0
@@ -111,12 +111,12 @@ def _fill(memory: memoryview, descriptor: int) -> None:
     while offset < len(memory):
         read = os.preadv(descriptor, [memory[offset : offset + BLOCK]], offset)
         if not read:
-            raise OSError("the backup is shorter than what it is a backup of")
+            raise OSError("the backup is shorter than the memory")
         offset += read
 
 
-def _die(complaint: str, tag: str, storage: UntypedStorage) -> NoReturn:
-    """The process is gone, with what the real one prints: it calls `exit(1)` and raises nothing."""
-    line = f"[torch_memory_saver.cpp] {complaint} tag={tag} ptr={storage.data_ptr()} size={storage.nbytes()}"
+def _exit(message: str, tag: str, storage: UntypedStorage) -> NoReturn:
+    """Prints what the real package prints and exits with status 1, as it does; no exception is raised."""
+    line = f"[torch_memory_saver.cpp] {message} tag={tag} ptr={storage.data_ptr()} size={storage.nbytes()}"
     print(line, file=sys.stderr, flush=True)
     os._exit(1)

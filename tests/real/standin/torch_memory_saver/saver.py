@@ -1,4 +1,4 @@
-"""Which tensors belong to a region, and the API of torch_memory_saver 0.0.10 over them."""
+"""The API of torch_memory_saver 0.0.10, and which tensors belong to a region."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ TAG_DEFAULT = "default"
 
 
 class _Watch(TorchDispatchMode):
-    """Remembers the storages that operations of this thread allocate, by their identity.
+    """Records the storages that torch operations of this thread allocate.
 
-    A storage that one of the inputs already has is a view's or was changed in place, and is nobody's new memory.
+    A storage that one of the inputs has too belongs to a view or was changed in place. It is not new.
     """
 
     def __init__(self) -> None:
@@ -47,28 +47,28 @@ def _storages(tree: object) -> Iterator[torch.UntypedStorage]:
 
 
 class TorchMemorySaver:
-    """What was allocated inside a region can be given back to the operating system, and taken again, by its tag."""
+    """Returns the memory of everything allocated in regions to the operating system, and restores it, by tag."""
 
     def __init__(self) -> None:
         self._allocations: dict[StorageWeakRef, Allocation] = {}
 
     @property
     def enabled(self) -> bool:
-        """Always true, as in the real one."""
+        """Always true, as in the real package."""
         return True
 
     @property
     def hook_mode(self) -> str:
-        """Can only be set, as in the real one."""
+        """Can only be set, as in the real package."""
         raise AttributeError("hook_mode can only be set")
 
     @hook_mode.setter
     def hook_mode(self, hook_mode: str) -> None:
-        """Nothing changes: there is nothing to hook on a CPU."""
+        """Does nothing: there is nothing to hook on a CPU."""
 
     @contextlib.contextmanager
     def region(self, tag: str = TAG_DEFAULT, enable_cpu_backup: bool = False, **_: object) -> Iterator[None]:
-        """What the body allocated and kept belongs to `tag` afterwards, and is resident."""
+        """A context; what is allocated in it and still referenced after it belongs to `tag`, and is resident."""
         if torch.cuda.is_available():
             raise RuntimeError("this stand-in for torch_memory_saver only knows memory of the CPU")
         with _Watch() as watch:
@@ -78,22 +78,22 @@ class TorchMemorySaver:
 
     @contextlib.contextmanager
     def cuda_graph(self, cuda_graph: object, *_: object, **__: object) -> Iterator[None]:
-        """There are no graphs on a CPU; the body runs."""
+        """A context that does nothing, since a CPU has no graphs."""
         yield
 
     @contextlib.contextmanager
     def disable(self, dispose_mem_pool_after_use: bool = True) -> Iterator[None]:
-        """What the body allocates belongs to no region."""
+        """A context in which allocations belong to no region."""
         with _disable_current_modes():
             yield
 
     def pause(self, tag: str | None = None) -> None:
-        """The memory of `tag`, or of every tag, is the system's. Ends the process if some of it already is."""
+        """Releases the memory of `tag`, or of every tag. Exits the process where some of it is released already."""
         for storage, allocation in self._living(tag):
             allocation.pause(storage)
 
     def resume(self, tag: str | None = None) -> None:
-        """The memory of `tag`, or of every tag, is resident. Ends the process if some of it already is."""
+        """Makes the memory of `tag`, or of every tag, resident. Exits the process where some of it is already."""
         for storage, allocation in self._living(tag):
             allocation.resume(storage)
 
@@ -104,7 +104,7 @@ class TorchMemorySaver:
             touch(storage)
 
     def _living(self, tag: str | None) -> list[tuple[torch.UntypedStorage, Allocation]]:
-        """The allocations of this tag that somebody still holds; the others are forgotten."""
+        """The allocations of this tag that are still referenced; the others are dropped."""
         found = []
         for reference, allocation in list(self._allocations.items()):
             storage = _living(reference)
@@ -117,11 +117,11 @@ class TorchMemorySaver:
 
 
 def _living(reference: StorageWeakRef) -> torch.UntypedStorage | None:
-    """The storage if somebody still holds it."""
+    """The storage if it is still referenced, else None."""
     return torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
 
 
 @contextlib.contextmanager
 def configure_subprocess() -> Iterator[None]:
-    """Children need nothing preloaded: they find this module on the same path."""
+    """A context that does nothing: child processes need no preloaded library, and find this module on the same path."""
     yield
