@@ -26,7 +26,9 @@ async def ask(session: Session, *, deadline_s: float) -> Verdict:
     verdict = await session.adapter.answers(Probe(tokens=tokens) if tokens else Probe(), deadline_s=deadline_s)
     if not tokens:
         return verdict
-    return _compared(session, verdict)
+    record, verdict = compared(session.record, verdict)
+    session.commit(record)
+    return verdict
 
 
 async def record_baseline(session: Session, *, deadline_s: float) -> None:
@@ -45,21 +47,22 @@ def forgotten(record: Record, version: str) -> Record:
     return replace(record, calibration=replace(record.calibration, canary_answers=answers))
 
 
-def _compared(session: Session, verdict: Verdict) -> Verdict:
-    """The verdict, refuted where the answer is not the one that was remembered for this version."""
-    version, record = _version(session.facts), session.record
+def compared(record: Record, verdict: Verdict) -> tuple[Record, Verdict]:
+    """The verdict, refuted where the answer is not the one that was remembered for this version; and the record, which
+    remembers a first answer.
+    """
+    version = _version(record.facts)
     tokens = verdict.figures.get("output_ids") if isinstance(verdict, Proved) else None
     if version is None or not tokens:
-        return verdict
+        return record, verdict
     answers = record.calibration.canary_answers
     before = answers.get(version)
     if before is None:
         learned = replace(record.calibration, canary_answers={**answers, version: tuple(tokens)})
-        session.commit(replace(record, calibration=learned))
-        return verdict
+        return replace(record, calibration=learned), verdict
     if before == tuple(tokens):
-        return verdict
-    return Refuted(
+        return record, verdict
+    return record, Refuted(
         reason=(
             f"its weights are called {version} and it answers otherwise than it did with {version} before "
             f"({list(tokens)}, not {list(before)}): load them again, or forget_canary({version!r}) if the label was "

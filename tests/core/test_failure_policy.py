@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
-from rig import V1, believing, fleet_of, goes_home, states
+from rig import V1, believing, fleet_of, serve_again, states
 
 from lifecycle import Fleet, FleetError, Refuted, State
 from lifecycle.core.policy import OnFailure
@@ -216,4 +216,4 @@ async def test_a_step_that_does_not_end_in_time_fails_the_move() -> None:
     with pytest.raises(TimeoutError):
         await fleet.onload(between=hangs, between_deadline_s=0.02)
     assert states(fleet) == {"a": "weights_restored"}
-    await goes_home(fleet["a"])
+    await serve_again(fleet["a"])

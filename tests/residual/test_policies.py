@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,10 @@ from lifecycle import (
     Contents,
     Fact,
     Facts,
+    FromDisk,
     Grade,
     NotApplicable,
+    NotProved,
     Policy,
     Process,
     Proved,
@@ -28,7 +31,8 @@ from lifecycle import (
     Verdict,
 )
 from lifecycle.core.readings import Holder, Reading
-from lifecycle.engine.canary import Canary
+from lifecycle.core.record import Record
+from lifecycle.engine.canary import compared, forgotten
 from lifecycle.engine.headroom import judge, worst
 from lifecycle.nodes import this_host
 from lifecycle.nodes.host_memory import available_bytes, biggest_holders
@@ -37,7 +41,8 @@ from lifecycle.nodes.probes import NodeProbe, NoProbe, StableReadingProbe, joine
 from lifecycle.nodes.processes import by_pid
 from lifecycle.rules.evidence import Evidence
 from lifecycle.rules.guards import device_has_room, hook_mode_safe, host_has_room
-from lifecycle.rules.trend import Slopes, slope
+from lifecycle.rules.trend import Series, after_release, slope
+from lifecycle.testing import QUICK, ScriptedAdapter, capabilities, scripted
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -120,38 +125,57 @@ def test_growth_from_cycle_to_cycle(gib: list[float], grows: bool) -> None:
     assert isinstance(verdict, Refuted) is grows
 
 
-def test_the_warning_has_the_numbers_and_how_long_it_will_last(caplog: pytest.LogCaptureFixture) -> None:
-    slopes, tags = Slopes(), frozenset({"weights", "kv_cache"})
-    conditions = {}
+def test_the_warning_has_the_numbers_and_how_long_it_will_last() -> None:
+    series: Series = {}
+    tags, conditions = frozenset({"weights", "kv_cache"}), {}
     for size in (1.0, 1.5, 2.0):
         figures = {"resident_bytes": round(size * GIB), "others_bytes": round(4 * size * GIB)}
         verdict = Proved(grade=Grade.MEASURED, figures=figures)
-        conditions = dict(slopes.after_release("e0", tags, verdict, Policy(residual_threshold_gib=3.0)))
+        series, conditions = after_release(series, tags, verdict, Policy(residual_threshold_gib=3.0))
     own, others = conditions["residual_slope"].verdict, conditions["cotenant_slope"].verdict
     assert isinstance(own, Refuted)
     assert "1.00 -> 1.50 -> 2.00 GiB" in own.reason
     assert "threshold of 3.00 GiB is passed in 3 more" in own.reason
     assert isinstance(others, Refuted)
     assert "4.00 -> 6.00 -> 8.00 GiB" in others.reason
-    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
-    assert "e0" in caplog.text
+
+
+async def test_a_residual_that_grows_is_logged_with_the_engines_name(caplog: pytest.LogCaptureFixture) -> None:
+    adapter = ScriptedAdapter("decode-3", capabilities())
+    engine = await scripted(adapter).connect()
+    source = FromDisk("/models/step-1", "v1")
+    for leak in (0.5, 1.0, 1.5):
+        adapter.engine.leak_bytes = round(leak * GIB)
+        await engine.pause()
+        await engine.drain()
+        await engine.release(weights=source)
+        await engine.restore_weights()
+        await engine.update_weights(source, force=True)
+        await engine.restore_kv()
+        await engine.resume()
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert warnings[0].getMessage().startswith("decode-3: what it keeps after a release grows from cycle to cycle")
+    assert isinstance(engine.conditions["residual_slope"].verdict, Refuted)
 
 
 def test_the_fields_case_is_warned_of_at_its_third_figure_and_before_the_threshold() -> None:
-    slopes, found = Slopes(), []
+    series: Series = {}
+    found = []
     for size in (4.1, 11.6, 25.0):
         verdict = Proved(grade=Grade.MEASURED, figures={"resident_bytes": round(size * GIB)})
         policy = Policy(residual_threshold_gib=40.0)
-        found.append(dict(slopes.after_release("e", frozenset({"weights"}), verdict, policy))["residual_slope"].verdict)
+        series, conditions = after_release(series, frozenset({"weights"}), verdict, policy)
+        found.append(conditions["residual_slope"].verdict)
     assert [type(verdict) for verdict in found] == [Proved, Proved, Refuted]
     assert "4.10 -> 11.60 -> 25.00 GiB; at this rate the threshold of 40.00 GiB is passed in 2 more" in found[2].reason
 
 
 def test_releases_of_other_tags_are_another_series() -> None:
-    slopes = Slopes()
+    series: Series = {}
     for tags, size in (({"kv_cache"}, 1), ({"weights"}, 2), ({"kv_cache", "weights"}, 3)):
         verdict = Proved(grade=Grade.MEASURED, figures={"resident_bytes": size * GIB})
-        found = dict(slopes.after_release("e", frozenset(tags), verdict, Policy()))
+        series, found = after_release(series, frozenset(tags), verdict, Policy())
         assert isinstance(found["residual_slope"].verdict, Proved)
         assert "cotenant_slope" not in found
 
@@ -260,43 +284,52 @@ def answer(*ids: int) -> Proved:
     return Proved(grade=Grade.MEASURED, figures={"output_ids": ids})
 
 
-class Parrot:
-    """Answers with these tokens."""
+class Watched:
+    """An engine's answers, one after the other, by what is known of its weights."""
 
-    def __init__(self, *ids: int) -> None:
-        self.ids = ids
-        self.tokens = 0
+    def __init__(self) -> None:
+        self.record = Record()
 
-    async def answers(self, probe: Any, *, deadline_s: float) -> Verdict:
-        self.tokens = probe.tokens
-        return answer(*self.ids)
+    def answers(self, known: Facts, *ids: int) -> Verdict:
+        self.record, verdict = compared(replace(self.record, facts=known), answer(*ids))
+        return verdict
 
 
-async def test_other_tokens_under_the_same_version_are_refuted() -> None:
-    canary = Canary(tokens=4)
-    parrot, other = Parrot(1, 2, 3, 4), Parrot(1, 2, 9, 9)
-    assert isinstance(await canary.ask(parrot, facts("v7"), deadline_s=1), Proved)
-    assert parrot.tokens == 4
-    assert isinstance(await canary.ask(other, facts("v8"), deadline_s=1), Proved)
-    verdict = await canary.ask(other, facts("v7"), deadline_s=1)
+def test_other_tokens_under_the_same_version_are_refuted() -> None:
+    engine = Watched()
+    assert isinstance(engine.answers(facts("v7"), 1, 2, 3, 4), Proved)
+    assert isinstance(engine.answers(facts("v8"), 1, 2, 9, 9), Proved)
+    verdict = engine.answers(facts("v7"), 1, 2, 9, 9)
     assert isinstance(verdict, Refuted)
     assert "v7" in verdict.reason
     assert "[1, 2, 9, 9], not [1, 2, 3, 4]" in verdict.reason
-    canary.forget("v7")
-    assert isinstance(await canary.ask(other, facts("v7"), deadline_s=1), Proved)
+    engine.record = forgotten(engine.record, "v7")
+    assert isinstance(engine.answers(facts("v7"), 1, 2, 9, 9), Proved)
 
 
-async def test_launched_weights_are_remembered_by_their_boot() -> None:
-    canary = Canary(tokens=2)
-    await canary.ask(Parrot(1, 2), facts(None, "b1"), deadline_s=1)
-    assert isinstance(await canary.ask(Parrot(3, 4), facts(None, "b2"), deadline_s=1), Proved)
-    assert isinstance(await canary.ask(Parrot(3, 4), facts(None, "b1"), deadline_s=1), Refuted)
+def test_launched_weights_are_remembered_by_their_boot() -> None:
+    engine = Watched()
+    engine.answers(facts(None, "b1"), 1, 2)
+    assert isinstance(engine.answers(facts(None, "b2"), 3, 4), Proved)
+    assert isinstance(engine.answers(facts(None, "b1"), 3, 4), Refuted)
 
 
-async def test_without_a_canary_nothing_is_compared() -> None:
-    canary = Canary()
-    await canary.ask(Parrot(1), facts("v7"), deadline_s=1)
-    assert isinstance(await canary.ask(Parrot(2), facts("v7"), deadline_s=1), Proved)
+@pytest.mark.parametrize("tokens", [0, 4])
+async def test_without_a_canary_nothing_is_compared(tokens: int) -> None:
+    adapter = ScriptedAdapter("e", capabilities())
+    engine = await scripted(adapter, policy=replace(QUICK, canary_tokens=tokens)).connect()
+    adapter.script("answers", answer(1), answer(2))
+    await engine.pause()
+    await engine.drain()
+    if tokens:
+        with pytest.raises(NotProved, match=r"\[2\], not \[1\]"):
+            await engine.resume()
+    else:
+        await engine.resume()
+        await engine.pause()
+        await engine.drain()
+        await engine.resume()
+    assert bool(engine.record.calibration.canary_answers) == bool(tokens)
 
 
 @pytest.mark.parametrize(
