@@ -111,11 +111,9 @@ def test_a_bad_value_of_the_file_names_it(fleet_toml: Any) -> None:
 def test_every_wrong_value_is_named_with_its_own_source(monkeypatch: pytest.MonkeyPatch, fleet_toml: Any) -> None:
     path = fleet_toml("[policy]\nsettle_s = -1\ndeadlines_s = {swim = 7, drain = 60}\n[agent]\nport = 70000")
     monkeypatch.setenv("LIFECYCLE_DEADLINES_S__RELEASE", "60")
-    monkeypatch.setenv(MILES, "nan")
     with pytest.raises(ConfigurationError) as refused:
         load(path)
     assert [line.partition(" one of ")[0] for line in str(refused.value).splitlines()] == [
-        f"{MILES}='nan': must be a finite number > 0",
         f"{path}:3: policy.deadlines_s.swim=7: unknown command 'swim':",
         f"{path}:2: policy.settle_s=-1: must be a finite number > 0",
         f"{path}:5: agent.port=70000: Input should be less than or equal to 65535",
@@ -130,6 +128,9 @@ def test_a_table_given_as_json_names_its_variable_and_the_key(monkeypatch: pytes
             ConfigurationError, match=r"^LIFECYCLE_DEADLINES_S.drain=(0|'soon'): must be a finite number"
         ):
             load(path)
+    monkeypatch.setenv("LIFECYCLE_DEADLINES_S__PAUSE", "60")
+    with pytest.raises(ConfigurationError, match=r"^LIFECYCLE_DEADLINES_S.drain='soon': must be a finite number"):
+        load(path)
     monkeypatch.setenv("LIFECYCLE_DEADLINES_S", '{"drain": 70}')
     with pytest.raises(ConfigurationError, match=r"fleet.toml:2: policy.deadlines_s.pause=0: must be a finite number"):
         load(fleet_toml("[policy.deadlines_s]\npause = 0"))
@@ -144,6 +145,21 @@ def test_what_the_constructor_of_policy_refuses_is_refused_in_its_words(fleet_to
             load(fleet_toml(f"[policy]\n{field} = {value}"))
         rule = str(of_policy.value).removeprefix(f"{field} ").removesuffix(f", got {value}")
         assert str(of_settings.value).endswith(f"fleet.toml:2: policy.{field}={value}: {rule}")
+
+
+def test_a_file_is_wrong_also_where_a_variable_replaces_the_value(
+    monkeypatch: pytest.MonkeyPatch, fleet_toml: Any
+) -> None:
+    monkeypatch.setenv("LIFECYCLE_SETTLE_S", "7")
+    with pytest.raises(ConfigurationError, match=r"fleet.toml:2: policy.settle_s=-1: must be a finite number > 0"):
+        load(fleet_toml("[policy]\nsettle_s = -1"))
+
+
+def test_text_is_a_number_in_a_variable_only(monkeypatch: pytest.MonkeyPatch, fleet_toml: Any) -> None:
+    monkeypatch.setenv("LIFECYCLE_SETTLE_S", "7")
+    assert load().settings.settle_s == 7.0
+    with pytest.raises(ConfigurationError, match=r"fleet.toml:2: policy.settle_s='7': must be a finite number > 0"):
+        load(fleet_toml("[policy]\nsettle_s = '7'"))
 
 
 def test_a_setting_stands_in_its_own_table(fleet_toml: Any) -> None:

@@ -89,7 +89,7 @@ def restore(options: Options) -> Action:
 
 @_verb()
 def resume(options: Options) -> Action:
-    """Admit requests again, once a token was generated."""
+    """Admit requests again. A generated token proves it."""
     return Action((Resume(),))
 
 
@@ -101,7 +101,7 @@ def offload(options: Options) -> Action:
 
 @_verb()
 def onload(options: Options) -> Action:
-    """Back to serving: restore the weights from the source named at the release, then KV, then resume."""
+    """Serve again: restore the weights from the source named at the release, then the KV cache, then resume."""
     return Action((Goal(State.SERVING),))
 
 
@@ -127,7 +127,7 @@ def _run(options: Options, action: Action) -> int:
                     print("\n".join(_planned(action, engines)))
                     return OK
                 there = [each for each in engines if arrived(each, action.commands(each))]
-                done = await _done(options, action, fleet, engines, there)
+                done = await _perform(options, action, fleet, engines, there)
         return _reported(options, action, done, there)
 
     return _with_errors_as_json(run) if options.as_json else asyncio.run(run())
@@ -138,7 +138,7 @@ def _planned(action: Action, engines: Sequence[Engine]) -> list[str]:
     return [line for engine, commands in planned for line in dry_run_lines(engine, commands)]
 
 
-async def _done(
+async def _perform(
     options: Options, action: Action, fleet: Fleet, engines: Sequence[Engine], there: Sequence[Engine]
 ) -> list[Transition]:
     """The action has ended on the engines, without those that are there already where it finds nothing to do."""

@@ -29,11 +29,11 @@ def one_of(*values: str) -> Callable[[str], list[str]]:
 
 URLS = Annotated[
     list[str],
-    typer.Argument(metavar="URL...|fleet.toml", help="Engines, e.g. sglang://127.0.0.1:30000, or a fleet's file."),
+    typer.Argument(metavar="URL...|fleet.toml", help="Engines, e.g. sglang://127.0.0.1:30000, or one fleet.toml."),
 ]
 ENGINES = Annotated[str | None, typer.Option(help="Only the engines of these names, separated by commas.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-THRESHOLD = Annotated[float | None, typer.Option(help="GiB that an engine may keep after a release.")]
+THRESHOLD = Annotated[float | None, typer.Option(help="GiB that an engine may still hold after a release.")]
 
 
 @dataclass(frozen=True)

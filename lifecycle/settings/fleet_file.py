@@ -1,6 +1,6 @@
 """The tables of fleet.toml: the engines and groups that they describe, and the settings that they hold.
 
-The values of settings are checked by `Settings`, whatever their source; here only the names of their keys are. The
+The values of settings are checked by `Values`, whatever their source; here only the names of their keys are. The
 file as an example: docs/command-line.md.
 """
 
@@ -23,7 +23,7 @@ from pydantic import (
 
 from ..fleet.groups import Group
 from .problems import problem
-from .values import POLICY_FIELDS, Settings
+from .values import POLICY_FIELDS, Values
 
 
 def place_of(setting: str) -> tuple[str, str]:
@@ -36,7 +36,7 @@ def place_of(setting: str) -> tuple[str, str]:
 
 
 #: The settings by their place in the file.
-_SETTINGS: Mapping[tuple[str, str], str] = {place_of(name): name for name in Settings.model_fields}
+_SETTINGS: Mapping[tuple[str, str], str] = {place_of(name): name for name in Values.model_fields}
 
 
 def _only(known: Collection[str], table: Any, what: str = "key") -> Any:

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
@@ -22,9 +21,11 @@ from ..fleet.groups import Group
 from .fleet_file import FleetFile, place_of
 from .problems import MUST_BE_A_TABLE, Problem
 from .toml_file import TomlFile
-from .values import PREFIX, MilesAliases, Settings
+from .values import FILE, PREFIX, MilesAliases, Settings, Values
 
 __all__ = ["Loaded", "Settings", "load"]
+
+T = TypeVar("T")
 
 MUST_BE_JSON = f"must be a valid dictionary, as JSON: {PREFIX}DEADLINES_S='{{\"drain\": 60}}'"
 
@@ -58,41 +59,54 @@ def load(path: Path | None = None) -> Loaded:
 
     ConfigurationError has a line for each wrong value: where it was given, the value, and what is allowed there.
     """
-    toml = TomlFile.read(path) if path is not None else None
-    file = None if toml is None else _checked(toml)
+    file = None if path is None else _read(path)
     given = {} if file is None else file.settings()
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        lines = [_reported(Problem.of(each), toml) for each in error.errors()]
-        raise ConfigurationError("\n".join(dict.fromkeys(lines))) from None
-    except SettingsError as error:
-        raise ConfigurationError(_not_json(str(error))) from None
+    settings = _valid(lambda: Settings(**given), _of_variable)
     origins = {name: _variable_of(name) or _key_of(name, given, path) for name in Settings.model_fields}
     urls, groups = ((), {}) if file is None else (file.urls(), file.described_groups())
     return Loaded(settings, origins, tuple(sorted(_unknown())), urls, groups)
 
 
-def _checked(toml: TomlFile) -> FleetFile:
-    try:
-        return FleetFile.model_validate(toml.document)
-    except ValidationError as error:
-        problems = map(Problem.of, error.errors())
-        lines = [each.at(f"{toml.place(each.key)}: {'.'.join(each.key)}") for each in problems]
-        raise ConfigurationError("\n".join(lines)) from None
+def _read(path: Path) -> FleetFile:
+    """The file. Its values are allowed, also those that a variable replaces."""
+    toml = TomlFile.read(path)
 
+    def of_key(problem: Problem) -> str:
+        return problem.at(f"{toml.place(problem.key)}: {'.'.join(problem.key)}")
 
-def _reported(problem: Problem, toml: TomlFile | None) -> str:
-    """The message about a setting. It names the variable that gave the value, else the key of the file."""
-    name, *below = problem.key
-    secret = name.endswith("_token")
-    variable = _variable_of_key(name, below) if below else _variable_of(name)
-    if variable is None and toml is not None:
+    def of_setting(problem: Problem) -> str:
+        name, *below = problem.key
         key = (*place_of(name), *below)
-        return problem.at(f"{toml.place(key)}: {'.'.join(key)}", secret=secret)
+        return problem.at(f"{toml.place(key)}: {'.'.join(key)}", secret=_is_secret(name))
+
+    file = _valid(lambda: FleetFile.model_validate(toml.document), of_key)
+    _valid(lambda: Values.model_validate(file.settings(), context=FILE), of_setting)
+    return file
+
+
+def _valid(make: Callable[[], T], report: Callable[[Problem], str]) -> T:
+    """What was made; ConfigurationError has a line of `report` for each problem."""
+    try:
+        return make()
+    except ValidationError as error:
+        lines = [report(Problem.of(each)) for each in error.errors()]
+        raise ConfigurationError("\n".join(dict.fromkeys(lines))) from None
+    except SettingsError as error:
+        raise ConfigurationError(_not_json(str(error))) from None
+
+
+def _of_variable(problem: Problem) -> str:
+    """The message about a setting that a variable gave: alone, or as a key of a table in JSON."""
+    name, *below = problem.key
+    alone = f"{PREFIX}{name}__{below[0]}".upper() if below else ""
+    exact = next((variable for variable in os.environ if variable.upper() == alone), None)
     if problem.message == MUST_BE_A_TABLE:
         problem = replace(problem, message=MUST_BE_JSON)
-    return problem.at(variable or ".".join(problem.key), secret=secret)
+    return problem.at(exact or ".".join([_variable_of(name) or name, *below]), secret=_is_secret(name))
+
+
+def _is_secret(name: str) -> bool:
+    return name.endswith("_token")
 
 
 def _not_json(message: str) -> str:
@@ -111,21 +125,12 @@ def _key_of(name: str, given: Mapping[str, Any], path: Path | None) -> str:
 def _variable_of(name: str) -> str | None:
     """The variable that this setting, or a part of it, comes from; None where it comes from none."""
     own = PREFIX + name.upper()
-    for variable in os.environ:
-        if variable.upper() == own or variable.upper().startswith(f"{own}__"):
-            return variable
-    alias = MilesAliases.VARIABLES.get(name, "")
-    return alias if alias in os.environ else None
-
-
-def _variable_of_key(name: str, below: Sequence[str]) -> str | None:
-    """The variable that this key of a table comes from: its own, or one that gives the table as JSON."""
-    variables = {variable.upper(): variable for variable in os.environ}
-    own = PREFIX + name.upper()
-    alone, table = variables.get(f"{own}__{below[0].upper()}"), variables.get(own)
-    if alone is not None:
-        return alone
-    return ".".join([table, *below]) if table is not None and below[0] in json.loads(os.environ[table]) else None
+    whole = [variable for variable in os.environ if variable.upper() == own]
+    parts = [variable for variable in os.environ if variable.upper().startswith(f"{own}__")]
+    aliases = [
+        variable for field, variable in MilesAliases.VARIABLES.items() if field == name and variable in os.environ
+    ]
+    return next(iter(whole + parts + aliases), None)
 
 
 def _unknown() -> set[str]:

@@ -12,7 +12,16 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ..core.errors import ConfigurationError
@@ -31,10 +40,14 @@ DEFAULTS = Policy()
 POLICY_FIELDS = tuple(field.name for field in fields(Policy))
 
 
-def _number(value: Any) -> float:
-    """The number; NaN, which no setting takes, for what is none. Python's booleans are none."""
+#: The context in which the values of a file are validated: its text is no number, as a variable's text may be.
+FILE = {"typed": True}
+
+
+def _number(value: Any, info: ValidationInfo) -> float:
+    """The number; NaN, which no setting takes, for what is none. Booleans are none."""
     try:
-        return math.nan if isinstance(value, bool) else float(value)
+        return math.nan if isinstance(value, bool | str if info.context == FILE else bool) else float(value)
     except (TypeError, ValueError):
         return math.nan
 
@@ -84,10 +97,10 @@ class MilesAliases(PydanticBaseSettingsSource):
         return values
 
 
-class Settings(BaseSettings):
-    """The values in force. Those of `Policy` have its names and defaults; times in seconds, sizes by their suffix."""
+class Values(BaseModel):
+    """Every setting. Those of `Policy` have its names and defaults; times in seconds, sizes by their suffix."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     residual_threshold_gib: Number = DEFAULTS.residual_threshold_gib
     returned_fraction: Fraction = DEFAULTS.returned_fraction
@@ -125,6 +138,12 @@ class Settings(BaseSettings):
                 raise problem(_without_key_and_value(str(error)), *below) from None
         return value
 
+
+class Settings(Values, BaseSettings):
+    """The values in force: those that it is constructed with, which a file gave, and over them those of variables."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__")
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -134,7 +153,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The strongest first; what is given to the constructor is what the file says."""
+        """The sources, the strongest first."""
         return env_settings, MilesAliases(settings_cls), init_settings
 
     def policy(self) -> Policy:
