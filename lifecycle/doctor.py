@@ -1,4 +1,4 @@
-"""Everything that can be found out about an engine without moving it: one finding a check, with what to do about it."""
+"""Checks of an engine that need no transition. Each check makes one finding, with a remedy where it is not ok."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 
 from .core.errors import ConfigurationError
 from .core.facts import Grade
-from .core.units import MIB
+from .core.units import mib
 from .core.verdicts import Proved, Refuted, Unmeasurable
 from .engine.engine import Engine
 from .nodes.locate import by_node
@@ -22,13 +22,13 @@ from .nodes.processes import command_of, tree_pids
 
 Level = Literal["ok", "warning", "failure"]
 
-#: Seconds that one engine is given for all of its checks.
+#: Seconds that connecting, and each slow check, may take.
 DEADLINE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found, and what to do about it where it is not well."""
+    """The result of one check. `remedy` says what to do where it is not ok."""
 
     check: str
     level: Level
@@ -36,12 +36,12 @@ class Finding:
     remedy: str = ""
 
     def __str__(self) -> str:
-        told = f"{self.level:<8} {self.check:<15} {self.said}"
-        return f"{told}; {self.remedy}" if self.remedy else told
+        line = f"{self.level:<8} {self.check:<15} {self.said}"
+        return f"{line}; {self.remedy}" if self.remedy else line
 
 
 async def examine(engine: Engine, *, deadline_s: float = DEADLINE_S) -> list[Finding]:
-    """The findings on one engine, in the order of the checks; one alone where it cannot be reached or driven."""
+    """The findings on one engine, in the order of `CHECKS`; one alone where it cannot be reached or driven."""
     try:
         await engine.connect(deadline_s=deadline_s)
     except ConfigurationError as error:
@@ -50,50 +50,52 @@ async def examine(engine: Engine, *, deadline_s: float = DEADLINE_S) -> list[Fin
 
 
 def worst(findings: Iterable[Finding]) -> Level:
-    """The least good level of these findings."""
+    """The worst level among these findings; `ok` where there are none."""
     levels = {finding.level for finding in findings}
     return "failure" if "failure" in levels else "warning" if "warning" in levels else "ok"
 
 
 async def connection(engine: Engine) -> Finding:
-    """It answers, and takes the keys: connecting has asked a control endpoint."""
-    return Finding("connection", "ok", f"{engine.capabilities.engine} answers, and takes the keys")
+    """It answers and accepts the keys. Connecting has called a control endpoint with them."""
+    return Finding("connection", "ok", f"{engine.capabilities.engine} answers, and accepts the keys")
 
 
 async def version(engine: Engine) -> Finding:
-    """Its version is one that was driven for real."""
+    """Its version is one on which the adapter was measured."""
     own, known = engine.capabilities.version, tuple(getattr(engine.adapter, "measured_on", ()))
     if not known or own in known:
         return Finding("version", "ok", f"{engine.capabilities.engine} {own}, which this adapter was measured on")
-    told = f"{own} is not among the versions that this adapter was measured on ({', '.join(known)})"
-    return Finding("version", "warning", told, "run the conformance kit against it")
+    message = f"{own} is not among the versions that this adapter was measured on ({', '.join(known)})"
+    return Finding("version", "warning", message, "run the conformance suite against it")
 
 
 async def state(engine: Engine) -> Finding:
-    """Where it is is known."""
+    """Its state is known, and it admits requests."""
     facts = engine.facts
     if facts.admission == "open" or not engine.capabilities.has_admission:
         return Finding("state", "ok", f"{engine.state}")
     if facts.admission == "closed":
         return Finding("state", "warning", f"{engine.state}: it admits no requests", "resume it, or recover()")
-    poison = getattr(engine.adapter, "poisoned_by", None)
-    remedy = f"somebody may have asked {poison} while it was paused; ask {poison} once" if poison else "look at its log"
-    return Finding("state", "failure", "whether it admits requests cannot be told", remedy)
+    harmful = getattr(engine.adapter, "poisoned_by", None)
+    remedy = "read its log"
+    if harmful:
+        remedy = f"a monitor may have called {harmful} while it was paused; call {harmful} once"
+    return Finding("state", "failure", "whether it admits requests is unknown", remedy)
 
 
 async def memory_saver(engine: Engine) -> Finding:
-    """A release frees memory."""
+    """It was started so that a release frees memory. How its kind is started that way, its adapter's notes say."""
     match engine.capabilities.memory_saver:
         case True:
             return Finding("memory saver", "ok", "on")
         case False:
-            told = "off: a release would be answered and free nothing"
-            return Finding("memory saver", "failure", told, "start it with its memory saver (--enable-memory-saver)")
-    return Finding("memory saver", "warning", "it does not say whether it has one", "the first release will measure it")
+            notes = "; ".join(engine.capabilities.notes) or "a release would be answered and free nothing"
+            return Finding("memory saver", "failure", f"off ({notes})", "start it with its memory saver")
+    return Finding("memory saver", "warning", "whether it has one is unknown", "the first release will measure it")
 
 
 async def hook_mode(engine: Engine) -> Finding:
-    """torch_memory_saver's hook mode does not crash on this GPU."""
+    """The hook mode of torch_memory_saver, where it is used, does not crash on this GPU."""
     verdict = await engine.read_hook_mode(deadline_s=DEADLINE_S)
     if isinstance(verdict, Proved) and verdict.grade is Grade.DECLARED:
         return Finding("hook mode", "warning", verdict.reason)
@@ -103,24 +105,24 @@ async def hook_mode(engine: Engine) -> Finding:
 
 
 async def allocator(engine: Engine) -> Finding:
-    """Its allocator settings, as its processes were started on their hosts, let memory be released."""
+    """The allocator settings with which its processes were started let memory be released."""
     if engine.capabilities.device != "cuda":
         return Finding("allocator", "ok", "it does not run on a GPU")
     processes = await engine.adapter.processes()
     if not processes:
-        return _unseen(PROCESSES_UNKNOWN)
+        return _not_readable(PROCESSES_UNKNOWN)
     problems: list[Finding] = []
     for node, there in by_node(processes):
         found = await node.process_env(there, deadline_s=DEADLINE_S)
         if isinstance(found, Unmeasurable):
-            problems.append(_unseen(found.reason))
+            problems.append(_not_readable(found.reason))
         else:
             problems += filter(None, (_launch_problem(engine, process, there[0].node) for process in found))
     worst_first = sorted(problems, key=lambda problem: problem.level != "failure")
     return worst_first[0] if worst_first else Finding("allocator", "ok", "no expandable segments")
 
 
-def _unseen(reason: str) -> Finding:
+def _not_readable(reason: str) -> Finding:
     return Finding("allocator", "warning", reason, "see `lifecycle env` for what it must be started with")
 
 
@@ -129,101 +131,104 @@ def _launch_problem(engine: Engine, process: ProcessEnv, node: str) -> Finding |
     who = f"pid {process.pid} on {node} was started with"
     setting = expandable(process.environ)
     if setting is not None:
-        told = f"{who} {setting}, and cannot give such memory back"
-        return Finding("allocator", "failure", told, "set expandable_segments:False under both names")
+        message = f"{who} {setting}, and cannot release such memory"
+        return Finding("allocator", "failure", message, "set expandable_segments:False under both names")
     if engine.capabilities.saver != "torch_memory_saver":
         return None
     if preloads_twice(process.environ):
-        told = f"{who} two libraries of torch_memory_saver in {PRELOAD}"
-        return Finding("allocator", "failure", told, "name exactly one; `lifecycle env` prints which")
+        message = f"{who} two libraries of {engine.capabilities.saver} in {PRELOAD}"
+        return Finding("allocator", "failure", message, "name exactly one; `lifecycle env` prints which")
     if engine.capabilities.ranks > 1 and process.environ.get(NCCL_GRAPHS) != "0":
-        told = f"{who} {NCCL_GRAPHS}={process.environ.get(NCCL_GRAPHS, 'unset')}: CUDA graphs kept over a release hang"
-        return Finding("allocator", "warning", told, f"set {NCCL_GRAPHS}=0 where graphs are kept")
+        setting = f"{NCCL_GRAPHS}={process.environ.get(NCCL_GRAPHS, 'unset')}"
+        message = f"{who} {setting}: CUDA graphs kept over a release hang"
+        return Finding("allocator", "warning", message, f"set {NCCL_GRAPHS}=0 where graphs are kept")
     return None
 
 
 async def tags(engine: Engine) -> Finding:
-    """What can be released, and how much it is."""
+    """It has memory that can be released, of known size."""
     specs = engine.capabilities.tags
     sizes = {spec.name: spec.expected_bytes for spec in specs}
-    told = ", ".join(f"{name} {'?' if size is None else f'{size // MIB} MiB'}" for name, size in sizes.items())
+    listed = ", ".join(f"{name} {'?' if size is None else mib(size)}" for name, size in sizes.items())
     if not specs:
         return Finding("tags", "failure", "it has nothing to release")
     if None in sizes.values():
-        return Finding("tags", "warning", told, "an unknown size is learned in the first proved cycle")
-    return Finding("tags", "ok", f"{told} per rank, {engine.capabilities.ranks} ranks")
+        return Finding("tags", "warning", listed, "an unknown size is learned in the first proved cycle")
+    return Finding("tags", "ok", f"{listed} per rank, {engine.capabilities.ranks} ranks")
 
 
 async def processes(engine: Engine) -> Finding:
-    """The processes whose memory counts are known."""
+    """The processes whose memory is measured are known."""
     found = await engine.adapter.processes()
     if not found:
         remedy = "run on its host, or give ?pid=N or ?agent=HOST:PORT"
-        return Finding("processes", "failure", "none was found", remedy)
+        return Finding("processes", "failure", "none found", remedy)
     local = {pid for process in found if process.agent is None for pid in tree_pids(process)}
     roots = ", ".join(f"pid {process.pid} on {process.node}" for process in found)
     return Finding("processes", "ok", f"{roots}, {len(local)} in the tree" if local else roots)
 
 
 async def residual_memory(engine: Engine) -> Finding:
-    """Its memory can be measured, and well enough."""
+    """Its memory can be measured, and the release of each tag alone would be visible."""
     reading = await engine.read_residual(deadline_s=DEADLINE_S)
     if isinstance(reading, Unmeasurable):
-        remedy = "without it a release is not believed (or accept memory_returned=acknowledged)"
+        remedy = "without it no release is proved (or set Policy.accept: memory_returned=acknowledged)"
         return Finding("residual", "failure", reading.reason, remedy)
-    per_device = ", ".join(f"{size // MIB} MiB of {device}" for device, size in reading.devices.items())
-    told = f"measured by {reading.probe}: {per_device}; threshold {engine.policy.threshold_bytes // MIB} MiB"
+    per_device = ", ".join(f"{mib(size)} of {device}" for device, size in reading.devices.items())
+    message = f"measured by {reading.probe}: {per_device}; threshold {mib(engine.policy.threshold_bytes)}"
     visible = max(engine.policy.visible_bytes, engine.policy.visible_fraction * reading.resident_bytes)
     tiny = [spec.name for spec in engine.capabilities.tags if (spec.expected_bytes or visible) < visible]
     if tiny:
-        return Finding("residual", "warning", told, f"too little to be seen when released alone: {', '.join(tiny)}")
-    return Finding("residual", "ok", told)
+        return Finding(
+            "residual", "warning", message, f"too small to be visible when released alone: {', '.join(tiny)}"
+        )
+    return Finding("residual", "ok", message)
 
 
 async def device_idle(engine: Engine) -> Finding:
-    """Idle means that nothing runs on the device either."""
+    """Its proof of idleness covers the device: no kernel is still running."""
     if engine.capabilities.idle_covers_device:
         return Finding("device idle", "ok", "its idle proof covers the device")
-    told = "its idle proof does not cover the device: a kernel may run on while memory goes"
-    return Finding("device idle", "warning", told, "release only after the engine has synchronised")
+    message = "its idle proof does not cover the device: a kernel may still run while memory is released"
+    return Finding("device idle", "warning", message, "release only after the engine has synchronised")
 
 
 async def router(engine: Engine) -> Finding:
-    """What stands in front of it."""
+    """Whether a router in front of it is closed before it is paused."""
     if engine.has_router:
-        return Finding("router", "ok", "there is one, and moves close it first")
+        return Finding("router", "ok", "present; moves close it first")
     waiting = [name for name, traits in engine.capabilities.pause.items() if traits.needs_router]
     missing = f" (needed for {', '.join(waiting)})" if waiting else ""
-    told = f"none is given{missing}: the engine itself holds or refuses requests while it is paused"
-    return Finding("router", "ok", told)
+    message = f"none is given{missing}: the engine itself holds or refuses requests while it is paused"
+    return Finding("router", "ok", message)
 
 
 async def weights(engine: Engine) -> Finding:
-    """Released weights can come back."""
+    """Released weights can be restored."""
     ways: list[str] = sorted(engine.capabilities.update)
     kept = [spec.name for spec in engine.capabilities.tags if spec.stage == "weights" and spec.on_release == "kept"]
     if kept:
         ways.insert(0, f"its own backup of {', '.join(kept)}")
     if not ways:
         return Finding(
-            "weights", "failure", "they cannot come back after a release", "give it a backup or an update call"
+            "weights", "failure", "they cannot be restored after a release", "start it with a backup of its weights"
         )
-    return Finding("weights", "ok", f"they come back by {', '.join(ways)}")
+    return Finding("weights", "ok", f"they can be restored by {', '.join(ways)}")
 
 
 async def health_monitors(engine: Engine) -> Finding:
-    """Nobody asks it, while it is paused, what makes it look dead."""
-    poison = getattr(engine.adapter, "poisoned_by", None)
-    if poison is None:
-        return Finding("health monitors", "ok", "none of its reads does harm")
-    told = f"a {poison} asked while it is paused makes it look unwell until the next one succeeds"
+    """No health monitor calls, while it is paused, the endpoint that makes it report itself unhealthy."""
+    harmful = getattr(engine.adapter, "poisoned_by", None)
+    if harmful is None:
+        return Finding("health monitors", "ok", "none of its endpoints does harm while it is paused")
+    message = f"a call of {harmful} while it is paused makes it report itself unhealthy until the next one succeeds"
     peers = await asyncio.to_thread(_connected_to, urlsplit(engine.adapter.url).port or 0)
     if peers:
         who = ", ".join(f"pid {pid} ({command_of(pid)})" for pid in peers[:3])
         return Finding(
-            "health monitors", "warning", f"{told}; connected now: {who}", "let monitors ask /ping and /ready"
+            "health monitors", "warning", f"{message}; connected now: {who}", "let monitors call /ping and /ready"
         )
-    return Finding("health monitors", "ok", f"{told}; nobody else on this host is connected to it now")
+    return Finding("health monitors", "ok", f"{message}; no other process of this host is connected now")
 
 
 Check = Callable[[Engine], Awaitable[Finding]]

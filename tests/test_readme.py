@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lifecycle.adapters.loopback import LoopbackProcess, make_weights
 
-from lifecycle.settings.fleet_file import read
+from lifecycle.settings.schema import load
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,7 +73,7 @@ def test_the_fleet_file_that_is_shown_is_one(tmp_path: Path) -> None:
     (shown,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/command-line.md").read_text(), re.DOTALL)
     file = tmp_path / "fleet.toml"
     file.write_text(shown)
-    fleet = read(file)
+    fleet = load(file)
     assert fleet.urls == ("sglang://10.0.0.1:30000?api_key_env=SGLANG_KEY&name=decode-0&group=decode",)
     assert not fleet.groups["reward"].offload
 

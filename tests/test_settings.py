@@ -12,6 +12,7 @@ import pytest
 
 from lifecycle import ConfigurationError, Grade, Policy
 from lifecycle.cli import config
+from lifecycle.cli.options import Options
 from lifecycle.nodes.remote import TOKEN
 from lifecycle.settings.schema import Settings, load
 
@@ -77,11 +78,11 @@ def test_a_threshold_that_means_nothing(monkeypatch: pytest.MonkeyPatch, name: s
         ("LIFECYCLE_RETURNED_FRACTION", "1.5", "> 0 and <= 1"),
         ("LIFECYCLE_AGENT_PORT", "70000", "less than or equal to 65535"),
         ("LIFECYCLE_DEADLINES_S__DRAIN", "soon", "must be a finite number > 0"),
-        ("LIFECYCLE_DEADLINES_S__NAP", "1", "'nap' is not one of pause, drain"),
+        ("LIFECYCLE_DEADLINES_S__NAP", "1", "unknown command 'nap': one of pause, drain"),
         ("LIFECYCLE_ACCEPT__IDLE", "guessed", "one of declared, acknowledged, reported, measured"),
         ("LIFECYCLE_DEADLINES_S", "60", "valid dictionary"),
         ("LIFECYCLE_DEADLINES_S", "{drain", "JSON"),
-        ("LIFECYCLE_CANARY_TOKENS", "-1", "greater than or equal to 0"),
+        ("LIFECYCLE_CANARY_TOKENS", "-1", "must be >= 0"),
     ],
 )
 def test_a_bad_value_names_its_key_and_what_is_allowed(
@@ -97,12 +98,95 @@ def test_a_bad_value_names_its_key_and_what_is_allowed(
 
 
 def test_a_bad_value_of_the_file_names_it(fleet_toml: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"fleet.toml: launch.hook_mode='fast'"):
+    with pytest.raises(ConfigurationError, match=r"fleet.toml:2: launch.hook_mode='fast'"):
         load(fleet_toml('[launch]\nhook_mode = "fast"'))
-    with pytest.raises(ConfigurationError, match=r"fleet.toml: launch.speed=1: no such setting"):
+    with pytest.raises(
+        ConfigurationError, match=r"fleet.toml:2: launch.speed: no such setting; there are hook_mode, allow"
+    ):
         load(fleet_toml("[launch]\nspeed = 1"))
     with pytest.raises(ConfigurationError, match=r"fleet.toml:2: policy.residual_threshold_gib"):
         load(fleet_toml("[policy]\nresidual_threshold_gib = nan"))
+
+
+def test_every_wrong_value_is_named_with_its_own_source(monkeypatch: pytest.MonkeyPatch, fleet_toml: Any) -> None:
+    path = fleet_toml("[policy]\nsettle_s = -1\ndeadlines_s = {swim = 7, drain = 60}\n[agent]\nport = 70000")
+    monkeypatch.setenv("LIFECYCLE_DEADLINES_S__RELEASE", "60")
+    with pytest.raises(ConfigurationError) as refused:
+        load(path)
+    assert [line.partition(" one of ")[0] for line in str(refused.value).splitlines()] == [
+        f"{path}:3: policy.deadlines_s.swim=7: unknown command 'swim':",
+        f"{path}:2: policy.settle_s=-1: must be a finite number > 0",
+        f"{path}:5: agent.port=70000: Input should be less than or equal to 65535",
+    ]
+
+
+def test_a_table_given_as_json_names_its_variable_and_the_key(monkeypatch: pytest.MonkeyPatch, fleet_toml: Any) -> None:
+    path = fleet_toml("[policy.deadlines_s]\ndrain = 60")
+    for given in ('{"drain": 0}', '{"drain": "soon"}'):
+        monkeypatch.setenv("LIFECYCLE_DEADLINES_S", given)
+        with pytest.raises(
+            ConfigurationError, match=r"^LIFECYCLE_DEADLINES_S.drain=(0|'soon'): must be a finite number"
+        ):
+            load(path)
+    monkeypatch.setenv("LIFECYCLE_DEADLINES_S__PAUSE", "60")
+    with pytest.raises(ConfigurationError, match=r"^LIFECYCLE_DEADLINES_S.drain='soon': must be a finite number"):
+        load(path)
+    monkeypatch.setenv("LIFECYCLE_DEADLINES_S", '{"drain": 70}')
+    with pytest.raises(ConfigurationError, match=r"fleet.toml:2: policy.deadlines_s.pause=0: must be a finite number"):
+        load(fleet_toml("[policy.deadlines_s]\npause = 0"))
+
+
+def test_what_the_constructor_of_policy_refuses_is_refused_in_its_words(fleet_toml: Any) -> None:
+    """One place for each rule: the settings ask Policy, and say beside its words where the value was given."""
+    for field, value in (("settle_s", -1.0), ("residual_still_s", -2.0), ("canary_tokens", -1)):
+        with pytest.raises(ConfigurationError) as of_policy:
+            Policy(**{field: value})
+        with pytest.raises(ConfigurationError) as of_settings:
+            load(fleet_toml(f"[policy]\n{field} = {value}"))
+        rule = str(of_policy.value).removeprefix(f"{field} ").removesuffix(f", got {value}")
+        assert str(of_settings.value).endswith(f"fleet.toml:2: policy.{field}={value}: {rule}")
+
+
+def test_a_file_is_wrong_also_where_a_variable_replaces_the_value(
+    monkeypatch: pytest.MonkeyPatch, fleet_toml: Any
+) -> None:
+    monkeypatch.setenv("LIFECYCLE_SETTLE_S", "7")
+    with pytest.raises(ConfigurationError, match=r"fleet.toml:2: policy.settle_s=-1: must be a finite number > 0"):
+        load(fleet_toml("[policy]\nsettle_s = -1"))
+
+
+def test_text_is_a_number_in_a_variable_only(monkeypatch: pytest.MonkeyPatch, fleet_toml: Any) -> None:
+    monkeypatch.setenv("LIFECYCLE_SETTLE_S", "7")
+    assert load().settings.settle_s == 7.0
+    with pytest.raises(ConfigurationError, match=r"fleet.toml:2: policy.settle_s='7': must be a finite number > 0"):
+        load(fleet_toml("[policy]\nsettle_s = '7'"))
+
+
+def test_a_setting_stands_in_its_own_table(fleet_toml: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"fleet.toml:2: launch.settle_s: no such setting"):
+        load(fleet_toml("[launch]\nsettle_s = 7"))
+    with pytest.raises(ConfigurationError, match=r"fleet.toml:1: launch=3: must be a table"):
+        load(fleet_toml("launch = 3"))
+
+
+def test_a_secret_under_a_mistyped_key_is_not_printed(fleet_toml: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"fleet.toml:2: agent.tokn: no such setting") as refused:
+        load(fleet_toml("[agent]\ntokn = 'hunter2'"))
+    assert "hunter2" not in str(refused.value)
+
+
+def test_the_file_is_read_once(monkeypatch: pytest.MonkeyPatch, fleet_toml: Any) -> None:
+    path, read, reads = fleet_toml("[policy]\nsettle_s = 7"), Path.read_text, []
+
+    def counted(self: Path, *arguments: Any, **options: Any) -> str:
+        reads.append(self)
+        return read(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", counted)
+    options = Options([str(path)])
+    assert options.policy.settle_s == 7.0
+    assert [engine.adapter.url for engine in options.fleet()] == ["loopback://127.0.0.1:1"]
+    assert reads.count(path) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The command line: `lifecycle --help`.
 
-Exit codes: 0, it holds; 1, an engine was touched and what was asked for does not hold; 2, the command line or the
-configuration is wrong; 3, it was refused and no engine was touched; 130, interrupted.
+Exit codes: 0, what was asked for holds; 1, an engine was touched and what was asked for does not hold; 2, the command
+line or the configuration is wrong; 3, refused, and no engine was touched; 130, interrupted.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ OK, FAILED, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class Interrupted(Exception):
-    """Ctrl-C, once what it stopped has ended; the message says where that left the engines."""
+    """Ctrl-C, raised once the cancelled command has ended. The message says in which state it left the engines."""
 
 
-#: What is told in one message. Anything else is a fault of ours, and its traceback is wanted.
-TOLD = (ConfigurationError, LifecycleError, FleetError, Interrupted)
+#: Errors that are reported in one message. Any other exception is a defect of this program and keeps its traceback.
+REPORTED_ERRORS = (ConfigurationError, LifecycleError, FleetError, Interrupted)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; errors are one message on stderr, never a traceback."""
+    """Runs one command and returns its exit code. An error is one message on stderr, without a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] == ["engine"]:
@@ -31,21 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .app import run
 
         return run(arguments)
-    except TOLD as error:
-        print(f"lifecycle: {told(error)}", file=sys.stderr)
+    except REPORTED_ERRORS as error:
+        print(f"lifecycle: {message_of(error)}", file=sys.stderr)
         return code_of(error)
     except KeyboardInterrupt:
         print("lifecycle: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
-def told(error: Exception) -> str:
-    """The message of an error, without a count of its parts."""
+def message_of(error: Exception) -> str:
+    """The message of an error; of a FleetError without the count of its parts that an ExceptionGroup adds."""
     return error.message if isinstance(error, FleetError) else str(error)
 
 
 def code_of(error: Exception) -> int:
-    """The exit code that an error stands for."""
+    """The exit code of a command that this error ended."""
     if isinstance(error, ConfigurationError):
         return USAGE
     if isinstance(error, Interrupted):
@@ -56,7 +56,7 @@ def code_of(error: Exception) -> int:
 
 
 def _engine(arguments: list[str]) -> int:
-    """The engine's own command line, without the time that ours takes to load."""
+    """Runs the loopback engine's own command line, without importing the rest of this one."""
     from ..fleet.registry import engine_command
 
     return int(engine_command("loopback")(arguments))

@@ -13,14 +13,15 @@ import typer
 from ..core.errors import ConfigurationError
 from ..core.states import RING, State
 from . import FAILED, agent, config, doctor, env, moving
-from .options import ENGINES, URLS, Chosen, command, one_of
+from .options import ENGINES, URLS, Options, command, one_of
 from .report import status_lines, status_record
 
 app = typer.Typer(
     name="lifecycle",
-    help="Drives inference engines round serving -> paused -> drained -> released -> ... -> serving, on evidence.",
-    epilog="Exit codes: 0 it holds; 1 an engine was touched and it does not hold; 2 usage or configuration; "
-    "3 refused, and no engine was touched; 4 doctor warns; 130 interrupted.",
+    help="Moves inference engines through serving -> paused -> drained -> released -> ... -> serving. "
+    "A state is entered only on evidence.",
+    epilog="Exit codes: 0 what was asked for holds; 1 an engine was touched and it does not hold; "
+    "2 usage or configuration; 3 refused, and no engine was touched; 4 doctor warns; 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -30,7 +31,7 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command; usage errors are told by the parser and end with 2."""
+    """Runs one command and returns its exit code. The parser reports usage errors, whose code is 2."""
     try:
         result = app(args=list(arguments), standalone_mode=False)
     except _UsageError as error:
@@ -43,28 +44,28 @@ def run(arguments: Sequence[str]) -> int:
 
 @app.command()
 def engine() -> None:
-    """Starts a loopback engine: a small real inference server with SGLang's endpoints (engine --help)."""
+    """Start a loopback engine: a small real inference server with SGLang's endpoints (engine --help)."""
 
 
 @app.command()
 def demo(threshold_gib: Annotated[float, typer.Option(help="GiB that an engine may keep.")] = 0.25) -> int:
-    """Four engines, eight clients, three cycles; exit 0 only if everything held."""
+    """Run the demo: four engines, eight clients, three cycles. Exit 0 only if every claim held."""
     from ..demo import run as run_demo
 
     return run_demo(threshold_gib=threshold_gib)
 
 
 @command(app, "urls", "threshold_gib", "as_json")
-def status(chosen: Chosen) -> int:
-    """Where each engine is, observed now; nothing is changed. Exit 1 where one cannot be observed."""
+def status(options: Options) -> int:
+    """Show the state of each engine, observed now. Changes nothing. Exit 1 if an engine cannot be observed."""
 
     async def show() -> int:
-        fleet = chosen.fleet(unprovable="warn")
+        fleet = options.fleet(accept_unprovable=True)
         try:
             records = await asyncio.gather(*(status_record(each) for each in fleet))
         finally:
             await fleet.aclose()
-        print(json.dumps(records, indent=2) if chosen.as_json else "\n".join(status_lines(records)))
+        print(json.dumps(records, indent=2) if options.as_json else "\n".join(status_lines(records)))
         return FAILED if any(record["error"] for record in records) else 0
 
     return asyncio.run(show())
@@ -74,40 +75,40 @@ moving.register(app)
 
 
 @command(app, "urls", "engines", "group", "as_json")
-def recover(chosen: Chosen) -> int:
-    """Looks where each engine is; one that admits requests without being worth serving is closed. Exit 1 if failed."""
+def recover(options: Options) -> int:
+    """Observe each engine and enter its state; admission is closed where the weights are invalid. Exit 1 if failed."""
 
-    async def look() -> int:
-        async with chosen.fleet(unprovable="warn") as fleet:
-            some = chosen.participants(fleet)
+    async def observe() -> int:
+        async with options.fleet(accept_unprovable=True) as fleet:
+            some = options.participants(fleet)
             states = {each.name: str(await each.recover()) for each in some}
         lines = [f"{name}  {state}" for name, state in states.items()]
-        print(json.dumps(states, indent=2) if chosen.as_json else "\n".join(lines))
+        print(json.dumps(states, indent=2) if options.as_json else "\n".join(lines))
         return FAILED if str(State.FAILED) in states.values() else 0
 
-    return asyncio.run(look())
+    return asyncio.run(observe())
 
 
 @app.command()
 def declare(
     state: Annotated[str, typer.Argument(help=f"One of {', '.join(RING)}.", autocompletion=one_of(*RING))],
     urls: URLS,
-    by: Annotated[str, typer.Option(help="Who says so.")],
-    reason: Annotated[str, typer.Option(help="Why it is so.")],
+    by: Annotated[str, typer.Option(help="Who says so: a name for the record.")],
+    reason: Annotated[str, typer.Option(help="How that is known.")],
     engines: ENGINES = None,
 ) -> int:
-    """Says where a failed engine is. Every fact is then only declared, and the next proof measures it."""
+    """Say in which state a failed engine is. Its facts are then only declared, until the next proof measures them."""
     if state not in list(RING):
         raise ConfigurationError(f"{state!r} cannot be declared; one of {', '.join(RING)}")
-    chosen = Chosen(urls, engines)
+    options = Options(urls, engines=engines)
 
-    async def say() -> int:
-        async with chosen.fleet(unprovable="warn") as fleet:
-            for each in chosen.participants(fleet):
+    async def enter() -> int:
+        async with options.fleet(accept_unprovable=True) as fleet:
+            for each in options.participants(fleet):
                 print(each.declare(State(state), by=by, reason=reason).reason)
         return 0
 
-    return asyncio.run(say())
+    return asyncio.run(enter())
 
 
 @app.command()
@@ -117,7 +118,7 @@ def diagram(
     docs: Annotated[Path | None, typer.Option(help="Write the generated pages into this folder.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 where a page is out of date.")] = False,
 ) -> int:
-    """The lifecycle, drawn from its table."""
+    """Draw the lifecycle from its table."""
     from ..render.diagram import draw
     from ..render.pages import drift, write
 

@@ -1,4 +1,4 @@
-"""`lifecycle config`: what is in force, and where each value came from."""
+"""`lifecycle config`: the settings in force, and where each value came from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def config(
     file: Annotated[Path | None, typer.Argument(metavar="[fleet.toml]", help="Settings of a fleet.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """What is in force, and where each value came from. Variables win over the file, LIFECYCLE_* over MILES_*."""
+    """Show the settings in force and their origins. Variables override the file, LIFECYCLE_* override MILES_*."""
     loaded = load(file)
     rows = rows_of(loaded)
     if as_json:

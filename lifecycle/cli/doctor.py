@@ -1,4 +1,4 @@
-"""`lifecycle doctor`: what is wrong with an engine, before anything is moved."""
+"""`lifecycle doctor`: what is wrong with an engine, checked without moving it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import typer
 from ..doctor import Finding, examine, worst
 from ..engine.engine import Engine
 from . import FAILED, OK
-from .options import Chosen, command
+from .options import Options, command
 
-#: It works, and there is something to look at.
+#: The exit code where there are warnings and no failure.
 WARNED = 4
 
 CODES = {"ok": OK, "warning": WARNED, "failure": FAILED}
 
 
-def doctor(chosen: Chosen) -> int:
-    """Every check that needs no transition, one line each. Exit 0: all well; 4: a warning; 1: a failure."""
-    found = asyncio.run(_examine_all(chosen))
-    print(_as_json(found) if chosen.as_json else "\n".join(_lines(found)))
+def doctor(options: Options) -> int:
+    """Run every check that needs no transition, one line each. Exit 0: all ok; 4: a warning; 1: a failure."""
+    found = asyncio.run(_examine_all(options))
+    print(_as_json(found) if options.as_json else "\n".join(_lines(found)))
     return CODES[worst(finding for _, findings in found for finding in findings)]
 
 
@@ -32,8 +32,8 @@ def register(app: typer.Typer) -> None:
     command(app, "urls", "threshold_gib", "as_json")(doctor)
 
 
-async def _examine_all(chosen: Chosen) -> list[tuple[Engine, list[Finding]]]:
-    fleet = chosen.fleet(unprovable="warn")
+async def _examine_all(options: Options) -> list[tuple[Engine, list[Finding]]]:
+    fleet = options.fleet(accept_unprovable=True)
     try:
         found = await asyncio.gather(*(examine(engine) for engine in fleet))
     finally:
@@ -46,8 +46,8 @@ def _lines(found: Sequence[tuple[Engine, list[Finding]]]) -> list[str]:
 
 
 def _as_json(found: Sequence[tuple[Engine, list[Finding]]]) -> str:
-    told = [
+    records = [
         {"engine": engine.name, "worst": worst(findings), "findings": [asdict(each) for each in findings]}
         for engine, findings in found
     ]
-    return json.dumps(told, indent=2)
+    return json.dumps(records, indent=2)

@@ -1,23 +1,24 @@
-"""What every command that moves engines is given, and the fleet that it makes."""
+"""The options of the commands, and the fleet that they describe."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from .. import settings
 from ..core.errors import ConfigurationError
 from ..core.facts import PAUSE_MODES, PauseMode, Tag
 from ..core.observer import Observer
+from ..core.policy import Policy
 from ..core.sources import FromDisk, Kept, Source
 from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
-from ..settings.fleet_file import FleetFile, read
+from ..settings.schema import Loaded, load
 from ..store.sqlite import Store
 
 
@@ -28,33 +29,35 @@ def one_of(*values: str) -> Callable[[str], list[str]]:
 
 URLS = Annotated[
     list[str],
-    typer.Argument(metavar="URL...|fleet.toml", help="Engines, e.g. sglang://127.0.0.1:30000, or a fleet's file."),
+    typer.Argument(metavar="URL...|fleet.toml", help="Engines, e.g. sglang://127.0.0.1:30000, or one fleet.toml."),
 ]
-ENGINES = Annotated[str | None, typer.Option(help="Only these, by name, separated by commas.")]
+ENGINES = Annotated[str | None, typer.Option(help="Only the engines of these names, separated by commas.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-THRESHOLD = Annotated[float | None, typer.Option(help="GiB that an engine may keep after a release.")]
+THRESHOLD = Annotated[float | None, typer.Option(help="GiB that an engine may still hold after a release.")]
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+@dataclass(frozen=True)
+class Options:
     """What a command was given. Each field is an option of the command line; `command` says which command has which."""
 
     urls: URLS
     only: Annotated[
         str | None, typer.Option(help="Only one stage: weights or kv.", autocompletion=one_of("weights", "kv"))
     ] = None
-    tags: Annotated[str | None, typer.Option(help="Tags of memory, separated by commas (all).")] = None
-    weights: Annotated[str | None, typer.Option(help="Where weights come from: a checkpoint's path, or 'kept'.")] = None
-    version: Annotated[str | None, typer.Option(help="The label of that checkpoint's weights.")] = None
+    tags: Annotated[str | None, typer.Option(help="Memory tags, separated by commas (default: all).")] = None
+    weights: Annotated[
+        str | None, typer.Option(help="Where the weights come from afterwards: a checkpoint's path, or 'kept'.")
+    ] = None
+    version: Annotated[str | None, typer.Option(help="The version label of that checkpoint.")] = None
     mode: Annotated[
         str | None,
         typer.Option(
-            help=f"What becomes of requests in flight: {', '.join(PAUSE_MODES)}.", autocompletion=one_of(*PAUSE_MODES)
+            help=f"What happens to requests in flight: {', '.join(PAUSE_MODES)}.", autocompletion=one_of(*PAUSE_MODES)
         ),
     ] = None
     times: Annotated[int, typer.Option(min=1, help="How many cycles.")] = 1
     parity: Annotated[
-        bool, typer.Option("--parity", help="Exit 1 unless prompts get the tokens that they got before the cycles.")
+        bool, typer.Option("--parity", help="Exit 1 unless prompts get the same tokens after the cycles as before.")
     ] = False
     engines: ENGINES = None
     group: Annotated[str | None, typer.Option(help="Only the engines of this group.")] = None
@@ -65,25 +68,32 @@ class Chosen:
     )
     as_json: JSON = False
 
-    def fleet(self, observers: Sequence[Observer] = (), *, unprovable: str | None = None) -> Fleet:
-        """The fleet, not yet observed; what is known of its engines is kept from one command to the next."""
-        file = self._file()
-        policy = settings.load(Path(self.urls[0]) if file else None).settings.policy()
-        if self.threshold_gib is not None:
-            policy = replace(policy, residual_threshold_gib=self.threshold_gib)
-        if unprovable == "warn":
-            policy = replace(policy, unprovable="warn")
-        urls, groups = (file.urls, file.groups) if file else (self.urls, None)
-        return Fleet.connect(urls, groups=groups, policy=policy, observers=observers, store=Store())
-
-    def _file(self) -> FleetFile | None:
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The settings in force, and the fleet where a file describes it. The file is read once, on first use."""
         files = [url for url in self.urls if url.endswith(".toml")]
         if files and len(self.urls) > 1:
             raise ConfigurationError(f"give either URLs or one file, not {' '.join(self.urls)}")
-        return read(Path(files[0])) if files else None
+        return load(Path(files[0]) if files else None)
+
+    @cached_property
+    def policy(self) -> Policy:
+        """What the engines are held to: the settings, with --threshold-gib."""
+        policy = self.loaded.policy
+        return policy if self.threshold_gib is None else replace(policy, residual_threshold_gib=self.threshold_gib)
+
+    def fleet(self, observers: Sequence[Observer] = (), *, accept_unprovable: bool = False) -> Fleet:
+        """The fleet, not yet connected. What is known of its engines is kept from one command to the next.
+
+        With `accept_unprovable` it also has engines that cannot give the evidence that the policy asks for: a command
+        that observes an engine is no reason to refuse it.
+        """
+        policy = replace(self.policy, unprovable="warn") if accept_unprovable else self.policy
+        urls, groups = self.loaded.urls or self.urls, self.loaded.groups
+        return Fleet.connect(urls, groups=groups, policy=policy, observers=observers, store=Store())
 
     def participants(self, fleet: Fleet) -> list[Engine]:
-        """The engines that the command is about; ConfigurationError where a name or group is unknown."""
+        """The engines that take part. ConfigurationError names an engine or a group that the fleet does not have."""
         named = None if self.engines is None else _names("--engines", self.engines)
         try:
             engines = fleet.participants(named)
@@ -94,20 +104,20 @@ class Chosen:
         return [engine for engine in engines if self.group in (None, engine.group)]
 
     def tag_names(self) -> frozenset[Tag] | None:
-        """The tags that were named; None means all."""
+        """The tags of --tags; None means all."""
         return None if self.tags is None else frozenset(_names("--tags", self.tags))
 
-    def pause_mode(self) -> PauseMode | None:
-        """The pause mode that was asked for."""
+    def pause_mode(self) -> PauseMode:
+        """The mode of --mode, else the policy's."""
+        if self.mode is None:
+            return self.policy.pause_mode
         for mode in PAUSE_MODES:
             if mode == self.mode:
                 return mode
-        if self.mode is not None:
-            raise ConfigurationError(f"--mode {self.mode!r}: one of {', '.join(PAUSE_MODES)}")
-        return None
+        raise ConfigurationError(f"--mode {self.mode!r}: one of {', '.join(PAUSE_MODES)}")
 
     def source(self) -> Source | None:
-        """Where weights come from; None where nothing was said."""
+        """Where the weights come from, as --weights and --version say; None where neither is given."""
         match self.weights, self.version:
             case None, None:
                 return None
@@ -116,26 +126,27 @@ class Chosen:
             case None | "kept" | "", _:
                 raise ConfigurationError("--version names the weights of --weights PATH, which is missing")
             case str(path), str(version) if version.strip():
-                return FromDisk(_as_the_engine_finds_it(path), version)
-        raise ConfigurationError("--weights PATH needs --version LABEL: it is how weights are told apart")
+                return FromDisk(_path_for_engine(path), version)
+        raise ConfigurationError("--weights PATH needs --version LABEL: weights are told apart by their labels")
 
 
-def command(app: typer.Typer, *options: str) -> Callable[[Callable[[Chosen], int]], Callable[[Chosen], int]]:
-    """The decorated function is a command of `app`, by its own name and docstring, and takes these options."""
+def command(app: typer.Typer, *options: str) -> Callable[[Callable[[Options], int]], Callable[[Options], int]]:
+    """The decorated function becomes a command of `app` with its name, its docstring as help, and these options."""
 
-    def register(function: Callable[[Chosen], int]) -> Callable[[Chosen], int]:
-        def called(**given: Any) -> int:
-            return function(Chosen(**given))
+    def register(function: Callable[[Options], int]) -> Callable[[Options], int]:
+        def run(**given: Any) -> int:
+            return function(Options(**given))
 
-        called.__signature__ = _taking(options)  # type: ignore[attr-defined]
-        app.command(function.__name__, help=function.__doc__)(called)
+        run.__signature__ = _signature(options)  # type: ignore[attr-defined]
+        app.command(function.__name__, help=function.__doc__)(run)
         return function
 
     return register
 
 
-def _taking(options: Sequence[str]) -> inspect.Signature:
-    hints = get_type_hints(Chosen, include_extras=True)
+def _signature(options: Sequence[str]) -> inspect.Signature:
+    """The signature from which typer makes these options."""
+    hints = get_type_hints(Options, include_extras=True)
     parameters = [
         inspect.Parameter(
             field.name,
@@ -143,19 +154,19 @@ def _taking(options: Sequence[str]) -> inspect.Signature:
             annotation=hints[field.name],
             default=inspect.Parameter.empty if field.default is MISSING else field.default,
         )
-        for field in fields(Chosen)
+        for field in fields(Options)
         if field.name in options
     ]
     return inspect.Signature(parameters)
 
 
-def _as_the_engine_finds_it(path: str) -> str:
-    """The engine has a working directory of its own. What is not there from here may be a name that it knows."""
+def _path_for_engine(path: str) -> str:
+    """The absolute path where it exists here: an engine has its own working directory. Other names are left alone."""
     return str(Path(path).resolve()) if Path(path).exists() else path
 
 
-def _names(option: str, told: str) -> list[str]:
-    names = [name.strip() for name in told.split(",") if name.strip()]
+def _names(option: str, given: str) -> list[str]:
+    names = [name.strip() for name in given.split(",") if name.strip()]
     if not names:
         raise ConfigurationError(f"{option} names none; leave it out to mean all")
     return names

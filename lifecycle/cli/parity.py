@@ -14,7 +14,7 @@ from ..engine.engine import Engine
 
 PROMPTS = ("The capital of France is", "def main():", "Once upon a time", "2 + 2 =")
 TOKENS = 8
-#: Seconds that all answers of one engine may take: behind requests that it kept they queue.
+#: Seconds that all answers of one engine may take. They queue behind requests that it kept over the cycle.
 ANSWERS_S = 90.0
 
 Answers = dict[str, tuple[int, ...]]
@@ -22,20 +22,20 @@ Answers = dict[str, tuple[int, ...]]
 
 @dataclass
 class Parity:
-    """What engines answered before. Ask with `meet` while they serve, and again with `compare`."""
+    """What engines answered before the cycles, recorded while they serve, and how later answers compare."""
 
     before: dict[str, Answers | str] = field(default_factory=dict)
-    #: By engine, what came of it; `broken` are those of which it is not shown.
+    #: By engine, the result; `broken` names the engines whose parity is broken or unknown.
     found: dict[str, str] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
 
-    async def meet(self, engines: Sequence[Engine]) -> None:
-        """What each answers now is what it is to answer again."""
+    async def record_baseline(self, engines: Sequence[Engine]) -> None:
+        """What each engine answers now is what `compare` expects of it."""
         answers = await asyncio.gather(*(_answers(each) for each in engines))
-        self.before = {each.name: told for each, told in zip(engines, answers, strict=True)}
+        self.before = {engine.name: found for engine, found in zip(engines, answers, strict=True)}
 
     async def compare(self, engines: Sequence[Engine]) -> None:
-        """Finds what each answers now beside what it answered before."""
+        """The answers of each engine now have been compared with those recorded before."""
         await asyncio.gather(*(self._compare(each) for each in engines))
 
     async def _compare(self, engine: Engine) -> None:
@@ -48,18 +48,18 @@ class Parity:
             self._miss(engine.name, f"unknown: {after}")
         elif changed := [prompt for prompt in before if before[prompt] != after.get(prompt)]:
             prompt = changed[0]
-            told = f"{list(before[prompt])} before, {list(after.get(prompt, ()))} now"
-            self._miss(engine.name, f"broken on {len(changed)} of {len(before)} prompts; {prompt!r}: {told}")
+            ids = f"{list(before[prompt])} before, {list(after.get(prompt, ()))} now"
+            self._miss(engine.name, f"broken on {len(changed)} of {len(before)} prompts; {prompt!r}: {ids}")
         else:
             self.found[engine.name] = f"ok: {len(before)} prompts, {len(set(before.values()))} different outputs"
 
-    def _miss(self, name: str, told: str) -> None:
-        self.found[name] = told
+    def _miss(self, name: str, result: str) -> None:
+        self.found[name] = result
         self.broken.append(name)
 
 
 async def _answers(engine: Engine) -> Answers | str:
-    """The ids by prompt, none where the engine cannot answer alone; or why there are none."""
+    """The token ids by prompt; none where the engine cannot answer alone. A string says why they are unknown."""
     if engine.state is not State.SERVING:
         return f"it was {engine.state}, not serving"
     end, answers = Deadline(ANSWERS_S), Answers()

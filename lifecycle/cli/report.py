@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..core.calls import Call
+from ..core.commands import Command
 from ..core.errors import ConfigurationError
 from ..core.readings import Reading
 from ..core.states import State
 from ..core.transition import Transition
+from ..core.units import mib
 from ..engine.engine import Engine
-
-MIB = 1 << 20
 
 
 async def status_record(engine: Engine) -> dict[str, Any]:
-    """What is known of one engine, observed now and ready for JSON; `error` where it cannot be observed."""
-    told: dict[str, Any] = {"engine": engine.name, "group": engine.group, "url": engine.adapter.url, "error": None}
+    """What is known of one engine, observed now, as JSON values. `error` says why it cannot be observed."""
+    record: dict[str, Any] = {"engine": engine.name, "group": engine.group, "url": engine.adapter.url, "error": None}
     try:
         await engine.connect()
     except ConfigurationError as error:
-        return told | {"state": "unknown", "error": str(error)}
+        return record | {"state": "unknown", "error": str(error)}
     reading = await engine.read_residual(deadline_s=10.0)
     facts = engine.facts
-    return told | {
+    return record | {
         "kind": f"{engine.capabilities.engine} {engine.capabilities.version}",
         "state": str(engine.state),
         "admission": facts.admission,
@@ -40,7 +41,7 @@ async def status_record(engine: Engine) -> dict[str, Any]:
 
 
 def status_lines(records: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each engine, in columns, then what there is to note."""
+    """A table with a line for each engine, then the notes on them."""
     rows: list[tuple[str, ...]] = [
         ("ENGINE", "GROUP", "STATE", "ADMISSION", "RUNNING", "MAPPED", "WEIGHTS", "RESIDENT")
     ]
@@ -62,7 +63,7 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
         "unknown" if record["running"] is None else str(record["running"]),
         ",".join(tag for tag, mapped in record["mapped"].items() if mapped) or "none known",
         ",".join(sorted({str(held or "unknown") for held in record["contents"].values()})) or "-",
-        "unmeasurable" if resident is None else f"{max(resident.values()) // MIB} MiB",
+        "unmeasurable" if resident is None else mib(max(resident.values())),
     )
 
 
@@ -72,14 +73,15 @@ def _notes(record: dict[str, Any]) -> list[str]:
     notes = [f"{record['engine']}: {note}" for note in record["notes"]]
     if record["state"] == State.FAILED:
         notes.append(
-            f"{record['engine']}: its facts make no state (what is mapped, or what its weights are, is not known); "
-            "`lifecycle recover` looks again, `lifecycle declare STATE URL --by NAME --reason WHY` says what you know"
+            f"{record['engine']}: its facts fit no state (what is mapped, or what its weights are, is not known); "
+            "`lifecycle recover` observes it again, "
+            "`lifecycle declare STATE URL --by NAME --reason WHY` says what you know"
         )
     return notes
 
 
 def record_of(record: Transition) -> dict[str, Any]:
-    """One transition, ready for JSON."""
+    """One transition, as JSON values."""
     return {
         "engine": record.engine,
         "command": record.command,
@@ -93,13 +95,13 @@ def record_of(record: Transition) -> dict[str, Any]:
 
 
 def phase_line(record: Transition) -> str:
-    """One state that an engine entered, and why it may claim it."""
+    """One state that an engine entered, with the proofs of it."""
     proofs = "; ".join(f"{name} {verdict}" for name, verdict in record.verdicts.items())
     return f"{record.engine}  {record.dest}  {record.duration_s * 1000:.0f} ms  {proofs or record.reason}"
 
 
 def cycle_lines(done: Sequence[Transition], there: Sequence[Engine] = ()) -> list[str]:
-    """What became of each engine; of a release, what it gave back. `there` are those that had nothing to do."""
+    """The result for each engine; of a release, the bytes returned. `there` are engines that had nothing to do."""
     lines = [f"{record.engine}: {_outcome(record)}" for record in done]
     lines += [f"{engine.name}: {engine.state} already; nothing was sent" for engine in there]
     return lines or ["no engine takes part; nothing was done"]
@@ -111,6 +113,15 @@ def _outcome(record: Transition) -> str:
     returned, expected = record.returned_bytes, record.expected_bytes
     if returned is None:
         return "released; nothing was measured"
-    told = "unknown" if expected is None else f"{round(expected / MIB)} MiB"
-    by_tag = ", ".join(f"{tag} {round(size / MIB)} MiB" for tag, size in record.returned_by_tag.items())
-    return f"returned {round(returned / MIB)} MiB of {told} expected{f' ({by_tag})' if by_tag else ''}"
+    of = "unknown" if expected is None else mib(expected)
+    by_tag = ", ".join(f"{tag} {mib(size)}" for tag, size in record.returned_by_tag.items())
+    return f"returned {mib(returned)} of {of} expected{f' ({by_tag})' if by_tag else ''}"
+
+
+def dry_run_lines(engine: Engine, planned: Sequence[tuple[Command, Sequence[Call]]]) -> list[str]:
+    """A line for each command, with the calls that it would send to this engine."""
+    lines = []
+    for command, calls in planned:
+        sent = ", ".join(str(call) for call in calls) or "nothing is sent; only proofs are asked for"
+        lines.append(f"{engine.name}  {command}: {sent}")
+    return lines

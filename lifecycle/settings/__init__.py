@@ -1,6 +1,6 @@
-"""Settings in one schema, read once."""
+"""Settings: one schema, read once."""
 
-from .fleet_file import FleetFile, read
-from .schema import Loaded, Settings, load
+from .schema import Loaded, load
+from .values import Settings
 
-__all__ = ["FleetFile", "Loaded", "Settings", "load", "read"]
+__all__ = ["Loaded", "Settings", "load"]

@@ -1,158 +1,134 @@
-"""fleet.toml: the engines, groups and policy of a fleet in one file. Errors name the line and the key.
+"""The tables of fleet.toml: the engines and groups that they describe, and the settings that they hold.
 
-The schema, as an example: docs/command-line.md.
+The values of settings are checked by `Values`, whatever their source; here only the names of their keys are. The
+file as an example: docs/command-line.md.
 """
 
 from __future__ import annotations
 
-import re
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Self
 from urllib.parse import quote
 
-from ..core.errors import ConfigurationError
-from ..core.facts import PAUSE_MODES, Grade
-from ..core.policy import Policy
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
 from ..fleet.groups import Group
-
-_TOP = ("policy", "groups", "engines", "launch", "agent")
-_GROUP = {"offload": bool, "drain_after": list}
-_ENGINE = {"url": str, "name": str, "group": str}
+from .problems import problem
+from .values import POLICY_FIELDS, Values
 
 
-@dataclass(frozen=True, slots=True)
-class FleetFile:
-    """What a fleet.toml says: engines as URLs (name and group are their options), groups, and the policy."""
-
-    urls: tuple[str, ...]
-    groups: Mapping[str, Group]
-    policy: Policy
-
-
-def read(path: Path) -> FleetFile:
-    """The fleet that this file describes; ConfigurationError says what is wrong with it, and where."""
-    try:
-        text = path.read_text()
-        document = tomllib.loads(text)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: {error}") from None
-    return _Reader(path, text).fleet(document)
+def place_of(setting: str) -> tuple[str, str]:
+    """The table of the file in which this setting stands, and its key there."""
+    if setting in POLICY_FIELDS:
+        return "policy", setting
+    if setting.startswith("agent_"):
+        return "agent", setting.removeprefix("agent_")
+    return "launch", setting
 
 
-class _Reader:
-    """Checks a document, knowing where in the text each key stands."""
+#: The settings by their place in the file.
+_SETTINGS: Mapping[tuple[str, str], str] = {place_of(name): name for name in Values.model_fields}
 
-    def __init__(self, path: Path, text: str) -> None:
-        self._path = path
-        self._lines = _lines_of_keys(text)
 
-    def fleet(self, document: Mapping[str, Any]) -> FleetFile:
-        self._only(document, _TOP, ())
-        groups = {
-            name: self._group(name, table) for name, table in self._table(document.get("groups", {}), "groups").items()
+def _only(known: Collection[str], table: Any, what: str = "key") -> Any:
+    for key in table if isinstance(table, Mapping) else ():
+        if key not in known:
+            raise problem(f"no such {what}; there are {', '.join(known)}", key, shown=False)
+    return table
+
+
+class _Table(BaseModel):
+    """A table that has these keys and no others. Each value has the TOML type of its key."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_other_key(cls, table: Any) -> Any:
+        return _only(list(cls.model_fields), table)
+
+
+class GroupTable(_Table):
+    """One `[groups.NAME]`."""
+
+    offload: bool = True
+    drain_after: list[str] = []
+
+
+class EngineTable(_Table):
+    """One `[[engines]]`."""
+
+    url: str
+    name: str | None = None
+    group: str | None = None
+
+    def address(self) -> str:
+        """The URL, with the engine's name and group among its options."""
+        named = {"name": self.name, "group": self.group}
+        options = "&".join(f"{key}={quote(value)}" for key, value in named.items() if value is not None)
+        return f"{self.url}{'&' if '?' in self.url else '?'}{options}" if options else self.url
+
+
+def _array_of_tables(value: Any) -> Any:
+    if not isinstance(value, list):
+        raise problem("must be written [[engines]], once for each engine")
+    return value
+
+
+def _at_least_one(engines: list[EngineTable]) -> list[EngineTable]:
+    if not engines:
+        raise problem("a fleet needs at least one [[engines]] with a url")
+    return engines
+
+
+class FleetFile(_Table):
+    """The whole file."""
+
+    policy: dict[str, Any] = {}
+    launch: dict[str, Any] = {}
+    agent: dict[str, Any] = {}
+    groups: dict[str, GroupTable] = {}
+    engines: Annotated[
+        list[EngineTable],
+        BeforeValidator(_array_of_tables),
+        AfterValidator(_at_least_one),
+        Field(validate_default=True),
+    ] = []
+
+    @field_validator("policy", "launch", "agent")
+    @classmethod
+    def _holds_settings(cls, table: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        _only([key for in_table, key in _SETTINGS if in_table == info.field_name], table, "setting")
+        return table
+
+    @model_validator(mode="after")
+    def _groups_are_described(self) -> Self:
+        for index, engine in enumerate(self.engines):
+            group = engine.group or "default"
+            if self.groups and group not in self.groups:
+                known = ", ".join(self.groups)
+                raise problem(f"{group!r} is none of [groups]: {known}", "engines", index, "group")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that are given here, by their names."""
+        return {
+            name: getattr(self, table)[key] for (table, key), name in _SETTINGS.items() if key in getattr(self, table)
         }
-        engines = document.get("engines", [])
-        if not isinstance(engines, list):
-            raise self._error(("engines",), "must be written [[engines]], once for each engine")
-        if not engines:
-            raise self._error(("engines",), "is missing; a fleet needs at least one [[engines]] with a url")
-        urls = tuple(self._url(index, engine, groups) for index, engine in enumerate(engines))
-        return FleetFile(urls, groups, self._policy(self._table(document.get("policy", {}), "policy")))
 
-    def _group(self, name: str, table: Any) -> Group:
-        where = ("groups", name)
-        self._typed(self._table(table, *where), _GROUP, where)
-        after = table.get("drain_after", [])
-        if not all(isinstance(each, str) for each in after):
-            raise self._error((*where, "drain_after"), "must be a list of group names")
-        return Group(table.get("offload", True), tuple(after))
+    def urls(self) -> tuple[str, ...]:
+        """The engines, in the file's order."""
+        return tuple(engine.address() for engine in self.engines)
 
-    def _url(self, index: int, engine: Any, groups: Mapping[str, Group]) -> str:
-        where = ("engines", str(index))
-        self._typed(self._table(engine, *where), _ENGINE, where)
-        if "url" not in engine:
-            raise self._error(where, "has no url")
-        if groups and engine.get("group", "default") not in groups:
-            known = ", ".join(groups)
-            raise self._error((*where, "group"), f"{engine.get('group', 'default')!r} is none of [groups]: {known}")
-        options = [f"{key}={quote(engine[key])}" for key in ("name", "group") if key in engine]
-        joint = "&" if "?" in engine["url"] else "?"
-        return str(engine["url"]) + (joint + "&".join(options) if options else "")
-
-    def _policy(self, table: Mapping[str, Any]) -> Policy:
-        names = [field.name for field in fields(Policy)]
-        self._only(table, names, ("policy",))
-        given = dict(table)
-        if given.get("pause_mode", "abort") not in PAUSE_MODES:
-            raise self._error(("policy", "pause_mode"), f"must be one of {', '.join(PAUSE_MODES)}")
-        given["accept"] = self._grades(self._table(given.pop("accept", {}), "policy", "accept"))
-        self._table(given.get("deadlines_s", {}), "policy", "deadlines_s")
-        try:
-            return Policy(**given)
-        except (ConfigurationError, ValueError, TypeError) as error:
-            key = self._named_in(str(error), table)
-            raise self._error(("policy", key), str(error).removeprefix(key).lstrip()) from None
-
-    def _grades(self, table: Mapping[str, Any]) -> dict[str, Grade]:
-        grades = {}
-        for claim, grade in table.items():
-            try:
-                grades[claim] = Grade.named(str(grade))
-            except ValueError as error:
-                raise self._error(("policy", "accept", claim), str(error)) from None
-        return grades
-
-    def _named_in(self, message: str, table: Mapping[str, Any]) -> str:
-        nested = [key for value in table.values() if isinstance(value, dict) for key in value]
-        return next((key for key in [*table, *nested] if key in message), "")
-
-    def _only(self, table: Mapping[str, Any], known: Sequence[str], where: tuple[str, ...]) -> None:
-        for key in table:
-            if key not in known:
-                raise self._error((*where, key), f"is not known; there are {', '.join(known)}")
-
-    def _typed(self, table: Mapping[str, Any], kinds: Mapping[str, type], where: tuple[str, ...]) -> None:
-        self._only(table, list(kinds), where)
-        for key, value in table.items():
-            if not isinstance(value, kinds[key]):
-                raise self._error((*where, key), f"must be a {kinds[key].__name__}, got {value!r}")
-
-    def _table(self, value: Any, *where: str) -> Mapping[str, Any]:
-        if not isinstance(value, dict):
-            raise self._error(where, f"must be a table, got {value!r}")
-        return value
-
-    def _error(self, where: tuple[str, ...], problem: str) -> ConfigurationError:
-        line = self._lines.get(where) or next((at for key, at in self._lines.items() if key[-1:] == where[-1:]), None)
-        place = f"{self._path}:{line}" if line else str(self._path)
-        key = ".".join(part for part in where if part)
-        return ConfigurationError(f"{place}: {key} {problem}")
-
-
-_HEADER = re.compile(r"\s*(\[\[?)\s*([^\]]+?)\s*\]")
-_KEY = re.compile(r"\s*([A-Za-z0-9_.\"'-]+)\s*=")
-
-
-def _lines_of_keys(text: str) -> dict[tuple[str, ...], int]:
-    """Where each key stands, by its path; an element of an array of tables is named by its index."""
-    found: dict[tuple[str, ...], int] = {}
-    table: tuple[str, ...] = ()
-    seen: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := _HEADER.match(line):
-            name = header[2]
-            table = tuple(part.strip("\"' ") for part in name.split("."))
-            if header[1] == "[[":
-                seen[name] = seen.get(name, -1) + 1
-                table = (*table, str(seen[name]))
-            found.setdefault(table, number)
-            found.setdefault(table[:1], number)
-        elif key := _KEY.match(line):
-            path = tuple(part.strip("\"' ") for part in key[1].split("."))
-            found.setdefault((*table, *path), number)
-    return found
+    def described_groups(self) -> dict[str, Group]:
+        """The groups that are described, by name."""
+        return {name: Group(table.offload, tuple(table.drain_after)) for name, table in self.groups.items()}

@@ -41,7 +41,7 @@ async def compared(*answers: object) -> Parity:
     await engine.connect()
     engine.adapter.script("answers", *answers)
     parity = Parity()
-    await parity.meet([engine])
+    await parity.record_baseline([engine])
     await parity.compare([engine])
     return parity
 
@@ -74,7 +74,7 @@ async def test_an_engine_that_does_not_serve_is_not_asked() -> None:
     await engine.connect()
     await engine.pause()
     parity = Parity()
-    await parity.meet([engine])
+    await parity.record_baseline([engine])
     await engine.resume()
     await parity.compare([engine])
     assert parity.found == {"e": "unknown: it was paused, not serving"}
