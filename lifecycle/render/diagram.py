@@ -27,7 +27,7 @@ def arrows(diagram: str) -> list[tuple[State, State, str]]:
     if diagram == "ring":
         triggers = [(row.source, row.dest, row.command) for row in OPERATIONS]
     else:
-        # Edges that every state has (failed, contradicted, observed, overridden) would hide the others: NOTE has them.
+        # Edges that every state has (failed, contradicted, observed, asserted) would hide the others: NOTE has them.
         drawn = {"succeeded", *(row.command for row in OPERATIONS)}
         triggers = [(source, dest, trigger) for trigger, source, dest in edges() if trigger in drawn]
     labels: dict[tuple[State, State], list[str]] = {}
@@ -52,7 +52,7 @@ def mermaid(diagram: str) -> str:
     if diagram == "full":
         lines += [f"    note right of {State.FAILED}: {NOTE.replace(':', ',').replace(';', ',')}"]
         lines += [
-            f"    {State.FAILED} --> {State.SERVING}: observed, overridden",
+            f"    {State.FAILED} --> {State.SERVING}: observed, asserted",
             f"    {State.GONE} --> {State.SERVING}: observed",
         ]
         lines += ["    classDef transient fill:#eee,stroke:#999", f"    class {','.join(sorted(TRANSIENT))} transient"]
