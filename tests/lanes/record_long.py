@@ -4,7 +4,7 @@ A further lane is one more entry of LANES. A lane is split into runs, each with 
 the cores stay busy and no run reaches the time limit of its test. The seed of the first run is drawn, printed and
 written down: `make long SEED=N` asks the same examples again.
 
-What a test reports through the `tell` fixture becomes a figure of its lane: of lines that end in a number the numbers
+What a test reports through the `report` fixture becomes a figure of its lane: of lines that end in a number the numbers
 of all runs are added up. The page is written whether the lanes passed or not, and the exit code is 1 where one failed.
 """
 
@@ -64,11 +64,10 @@ class Result:
 
 
 def reported(junit: Path) -> tuple[str, ...]:
-    """The lines that tests reported through `tell`, from pytest's junit file; none where there is no such file."""
+    """The lines that tests reported, which pytest writes as properties; none where there is no junit file."""
     if not junit.exists():
         return ()
-    properties = ElementTree.parse(junit).iter("property")
-    return tuple(each.get("value", "") for each in properties if each.get("name") == "told")
+    return tuple(each.get("value", "") for each in ElementTree.parse(junit).iter("property"))
 
 
 def run(lane: Lane, seed: int) -> Result:

@@ -33,9 +33,9 @@ def test_the_page_names_commit_seed_and_every_failed_run() -> None:
     assert "| EngineMachine rules run | 9,201 |" in text
 
 
-def test_a_run_reports_what_its_tests_told(tmp_path: Path) -> None:
+def test_a_run_has_what_its_tests_reported(tmp_path: Path) -> None:
     test = tmp_path / "test_it.py"
-    test.write_text("def test_it(request):\n    request.node.user_properties.append(('told', 'asked: 3'))\n")
+    test.write_text("def test_it(request):\n    request.node.user_properties.append(('report', 'asked: 3'))\n")
     junit = tmp_path / "junit.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", str(test)]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
