@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -53,14 +53,13 @@ LANES = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one run of a lane came to. `lines` are what its tests reported; `output` is all that pytest printed."""
+    """What one run of a lane came to. `lines` are what its tests reported."""
 
     lane: str
     seed: int
     passed: bool
     seconds: float
     lines: tuple[str, ...] = ()
-    output: str = field(default="", repr=False)
 
 
 def reported(junit: Path) -> tuple[str, ...]:
@@ -71,7 +70,7 @@ def reported(junit: Path) -> tuple[str, ...]:
 
 
 def run(lane: Lane, seed: int) -> Result:
-    """Runs a lane once with this hypothesis seed and prints one line when it has ended."""
+    """Runs a lane once with this hypothesis seed, and prints one line when it has ended, or all of a failed run."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
@@ -86,8 +85,9 @@ def run(lane: Lane, seed: int) -> Result:
             check=False,
         )
         seconds, passed = time.monotonic() - began, ended.returncode == 0
-        result = Result(lane.name, seed, passed, seconds, reported(junit), ended.stdout)
-    print(f"{lane.name}, seed {seed}: {'passed' if passed else 'FAILED'} in {seconds:.0f} s", flush=True)
+        result = Result(lane.name, seed, passed, seconds, reported(junit))
+    said = f"{lane.name}, seed {seed}: {'passed' if passed else 'FAILED'} in {seconds:.0f} s"
+    print(said if passed else f"{said}\n{ended.stdout}", flush=True)
     return result
 
 
@@ -169,9 +169,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ThreadPoolExecutor(cores) as pool:
         results = list(pool.map(run, jobs, range(seed, seed + len(jobs))))
     seconds = time.monotonic() - began
-    for each in results:
-        if not each.passed:
-            print(f"\n=== {each.lane}, seed {each.seed}\n{each.output}")
     text = page(results, seed=seed, seconds=seconds, facts=facts)
     chosen.output.write_text(text)
     print(f"\n{text}\n{summary(results, seconds)}; written: {PAGE}")
