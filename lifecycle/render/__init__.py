@@ -1,1 +1,1 @@
-"""The documentation that is generated from the table."""
+"""The documentation that is generated from the table: pages and diagrams."""

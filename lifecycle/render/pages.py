@@ -1,8 +1,12 @@
-"""docs/lifecycle.md, written from the table; `make check` fails where the file differs from what is written here."""
+"""The pages generated from the table: docs/lifecycle.md and its two diagrams. `make check` fails where a file differs.
+
+This storey imports core and rules alone. What a higher storey knows, the table of what happens when some engines fail
+(lifecycle/fleet/failure_policy.py), is passed in by the caller as plain rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import cleandoc
 from pathlib import Path
 
@@ -11,6 +15,9 @@ from ..rules.guards import Guard
 from ..rules.proofs import Proof
 from ..rules.table import CLAIMS, OPERATIONS
 from .diagram import mermaid, svg, table
+
+#: One row of the failure table: the words of each column, by its heading. Every row has the same headings.
+FailureRow = Mapping[str, str]
 
 _HEAD = """# The lifecycle
 
@@ -22,23 +29,35 @@ Generated from `lifecycle/rules/table.py` by `lifecycle diagram --docs docs`; do
 
 """
 
-_BETWEEN = """
+_BEFORE_ROWS = """
 A state is entered only on evidence: the proofs of its row hold, each at the grade that is asked for. Every transient
-state may fail; every stable one may be contradicted by an observation: both become `failed`, from where an observation
-(or an operator's declaration) leads on.
+state may fail; every stable state may be contradicted by an observation. Both become `failed`, from where an
+observation (or `override_state`, by an operator) leads on.
 
 ## The rows
 
 """
 
+_FAILURE_HEAD = """
+## When some engines fail
 
-def pages() -> dict[str, str]:
-    """File names and contents of everything that is generated."""
-    return {"lifecycle.md": text(), "lifecycle-ring.svg": svg("ring"), "lifecycle-full.svg": svg("full")}
+Generated from `lifecycle/fleet/failure_policy.py`. A move has phases; this is what becomes of its engines when a phase
+fails for some of them.
+
+"""
 
 
-def text() -> str:
-    """The page."""
+def pages(failures: Sequence[FailureRow] = ()) -> dict[str, str]:
+    """The contents of every generated file, by file name; `failures` as for `failure_table`."""
+    return {
+        "lifecycle.md": lifecycle_page(failures),
+        "lifecycle-ring.svg": svg("ring"),
+        "lifecycle-full.svg": svg("full"),
+    }
+
+
+def lifecycle_page(failures: Sequence[FailureRow] = ()) -> str:
+    """docs/lifecycle.md as Markdown; without `failures` it has no section on failed moves."""
     guards = {guard.name: guard for row in OPERATIONS for guard in row.guards}
     proofs = {proof.name: proof for row in OPERATIONS for proof in row.proofs}
     return "".join(
@@ -46,12 +65,13 @@ def text() -> str:
             _HEAD,
             "| state | claims |\n|---|---|\n",
             *(f"| {state} | {claim} |\n" for state, claim in CLAIMS.items()),
-            _BETWEEN,
+            _BEFORE_ROWS,
             table(),
-            "\n## Guards: asked before the engine is touched\n\n",
+            "\n## Guards: asked before any lifecycle call is sent\n\n",
             *(_entry(guard, _guard_note(guard)) for guard in guards.values()),
-            "\n## Proofs: seen after the calls were answered\n\n",
-            *(_entry(proof, f"Least grade unless set otherwise: {_least(proof)}.") for proof in proofs.values()),
+            "\n## Proofs: asked after the calls were answered\n\n",
+            *(_entry(proof, f"Least grade unless set otherwise: {_least_grade(proof)}.") for proof in proofs.values()),
+            *((_FAILURE_HEAD, failure_table(failures)) if failures else ()),
             "\n## Defaults\n\n",
             _defaults(DEADLINES_S),
             "\n## The full machine\n\n![The full machine](lifecycle-full.svg)\n\n```mermaid\n",
@@ -63,8 +83,28 @@ def text() -> str:
     )
 
 
-def _entry(each: Guard | Proof, note: str) -> str:
-    return f"- **{each.name}**: {' '.join(cleandoc(each.doc).split())} {note}\n"
+def failure_table(rows: Sequence[FailureRow]) -> str:
+    """What happens when some engines of a move fail, as a Markdown table with the headings of the first row.
+
+    Raises ValueError where there is no row, or where one has other headings than the first.
+    """
+    if not rows:
+        raise ValueError("a failure table needs at least one row")
+    headings = tuple(rows[0])
+    lines = [_table_line(headings), "|" + "---|" * len(headings)]
+    for number, row in enumerate(rows, start=1):
+        if set(row) != set(headings):
+            raise ValueError(f"row {number} of the failure table has {', '.join(row)}, not {', '.join(headings)}")
+        lines.append(_table_line([row[heading] for heading in headings]))
+    return "\n".join(lines) + "\n"
+
+
+def _table_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _entry(check: Guard | Proof, note: str) -> str:
+    return f"- **{check.name}**: {' '.join(cleandoc(check.doc).split())} {note}\n"
 
 
 def _guard_note(guard: Guard) -> str:
@@ -73,7 +113,7 @@ def _guard_note(guard: Guard) -> str:
     return f"Asks for fresh evidence: {', '.join(sorted(guard.needs))}." if guard.needs else "Asked of the facts."
 
 
-def _least(proof: Proof) -> str:
+def _least_grade(proof: Proof) -> str:
     return ACCEPT[proof.name].name.lower()
 
 
@@ -86,18 +126,18 @@ def _defaults(deadlines_s: Mapping[str, float]) -> str:
     )
 
 
-def write(folder: Path) -> list[Path]:
-    """Every generated file is as it should be; returns those that were not."""
-    stale = drift(folder)
-    for name, content in pages().items():
+def write(folder: Path, failures: Sequence[FailureRow] = ()) -> list[Path]:
+    """Writes every generated file into `folder` and returns those that were out of date or missing."""
+    stale = drift(folder, failures)
+    for name, content in pages(failures).items():
         (folder / name).write_text(content)
     return stale
 
 
-def drift(folder: Path) -> list[Path]:
-    """The generated files that differ from the table, or are missing."""
+def drift(folder: Path, failures: Sequence[FailureRow] = ()) -> list[Path]:
+    """The generated files in `folder` that differ from what `write` would write, or are missing."""
     return [
         folder / name
-        for name, content in pages().items()
+        for name, content in pages(failures).items()
         if not (folder / name).is_file() or (folder / name).read_text() != content
     ]

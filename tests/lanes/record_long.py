@@ -1,0 +1,179 @@
+"""`make long`: runs what is too long for CI, one run a core at a time, and writes docs/measured/long.md.
+
+A further lane is one more entry of LANES. A lane is split into runs, each with a hypothesis seed of its own, so that
+the cores stay busy and no run reaches the time limit of its test. The seed of the first run is drawn, printed and
+written down: `make long SEED=N` asks the same examples again.
+
+What a test reports through the `report` fixture becomes a figure of its lane: of lines that end in a number the numbers
+of all runs are added up. The page is written whether the lanes passed or not, and the exit code is 1 where one failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[2]
+PAGE = Path("docs/measured/long.md")
+PACKAGES = ("hypothesis", "pytest", "transitions", "anyio", "aiohttp")
+MACHINE_LINE = re.compile(r"(\w+): \d+ rules, (\d+) examples, (\d+) rules run")
+COUNT_LINE = re.compile(r"\s*(.+): (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Tests that are run `runs` times, each time with another seed."""
+
+    name: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    runs: int
+
+
+PROPERTIES = "tests/properties/test_properties.py"
+LANES = (
+    Lane("properties of one engine", (PROPERTIES, "-k", "engines and length"), {"LIFECYCLE_EXAMPLES": "1400"}, runs=6),
+    Lane("properties of a fleet", (PROPERTIES, "-k", "fleets and length"), {"LIFECYCLE_EXAMPLES": "1500"}, runs=6),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one run of a lane came to. `lines` are what its tests reported."""
+
+    lane: str
+    seed: int
+    passed: bool
+    seconds: float
+    lines: tuple[str, ...] = ()
+
+
+def reported(junit: Path) -> tuple[str, ...]:
+    """The lines that tests reported, which pytest writes as properties; none where there is no junit file."""
+    if not junit.exists():
+        return ()
+    return tuple(each.get("value", "") for each in ElementTree.parse(junit).iter("property"))
+
+
+def run(lane: Lane, seed: int) -> Result:
+    """Runs a lane once with this hypothesis seed, and prints one line when it has ended, or all of a failed run."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        junit = Path(folder) / "junit.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}"]
+        ended = subprocess.run(
+            [*command, f"--hypothesis-seed={seed}", *lane.arguments],
+            cwd=ROOT,
+            env={**os.environ, **lane.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        seconds, passed = time.monotonic() - began, ended.returncode == 0
+        result = Result(lane.name, seed, passed, seconds, reported(junit))
+    said = f"{lane.name}, seed {seed}: {'passed' if passed else 'FAILED'} in {seconds:.0f} s"
+    print(said if passed else f"{said}\n{ended.stdout}", flush=True)
+    return result
+
+
+def figures(lines: Sequence[str]) -> dict[str, int]:
+    """The figures of a lane: each line that ends in a number, and the examples of each state machine, added up."""
+    totals: dict[str, int] = {}
+    for line in lines:
+        machine = MACHINE_LINE.fullmatch(line)
+        count = COUNT_LINE.fullmatch(line)
+        if machine:
+            name, examples, rules = machine.groups()
+            found = {f"{name} examples": int(examples), f"{name} rules run": int(rules)}
+        elif count:
+            found = {count.group(1): int(count.group(2))}
+        else:
+            found = {}
+        for name, value in found.items():
+            totals[name] = totals.get(name, 0) + value
+    return totals
+
+
+def summary(results: Sequence[Result], seconds: float) -> str:
+    """One sentence: how many runs passed, in how long, and which failed."""
+    failed = [f"{each.lane} (seed {each.seed})" for each in results if not each.passed]
+    said = f"{len(results) - len(failed)} of {len(results)} runs passed in {seconds / 60:.1f} minutes"
+    return f"{said}; FAILED: {', '.join(failed)}" if failed else said
+
+
+def commit() -> str:
+    """The commit that was tested, and whether the working tree differed from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", ".", f":(exclude){PAGE}")
+        return git("rev-parse", "--short=10", "HEAD") + (", with uncommitted changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (no git checkout)"
+
+
+def page(results: Sequence[Result], *, seed: int, seconds: float, facts: Mapping[str, str]) -> str:
+    """docs/measured/long.md: what was run and where (`facts`), the result, and the figures of each lane."""
+    rows = {**facts, "command": f"`make long SEED={seed}`", "result": summary(results, seconds)}
+    parts = [
+        "# The long lanes: the last result\n\n",
+        "Written by `make long` (`tests/lanes/record_long.py`); do not edit.\n\n| | |\n|---|---|\n",
+        *(f"| {name} | {value} |\n" for name, value in rows.items()),
+    ]
+    for lane in dict.fromkeys(each.lane for each in results):
+        mine = [each for each in results if each.lane == lane]
+        passed, lines = sum(each.passed for each in mine), [line for each in mine for line in each.lines]
+        parts.append(f"\n## {lane}\n\n{passed} of {len(mine)} runs passed.\n\n| what | count |\n|---|---:|\n")
+        parts += [f"| {name} | {count:,} |\n" for name, count in sorted(figures(lines).items())]
+    return "".join(parts)
+
+
+def where() -> dict[str, str]:
+    """The commit, the date, the machine and the versions that a result holds for."""
+    versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    return {
+        "commit": commit(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "versions": ", ".join(versions),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs every lane, prints the closing summary and writes the page; 1 where a run failed."""
+    parser = argparse.ArgumentParser(description="Run the long lanes and record what they came to.")
+    parser.add_argument("--seed", type=int, default=None, help="hypothesis seed of the first run (default: drawn)")
+    parser.add_argument("--output", type=Path, default=ROOT / PAGE, help="the page to write")
+    chosen = parser.parse_args(arguments)
+    seed = random.SystemRandom().randrange(10**6) if chosen.seed is None else chosen.seed
+    facts, began, cores = where(), time.monotonic(), len(os.sched_getaffinity(0))
+    jobs = [lane for lane in LANES for _ in range(lane.runs)]
+    print(f"{len(jobs)} runs, {cores} at a time, the first with seed {seed}", flush=True)
+    with ThreadPoolExecutor(cores) as pool:
+        results = list(pool.map(run, jobs, range(seed, seed + len(jobs))))
+    seconds = time.monotonic() - began
+    text = page(results, seed=seed, seconds=seconds, facts=facts)
+    chosen.output.write_text(text)
+    print(f"\n{text}\n{summary(results, seconds)}; written: {PAGE}")
+    return 0 if all(each.passed for each in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

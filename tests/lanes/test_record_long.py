@@ -1,0 +1,67 @@
+"""The page of the long lanes says what was run and what came of it, and `make help` names every target."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import record_long
+from record_long import Lane, Result, figures, page, reported
+
+FACTS = {"commit": "0123456789", "date": "2026-01-01", "machine": "Linux", "versions": "Python 3.11"}
+LINES = ("EngineMachine: 21 rules, 208 examples, 9201 rules run", "    EngineMachine asked: what is known is true: 7")
+ROOT = record_long.ROOT
+
+
+def test_figures_of_several_runs_are_added_up() -> None:
+    assert figures((*LINES, *LINES, "a line without a number")) == {
+        "EngineMachine examples": 416,
+        "EngineMachine rules run": 18402,
+        "EngineMachine asked: what is known is true": 14,
+    }
+
+
+def test_the_page_names_commit_seed_and_every_failed_run() -> None:
+    results = [Result("engines", 7, True, 10.0, LINES), Result("engines", 8, False, 2.0)]
+    text = page(results, seed=7, seconds=90.0, facts=FACTS)
+    assert "| commit | 0123456789 |" in text
+    assert "| command | `make long SEED=7` |" in text
+    assert "| result | 1 of 2 runs passed in 1.5 minutes; FAILED: engines (seed 8) |" in text
+    assert "| EngineMachine rules run | 9,201 |" in text
+
+
+def test_a_run_has_what_its_tests_reported(tmp_path: Path) -> None:
+    test = tmp_path / "test_it.py"
+    test.write_text("def test_it(request):\n    request.node.user_properties.append(('report', 'asked: 3'))\n")
+    junit = tmp_path / "junit.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", str(test)]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    assert reported(junit) == ("asked: 3",)
+    assert reported(tmp_path / "missing.xml") == ()
+
+
+def test_a_failed_lane_is_written_down_printed_and_ends_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lane = Lane("nothing", ("tests/lanes/no_such_file.py",), {}, runs=1)
+    monkeypatch.setattr(record_long, "LANES", (lane,))
+    output = tmp_path / "long.md"
+    assert record_long.main(["--seed", "5", "--output", str(output)]) == 1
+    assert "FAILED: nothing (seed 5)" in output.read_text()
+    assert "no_such_file.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lane", record_long.LANES, ids=lambda lane: lane.name)
+def test_every_lane_selects_a_test(lane: Lane) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", *lane.arguments]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
+
+
+def test_make_help_names_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    named = set(re.findall(r'@echo "make (\w+)', makefile))
+    assert set(phony.split()) - {"help", "carried"} == named
