@@ -188,6 +188,11 @@ def test_a_refusal_names_the_variable_that_is_set(monkeypatch: pytest.MonkeyPatc
         reason = process_env.hook_mode_verdict([by_pid(os.getpid())], nvml=nvml).reason
         assert f"({named} is 'preload'" in reason
         assert f"set {named}=torch" in reason
+    loaded = {"MILES_TMS_HOOK_MODE": "torch", "LD_PRELOAD": "/x/torch_memory_saver_hook_mode_preload.abi3.so"}
+    monkeypatch.setattr(process_env, "environ_of", lambda pid: loaded)
+    reason = process_env.hook_mode_verdict([by_pid(os.getpid())], nvml=nvml).reason
+    assert f"LD_PRELOAD={loaded['LD_PRELOAD']}; start it without that library: hook mode preload crashes" in reason
+    assert "MILES_TMS_HOOK_MODE is" not in reason
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("LIFECYCLE_HOOK_MODE", "preload")
     assert "set LIFECYCLE_ALLOW_PRELOAD_ON_BLACKWELL=1" in in_use("preload", nvml=nvml).reason

@@ -86,10 +86,14 @@ def judge(
         return Proved(grade=Grade.DECLARED, reason=reason)
     setting = f"{variable} is unset" if mode is None else f"{variable} is {mode!r}"
     return Refuted(
-        reason=f"hook mode preload crashes the process without a traceback on {blackwell} with CUDA "
-        f"{cuda or 'unknown'} wheels ({setting}, which means preload). Either set {variable}=torch; or install a torch "
-        f"wheel for CUDA {SAFE_CUDA_MAJOR} or later; or, at your own risk, set {escape_name}=1"
+        reason=f"{crash(blackwell, cuda)} ({setting}, which means preload). Either set {variable}=torch; or install a "
+        f"torch wheel for CUDA {SAFE_CUDA_MAJOR} or later; or, at your own risk, set {escape_name}=1"
     )
+
+
+def crash(gpu: Gpu, cuda: str | None) -> str:
+    """Returns the sentence of what happens on this GPU with wheels of this CUDA version."""
+    return f"hook mode preload crashes the process without a traceback on {gpu} with CUDA {cuda or 'unknown'} wheels"
 
 
 def choose(gpus: Sequence[Gpu], cuda: str | None) -> HookMode:

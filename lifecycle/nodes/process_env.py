@@ -9,7 +9,7 @@ from ..core.readings import Process
 from ..core.verdicts import NotApplicable, Refuted, Unmeasurable, Verdict
 from .cuda_wheel import cuda_of_process
 from .driver import NvmlDriver
-from .hook_mode import MODE, configured, escaped, judge, mode_variable, resolve, visible_gpus
+from .hook_mode import MODE, configured, crash, escaped, judge, mode_variable, resolve, visible_gpus
 from .port import ProcessEnv
 from .processes import none_left, of_other_user, pids_of_trees
 
@@ -94,7 +94,8 @@ def _verdict_of(process: ProcessEnv, cuda: str | None, nvml: NvmlDriver | None) 
         # The parent may preload the library whatever the variables say.
         # Source: sglang 0.5.23 sets LD_PRELOAD for its children on NVIDIA GPUs.
         contradiction = f"pid {process.pid} was to use hook mode torch and was started with {PRELOAD}={libraries[0]}"
-        return Refuted(reason=f"{contradiction}; start it without that library. {verdict.reason}")
+        gpu = next(gpu for gpu in gpus if gpu.blackwell)
+        return Refuted(reason=f"{contradiction}; start it without that library: {crash(gpu, cuda)}")
     return verdict
 
 
