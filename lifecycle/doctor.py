@@ -97,7 +97,7 @@ async def memory_saver(engine: Engine) -> Finding:
 async def hook_mode(engine: Engine) -> Finding:
     """The hook mode of torch_memory_saver, where it is used, does not crash on this GPU."""
     verdict = await engine.read_hook_mode(deadline_s=DEADLINE_S)
-    if isinstance(verdict, Proved) and verdict.grade is Grade.DECLARED:
+    if isinstance(verdict, Proved) and verdict.grade is Grade.ASSERTED:
         return Finding("hook mode", "warning", verdict.reason)
     if isinstance(verdict, Unmeasurable):
         return Finding("hook mode", "warning", verdict.reason, "a release is refused unless that is accepted")

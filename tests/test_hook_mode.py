@@ -87,7 +87,7 @@ def test_the_truth_table(mode: str | None, gpus: list[Gpu], cuda: str | None, es
         assert isinstance(verdict, NotApplicable)
     else:
         assert isinstance(verdict, Proved)
-        assert (verdict.grade is Grade.DECLARED) is (result == "warn")
+        assert (verdict.grade is Grade.ASSERTED) is (result == "warn")
 
 
 @pytest.mark.parametrize(("mode", "said"), [(None, "is unset"), ("", "is ''"), ("nonsense", "is 'nonsense'")])

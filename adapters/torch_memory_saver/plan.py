@@ -110,7 +110,7 @@ def _restore_weights(tags: list[Tag], facts: Facts, capabilities: Capabilities, 
 
 def _restore_kv(tags: list[Tag], facts: Facts, attached: Attached) -> tuple[Call, ...]:
     restores = [_restore(tag) for tag in reversed(tags)]
-    known = facts.grades.get(Fact.CACHE_FRESH, Grade.DECLARED) > Grade.DECLARED
+    known = facts.grades.get(Fact.CACHE_FRESH, Grade.ASSERTED) > Grade.ASSERTED
     if not restores and facts.cache_fresh and known:
         return ()
     return (*restores, *_groups("rebuild_groups", attached), _drop_cache())

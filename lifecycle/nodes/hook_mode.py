@@ -83,7 +83,7 @@ def judge(
     escape_name = ESCAPE if variable == MODE else MILES_ESCAPE
     if escape == "1":
         reason = f"hook mode preload on {blackwell} with CUDA {cuda or 'unknown'} was allowed by {escape_name}=1"
-        return Proved(grade=Grade.DECLARED, reason=reason)
+        return Proved(grade=Grade.ASSERTED, reason=reason)
     setting = f"{variable} is unset" if mode is None else f"{variable} is {mode!r}"
     return Refuted(
         reason=f"{crash(blackwell, cuda)} ({setting}, which means preload). Either set {variable}=torch; or install a "
@@ -179,7 +179,7 @@ def require_safe_hook_mode(environ: Mapping[str, str] | None = None, *, nvml: Nv
     if isinstance(verdict, Refuted):
         raise HookModeUnsafe(verdict.reason)
     if isinstance(verdict, Proved):
-        level = logging.WARNING if verdict.grade is Grade.DECLARED else logging.INFO
+        level = logging.WARNING if verdict.grade is Grade.ASSERTED else logging.INFO
         _log.log(level, "%s", verdict.reason)
 
 

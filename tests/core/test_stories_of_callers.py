@@ -126,7 +126,7 @@ async def test_what_an_operator_declares_is_measured_by_the_next_proof() -> None
     record = engine.override_state(State.DRAINED, by="operator", reason="looked at nvidia-smi")
     assert engine.state is State.DRAINED
     assert record.reason == "asserted by operator: looked at nvidia-smi"
-    assert engine.facts.grades["mapped"] is Grade.DECLARED
+    assert engine.facts.grades["mapped"] is Grade.ASSERTED
     engine.adapter.engine.apply("pause", {"mode": "abort"})
     await engine.release(weights=V1)
     assert engine.facts.grades["mapped"] is Grade.MEASURED

@@ -55,7 +55,7 @@ async def test_a_resume_that_does_not_answer_is_closed_again() -> None:
 
 async def test_grades_say_how_each_fact_is_known() -> None:
     engine = await serving()
-    assert engine.facts.grades[Fact.MAPPED] is Grade.DECLARED
+    assert engine.facts.grades[Fact.MAPPED] is Grade.ASSERTED
     await engine.pause()
     assert engine.facts.grades[Fact.ADMISSION] is Grade.REPORTED
     engine.adapter.reports_admission = False

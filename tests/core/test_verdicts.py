@@ -15,8 +15,8 @@ from lifecycle.core.verdicts import holds, on_deadline
     [
         (Proved(grade=Grade.REPORTED), Grade.REPORTED, True),
         (Proved(grade=Grade.ACKNOWLEDGED), Grade.REPORTED, False),
-        (Pending(), Grade.DECLARED, False),
-        (Refuted(), Grade.DECLARED, False),
+        (Pending(), Grade.ASSERTED, False),
+        (Refuted(), Grade.ASSERTED, False),
         (Unmeasurable(), Grade.MEASURED, False),
         (Unmeasurable(), Grade.REPORTED, False),
         (Unmeasurable(), Grade.ACKNOWLEDGED, True),
