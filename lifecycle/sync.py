@@ -100,10 +100,10 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any] | None]) -> None:
 
 
 class Blocking:
-    """Something whose asynchronous twin lives on a loop."""
+    """A blocking API over an asynchronous object that lives on a loop."""
 
-    def __init__(self, twin: Any, loop: Loop) -> None:
-        self._wrapped = twin
+    def __init__(self, wrapped: Any, loop: Loop) -> None:
+        self._wrapped = wrapped
         self._loop = loop
 
     def __repr__(self) -> str:
@@ -156,7 +156,7 @@ def windowed(
 
 
 class Engine(Blocking):
-    """One engine of a blocking fleet. What it is (`state`, `facts`, `conditions`...) is read as on its twin."""
+    """One engine of a blocking fleet. What it is (`state`, `facts`, `conditions`...) is that of the wrapped one."""
 
     _wrapped: engine_module.Engine
 
@@ -170,6 +170,8 @@ class Engine(Blocking):
     verify = blocking(engine_module.Engine.verify)
     recover = blocking(engine_module.Engine.recover)
     push = blocking(engine_module.Engine.push)
+    read_residual = blocking(engine_module.Engine.read_residual)
+    read_hook_mode = blocking(engine_module.Engine.read_hook_mode)
 
     def override_state(self, state: State, *, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so."""

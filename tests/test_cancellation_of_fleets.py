@@ -52,7 +52,7 @@ async def fleet_before(verb: str) -> Fleet:
     """Returns a fleet of two engines behind a router, in which this verb succeeds."""
     engines = [await new_engine(name) for name in "ab"]
     for engine in engines:
-        engine.has_router = True
+        engine._session.has_router = True
     fleet = Fleet(engines, policy=POLICY, router=ScriptedRouter(Journal()))
     for before in VERBS[verb][1].split():
         await VERBS[before][0](fleet)

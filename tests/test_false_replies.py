@@ -152,7 +152,7 @@ FALSE_REPLIES = (
     ),
     FalseReply("counts frozen at 0, pause ignored", ("loads=frozen", "pause=mode"), "proof idle", "paused", busy),
     FalseReply("ignores the pause's mode", ("pause=mode",), "proof idle", "paused", busy, like_another=True),
-    FalseReply("ignores the tags", ("release=all",), "proof tags_unmapped", "failed", only_kv),
+    FalseReply("ignores the tags", ("release=all",), "proof tags_unmapped", "released", only_kv),
     FalseReply("ignores the version", ("update=unnamed",), "proof weights_match", "weights_restored"),
     FalseReply("keeps more each cycle", ("resume=grow:40",), "condition residual_slope", "serving", many_times),
     FalseReply(

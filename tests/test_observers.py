@@ -5,14 +5,30 @@ from __future__ import annotations
 import logging
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from lifecycle import BaseObserver, Call, Reply, State, Transition
+from lifecycle import (
+    Call,
+    Engine,
+    Fleet,
+    FleetError,
+    FromDisk,
+    GuardRefused,
+    InvalidTransition,
+    Observer,
+    Pause,
+    Rejected,
+    Reply,
+    State,
+    Transition,
+)
 from lifecycle.core.observer import Observers
 from lifecycle.observers import EventLog, HealthCheckPause
 from lifecycle.observers.logs import CALL_KEYS, TRANSITION_KEYS
+from lifecycle.testing import QUICK, REJECTED, ScriptedAdapter, capabilities
 
 
 def edge(source: State, dest: State, engine: str = "e") -> Transition:
@@ -62,22 +78,123 @@ def test_a_monitor_looks_away_from_paused_to_serving() -> None:
     assert heard[2:] == [("away", "e"), ("again", "e")], "a process that is gone is what a monitor is for"
 
 
-def test_an_observer_that_throws_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+HOOKS = [name for name in vars(Observer) if not name.startswith("_")]
+
+
+class Throws:
+    """Every method of an observer raises."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in HOOKS:
+            raise AttributeError(name)
+
+        def throw(*about: object) -> None:
+            raise RuntimeError(f"out of ink in {name}")
+
+        return throw
+
+
+class Hears:
+    """Notes which of its methods were called, and with what."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in HOOKS:
+            raise AttributeError(name)
+        return lambda *about: self.heard.append((name, about))
+
+    def names(self) -> list[str]:
+        """The methods that were called, in order."""
+        return [name for name, _ in self.heard]
+
+
+async def watched_fleet(*observers: Any) -> Fleet:
+    """Two engines in memory, of which these observers hear."""
+    adapters = [ScriptedAdapter(name, capabilities()) for name in ("a", "b")]
+    hearing = Observers(observers)
+    engines = [Engine(each, name=each.name, policy=QUICK, probe=each.probe, observers=hearing) for each in adapters]
+    fleet = Fleet(engines, policy=QUICK)
+    await fleet.__aenter__()
+    return fleet
+
+
+async def test_an_observer_whose_every_method_throws_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    hears = Hears()
+    fleet = await watched_fleet(Throws(), hears)
+    async with fleet.offloaded(weights=FromDisk("/models/step-1", "v1")):
+        assert {engine.state for engine in fleet} == {State.RELEASED}
+    with pytest.raises(InvalidTransition):
+        await fleet["a"].drain()
+    assert {engine.state for engine in fleet} == {State.SERVING}
+    assert set(hears.names()) == set(HOOKS)
+    assert all(f"out of ink in {name}" in caplog.text for name in HOOKS)
+
+
+async def test_a_command_is_heard_from_its_beginning_to_its_end() -> None:
+    hears = Hears()
+    fleet = await watched_fleet(hears)
+    engine = fleet["a"]
+    hears.heard.clear()
+    done = await engine.pause()
+    assert hears.names() == ["command_started", "transition", "call", "transition", "command_ended"]
+    assert hears.heard[0][1] == ("a", Pause("abort"), State.SERVING)
+    name, command, result, duration_s = hears.heard[-1][1]
+    assert (name, command, result) == ("a", Pause("abort"), done)
+    assert 0 < duration_s < 10
+
+
+async def test_a_refusal_is_heard_as_one_and_sends_nothing() -> None:
+    hears = Hears()
+    fleet = await watched_fleet(hears)
+    hears.heard.clear()
+    with pytest.raises(InvalidTransition):
+        await fleet["a"].restore_kv()
+    await fleet["a"].pause()
+    hears.heard.clear()
+    with pytest.raises(GuardRefused) as refused:
+        await fleet["a"].pause("nap")  # type: ignore[arg-type]
+    assert hears.names() == ["command_started", "refused"]
+    assert hears.heard[-1][1][2] is refused.value
+
+
+async def test_a_failure_is_heard_with_what_it_raised() -> None:
+    hears = Hears()
+    fleet = await watched_fleet(hears)
+    fleet["a"].adapter.script("pause", REJECTED)
+    with pytest.raises(Rejected) as failed:
+        await fleet["a"].pause()
+    assert hears.heard[-1][0] == "command_ended"
+    assert hears.heard[-1][1][2] is failed.value
+
+
+async def test_a_move_is_heard_with_its_phases_and_who_failed() -> None:
+    hears = Hears()
+    fleet = await watched_fleet(hears)
+    fleet["b"].adapter.script("pause", REJECTED)
+    hears.heard.clear()
+    with pytest.raises(FleetError):
+        await fleet.offload(weights=FromDisk("/models/step-1", "v1"))
+    events = [about[0] for name, about in hears.heard if name in ("move", "phase") and about[0].move == "offload"]
+    assert [(event.phase, event.ended) for event in events] == [
+        ("", False),
+        ("pause", False),
+        ("pause", True),
+        ("", True),
+    ]
+    assert list(events[2].failed) == ["b"]
+    assert isinstance(events[2].failed["b"], Rejected)
+    assert events[0].engines == ("a", "b")
+
+
+async def test_an_observer_of_two_methods_is_enough() -> None:
     seen: list[str] = []
 
-    class Throws(BaseObserver):
+    class Listens:
         def transition(self, record: Transition) -> None:
-            raise RuntimeError("out of ink")
+            seen.append(record.trigger)
 
-        def call(self, engine: str, call: Call, reply: Reply, duration_s: float) -> None:
-            raise RuntimeError("out of ink")
-
-    class Listens(BaseObserver):
-        def transition(self, record: Transition) -> None:
-            seen.append(record.engine)
-
-    observers = Observers([Throws(), Listens()])
-    observers.transition(edge(State.SERVING, State.PAUSING))
-    observers.call("e", Call("x"), Reply("done"), 0.0)
-    assert seen == ["e"]
-    assert "out of ink" in caplog.text
+    fleet = await watched_fleet(Listens())
+    await fleet["a"].pause()
+    assert "succeeded" in seen

@@ -79,7 +79,7 @@ def test_a_threshold_that_means_nothing(monkeypatch: pytest.MonkeyPatch, name: s
         ("LIFECYCLE_AGENT_PORT", "70000", "less than or equal to 65535"),
         ("LIFECYCLE_DEADLINES_S__DRAIN", "soon", "must be a finite number > 0"),
         ("LIFECYCLE_DEADLINES_S__NAP", "1", "unknown command 'nap': one of pause, drain"),
-        ("LIFECYCLE_ACCEPT__IDLE", "guessed", "one of declared, acknowledged, reported, measured"),
+        ("LIFECYCLE_ACCEPT__IDLE", "guessed", "one of asserted, acknowledged, reported, measured"),
         ("LIFECYCLE_DEADLINES_S", "60", "valid dictionary"),
         ("LIFECYCLE_DEADLINES_S", "{drain", "JSON"),
         ("LIFECYCLE_CANARY_TOKENS", "-1", "must be >= 0"),
@@ -138,7 +138,7 @@ def test_a_table_given_as_json_names_its_variable_and_the_key(monkeypatch: pytes
 
 def test_what_the_constructor_of_policy_refuses_is_refused_in_its_words(fleet_toml: Any) -> None:
     """One place for each rule: the settings ask Policy, and say beside its words where the value was given."""
-    for field, value in (("settle_s", -1.0), ("residual_still_s", -2.0), ("canary_tokens", -1)):
+    for field, value in (("settle_s", -1.0), ("residual_stable_s", -2.0), ("canary_tokens", -1)):
         with pytest.raises(ConfigurationError) as of_policy:
             Policy(**{field: value})
         with pytest.raises(ConfigurationError) as of_settings:

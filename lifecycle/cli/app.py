@@ -90,6 +90,28 @@ def recover(options: Options) -> int:
 
 
 @app.command()
+def override(
+    state: Annotated[str, typer.Argument(help=f"One of {', '.join(RING)}.", autocompletion=one_of(*RING))],
+    urls: URLS,
+    by: Annotated[str, typer.Option(help="Who says so: a name for the record.")],
+    reason: Annotated[str, typer.Option(help="How that is known.")],
+    engines: ENGINES = None,
+) -> int:
+    """Say in which state a failed engine is. Its facts are only asserted then, until the next proof measures them."""
+    if state not in list(RING):
+        raise ConfigurationError(f"{state!r} cannot be asserted; one of {', '.join(RING)}")
+    options = Options(urls, engines=engines)
+
+    async def enter() -> int:
+        async with options.fleet(accept_unprovable=True) as fleet:
+            for each in options.participants(fleet):
+                print(each.override_state(State(state), by=by, reason=reason).reason)
+        return 0
+
+    return asyncio.run(enter())
+
+
+@app.command(hidden=True, deprecated=True)
 def declare(
     state: Annotated[str, typer.Argument(help=f"One of {', '.join(RING)}.", autocompletion=one_of(*RING))],
     urls: URLS,
@@ -97,18 +119,8 @@ def declare(
     reason: Annotated[str, typer.Option(help="How that is known.")],
     engines: ENGINES = None,
 ) -> int:
-    """Say in which state a failed engine is. Its facts are then only declared, until the next proof measures them."""
-    if state not in list(RING):
-        raise ConfigurationError(f"{state!r} cannot be declared; one of {', '.join(RING)}")
-    options = Options(urls, engines=engines)
-
-    async def enter() -> int:
-        async with options.fleet(accept_unprovable=True) as fleet:
-            for each in options.participants(fleet):
-                print(each.declare(State(state), by=by, reason=reason).reason)
-        return 0
-
-    return asyncio.run(enter())
+    """Deprecated name of `override`."""
+    return override(state, urls, by, reason, engines)
 
 
 @app.command()

@@ -75,7 +75,7 @@ def _notes(record: dict[str, Any]) -> list[str]:
         notes.append(
             f"{record['engine']}: its facts fit no state (what is mapped, or what its weights are, is not known); "
             "`lifecycle recover` observes it again, "
-            "`lifecycle declare STATE URL --by NAME --reason WHY` says what you know"
+            "`lifecycle override STATE URL --by NAME --reason WHY` says what you know"
         )
     return notes
 

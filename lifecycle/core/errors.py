@@ -1,11 +1,11 @@
-"""Errors, split first by whether the engine was touched.
+"""Errors, split first by whether a lifecycle call was sent.
 
 LifecycleError              .engine .command .state
-  CommandRefused            the engine was NOT touched
+  CommandRefused            no lifecycle call was sent
     InvalidTransition       .allowed
     GuardRefused            .reasons
     EngineBusy              .busy_with
-  OperationFailed           the engine WAS touched, or stopped being what it was; .settled
+  OperationFailed           a lifecycle call was sent, or the engine is not what it was; .settled
     Unreachable
     DeadlineExceeded        .deadline_s
     Rejected                .status .detail
@@ -57,7 +57,7 @@ class LifecycleError(Exception):
 
 
 class CommandRefused(LifecycleError):
-    """The engine was not touched and its state is what it was."""
+    """No lifecycle call was sent (a guard may have flushed or generated), and the state is what it was."""
 
     def _message(self) -> str:
         return f"{self.engine}: {self.command} refused in state {self.state}: {self.why}"
@@ -91,7 +91,7 @@ class EngineBusy(CommandRefused):
 
 
 class OperationFailed(LifecycleError):
-    """The engine was touched, or is no longer what it was; `settled` is where it was found afterwards."""
+    """A lifecycle call was sent, or the engine is no longer what it was; `settled` is where it was found afterwards."""
 
     settled: State | None = None
 

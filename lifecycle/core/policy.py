@@ -69,7 +69,7 @@ class Policy:
     #: What counts as an engine's: what its processes hold, or all that is used of its devices by anybody.
     residual_scope: Literal["process", "device"] = "process"
     #: Seconds for which a residual must not have fallen before it is believed; 0 believes the first figure.
-    residual_still_s: float = 0.0
+    residual_stable_s: float = 0.0
     #: Seconds to wait for room before a restore: a trainer frees late.
     room_wait_s: float = 30.0
     #: Greedy tokens that a version of the weights is remembered by, and asked for at every resume; 0 remembers none.
@@ -82,8 +82,8 @@ class Policy:
         if self.on_failure not in get_args(OnFailure):
             raise ConfigurationError(f"on_failure {self.on_failure!r}: one of {', '.join(get_args(OnFailure))}")
         positive("room_wait_s", self.room_wait_s)
-        if not math.isfinite(self.residual_still_s) or self.residual_still_s < 0:
-            raise ConfigurationError(f"residual_still_s must be a finite number >= 0, got {self.residual_still_s!r}")
+        if not math.isfinite(self.residual_stable_s) or self.residual_stable_s < 0:
+            raise ConfigurationError(f"residual_stable_s must be a finite number >= 0, got {self.residual_stable_s!r}")
         if self.residual_scope not in ("process", "device"):
             raise ConfigurationError(f"residual_scope must be one of process, device, got {self.residual_scope!r}")
         if self.canary_tokens < 0:

@@ -44,7 +44,7 @@ from .call import failure, send
 from .collective import Collective, CollectiveFailed
 from .gather import gather, residual
 from .push import Pushes
-from .reconcile import settle
+from .reconcile import reconcile_failed
 from .session import Edge, Session
 
 _log = logging.getLogger("lifecycle")
@@ -87,7 +87,7 @@ class Attempt:
         except OperationFailed as error:
             self._fail_collective(error)
             self._undo_desired(context)
-            raise await settle(self.session, error, self.deadline, self.command) from error.__cause__
+            raise await reconcile_failed(self.session, error, self.deadline, self.command) from error.__cause__
         except BaseException as error:
             self._fail_collective(error)
             self.session.commit(knowledge.unproved(self.session.record, self.row.proofs, context))
@@ -120,7 +120,7 @@ class Attempt:
         if denied is not None:
             error = Unreachable(denied, **self._about)
             self._fail_collective(error)
-            raise await settle(session, error, self.deadline, self.command, trigger="contradicted")
+            raise await reconcile_failed(session, error, self.deadline, self.command, trigger="contradicted")
         return session.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
 
     def _kinds(self, acted_on: frozenset[Tag]) -> frozenset[EvidenceKind]:

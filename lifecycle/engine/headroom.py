@@ -118,8 +118,8 @@ def judge(need_bytes: int, free: Mapping[str, FreeMemory] | Unmeasurable, what: 
     figures = {"needed_bytes": need_bytes, "free_bytes": {device: each.free_bytes for device, each in free.items()}}
     for device, each in free.items():
         if each.free_bytes < need_bytes:
-            told = f"{device} has {mib(each.free_bytes)} free, and {what} need {mib(need_bytes)}"
-            return Refuted(reason=f"{told}; {_holders(each)}", figures=figures)
+            summary = f"{device} has {mib(each.free_bytes)} free, and {what} need {mib(need_bytes)}"
+            return Refuted(reason=f"{summary}; {_holders(each)}", figures=figures)
     least = min((each.free_bytes for each in free.values()), default=0)
     return Proved(grade=Grade.MEASURED, reason=f"{mib(least)} free, {mib(need_bytes)} needed", figures=figures)
 

@@ -35,7 +35,7 @@ from .session import Edge, Session
 ENDING_S = 1.0
 
 
-async def settle(
+async def reconcile_failed(
     session: Session, error: OperationFailed, deadline: Deadline, command: Command, *, trigger: str = "failed"
 ) -> OperationFailed:
     """The error, which now says where the engine is. The engine is in a stable state, or failed."""

@@ -158,7 +158,7 @@ class Move:
             course = _Course(list(self.engines))
             done = await self._phase("offload", kind, self.engines, goals)
             if not course.ended(done):
-                course.ended(self._moved_elsewhere(kind, goals))
+                course.ended(self._externally_modified(kind, goals))
             if course.failed:
                 bring_back = self._policy["offload", Phase(kind.name)].others is Others.ONLOAD
                 more = await self._bring_back(course.failed, before) if bring_back else []
@@ -185,8 +185,8 @@ class Move:
                 lost = course.ended(await self._phase("onload", kind, course.active, self._home()))
                 if lost and self._policy["onload", Phase(kind.name)].failed is Failed.RELEASE_AGAIN:
                     await self._release_again(lost)
-            elsewhere = [engine for engine in course.active if engine.state is not State.SERVING]
-            course.ended([Outcome(engine, error=_elsewhere(engine)) for engine in elsewhere])
+            unexpected = [engine for engine in course.active if engine.state is not State.SERVING]
+            course.ended([Outcome(engine, error=_unexpected_state(engine)) for engine in unexpected])
             problems = await self._reopen(course.active)
         finally:
             self._ended(begun)
@@ -239,7 +239,7 @@ class Move:
             return [error]
         return []
 
-    def _moved_elsewhere(self, kind: type[Command], goals: Mapping[str, Goal]) -> list[Outcome]:
+    def _externally_modified(self, kind: type[Command], goals: Mapping[str, Goal]) -> list[Outcome]:
         """The engines that somebody else moved meanwhile: the phases to come would pass them by."""
         to_come = OFFLOAD[OFFLOAD.index(kind) + 1 :]
         found = []
@@ -250,7 +250,7 @@ class Move:
                 if refusal is not None:
                     found.append(Outcome(engine, error=refusal))
             elif not isinstance(next_command(engine.view(), goal), to_come):
-                found.append(Outcome(engine, error=_elsewhere(engine)))
+                found.append(Outcome(engine, error=_unexpected_state(engine)))
         return found
 
     def _home(self) -> dict[str, Goal]:
@@ -317,11 +317,11 @@ def waits_for_trainer(engine: Engine) -> bool:
 
 
 def only_the_trainer(engine: Engine) -> LifecycleError:
-    """Why an engine is left where it is on the way home."""
+    """Why an engine is left where it is by an onload."""
     hint = "; it stays where it is: its weights come by a push, and only the trainer can make that"
     return not_allowed(**engine.about("onload"), hint=hint)
 
 
-def _elsewhere(engine: Engine) -> LifecycleError:
+def _unexpected_state(engine: Engine) -> LifecycleError:
     hint = "; the move cannot go on with it from here; recover() looks where it is"
     return not_allowed(**engine.about("a move"), hint=hint)

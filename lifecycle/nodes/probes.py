@@ -70,7 +70,7 @@ def probe_for(capabilities: Capabilities, policy: Policy | None = None) -> Resid
     if capabilities.device is None:
         return NoProbe("it does not say what it runs on; pass probe=..., or accept memory_returned=acknowledged")
     probe: ResidualProbe = NodeProbe(capabilities.device, policy)
-    return StableReadingProbe(probe, policy.residual_still_s) if policy.residual_still_s else probe
+    return StableReadingProbe(probe, policy.residual_stable_s) if policy.residual_stable_s else probe
 
 
 class StableReadingProbe:

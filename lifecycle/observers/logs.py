@@ -29,11 +29,11 @@ class EventLog(BaseObserver):
 
     def transition(self, record: Transition) -> None:
         """One event says which engine went where, and why."""
-        told = {key: getattr(record, key) for key in TRANSITION_KEYS if key != "verdicts"}
-        told |= {"source": str(record.source), "dest": str(record.dest), "duration_s": round(record.duration_s, 4)}
-        told["verdicts"] = {name: str(verdict) for name, verdict in record.verdicts.items()}
+        event = {key: getattr(record, key) for key in TRANSITION_KEYS if key != "verdicts"}
+        event |= {"source": str(record.source), "dest": str(record.dest), "duration_s": round(record.duration_s, 4)}
+        event["verdicts"] = {name: str(verdict) for name, verdict in record.verdicts.items()}
         write = self._log.warning if record.dest in _BAD else self._log.info
-        write("transition", **told)
+        write("transition", **event)
 
     def call(self, engine: str, call: Call, reply: Reply, duration_s: float) -> None:
         """One event says what was sent and what came of it."""

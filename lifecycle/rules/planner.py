@@ -19,7 +19,7 @@ from .table import row
 
 #: The phases of the two moves. Each waits for all participants before the next begins.
 OFFLOAD: tuple[type[Command], ...] = (Pause, Drain, Release)
-#: On the way home an engine whose prefix cache may be stale, or whose requests were frozen, is drained first.
+#: In an onload an engine whose prefix cache may be stale, or whose requests were frozen, is drained first.
 ONLOAD: tuple[type[Command], ...] = (Pause, Drain, RestoreWeights, UpdateWeights, RestoreKV, Resume)
 
 #: No route takes more commands: a pause that has to be changed, then both moves.
@@ -70,7 +70,7 @@ def _towards_drained(now: PlannerView, wanted: PauseMode) -> Command:
 
 
 def _safe_mode(now: PlannerView, wanted: PauseMode) -> PauseMode:
-    """The mode, or another that drains where entering it would hang the engine: on the way home any of them will do."""
+    """The mode, or another that drains where entering it would hang the engine: for an onload any of them will do."""
     modes, current = now.capabilities.pause, now.facts.paused_by
     safe = [name for name, each in modes.items() if each.drains and not each.needs_router]
     safe = [name for name in safe if current not in modes[name].unsafe_from]

@@ -114,7 +114,7 @@ class Values(BaseModel):
     settle_s: Number = DEFAULTS.settle_s
     poll_s: Number = DEFAULTS.poll_s
     residual_scope: Literal["process", "device"] = DEFAULTS.residual_scope
-    residual_still_s: Number = DEFAULTS.residual_still_s
+    residual_stable_s: Number = DEFAULTS.residual_stable_s
     room_wait_s: Number = DEFAULTS.room_wait_s
     canary_tokens: int = DEFAULTS.canary_tokens
 

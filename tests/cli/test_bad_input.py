@@ -25,7 +25,7 @@ BAD = [
     (("pause", "ADDRESS", "--engines", "nobody"), 2, "no engine 'nobody'"),
     (("pause", "ADDRESS", "--group", "nobody"), 2, "the fleet has default"),
     (("pause", "ADDRESS", "--engines", ","), 2, "--engines names none"),
-    (("declare", "drained", "ADDRESS", "--by", "me", "--reason", "x", "--engines", "nobody"), 2, "no engine 'nobody'"),
+    (("override", "drained", "ADDRESS", "--by", "me", "--reason", "x", "--engines", "nobody"), 2, "no engine 'nobody'"),
     (("drain", "ADDRESS"), 3, "allowed here: pause"),
     (("offload", "ADDRESS"), 3, "name a source"),
     (("offload", "ADDRESS", "--tags", "lungs"), 3, "unknown tag lungs; it has kv_cache, weights"),

@@ -47,7 +47,7 @@ def test_offload_and_onload_remember_the_source(lifecycle, address: str, engine:
 
 def test_a_forgotten_engine_is_not_guessed_at(lifecycle, address: str, tmp_path: Path) -> None:
     assert lifecycle("pause", address).returncode == 0
-    assert "lifecycle declare STATE" in lifecycle("status", address, state=tmp_path).stdout
+    assert "lifecycle override STATE" in lifecycle("status", address, state=tmp_path).stdout
     tight = ("--threshold-gib", "0.08")  # less than any tag holds, so that only one answer fits what is resident
     told = lifecycle("status", address, *tight, state=tmp_path).stdout
     assert "drained" in told, "under a threshold that fits, what is mapped is told from the bytes"
@@ -59,9 +59,9 @@ def test_a_forgotten_engine_is_not_guessed_at(lifecycle, address: str, tmp_path:
 
 def test_recover_and_declare(lifecycle, address: str) -> None:
     assert lifecycle("recover", address).stdout.split()[-1] == "serving"
-    refused = lifecycle("declare", "serving", address, "--by", "me", "--reason", "I looked")
+    refused = lifecycle("override", "serving", address, "--by", "me", "--reason", "I looked")
     assert refused.returncode == 3
-    assert lifecycle("declare", "asleep", address, "--by", "me", "--reason", "x").returncode == 2
+    assert lifecycle("override", "asleep", address, "--by", "me", "--reason", "x").returncode == 2
 
 
 def test_a_dry_run_prints_the_calls_and_sends_none(lifecycle, address: str, engine: LoopbackProcess) -> None:

@@ -82,7 +82,7 @@ def no_settling(patch: Patch) -> None:
     async def leaves(engine: Engine, error: Exception, *rest: Any, **how: Any) -> Exception:
         return error
 
-    patch(attempt, "settle", leaves)
+    patch(attempt, "reconcile_failed", leaves)
 
 
 def no_deadline(patch: Patch) -> None:

@@ -88,7 +88,7 @@ def test_which_probe_measures_what(device: Any, stable_s: float, kind: type) -> 
     from lifecycle import Capabilities
 
     capabilities = Capabilities("e", "1", (), {}, device=device)
-    assert isinstance(probe_for(capabilities, Policy(residual_still_s=stable_s)), kind)
+    assert isinstance(probe_for(capabilities, Policy(residual_stable_s=stable_s)), kind)
 
 
 def test_readings_of_several_nodes_are_one() -> None:
@@ -337,8 +337,8 @@ async def test_without_a_canary_nothing_is_compared(tokens: int) -> None:
     [
         *[("residual_threshold_gib", value) for value in (float("nan"), float("inf"), 0, -1, "3GB", "", None)],
         ("room_wait_s", 0),
-        ("residual_still_s", -1),
-        ("residual_still_s", float("nan")),
+        ("residual_stable_s", -1),
+        ("residual_stable_s", float("nan")),
         ("residual_scope", "gpu"),
         ("canary_tokens", -1),
     ],
