@@ -39,15 +39,16 @@ AGENT_PORT = 30999
 DEFAULTS = Policy()
 POLICY_FIELDS = tuple(field.name for field in fields(Policy))
 
-
-#: The context in which the values of a file are validated: its text is no number, as a variable's text may be.
+#: The validation context of a file's values. TOML has numbers, so that text is none; in a variable all is text.
 FILE = {"typed": True}
 
 
 def _number(value: Any, info: ValidationInfo) -> float:
-    """The number; NaN, which no setting takes, for what is none. Booleans are none."""
+    """The number; NaN, which no setting may be, for a value that is none."""
+    if isinstance(value, bool) or (isinstance(value, str) and info.context == FILE):
+        return math.nan
     try:
-        return math.nan if isinstance(value, bool | str if info.context == FILE else bool) else float(value)
+        return float(value)
     except (TypeError, ValueError):
         return math.nan
 
