@@ -27,10 +27,10 @@ Verb = Callable[[Fleet, float], Coroutine[Any, Any, Any]]
 def on_the_way_back(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """Wraps a method of Move: from its call on, the engines of the move need not be drained together."""
 
-    async def begun(move: Move, *args: Any) -> Any:
+    async def begun(move: Move, *args: Any, **how: Any) -> Any:
         for engine in move.engines:
             engine.adapter.together = []
-        return await method(move, *args)
+        return await method(move, *args, **how)
 
     return begun
 

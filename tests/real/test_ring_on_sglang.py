@@ -130,7 +130,7 @@ async def test_a_continue_sent_by_another_client_is_noticed(sglang: RealSGLang, 
         await engine.pause()
         await engine.drain()
         ask(sglang, "/continue_generation", {})
-        with pytest.raises(Unreachable, match="somebody else") as contradicted:
+        with pytest.raises(Unreachable, match="externally modified") as contradicted:
             await engine.release(weights=source(0))
         assert contradicted.value.settled is State.SERVING
         await engine.pause()

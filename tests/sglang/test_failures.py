@@ -178,7 +178,7 @@ async def test_a_continue_sent_by_another_client_is_noticed(start, checkpoint: P
         await engine.pause()
         await engine.drain()
         post(process, "/continue_generation", {})
-        with pytest.raises(Unreachable, match="somebody else"):
+        with pytest.raises(Unreachable, match="externally modified"):
             await engine.release(weights=FromDisk(str(checkpoint), "step-2"))
         assert engine.state is State.SERVING
 

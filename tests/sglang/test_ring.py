@@ -11,6 +11,7 @@ from engines import Recorder, generate, generating, names, post, url
 from lifecycle.adapters.loopback import make_weights
 
 from lifecycle import Fleet, FleetError, FromDisk, Grade, GuardRefused, Kept, Policy, Proved, State
+from lifecycle.core.observer import Observers
 
 MIB = 1 << 20
 PROMPTS = ("once upon a time", "the capital of", "def main():", "zebra")
@@ -64,7 +65,7 @@ async def test_only_kv_is_released(start, policy: Policy, ranks: int) -> None:
     before = generate(process, PROMPTS[0])
     async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:
         recorder = Recorder()
-        fleet["e"].observers = recorder
+        fleet["e"]._session.observers = Observers([recorder])
         async with fleet.offloaded(["kv_cache"]) as (released,):
             assert released.returned_bytes == pytest.approx(96 * MIB, rel=0.1)
             assert fleet["e"].facts.mapped == {"weights": True, "kv_cache": False}
