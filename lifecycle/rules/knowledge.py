@@ -182,14 +182,14 @@ def unproved(record: Record, proofs: tuple[Proof, ...], context: Context) -> Rec
         facts = facts.doubt({Fact.CONTENTS: contents, Fact.CACHE_FRESH: None})
     record = replace(record, facts=facts)
     acknowledged = [tag for tag in context.targets if facts.mapped[tag] and not before.mapped[tag]]
-    call = record.uncertain.call
-    memory_in_doubt = call is not None and Fact.MAPPED in call.effect
-    if Fact.MAPPED not in about or not acknowledged or memory_in_doubt:
+    if Fact.MAPPED not in about or not acknowledged:
         return record
-    effect = {Fact.MAPPED: dict.fromkeys(acknowledged, True)}
-    told_before = replace(record, facts=before)
-    uncertain = replace(record.uncertain, call=_uncertain_call(told_before, effect, context))
-    return replace(record, facts=facts.doubt(effect), uncertain=uncertain)
+    effect: dict[Fact, Any] = {Fact.MAPPED: dict.fromkeys(acknowledged, True)}
+    call = record.uncertain.call
+    if call is not None and Fact.MAPPED in call.effect:  # the bytes of both decide about both
+        effect = {**call.effect, Fact.MAPPED: {**call.effect[Fact.MAPPED], **effect[Fact.MAPPED]}}
+    in_doubt = _uncertain_call(replace(record, facts=before), effect, context)
+    return replace(record, facts=facts.doubt(effect), uncertain=replace(record.uncertain, call=in_doubt))
 
 
 # 3. observations
@@ -347,12 +347,10 @@ def decided_by_bytes(record: Record, reading: Reading, capabilities: Capabilitie
     call, facts, calibration = record.uncertain.call, record.facts, record.calibration
     if call is not None:
         mapping = memory.mapping_from_freed_bytes(facts, call, reading, capabilities, calibration, policy)
-        facts = facts.learn({Fact.MAPPED: mapping}, Grade.MEASURED, cause="residual") if mapping else facts
-        return replace(record, facts=_call_decided(facts, call))
-    mapping = memory.mapping_from_resident_bytes(facts, reading, capabilities, calibration, policy)
-    if not mapping:
-        return record
-    return replace(record, facts=facts.learn({Fact.MAPPED: mapping}, Grade.MEASURED, cause="residual"))
+    else:
+        mapping = memory.mapping_from_resident_bytes(facts, reading, capabilities, calibration, policy)
+    facts = facts.learn({Fact.MAPPED: mapping}, Grade.MEASURED, cause="residual") if mapping else facts
+    return replace(record, facts=facts if call is None else _call_decided(facts, call))
 
 
 def _call_decided(facts: Facts, call: UncertainCall) -> Facts:

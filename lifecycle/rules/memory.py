@@ -203,9 +203,9 @@ def mapping_from_freed_bytes(
 ) -> Mapping[Tag, bool]:
     """The mapping of the tags whose mapping is unknown since a call may have run, told by the bytes that moved since.
 
-    Decided are all of them together: they moved where at least their share did, and did not where nothing did. Where
-    only a part of the share moved nothing is told. Only right after a barrier: a call that may still run could move the
-    bytes later.
+    All of them moved where at least their share did, and none where nothing did. Where a part of the share moved, the
+    tags moved whose sizes make that part, if only one choice of tags does. Only right after a barrier: a call that may
+    still run could move the bytes later.
     """
     unknown = frozenset(tag for tag, mapped in facts.mapped.items() if mapped is None)
     before = call.baseline
@@ -222,11 +222,21 @@ def mapping_from_freed_bytes(
     sizes = [size_of(frozenset({tag})) or 0 for tag in unknown]
     least = min((size for size in sizes if size >= policy.visible_bytes), default=share)
     moved_bytes = [abs(held - reading.devices.get(device, 0)) - known for device, held in before.devices.items()]
+    was = {tag: call.at_start.mapped[tag] for tag in unknown}
+    if None in was.values():
+        return {}
     if min(moved_bytes) >= share - SLACK * least:
-        return {tag: not call.at_start.mapped[tag] for tag in unknown}
+        return {tag: not mapped for tag, mapped in was.items()}
     if max(map(abs, moved_bytes)) <= SLACK * least:
-        return {tag: bool(call.at_start.mapped[tag]) for tag in unknown if call.at_start.mapped[tag] is not None}
-    return {}
+        return {tag: bool(mapped) for tag, mapped in was.items()}
+    fitting = [
+        choice
+        for choice in _choices(sorted(unknown))
+        if max(abs(size - (size_of(frozenset(choice)) or 0)) for size in moved_bytes) <= SLACK * least
+    ]
+    if len(fitting) != 1:
+        return {}
+    return {tag: bool(mapped) is not (tag in fitting[0]) for tag, mapped in was.items()}
 
 
 def mapping_from_resident_bytes(

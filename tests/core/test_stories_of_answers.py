@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from rig import V1, engine_in
@@ -114,9 +115,12 @@ async def test_a_flush_that_is_lost_does_not_bear_out_the_restores_before_it(lie
     engine.adapter.script("flush", LOST)
     with pytest.raises(Unreachable):
         await engine.restore_kv(deadline_s=1)
-    assert len(engine.adapter.engine.unmapped) == 1
-    assert engine.facts.mapped == {"weights": True, "cuda_graph": None, "kv_cache": None}
-    assert engine.state is State.FAILED, "the bytes are those of neither all nor none"
+    unmapped = engine.adapter.engine.unmapped
+    assert len(unmapped) == 1
+    assert engine.facts.mapped == {tag: tag not in unmapped for tag in ("weights", "cuda_graph", "kv_cache")}
+    assert engine.state is State.WEIGHTS_RESTORED, "the bytes that moved are those of one tag alone"
+    await engine.restore_kv()
+    assert engine.adapter.engine.violations == []
 
 
 async def test_a_lost_restore_does_not_bear_out_the_one_before_that_did_nothing() -> None:
@@ -126,8 +130,20 @@ async def test_a_lost_restore_does_not_bear_out_the_one_before_that_did_nothing(
     with pytest.raises(Unreachable):
         await engine.restore_kv(deadline_s=1)
     assert engine.adapter.engine.unmapped == {"cuda_graph", "kv_cache"}
-    assert engine.facts.mapped["kv_cache"] is not True
-    assert engine.state is State.FAILED, "fewer bytes than were answered for: nothing shows which tags are mapped"
+    assert engine.facts.mapped == {"weights": True, "cuda_graph": False, "kv_cache": False}
+    assert engine.state is State.WEIGHTS_RESTORED, "no byte moved: neither call did anything"
+
+
+async def test_of_two_tags_of_one_size_nothing_shows_which_was_restored() -> None:
+    alike = (WEIGHTS, KV_CACHE, replace(KV_CACHE, name="other_kv"))
+    engine = await engine_in(State.WEIGHTS_RESTORED, *alike)
+    await engine.update_weights(V1)
+    engine.adapter.script("restore", LIE, Act())
+    engine.adapter.script("flush", LOST)
+    with pytest.raises(Unreachable):
+        await engine.restore_kv(deadline_s=1)
+    assert engine.facts.mapped == {"weights": True, "kv_cache": None, "other_kv": None}
+    assert engine.state is State.FAILED
 
 
 async def test_a_failure_of_what_was_refused_leaves_the_proof_of_nothing() -> None:
