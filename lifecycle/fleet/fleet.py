@@ -200,7 +200,7 @@ class Fleet:
             if not left.done():
                 left.set_exception(CollectiveFailed(f"the push was given up: {error or type(error).__name__}"))
                 left.exception()  # marks it as seen, where the push was never waited for
-            await asyncio.wait({update})
+            await _ended(update)
             failed = None if update.cancelled() else update.exception()
             if failed is not None and isinstance(error, InvalidTransition):
                 raise failed from error  # the body pushed to an engine whose update had ended: that is what went wrong
@@ -380,3 +380,13 @@ class Fleet:
 def _check_deadline(deadline_s: float | None) -> None:
     if deadline_s is not None:
         positive("deadline_s", deadline_s)
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    """The task has ended; a caller that gives up waiting for it cancels it, and waits for its end all the same."""
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait({task})
+        raise
