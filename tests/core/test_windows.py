@@ -75,6 +75,7 @@ async def test_a_second_window_on_an_engine_is_refused_while_its_memory_is_lent(
         pass
 
 
+@pytest.mark.virtual_time
 async def test_cancelled_on_the_way_out_it_comes_home_and_the_cancellation_comes_through() -> None:
     fleet, _ = await fleet_of("a", "b")
     fleet["a"].adapter.script("release", HANG)
@@ -84,6 +85,7 @@ async def test_cancelled_on_the_way_out_it_comes_home_and_the_cancellation_comes
     assert states(fleet) == {"a": "serving", "b": "serving"}
 
 
+@pytest.mark.virtual_time
 async def test_cancelled_on_the_way_home_it_still_brings_the_new_weights() -> None:
     fleet, _ = await fleet_of("a", "b")
     fleet["a"].adapter.script("load", HANG)
@@ -94,6 +96,7 @@ async def test_cancelled_on_the_way_home_it_still_brings_the_new_weights() -> No
     assert contents(fleet) == {"loaded(v1)"}
 
 
+@pytest.mark.virtual_time
 async def test_under_hold_a_cancelled_window_leaves_the_engines_where_they_are() -> None:
     fleet, _ = await fleet_of("a", policy=Policy(on_failure="hold", settle_s=0.05, poll_s=0.001))
     fleet["a"].adapter.script("release", HANG)
@@ -125,6 +128,7 @@ async def test_a_trainer_whose_step_failed_is_not_asked_to_push() -> None:
     assert sum("only the trainer" in note for note in failed.value.__notes__) == 2
 
 
+@pytest.mark.virtual_time
 async def test_a_trainer_that_is_cancelled_is_not_asked_to_push_either() -> None:
     fleet, _ = await fleet_of("a", "b")
     await fleet.offload(weights=V1)
