@@ -24,11 +24,12 @@ from .core.errors import (
 )
 from .core.facts import Contents, Fact, Facts, Grade, PauseMode, TagSpec
 from .core.observation import Observation, Probe
-from .core.observer import BaseObserver, Observer
+from .core.observer import BaseObserver, MoveEvent, Observer
 from .core.policy import DEADLINES_S, PAUSE_MODE, Policy
-from .core.ports import EngineAdapter, Router
+from .core.ports import EngineAdapter, ResidualProbe, Router, StateStore
 from .core.readings import Process
-from .core.sources import FromDisk, Kept, Pushed, Source
+from .core.record import Record
+from .core.sources import FromDisk, Kept, Pushed, PushTarget, Source
 from .core.states import RING, State
 from .core.transition import Transition
 from .core.verdicts import Condition, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
@@ -36,7 +37,7 @@ from .engine.engine import Engine
 from .fleet.fleet import Fleet
 from .fleet.groups import Group
 from .launch.miles import apply_offload_defaults, parse_env_positive_float
-from .nodes.hook_mode import HookModeUnsafe, require_safe_hook_mode
+from .nodes.hook_mode import HookModeUnsafe, require_safe_hook_mode, resolve_hook_mode
 
 __all__ = [
     "DEADLINES_S",
@@ -67,6 +68,7 @@ __all__ = [
     "InvalidTransition",
     "Kept",
     "LifecycleError",
+    "MoveEvent",
     "NotApplicable",
     "NotProved",
     "Observation",
@@ -80,17 +82,21 @@ __all__ = [
     "Probe",
     "Process",
     "Proved",
+    "PushTarget",
     "Pushed",
+    "Record",
     "Refuted",
     "Rejected",
     "Release",
     "Reply",
+    "ResidualProbe",
     "RestoreKV",
     "RestoreWeights",
     "Resume",
     "Router",
     "Source",
     "State",
+    "StateStore",
     "TagSpec",
     "Transition",
     "Unmeasurable",
@@ -100,4 +106,5 @@ __all__ = [
     "apply_offload_defaults",
     "parse_env_positive_float",
     "require_safe_hook_mode",
+    "resolve_hook_mode",
 ]

@@ -105,16 +105,19 @@ class TokenizerGate:
             self._forget(request.rid, state)
 
     async def _outputs(self, rid: str, state: RequestState, gone: Disconnected | None) -> AsyncIterator[Output]:
-        while state.latest is None or state.latest.finish is None:
+        """Every output that is the latest when it is asked for, the last one always."""
+        seen: Output | None = None
+        while seen is None or seen.finish is None:
+            if state.latest is not None and state.latest is not seen:
+                seen = state.latest
+                yield seen
+                continue
             state.arrived.clear()
             try:
                 await asyncio.wait_for(state.arrived.wait(), _DISCONNECT_POLL_S)
             except TimeoutError:
                 if gone is not None and await gone():
                     raise ConnectionError(f"the client of {rid} is gone") from None
-                continue
-            if state.latest is not None:
-                yield state.latest
 
     def _forget(self, rid: str, state: RequestState) -> None:
         self.rid_to_state.pop(rid, None)

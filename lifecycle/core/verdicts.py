@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -99,3 +99,12 @@ def below_grade(verdict: Verdict, least: Grade, deadline_s: float) -> Verdict:
         short = f"only {verdict.grade.name.lower()}, and {least.name.lower()} is asked for (Policy.accept)"
         return Unmeasurable(reason=f"{verdict.reason}; {short}" if verdict.reason else short, figures=verdict.figures)
     return on_deadline(verdict, deadline_s)
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict that says the least good of them."""
+    for kind in (Refuted, Unmeasurable, Proved):
+        found = next((verdict for verdict in verdicts if isinstance(verdict, kind)), None)
+        if found is not None:
+            return found
+    return verdicts[0] if verdicts else Unmeasurable(reason="its processes are not known")

@@ -16,7 +16,8 @@ from ..nodes.port import PROCESSES_UNKNOWN
 from ..rules.evidence import OBSERVED, Evidence, EvidenceKind
 from ..rules.table import check_table
 from . import canary
-from .preconditions import device_room, hook_mode_of, host_room
+from .headroom import device_room, host_room
+from .preconditions import hook_mode_of
 from .session import Session
 
 #: Seconds that a reading of memory is given even when no time is left: the last one before a deadline is reported.

@@ -11,12 +11,14 @@ from ..core.facts import Grade, Tag
 from ..core.ports import KeepsOnHost
 from ..core.readings import Process, Reading
 from ..core.units import mib
-from ..core.verdicts import NotApplicable, Proved, Refuted, Unmeasurable, Verdict
+from ..core.verdicts import NotApplicable, Proved, Refuted, Unmeasurable, Verdict, worst
 from ..nodes.locate import by_node
 from ..nodes.port import PROCESSES_UNKNOWN, FreeMemory
 from ..nodes.process_env import retains_backup
 from ..rules.evidence import Context, targets
 from .session import Session
+
+_NO_DEVICE = "it does not say what it runs on"
 
 #: How many holders are named.
 NAMED = 3
@@ -30,6 +32,8 @@ async def device_room(
     A trainer frees late: it is waited for, as long as the policy says and at most half of the time that is left.
     """
     context = _context(session, command)
+    if session.capabilities.device is None:
+        return NotApplicable(reason=_NO_DEVICE)
     if not context.targets:
         return NotApplicable(reason="nothing is to be mapped")
     if isinstance(reading, Unmeasurable):
@@ -72,6 +76,8 @@ async def _devices_there(session: Session, processes: Sequence[Process], deadlin
 async def host_room(session: Session, command: Command, deadline_s: float) -> Verdict:
     """Whether the hosts of the engine have memory for what this release newly keeps there."""
     context = _context(session, command)
+    if session.capabilities.device is None:
+        return NotApplicable(reason=_NO_DEVICE)
     kept = frozenset(tag for tag in context.targets if session.capabilities.spec(tag).on_release == "kept")
     knows = isinstance(session.adapter, KeepsOnHost)
     if not kept and not knows:
@@ -122,15 +128,6 @@ def judge(need_bytes: int, free: Mapping[str, FreeMemory] | Unmeasurable, what: 
             return Refuted(reason=f"{summary}; {_holders(each)}", figures=figures)
     least = min((each.free_bytes for each in free.values()), default=0)
     return Proved(grade=Grade.MEASURED, reason=f"{mib(least)} free, {mib(need_bytes)} needed", figures=figures)
-
-
-def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict that says the least good of them."""
-    for kind in (Refuted, Unmeasurable, Proved):
-        found = next((verdict for verdict in verdicts if isinstance(verdict, kind)), None)
-        if found is not None:
-            return found
-    return verdicts[0] if verdicts else Unmeasurable(reason="its processes are not known")
 
 
 def _context(session: Session, command: Command) -> Context:

@@ -14,6 +14,9 @@ ADAPTERS = "lifecycle.adapters"
 
 ENGINES = "lifecycle.engines"
 
+#: What to do where Python runs from a checkout: its adapters lie beside the package, and no entry point names them.
+NOT_INSTALLED = "this checkout of engine-lifecycle is not installed; run: pip install -e ."
+
 
 def known_schemes() -> list[str]:
     """The schemes for which an adapter is installed."""
@@ -22,25 +25,29 @@ def known_schemes() -> list[str]:
 
 def adapter_for(address: Address) -> EngineAdapter:
     """A new adapter for this address; its module is imported only now."""
-    found = {entry.name: entry for entry in entry_points(group=ADAPTERS)}.get(address.scheme)
-    if found is None:
-        raise ConfigurationError(
-            f"{address}: no adapter for {address.scheme!r}; installed are {', '.join(known_schemes())}; "
-            f"another comes with a package that has an entry point {address.scheme!r} in the group {ADAPTERS!r}"
-        )
-    try:
-        kind: Any = found.load()
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"{address}: its adapter needs the package {error.name!r}; pip install 'engine-lifecycle[{address.scheme}]'"
-        ) from error
+    unknown = (
+        f"no adapter for {address.scheme!r}; installed are {', '.join(known_schemes())}; "
+        f"another comes with a package that has an entry point {address.scheme!r} in the group {ADAPTERS!r}"
+    )
+    kind: Any = _loaded(ADAPTERS, address.scheme, str(address), unknown)
     adapter: EngineAdapter = kind(address)
     return adapter
 
 
 def engine_command(kind: str) -> Any:
     """The function behind `lifecycle engine` for this kind of engine: argv in, exit code out."""
-    found = {entry.name: entry for entry in entry_points(group=ENGINES)}.get(kind)
-    if found is None:
-        raise ConfigurationError(f"no engine of kind {kind!r} can be started here")
-    return found.load()
+    return _loaded(ENGINES, kind, f"an engine of kind {kind!r}", "no engine of that kind can be started here")
+
+
+def _loaded(group: str, name: str, what: str, unknown: str) -> Any:
+    """What the entry point of this name stands for; ConfigurationError says why `what` cannot be had."""
+    installed = {entry.name: entry for entry in entry_points(group=group)}
+    if name not in installed:
+        raise ConfigurationError(f"{what}: {unknown if installed else NOT_INSTALLED}")
+    try:
+        return installed[name].load()
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] == "lifecycle":
+            raise ConfigurationError(f"{what}: {NOT_INSTALLED}") from error
+        remedy = f"pip install 'engine-lifecycle[{name}]'"
+        raise ConfigurationError(f"{what}: it needs the package {error.name!r}; {remedy}") from error

@@ -32,8 +32,9 @@ from lifecycle import (
 )
 from lifecycle.core.readings import Holder, Reading
 from lifecycle.core.record import Record
+from lifecycle.core.verdicts import worst
 from lifecycle.engine.canary import compared, forgotten
-from lifecycle.engine.headroom import judge, worst
+from lifecycle.engine.headroom import judge
 from lifecycle.nodes import this_host
 from lifecycle.nodes.host_memory import available_bytes, biggest_holders
 from lifecycle.nodes.port import FreeMemory
