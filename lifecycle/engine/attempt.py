@@ -179,7 +179,8 @@ class Attempt:
     async def _send(self, context: Context) -> None:
         session = self.session
         if context.targets:  # before the first call: half of one moves memory too
-            session.commit(knowledge.memory_moves(session.record))
+            pending = Pending(reason="memory was released or restored since")
+            session.commit(session.record.with_condition("memory_returned", pending))
         calls = session.adapter.plan(self.command, session.facts)
         try:
             for call in calls:

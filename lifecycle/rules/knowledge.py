@@ -34,7 +34,7 @@ from ..core.policy import Policy
 from ..core.readings import Reading
 from ..core.record import Record, Uncertain, UncertainCall
 from ..core.states import State
-from ..core.verdicts import Pending, Proved, Refuted, Verdict, on_deadline
+from ..core.verdicts import Proved, Refuted, Verdict, on_deadline
 from . import memory
 from .evidence import Context
 from .proofs import Proof
@@ -110,12 +110,6 @@ def not_closed(record: Record, call: Call) -> Record:
     return replace(record, facts=record.facts.doubt(call.effect))
 
 
-def memory_moves(record: Record) -> Record:
-    """The memory of an engine is about to move: from here on it is not known to have been returned."""
-    pending = Pending(reason="memory was released or restored since")
-    return record.with_condition("memory_returned", pending)
-
-
 def expected_after(facts: Facts, command: Command, calls: tuple[Call, ...] = ()) -> Facts:
     """The facts as they would be after this command and its calls, if all went well. For plans, never for a Record."""
     for call in calls:
@@ -160,7 +154,7 @@ def after_refuted(
     every_tag: dict[Fact, Any] = {Fact.MAPPED: tags, Fact.CONTENTS: contents}
     for proof in proofs:
         if proof.condition:
-            record = record.with_condition(proof.name, on_deadline(verdicts[proof.name], elapsed_s))
+            record = record.with_condition(proof.name, _unless_all(verdicts[proof.name], failed, elapsed_s))
         if proof.name in failed:
             facts = facts.doubt({fact: every_tag.get(fact) for fact in proof.doubts})
     for verdict in verdicts.values():
@@ -168,6 +162,16 @@ def after_refuted(
             weights = verdict.denied & context.capabilities.stage("weights")
             facts = facts.doubt({Fact.MAPPED: dict.fromkeys(verdict.denied), Fact.CONTENTS: dict.fromkeys(weights)})
     return replace(record, facts=facts)
+
+
+def _unless_all(verdict: Verdict, failed: frozenset[str], elapsed_s: float) -> Verdict:
+    """The condition that a proof leaves where some proofs of its row failed: it does not hold by itself.
+
+    A device is handed to the next tenant after a release that succeeded as a whole, and after no other.
+    """
+    if isinstance(verdict, Proved):
+        return Refuted(reason=f"{verdict.reason}, but {', '.join(sorted(failed))} failed", figures=verdict.figures)
+    return on_deadline(verdict, elapsed_s)
 
 
 def unproved(record: Record, proofs: tuple[Proof, ...], context: Context) -> Record:
