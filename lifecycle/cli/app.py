@@ -30,6 +30,10 @@ app = typer.Typer(
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
+#: The columns of `failure_policy.rows` in docs/lifecycle.md.
+_FAILURE_HEADINGS = ("move", "phase that failed", "the others", "the one that failed")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code. The parser reports usage errors, whose code is 2."""
     try:
@@ -131,6 +135,7 @@ def diagram(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 where a page is out of date.")] = False,
 ) -> int:
     """Draw the lifecycle from its table."""
+    from ..fleet.failure_policy import rows
     from ..render.diagram import draw
     from ..render.pages import drift, write
 
@@ -141,7 +146,8 @@ def diagram(
             raise ConfigurationError(str(error)) from None
         return 0
     try:
-        stale = drift(docs) if check else write(docs)
+        failures = [dict(zip(_FAILURE_HEADINGS, row, strict=True)) for row in rows("restore")]
+        stale = drift(docs, failures) if check else write(docs, failures)
     except OSError as error:
         raise ConfigurationError(f"--docs {docs}: {error.strerror or error}") from None
     for path in stale:

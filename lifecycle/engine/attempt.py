@@ -123,7 +123,7 @@ class Attempt:
             raise await reconcile_failed(session, error, self.deadline, self.command, trigger="contradicted")
         return session.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
 
-    def _kinds(self, acted_on: frozenset[Tag]) -> frozenset[EvidenceKind]:
+    def _kinds(self, acted_on: frozenset[Tag]) -> frozenset[str]:
         """What the guards need, and of what the proofs need that which has to be read before the calls too."""
         kinds = frozenset().union(*(guard.needs for guard in self.row.guards))
         needed_by_proofs = frozenset().union(*(proof.needs for proof in self.row.proofs))

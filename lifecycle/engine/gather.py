@@ -9,6 +9,7 @@ from typing import Any
 from ..core.commands import Command
 from ..core.deadline import Deadline
 from ..core.facts import Fact
+from ..core.frozen import FrozenMap
 from ..core.observation import Observation
 from ..core.readings import Reading
 from ..core.verdicts import NotApplicable, Unmeasurable, Verdict
@@ -27,7 +28,7 @@ LEAST_READ_S = 0.5
 EVERYTHING = frozenset({Fact.BOOT, Fact.ADMISSION, Fact.RUNNING, Fact.PARKED, Fact.MAPPED, Fact.CONTENTS})
 
 #: The facts that an observation is asked for, beside boot and mapping, by the kind of evidence that needs them.
-_FACTS_OF = {
+_FACTS_OF: Mapping[str, set[Fact]] = {
     EvidenceKind.ADMISSION: {Fact.ADMISSION},
     EvidenceKind.LABEL: {Fact.CONTENTS},
     EvidenceKind.CHECKSUM: {Fact.CONTENTS, Fact.CHECKSUM},
@@ -44,14 +45,15 @@ class Question:
     parts: dict[str, Any] = field(default_factory=dict)
 
 
-async def gather(session: Session, kinds: frozenset[EvidenceKind], command: Command, *, deadline_s: float) -> Evidence:
+async def gather(session: Session, kinds: frozenset[str], command: Command, *, deadline_s: float) -> Evidence:
     """The evidence of these kinds, fresh; every part is a value, also where an engine did not answer."""
     asked = Question(session, command, Deadline(deadline_s))
     asked.parts["observed"] = await _observe(asked, kinds)
     for kind, read in READERS.items():
         if kind in kinds:
-            asked.parts[kind.value] = await read(asked)
-    return Evidence(**asked.parts)
+            asked.parts[str(kind)] = await read(asked)
+    named = {kind: asked.parts.pop(kind) for kind in kinds - frozenset(EvidenceKind)}
+    return Evidence(**asked.parts, named=FrozenMap(named))
 
 
 async def residual(session: Session, *, deadline_s: float) -> Reading | Unmeasurable:
@@ -62,7 +64,7 @@ async def residual(session: Session, *, deadline_s: float) -> Reading | Unmeasur
     return await session.probe.read(processes, deadline_s=max(deadline_s, LEAST_READ_S))
 
 
-async def _observe(asked: Question, kinds: frozenset[EvidenceKind]) -> Observation:
+async def _observe(asked: Question, kinds: frozenset[str]) -> Observation:
     want = {Fact.BOOT, Fact.MAPPED}.union(*(_FACTS_OF[kind] for kind in kinds & OBSERVED))
     return await asked.session.adapter.observe(frozenset(want), deadline_s=asked.deadline.left_s)
 
@@ -97,7 +99,7 @@ async def _cotenants(asked: Question) -> Verdict:
 
 
 #: Who reads each kind of evidence, in the order of reading: what comes later may use what was read before.
-READERS: Mapping[EvidenceKind, Callable[[Question], Awaitable[Any]]] = {
+READERS: Mapping[str, Callable[[Question], Awaitable[Any]]] = {
     EvidenceKind.IDLE: _idle,
     EvidenceKind.ANSWER: _answer,
     EvidenceKind.RESIDUAL: _residual,

@@ -9,6 +9,7 @@ from enum import StrEnum
 from ..core.capabilities import Capabilities
 from ..core.commands import Command, Release, RestoreKV, RestoreWeights
 from ..core.facts import Facts, Tag
+from ..core.frozen import FrozenMap
 from ..core.observation import Observation
 from ..core.policy import Policy
 from ..core.readings import Reading
@@ -51,6 +52,8 @@ class Evidence:
     device_room: Verdict = _NO_QUESTION
     host_room: Verdict = _NO_QUESTION
     cotenants: Verdict = _NO_QUESTION
+    #: The verdicts of kinds that a proof needs by a name of its own, which is no EvidenceKind.
+    named: Mapping[str, Verdict] = field(default_factory=FrozenMap)
 
 
 _NOTHING = Evidence()

@@ -39,7 +39,7 @@ class Proof:
 
     name: str
     check: Check
-    needs: frozenset[EvidenceKind]
+    needs: frozenset[str]
     learns: Learns
     doubts: tuple[Fact, ...]
     condition: bool
@@ -50,7 +50,7 @@ class Proof:
 
 
 def proof(
-    *needs: EvidenceKind,
+    *needs: str,
     least: Grade,
     learns: Learns = _nothing,
     doubts: tuple[Fact, ...] = (),

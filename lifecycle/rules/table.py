@@ -136,13 +136,11 @@ def fits(facts: Facts, capabilities: Capabilities, *, weights_are_valid: bool) -
     return S.WEIGHTS_RESTORED if weights_mapped else S.RELEASED
 
 
-def check_table(
-    operations: Sequence[Operation] = OPERATIONS, *, gathered: frozenset[EvidenceKind] = frozenset(EvidenceKind)
-) -> None:
+def check_table(operations: Sequence[Operation] = OPERATIONS, *, gathered: frozenset[str] | None = None) -> None:
     """Raises ValueError that names the row, unless the rows make one coherent machine.
 
-    `gathered` are the kinds of evidence that somebody gathers. What is wrong here would otherwise be found only when a
-    command asks for it, after its calls were sent.
+    `gathered` are the kinds of evidence that somebody gathers; None where it is not known who does. What is wrong here
+    would otherwise be found only when a command asks for it, after its calls were sent.
     """
     _check_rows(operations)
     _check_checks(operations, gathered)
@@ -167,9 +165,9 @@ def _check_rows(operations: Sequence[Operation]) -> None:
             raise ValueError(f"{name}: enters {each.dest} without a proof")
 
 
-def _check_checks(operations: Sequence[Operation], gathered: frozenset[EvidenceKind]) -> None:
+def _check_checks(operations: Sequence[Operation], gathered: frozenset[str] | None) -> None:
     """Every guard and proof can be asked, and its answer judged."""
-    parts = {part.name for part in fields(Evidence)}
+    lacking = frozenset(EvidenceKind) - OBSERVED - {part.name for part in fields(Evidence)}
     claims: dict[str, Guard | Proof] = {}
     for each in operations:
         name = f"row {each.command} from {each.source}"
@@ -178,7 +176,7 @@ def _check_checks(operations: Sequence[Operation], gathered: frozenset[EvidenceK
         checks: list[Guard | Proof] = [*each.guards, *each.proofs]
         for check in checks:
             for kind in check.needs:
-                if kind not in gathered or (kind not in OBSERVED and kind not in parts):
+                if (gathered is not None and kind not in gathered) or kind in lacking:
                     raise ValueError(f"{name}: {check.name} needs {kind!r}, which nobody gathers")
             same = claims.setdefault(f"{type(check).__name__} {check.name}", check)
             if same.check is not check.check:

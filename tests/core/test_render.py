@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lifecycle.cli.app import run
 from lifecycle.core.states import TRANSIENT, State
+from lifecycle.fleet.failure_policy import rows
 from lifecycle.render.diagram import arrows, draw
 from lifecycle.render.pages import drift, failure_table, lifecycle_page, write
 from lifecycle.rules.table import OPERATIONS
@@ -42,6 +44,20 @@ def test_a_changed_failure_table_is_drift(tmp_path: Path) -> None:
     assert len(write(tmp_path, FAILURES)) == 3
     assert drift(tmp_path, FAILURES) == []
     assert drift(tmp_path, FAILURES[:1]) == [tmp_path / "lifecycle.md"]
+
+
+def test_the_command_line_writes_the_failure_policy_into_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["diagram", "--docs", str(tmp_path)]) == 0
+    page = tmp_path / "lifecycle.md"
+    section = page.read_text().partition("## When some engines fail")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    assert lines[0] == "| move | phase that failed | the others | the one that failed |"
+    assert lines[1:] == [f"| {' | '.join(row)} |" for row in rows("restore")]
+    page.write_text(page.read_text().replace("go on to serving", "stay"))
+    assert run(["diagram", "--docs", str(tmp_path), "--check"]) == 1
+    assert "lifecycle.md is out of date" in capsys.readouterr().out
 
 
 def test_the_full_diagram_draws_every_row_and_every_success_and_nothing_that_all_states_have() -> None:

@@ -10,10 +10,29 @@ from by_hand import CHECKS, LEGAL
 from rig import V1, engine_in, imported, put, serving
 
 import lifecycle
-from lifecycle import Drain, InvalidTransition, Pause, Release, RestoreKV, RestoreWeights, Resume, State, UpdateWeights
+from lifecycle import (
+    Drain,
+    Grade,
+    InvalidTransition,
+    Pause,
+    Proved,
+    Release,
+    RestoreKV,
+    RestoreWeights,
+    Resume,
+    State,
+    UpdateWeights,
+    Verdict,
+)
+from lifecycle.core.policy import ACCEPT
 from lifecycle.core.states import RING, STABLE, TRANSIENT
+from lifecycle.engine import gather
+from lifecycle.engine.gather import READERS, Question
+from lifecycle.rules.evidence import OBSERVED, Context, EvidenceKind
 from lifecycle.rules.machine import NoSuchEdge, edges, next_state
+from lifecycle.rules.proofs import proof
 from lifecycle.rules.table import CLAIMS, OPERATIONS, allowed, check_table, row
+from lifecycle.testing import ScriptedAdapter, capabilities, scripted
 
 COMMANDS = {
     "pause": Pause(),
@@ -117,6 +136,35 @@ def damaged(command: str, source: State, /, **changes: object) -> list[object]:
 def test_a_damaged_table_is_refused_and_the_row_is_named(rows: list, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         check_table(rows)
+
+
+def test_evidence_that_nobody_gathers_is_refused_under_the_name_of_the_proof_that_needs_it() -> None:
+    @proof("weather", least=Grade.REPORTED)
+    def fine(context: Context) -> Verdict:
+        return context.evidence.named["weather"]
+
+    rows = damaged("drain", State.PAUSED, proofs=(fine,))
+    try:
+        with pytest.raises(ValueError, match="row drain from paused: fine needs 'weather', which nobody gathers"):
+            check_table(rows, gathered=OBSERVED | READERS.keys())
+        with pytest.raises(ValueError, match=r"needs .*'idle'.*, which nobody gathers"):
+            check_table(gathered=(OBSERVED | READERS.keys()) - {EvidenceKind.IDLE})
+        check_table(rows, gathered=OBSERVED | READERS.keys() | {"weather"})
+    finally:
+        del ACCEPT["fine"]
+
+
+async def test_a_kind_of_evidence_with_a_name_of_its_own_reaches_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Proved(grade=Grade.MEASURED, reason="dry and calm")
+
+    async def weather(asked: Question) -> Verdict:
+        return read
+
+    monkeypatch.setattr(gather, "READERS", {**READERS, "weather": weather})
+    engine = await scripted(ScriptedAdapter("e", capabilities())).connect()
+    kinds = frozenset({"weather", EvidenceKind.ADMISSION})
+    evidence = await gather.gather(engine._session, kinds, Pause(), deadline_s=5)
+    assert dict(evidence.named) == {"weather": read}
 
 
 def test_the_machine_has_the_tables_edges_and_those_that_follow_from_it() -> None:

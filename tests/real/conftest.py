@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lifecycle.testing.conformance_table import Table
+from lifecycle.testing.conformance.table import Table
 
 if TYPE_CHECKING:
     from lane import Lane
