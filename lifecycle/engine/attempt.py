@@ -86,11 +86,13 @@ class Attempt:
             verdicts = await self._prove(context)
         except OperationFailed as error:
             self._fail_collective(error)
+            if not isinstance(error, NotProved):
+                self._leave_unproved(context)
             self._undo_desired(context)
             raise await reconcile_failed(self.session, error, self.deadline, self.command) from error.__cause__
         except BaseException as error:
             self._fail_collective(error)
-            self.session.commit(knowledge.unproved(self.session.record, self.row.proofs, context))
+            self._leave_unproved(context)
             self._undo_desired(context)
             self.session.go("failed", command=self.command.name, reason=f"cancelled: {type(error).__name__}")
             raise
@@ -99,6 +101,10 @@ class Attempt:
     def _fail_collective(self, error: BaseException) -> None:
         if self.collective is not None:
             self.collective.fail(error, who=self.session.name)
+
+    def _leave_unproved(self, context: Context) -> None:
+        """The proofs were not asked, or nothing answered them: what an answer alone said is unknown."""
+        self.session.commit(knowledge.unproved(self.session.record, self.row.proofs, context))
 
     def _undo_desired(self, context: Context) -> None:
         """Where no memory and no weights were touched, the engine should serve what it should have before."""
@@ -181,14 +187,10 @@ class Attempt:
         if context.targets:  # before the first call: half of one moves memory too
             session.commit(knowledge.memory_moves(session.record))
         calls = session.adapter.plan(self.command, session.facts)
-        try:
-            for call in calls:
-                await (self._push(call) if call.name == PUSH.name else self._call(call, context))
-                if isinstance(self.command, Release):
-                    await self._read_after(call, last=call is calls[-1])
-        except OperationFailed:
-            session.commit(knowledge.unproved(session.record, self.row.proofs, context))
-            raise
+        for call in calls:
+            await (self._push(call) if call.name == PUSH.name else self._call(call, context))
+            if isinstance(self.command, Release):
+                await self._read_after(call, last=call is calls[-1])
 
     async def _call(self, call: Call, context: Context) -> None:
         reply = await send(self.session, call, deadline_s=self.deadline.work_s, command=context)
