@@ -45,7 +45,7 @@ from .collective import Collective, CollectiveFailed
 from .gather import gather, residual
 from .push import Pushes
 from .reconcile import reconcile_failed
-from .session import Edge, Session
+from .session import Edge, NotSaved, Session
 
 _log = logging.getLogger("lifecycle")
 
@@ -157,7 +157,7 @@ class Attempt:
             self.session.commit(self._begun(context), edge, save="must")
         except Refusals as refused:
             raise GuardRefused(refused.reasons, **self._about) from None
-        except Exception as problem:
+        except NotSaved as problem:
             raise self.session.not_kept(problem, self.command.name) from problem
 
     def _begun(self, context: Context) -> Record:
