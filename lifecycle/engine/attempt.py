@@ -35,7 +35,7 @@ from ..core.verdicts import Pending, Proved, Refuted, Unmeasurable, Verdict, bel
 from ..rules import knowledge, trend
 from ..rules.checksums import by_model_role
 from ..rules.contradiction import contradiction, other_process
-from ..rules.desired import set_desired, was_loaded
+from ..rules.desired import desired_unless_touched, set_desired, was_loaded
 from ..rules.evidence import Context, EvidenceKind, targets
 from ..rules.machine import Refusals
 from ..rules.table import Operation
@@ -107,11 +107,7 @@ class Attempt:
         self.session.commit(knowledge.unproved(self.session.record, self.row.proofs, context))
 
     def _undo_desired(self, context: Context) -> None:
-        """Where no memory and no weights were touched, the engine should serve what it should have before."""
-        record, before = self.session.record, context.record
-        now, then = record.facts, before.facts
-        if (now.boot, now.mapped, now.contents) == (then.boot, then.mapped, then.contents):
-            self.session.commit(replace(record, desired=before.desired))
+        self.session.commit(desired_unless_touched(self.session.record, context.record))
 
     # 1. ask
 
