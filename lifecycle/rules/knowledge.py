@@ -112,8 +112,7 @@ def not_closed(record: Record, call: Call) -> Record:
 
 def memory_moves(record: Record) -> Record:
     """The memory of an engine is about to move: from here on it is not known to have been returned."""
-    pending = Pending(reason="memory was released or restored since")
-    return record.with_condition("memory_returned", pending)
+    return record.with_condition("memory_returned", Pending(reason="memory was released or restored since"))
 
 
 def expected_after(facts: Facts, command: Command, calls: tuple[Call, ...] = ()) -> Facts:
@@ -167,6 +166,7 @@ def after_refuted(
         if isinstance(verdict, Refuted) and verdict.denied:
             weights = verdict.denied & context.capabilities.stage("weights")
             facts = facts.doubt({Fact.MAPPED: dict.fromkeys(verdict.denied), Fact.CONTENTS: dict.fromkeys(weights)})
+            record = memory_moves(record)  # more moved than what was judged
     return replace(record, facts=facts)
 
 

@@ -139,3 +139,18 @@ async def test_memory_whose_restore_was_answered_and_never_shown_is_told_by_its_
         await engine.restore_weights(deadline_s=0.4)
     engine.adapter.engine.reachable = True
     assert await engine.recover() is State.RELEASED, "a load into memory that is not mapped would kill it"
+
+
+async def test_no_device_is_free_after_a_release_of_more_than_was_named() -> None:
+    engine = await engine_in(State.DRAINED)
+
+    def releases_the_weights_too(model: Any) -> None:
+        model.apply("release", {"tags": ["weights"]})
+
+    engine.adapter.script("release", replace(DONE, then=releases_the_weights_too))
+    with pytest.raises(NotProved, match="more than what was named was released"):
+        await engine.release(["kv_cache"], deadline_s=0.3)
+    assert engine.state is State.RELEASED, "its bytes say that all of it is gone"
+    assert engine.facts.unmapped() == {"weights", "kv_cache"}
+    assert engine.facts.contents == {"weights": None}
+    assert not engine.memory_is_free, "what was judged was a release of the cache alone"
