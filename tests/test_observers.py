@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +29,7 @@ from lifecycle import (
 from lifecycle.core.observer import Observers
 from lifecycle.observers import EventLog, HealthCheckPause
 from lifecycle.observers.logs import CALL_KEYS, TRANSITION_KEYS
-from lifecycle.testing import QUICK, REJECTED, ScriptedAdapter, capabilities
+from lifecycle.testing import HANG, QUICK, REJECTED, ScriptedAdapter, capabilities
 
 
 def edge(source: State, dest: State, engine: str = "e") -> Transition:
@@ -186,6 +187,7 @@ async def test_a_move_is_heard_with_its_phases_and_who_failed() -> None:
     assert list(events[2].failed) == ["b"]
     assert isinstance(events[2].failed["b"], Rejected)
     assert events[0].engines == ("a", "b")
+    assert list(events[3].failed) == ["b"], "a monitor that hears of moves alone knows too"
 
 
 async def test_an_observer_of_two_methods_is_enough() -> None:
@@ -198,3 +200,47 @@ async def test_an_observer_of_two_methods_is_enough() -> None:
     fleet = await watched_fleet(Listens())
     await fleet["a"].pause()
     assert "succeeded" in seen
+
+
+async def test_an_observer_that_cannot_even_be_asked_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class Unready:
+        @property
+        def transition(self) -> Any:
+            raise RuntimeError("not set up yet")
+
+    hears = Hears()
+    fleet = await watched_fleet(Unready(), hears)
+    await fleet["a"].pause()
+    assert fleet["a"].state is State.PAUSED
+    assert "observer Unready failed" in caplog.text
+    assert "transition" in hears.names()
+
+
+async def test_a_phase_that_was_given_up_is_heard_to_its_end() -> None:
+    hears = Hears()
+    fleet = await watched_fleet(hears)
+    fleet["a"].adapter.script("pause", HANG)
+    offload = asyncio.create_task(fleet.offload(weights=FromDisk("/models/step-1", "v1")))
+    await asyncio.sleep(0.02)
+    offload.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await offload
+    events = [about[0] for name, about in hears.heard if name in ("move", "phase")]
+    assert [(event.phase, event.ended) for event in events] == [
+        ("", False),
+        ("pause", False),
+        ("pause", True),
+        ("", True),
+    ]
+
+
+async def test_who_failed_an_onload_is_heard_at_its_end() -> None:
+    hears = Hears()
+    fleet = await watched_fleet(hears)
+    await fleet.offload(weights=FromDisk("/models/step-1", "v1"))
+    fleet["b"].adapter.script("load", REJECTED)
+    hears.heard.clear()
+    with pytest.raises(FleetError):
+        await fleet.onload()
+    ends = [about[0] for name, about in hears.heard if name == "move" and about[0].ended]
+    assert [list(event.failed) for event in ends] == [["b"]]

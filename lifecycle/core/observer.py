@@ -1,7 +1,8 @@
 """Observers: what is told about engines and moves, to logs, metrics and monitors.
 
 One command is heard as `command_started`, then either `refused`, or any number of `call` and `transition`, and last
-`command_ended`. A move of a fleet is heard as `move` when it begins and when it ends, each phase of it as `phase`.
+`command_ended`; one that is refused before it has the engine (busy, not allowed there) as `refused` alone. A move of a
+fleet is heard as `move` when it begins and when it ends, each phase of it as `phase`.
 """
 
 from __future__ import annotations
@@ -104,11 +105,10 @@ class Observers:
     def notify(self, event: str, *about: object) -> None:
         """Every observer that has a method of this name was called with `about`."""
         for observer in self._observers:
-            hear = getattr(observer, event, None)
-            if hear is None:
-                continue
             try:
-                hear(*about)
+                hear = getattr(observer, event, None)
+                if hear is not None:
+                    hear(*about)
             except Exception:
                 kind = type(observer).__name__
                 logging.getLogger("lifecycle").exception("observer %s failed; the work goes on", kind)

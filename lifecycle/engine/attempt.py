@@ -35,7 +35,7 @@ from ..core.verdicts import Pending, Proved, Refuted, Unmeasurable, Verdict, bel
 from ..rules import knowledge, trend
 from ..rules.checksums import by_model_role
 from ..rules.contradiction import contradiction, other_process
-from ..rules.desired import set_desired, was_loaded
+from ..rules.desired import desired_unless_touched, set_desired, was_loaded
 from ..rules.evidence import Context, EvidenceKind, targets
 from ..rules.machine import Refusals
 from ..rules.table import Operation
@@ -45,7 +45,7 @@ from .collective import Collective, CollectiveFailed
 from .gather import gather, residual
 from .push import Pushes
 from .reconcile import reconcile_failed
-from .session import Edge, Session
+from .session import Edge, NotSaved, Session
 
 _log = logging.getLogger("lifecycle")
 
@@ -86,11 +86,13 @@ class Attempt:
             verdicts = await self._prove(context)
         except OperationFailed as error:
             self._fail_collective(error)
+            if not isinstance(error, NotProved):
+                self._leave_unproved(context)
             self._undo_desired(context)
             raise await reconcile_failed(self.session, error, self.deadline, self.command) from error.__cause__
         except BaseException as error:
             self._fail_collective(error)
-            self.session.commit(knowledge.unproved(self.session.record, self.row.proofs, context))
+            self._leave_unproved(context)
             self._undo_desired(context)
             self.session.go("failed", command=self.command.name, reason=f"cancelled: {type(error).__name__}")
             raise
@@ -100,12 +102,12 @@ class Attempt:
         if self.collective is not None:
             self.collective.fail(error, who=self.session.name)
 
+    def _leave_unproved(self, context: Context) -> None:
+        """The proofs were not asked, or nothing answered them: what an answer alone said is unknown."""
+        self.session.commit(knowledge.unproved(self.session.record, self.row.proofs, context))
+
     def _undo_desired(self, context: Context) -> None:
-        """Where no memory and no weights were touched, the engine should serve what it should have before."""
-        record, before = self.session.record, context.record
-        now, then = record.facts, before.facts
-        if (now.boot, now.mapped, now.contents) == (then.boot, then.mapped, then.contents):
-            self.session.commit(replace(record, desired=before.desired))
+        self.session.commit(desired_unless_touched(self.session.record, context.record))
 
     # 1. ask
 
@@ -151,7 +153,7 @@ class Attempt:
             self.session.commit(self._begun(context), edge, save="must")
         except Refusals as refused:
             raise GuardRefused(refused.reasons, **self._about) from None
-        except Exception as problem:
+        except NotSaved as problem:
             raise self.session.not_kept(problem, self.command.name) from problem
 
     def _begun(self, context: Context) -> Record:
@@ -182,14 +184,10 @@ class Attempt:
             pending = Pending(reason="memory was released or restored since")
             session.commit(session.record.with_condition("memory_returned", pending))
         calls = session.adapter.plan(self.command, session.facts)
-        try:
-            for call in calls:
-                await (self._push(call) if call.name == PUSH.name else self._call(call, context))
-                if isinstance(self.command, Release):
-                    await self._read_after(call, last=call is calls[-1])
-        except OperationFailed:
-            session.commit(knowledge.unproved(session.record, self.row.proofs, context))
-            raise
+        for call in calls:
+            await (self._push(call) if call.name == PUSH.name else self._call(call, context))
+            if isinstance(self.command, Release):
+                await self._read_after(call, last=call is calls[-1])
 
     async def _call(self, call: Call, context: Context) -> None:
         reply = await send(self.session, call, deadline_s=self.deadline.work_s, command=context)

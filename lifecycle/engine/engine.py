@@ -39,7 +39,7 @@ from .override import override
 from .preconditions import hook_mode_of
 from .push import Pushes
 from .reconcile import reconcile
-from .session import Session
+from .session import NotSaved, Session
 
 
 class Engine:
@@ -375,7 +375,7 @@ class Engine:
     def _desire(self, record: Record, command: str) -> None:
         try:
             self._session.commit(record, save="must")
-        except Exception as problem:
+        except NotSaved as problem:
             raise self._session.not_kept(problem, command) from problem
 
     def router_confirmed(self, sends: bool | None, verdict: Verdict, grade: Grade) -> None:

@@ -34,6 +34,10 @@ _NOTHING = Evidence()
 Save = Literal["must", "try", "no"]
 
 
+class NotSaved(Exception):
+    """A record that must be saved could not be; `__cause__` is what the store raised."""
+
+
 @dataclass(frozen=True, slots=True)
 class Edge:
     """One edge to go along: its trigger, and what observers are told of it. `context` is for the guards."""
@@ -122,10 +126,9 @@ class Session:
     def commit(self, record: Record, edge: Edge | None = None, *, save: Save | None = None) -> Transition | None:
         """`record` is what is known from here on, in the state to which `edge` leads; returns the transition, if any.
 
-        Raises NoSuchEdge or Refusals, and with `save="must"` what the store raised; nothing has changed then. Without
-        an edge nothing is saved unless it is asked for: a store is written once before an engine is touched, and once
-        after every edge. An edge is entered even where it cannot be saved; what is kept is older then, and that is
-        logged.
+        Raises NoSuchEdge or Refusals, and with `save="must"` NotSaved; nothing changed then. Without an edge nothing
+        is saved unless it is asked for: a store is written once before an engine is touched, and once after every edge.
+        An edge is entered even where it cannot be saved; what is kept is older then, and that is logged.
         """
         source = self._record.state
         if edge is not None:
@@ -158,12 +161,12 @@ class Session:
             return
         try:
             self.store.save(self.adapter.url, record)
-        except Exception:
+        except Exception as problem:
             if save == "must":
-                raise
+                raise NotSaved(str(problem)) from problem
             logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", self.name)
 
-    def not_kept(self, problem: Exception, command: str) -> GuardRefused:
+    def not_kept(self, problem: NotSaved, command: str) -> GuardRefused:
         """The refusal of a command whose record could not be saved: it would be forgotten if this process ended now."""
         reasons = {"store": f"what is known could not be kept ({problem}); fix this, or connect again"}
         return GuardRefused(reasons, **self.about(command))

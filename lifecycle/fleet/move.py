@@ -145,14 +145,17 @@ class Move:
         """
         preflight(self.engines, goals)
         before = {engine.name: engine.desired for engine in self.engines}
-        begun = self._begins("offload", "", self.engines)
+        begun, failed = self._begins("offload", "", self.engines), list[Outcome]()
         try:
             await self._routing.close(self.engines)
-            return await self._offload(goals, before)
+            return await self._offload(goals, before, failed)
         finally:
-            self._ended(begun)
+            self._ended(begun, failed)
 
-    async def _offload(self, goals: Mapping[str, Goal], before: Mapping[str, Desired]) -> list[Transition]:
+    async def _offload(
+        self, goals: Mapping[str, Goal], before: Mapping[str, Desired], failed: list[Outcome]
+    ) -> list[Transition]:
+        """The phases of an offload; `failed` takes in who failed."""
         done: list[Outcome] = []
         for kind in OFFLOAD:
             course = _Course(list(self.engines))
@@ -160,6 +163,7 @@ class Move:
             if not course.ended(done):
                 course.ended(self._externally_modified(kind, goals))
             if course.failed:
+                failed += course.failed
                 bring_back = self._policy["offload", Phase(kind.name)].others is Others.ONLOAD
                 more = await self._bring_back(course.failed, before) if bring_back else []
                 raise course.error(more)
@@ -189,7 +193,7 @@ class Move:
             course.ended([Outcome(engine, error=_unexpected_state(engine)) for engine in unexpected])
             problems = await self._reopen(course.active)
         finally:
-            self._ended(begun)
+            self._ended(begun, course.failed)
         if course.failed or problems:
             raise course.error(problems)
         resumed = [each.transition for each in course.done if each.transition is not None]
@@ -203,13 +207,15 @@ class Move:
         """Every engine whose next command is of this kind was given it, and has ended."""
         begun = self._begins(move, kind.name, engines)
         outcomes: list[Outcome] = []
-        for wave in self._waves(engines) if kind is Drain else [engines]:
-            planned = [(engine, next_command(engine.view(), goals[engine.name])) for engine in wave]
-            commands = [(engine, command) for engine, command in planned if isinstance(command, kind)]
-            outcomes += await at_once(commands, self._deadline_s)
-            if any(outcome.error for outcome in outcomes):
-                break
-        self._ended(begun, outcomes)
+        try:
+            for wave in self._waves(engines) if kind is Drain else [engines]:
+                planned = [(engine, next_command(engine.view(), goals[engine.name])) for engine in wave]
+                commands = [(engine, command) for engine, command in planned if isinstance(command, kind)]
+                outcomes += await at_once(commands, self._deadline_s)
+                if any(outcome.error for outcome in outcomes):
+                    break
+        finally:
+            self._ended(begun, outcomes)
         place = {engine.name: index for index, engine in enumerate(self.engines)}
         return sorted(outcomes, key=lambda outcome: place[outcome.engine.name])
 

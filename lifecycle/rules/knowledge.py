@@ -102,11 +102,7 @@ def command_ended(record: Record) -> Record:
 
 
 def not_closed(record: Record, call: Call) -> Record:
-    """What is known of an engine that should be closed, where the call that closes it was not acknowledged.
-
-    It is not taken to be open either, even where a refusal changes nothing: an engine that should be closed is never
-    called serving because closing failed.
-    """
+    """What is known where the call that closes an engine was not acknowledged: never that it is open, and may serve."""
     return replace(record, facts=record.facts.doubt(call.effect))
 
 
@@ -211,18 +207,22 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
         return replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
     if seen.boot is None:
         return record
-    facts = record.facts
-    other_process = facts.boot not in (None, seen.boot)
-    opened = facts.admission == "closed" and seen.admission == "open" and bool(facts.unmapped())
-    if other_process:
-        moved = record.uncertain.acked_unrepeatable
-        record = replace(record, facts=launched(seen, capabilities), conditions=FrozenMap())
-        record = replace(record, uncertain=replace(record.uncertain, call=None))
-    else:
-        moved = opened
-        known = unknown(seen, capabilities) if facts.boot is None else _merged(facts, seen, capabilities)
-        record = replace(record, facts=known)
+    boot = record.facts.boot
+    if boot is None:
+        return replace(record, facts=unknown(seen, capabilities))
+    if boot == seen.boot:
+        return _same_process(record, seen, capabilities)
+    moved = record.uncertain.acked_unrepeatable
+    record = replace(record, facts=launched(seen, capabilities), conditions=FrozenMap())
+    record = replace(record, uncertain=replace(record.uncertain, call=None))
     return _memory_moved_by_others(record, seen, capabilities) if moved else record
+
+
+def _same_process(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known of the process that the facts are about; opened while memory was released, others opened it."""
+    opened = record.facts.admission != "open" and seen.admission == "open" and bool(record.facts.unmapped())
+    record = replace(record, facts=_merged(record.facts, seen, capabilities))
+    return _memory_moved_by_others(record, seen, capabilities) if opened else record
 
 
 def _memory_moved_by_others(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
@@ -247,12 +247,12 @@ def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> R
     """What is known of an engine that an earlier process kept this record of, about the boot that was seen.
 
     Of its conditions only `memory_returned` of a released engine still says something. What was under way when that
-    process ended is unknown.
+    process ended is unknown. One that was opened since, while its memory was released, may have any of it mapped.
     """
     returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
     record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
     record = record if kept.state.stable else interrupted(record)
-    return replace(record, facts=_merged(record.facts, seen, capabilities))
+    return _same_process(record, seen, capabilities)
 
 
 def interrupted(record: Record) -> Record:
@@ -349,10 +349,10 @@ def decided_by_bytes(record: Record, reading: Reading, capabilities: Capabilitie
     have changed; else the level alone decides.
     """
     call, facts, calibration = record.uncertain.call, record.facts, record.calibration
-    if call is not None:
-        mapping = memory.mapping_from_freed_bytes(facts, call, reading, capabilities, calibration, policy)
-    else:
+    if call is None:
         mapping = memory.mapping_from_resident_bytes(facts, reading, capabilities, calibration, policy)
+    else:
+        mapping = memory.mapping_from_freed_bytes(facts, call, reading, capabilities, calibration, policy)
     facts = facts.learn({Fact.MAPPED: mapping}, Grade.MEASURED, cause="residual") if mapping else facts
     return replace(record, facts=facts if call is None else _call_decided(facts, call))
 

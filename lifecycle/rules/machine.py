@@ -82,9 +82,11 @@ def next_state(state: State, trigger: str, context: Context | None = None) -> St
     """
     token = _Token(state)
     arguments = () if context is None else (context,)
+    if trigger not in _MACHINE.events:
+        raise NoSuchEdge(f"there is no trigger {trigger!r}")
     try:
         _MACHINE.events[trigger].trigger(token, *arguments)
-    except (MachineError, KeyError) as error:
+    except MachineError as error:
         raise NoSuchEdge(f"{trigger} leads nowhere from {state}") from error
     return token.state
 

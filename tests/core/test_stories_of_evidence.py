@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from rig import V1, engine_in, new_engine, sent, serving
 
@@ -15,8 +18,9 @@ from lifecycle import (
     Refuted,
     State,
     Unmeasurable,
+    Unreachable,
 )
-from lifecycle.testing import LIE, QUICK
+from lifecycle.testing import DONE, LIE, QUICK
 
 
 async def test_a_restore_that_lies_is_not_believed() -> None:
@@ -109,3 +113,44 @@ async def test_an_operator_may_accept_less_about_the_memory() -> None:
     await engine.release(weights=V1, deadline_s=0.2)
     assert engine.state is State.RELEASED
     assert not engine.memory_is_free  # accepted is not proved
+
+
+def silenced(model: Any) -> None:
+    model.reachable = False
+
+
+async def test_weights_that_were_answered_and_never_shown_are_not_known_when_it_answers_again() -> None:
+    engine = await engine_in(State.WEIGHTS_RESTORED)
+    engine.adapter.engine.false_label = V1.version
+    engine.adapter.script("load", replace(DONE, effect="never", then=silenced))
+    with pytest.raises(Unreachable, match="stopped answering"):
+        await engine.update_weights(V1, deadline_s=0.4)
+    engine.adapter.engine.reachable = True
+    assert await engine.recover() is State.WEIGHTS_RESTORED
+    assert engine.facts.contents == {"weights": None}
+    with pytest.raises(GuardRefused, match="weights_valid"):
+        await engine.restore_kv()
+
+
+async def test_memory_whose_restore_was_answered_and_never_shown_is_told_by_its_bytes() -> None:
+    engine = await engine_in(State.RELEASED)
+    engine.adapter.script("restore", replace(DONE, effect="never", then=silenced))
+    with pytest.raises(Unreachable, match="stopped answering"):
+        await engine.restore_weights(deadline_s=0.4)
+    engine.adapter.engine.reachable = True
+    assert await engine.recover() is State.RELEASED, "a load into memory that is not mapped would kill it"
+
+
+async def test_no_device_is_free_after_a_release_of_more_than_was_named() -> None:
+    engine = await engine_in(State.DRAINED)
+
+    def releases_the_weights_too(model: Any) -> None:
+        model.apply("release", {"tags": ["weights"]})
+
+    engine.adapter.script("release", replace(DONE, then=releases_the_weights_too))
+    with pytest.raises(NotProved, match="more than what was named was released"):
+        await engine.release(["kv_cache"], deadline_s=0.3)
+    assert engine.state is State.RELEASED, "its bytes say that all of it is gone"
+    assert engine.facts.unmapped() == {"weights", "kv_cache"}
+    assert engine.facts.contents == {"weights": None}
+    assert not engine.memory_is_free, "what was judged was a release of the cache alone"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 from rig import V1, believing, engine_in, facts, serving
 
-from lifecycle import Engine, Facts, Grade, State, TagSpec, Unreachable
+from lifecycle import Engine, Facts, Grade, NotProved, State, TagSpec, Unreachable
 from lifecycle.core.readings import Reading
 from lifecycle.core.record import Record
 from lifecycle.rules.knowledge import decided_by_bytes
-from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, LATE, LOST, LOST_AFTER, WEIGHTS
+from lifecycle.store.sqlite import Store
+from lifecycle.testing import DONE, KEPT_WEIGHTS, KV_CACHE, LATE, LOST, LOST_AFTER, WEIGHTS
 
 GIB = 1 << 30
 SMALL = TagSpec("small_kv", "kv", "discarded", 1 << 20)
@@ -97,3 +102,31 @@ async def test_what_is_known_to_be_unmapped_stays_so_though_its_bytes_are_there(
     known = by_level(facts(mapped={"weights": True, "kv_cache": None}), kv_gone)
     assert known.mapped == {"weights": True, "kv_cache": False}
     assert known.grades["mapped"] is Grade.MEASURED
+
+
+async def test_who_opens_it_before_another_process_attaches_may_have_restored_it(tmp_path: Path) -> None:
+    first = await engine_in(State.RELEASED)
+    store, model = Store(tmp_path / "engines"), first.adapter.engine
+    store.save(first.adapter.url, first.record)
+    model.apply("restore", {"tags": ["weights", "kv_cache"]})
+    model.apply("resume", {})
+    again = Engine(first.adapter, policy=first.policy, probe=first.probe, store=Store(tmp_path / "engines"))
+    await again.connect()
+    assert again.state is State.FAILED
+    assert await again.recover() is State.PAUSED, "a restore of what is mapped would kill it"
+    assert again.facts.contents == {"weights": None}
+    assert again.facts.grades["mapped"] is Grade.MEASURED
+
+
+async def test_who_opens_it_while_it_is_restored_may_have_restored_the_rest() -> None:
+    engine = await engine_in(State.RELEASED)
+
+    def by_somebody_else(model: Any) -> None:
+        model.apply("restore", {"tags": ["kv_cache"]})
+        model.apply("resume", {})
+
+    engine.adapter.script("restore", replace(DONE, then=by_somebody_else))
+    with pytest.raises(NotProved, match="somebody opened it"):
+        await engine.restore_weights(deadline_s=0.3)
+    assert engine.facts.mapped == {"weights": True, "kv_cache": True}
+    assert engine.state is State.PAUSED
