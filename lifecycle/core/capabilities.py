@@ -45,7 +45,6 @@ class Capabilities:
     hook_mode: Literal["torch", "preload"] | None = None
     update: frozenset[Literal["disk", "push", "live"]] = frozenset()
     idle_covers_device: bool = True
-    last_restore_resumes: bool = False
     has_admission: bool = True
     cancellable: bool = True
     device: Literal["cuda", "cpu"] | None = None

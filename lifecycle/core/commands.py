@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .facts import PauseMode, Tag
+from .policy import PAUSE_MODE
 from .sources import Source
 
 
@@ -24,7 +25,7 @@ class Pause(Command):
     """Stop admitting requests; `mode` says what becomes of those in flight."""
 
     name: ClassVar[str] = "pause"
-    mode: PauseMode = "abort"
+    mode: PauseMode = PAUSE_MODE
 
 
 @dataclass(frozen=True, slots=True)

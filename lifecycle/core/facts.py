@@ -48,7 +48,6 @@ class Fact(StrEnum):
     ADMISSION = "admission"
     PAUSED_BY = "paused_by"
     RUNNING = "running"
-    PARKED = "parked"
     MAPPED = "mapped"
     CONTENTS = "contents"
     CACHE_FRESH = "cache_fresh"
@@ -114,7 +113,6 @@ class Facts:
     admission: Admission | None = None
     paused_by: PauseMode | None = None
     running: int | None = None
-    parked: int | None = None
     mapped: Mapping[Tag, bool | None] = field(default=_NOTHING)
     contents: Mapping[Tag, Contents | None] = field(default=_NOTHING)
     cache_fresh: bool | None = None

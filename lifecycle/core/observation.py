@@ -20,7 +20,6 @@ class Observation:
     alive: bool | None = None
     admission: Admission | None = None
     running: int | None = None
-    parked: int | None = None
     released_tags: frozenset[Tag] | None = None
     weights_label: str | None = None
     checksum: str | None = None

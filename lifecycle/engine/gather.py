@@ -25,7 +25,7 @@ from .session import Session
 LEAST_READ_S = 0.5
 
 #: What is asked for where everything that reads alone can tell is wanted.
-EVERYTHING = frozenset({Fact.BOOT, Fact.ADMISSION, Fact.RUNNING, Fact.PARKED, Fact.MAPPED, Fact.CONTENTS})
+EVERYTHING = frozenset({Fact.BOOT, Fact.ADMISSION, Fact.RUNNING, Fact.MAPPED, Fact.CONTENTS})
 
 #: The facts that an observation is asked for, beside boot and mapping, by the kind of evidence that needs them.
 _FACTS_OF: Mapping[str, set[Fact]] = {

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..core.capabilities import Capabilities
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.facts import Facts, PauseMode, Tag
+from ..core.policy import PAUSE_MODE
 from ..core.sources import Kept, Source
 from ..core.states import State
 from .knowledge import expected_after
@@ -33,7 +34,7 @@ class Goal:
     state: State
     tags: frozenset[Tag] | None = None
     weights: Source | None = None
-    mode: PauseMode = "abort"
+    mode: PauseMode = PAUSE_MODE
 
 
 @dataclass(frozen=True, slots=True)

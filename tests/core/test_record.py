@@ -67,7 +67,6 @@ FACTS = st.builds(
     admission=st.sampled_from(["open", "closed", None]),
     paused_by=st.none() | MODES,
     running=st.none() | SIZES,
-    parked=st.none() | SIZES,
     mapped=MAPPED,
     contents=HELD,
     cache_fresh=st.none() | st.booleans(),
