@@ -289,6 +289,15 @@ class EngineMachine(RuleBasedStateMachine):
         self.requests_arrive(requests)
         self.somebody_else_acts("freeze")
 
+    @precondition(lambda self: self.adapter.reports_admission)
+    @rule(requests=st.integers(1, 3))
+    def requests_slip_in_before_a_release(self, requests: int = 1) -> None:
+        """Another driver lets requests in between a drain and the release that follows it."""
+        self.some_way(2)
+        if self.engine.state is State.DRAINED:
+            self.somebody_else_lets_requests_in(requests)
+            self.onwards()
+
     @precondition(lambda self: self.adapter.reports_tags and self.model.idle_and_closed())
     @rule(kv=st.booleans())
     def somebody_else_releases(self, kv: bool = False) -> None:
