@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 from by_hand import CHECKS, LEGAL
@@ -11,9 +14,13 @@ from rig import V1, engine_in, imported, put, serving
 
 import lifecycle
 from lifecycle import Drain, InvalidTransition, Pause, Release, RestoreKV, RestoreWeights, Resume, State, UpdateWeights
+from lifecycle.core.policy import ACCEPT, DEADLINES_S
 from lifecycle.core.states import RING, STABLE, TRANSIENT
+from lifecycle.engine import gather
+from lifecycle.engine.gather import READERS
+from lifecycle.rules.evidence import OBSERVED, EvidenceKind
 from lifecycle.rules.machine import NoSuchEdge, edges, next_state
-from lifecycle.rules.table import CLAIMS, OPERATIONS, allowed, check_table, row
+from lifecycle.rules.table import CLAIMS, OPERATIONS, Operation, allowed, check_table, row
 
 COMMANDS = {
     "pause": Pause(),
@@ -117,6 +124,75 @@ def damaged(command: str, source: State, /, **changes: object) -> list[object]:
 def test_a_damaged_table_is_refused_and_the_row_is_named(rows: list, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         check_table(rows)
+
+
+def checked(name: str, *, source: State = State.PAUSED, command: str = "drain", **changes: Any) -> list[Operation]:
+    """The table, in which the guard or proof of this name has these changes in one row (that drains)."""
+
+    def change(checks: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(replace(each, **changes) if each.name == name else each for each in checks)
+
+    return [
+        replace(each, guards=change(each.guards), proofs=change(each.proofs))
+        if (each.command, each.source) == (command, source)
+        else each
+        for each in OPERATIONS
+    ]
+
+
+def test_a_proof_without_its_least_grade_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(ACCEPT, "idle")
+    with pytest.raises(ValueError, match="row drain from paused: the proof idle has no least grade"):
+        check_table()
+
+
+def test_a_command_without_a_deadline_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(DEADLINES_S, "drain")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="row drain from paused: no deadline is known for it"):
+        check_table()
+
+
+@pytest.mark.parametrize("check", ["mode_drains", "idle"])
+def test_evidence_that_nobody_gathers_is_refused(check: str) -> None:
+    says = f"row drain from paused: {check} needs 'rumours', which nobody gathers"
+    rows = checked(check, needs=frozenset({"rumours"}))
+    with pytest.raises(ValueError, match=says):
+        check_table(rows)
+    with pytest.raises(ValueError, match=says):  # it is gathered, and has no place in what a proof is given
+        check_table(rows, gathered=frozenset(EvidenceKind) | {"rumours"})  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_every_reader_is_needed_by_the_table(kind: EvidenceKind) -> None:
+    check_table(gathered=OBSERVED | READERS.keys())
+    with pytest.raises(ValueError, match=f"needs <EvidenceKind.{kind.name}.*which nobody gathers"):
+        check_table(gathered=OBSERVED | READERS.keys() - {kind})
+
+
+def test_the_readers_are_checked_when_they_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(lifecycle.rules.table, "check_table", lambda **how: asked.append(how))
+    spec = spec_from_file_location("lifecycle.engine.gather_once_more", gather.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    assert asked == [{"gathered": OBSERVED | READERS.keys()}]
+
+
+@pytest.mark.parametrize("name", ["still_idle", "memory_returned"])
+def test_two_checks_of_one_name_are_refused(name: str) -> None:
+    rows = checked(name, command="release", source=State.KV_RESTORED, check=lambda context: None)
+    with pytest.raises(ValueError, match=f"row release from kv_restored: two checks have the name {name}"):
+        check_table(rows)
+
+
+def test_a_proof_that_doubts_what_is_no_fact_is_refused() -> None:
+    with pytest.raises(ValueError, match="row drain from paused: the proof idle doubts 'mood', which is no fact"):
+        check_table(checked("idle", doubts=("running", "mood")))
+    with pytest.raises(ValueError, match="doubts 'basis', which is no fact"):
+        check_table(checked("idle", doubts=("basis",)))
 
 
 def test_the_machine_has_the_tables_edges_and_those_that_follow_from_it() -> None:
