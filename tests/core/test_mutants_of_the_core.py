@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from rig import V1, V2, believing, engine_in, facts, put, serving
@@ -11,9 +13,11 @@ from lifecycle import (
     Contents,
     Fact,
     Facts,
+    FleetError,
     Grade,
     GuardRefused,
     Kept,
+    Proved,
     Refuted,
     RestoreWeights,
     State,
@@ -22,15 +26,20 @@ from lifecycle import (
     UpdateWeights,
 )
 from lifecycle.core.calls import Call
+from lifecycle.core.encoding import decode, encode, encode_error
+from lifecycle.core.facts import GARBAGE, Admission
 from lifecycle.core.observation import Observation
 from lifecycle.core.observer import Observers
-from lifecycle.core.record import Record, Uncertain, UncertainCall
+from lifecycle.core.record import Calibration, Record, Uncertain, UncertainCall
+from lifecycle.core.sources import Source
 from lifecycle.core.units import GIB
+from lifecycle.core.verdicts import Condition, Verdict
 from lifecycle.engine.session import Edge, NotSaved
 from lifecycle.rules import guards, knowledge, table
+from lifecycle.rules.decision import Close, Enter, ReadBytes, Stay, decide
 from lifecycle.rules.evidence import Context
 from lifecycle.rules.machine import NoSuchEdge, next_state
-from lifecycle.testing import WEIGHTS, capabilities
+from lifecycle.testing import LOST, REJECTED, WEIGHTS, capabilities
 
 # the machine and the session
 
@@ -207,3 +216,179 @@ def test_another_process_has_none_of_what_hung_on_the_one_before() -> None:
     assert fresh.conditions == {}
     assert fresh.uncertain.call is None
     assert fresh.facts.boot == "boot-2"
+
+
+def test_memory_that_others_moved_is_nobodys_to_hand_over() -> None:
+    released = facts(mapped={"weights": False, "kv_cache": False})
+    record = Record(state=State.RELEASED, facts=released, uncertain=Uncertain(call=IN_DOUBT))
+    record = record.with_condition("memory_returned", Proved(grade=Grade.MEASURED))
+    assert record.memory_is_free
+    opened = knowledge.after_observation(record, Observation(boot="boot-1", admission="open"), capabilities())
+    assert "memory_returned" not in opened.conditions
+    assert opened.facts.mapped == {"weights": None, "kv_cache": None}
+    assert opened.facts.contents == {"weights": None}
+    assert opened.facts.cache_fresh is None
+    assert opened.uncertain.call is None
+
+
+def test_of_what_was_kept_only_a_released_engines_memory_still_says_something() -> None:
+    seen = Observation(boot="boot-1", admission="closed")
+    record = Record(state=State.DRAINED, facts=BEGUN).with_condition("memory_returned", Proved(grade=Grade.MEASURED))
+    record = record.with_condition("answers", Proved(grade=Grade.MEASURED))
+    assert knowledge.seen_again(record, seen, capabilities()).conditions == {}
+    kept = knowledge.seen_again(replace(record, state=State.RELEASED), seen, capabilities())
+    assert list(kept.conditions) == ["memory_returned"]
+
+
+def test_a_command_that_was_under_way_may_run_still_when_its_engine_is_seen_again() -> None:
+    under_way = Record(state=State.RELEASING, facts=BEGUN)
+    again = knowledge.seen_again(under_way, Observation(boot="boot-1"), capabilities())
+    assert again.uncertain.needs_barrier
+    assert again.facts == replace(
+        facts(boot="boot-1"),
+        admission=None,
+        paused_by=None,
+        running=None,
+        mapped={"weights": None, "kv_cache": None},
+        contents={"weights": None},
+        cache_fresh=None,
+        basis={Fact.BOOT: BEGUN.basis[Fact.BOOT]},
+    )
+    stable = knowledge.seen_again(replace(under_way, state=State.DRAINED), Observation(boot="boot-1"), capabilities())
+    assert stable.facts == BEGUN
+    assert not stable.uncertain.needs_barrier
+
+
+@pytest.mark.parametrize("now", ["open", "closed"])
+def test_another_admission_says_nothing_of_what_runs_nor_of_how_it_was_paused(now: Admission) -> None:
+    before = facts(admission="closed" if now == "open" else "open")
+    seen = Observation(boot="boot-1", admission=now)
+    after = knowledge.after_observation(Record(facts=before), seen, capabilities()).facts
+    assert after.admission == now
+    assert after.running is None
+    assert after.paused_by == (None if now == "open" else "abort")
+    assert after.grades[Fact.ADMISSION] is Grade.REPORTED
+    same = knowledge.after_observation(Record(facts=before), replace(seen, admission=before.admission), capabilities())
+    assert same.facts == before
+
+
+@pytest.mark.parametrize(
+    ("label", "held", "left"),
+    [
+        ("v0", Contents("launched", "v0"), Contents("launched", "v0")),
+        ("v9", Contents("launched", "v0"), None),
+        ("v9", Contents("launched"), Contents("launched")),
+        (None, Contents("loaded", "v0"), Contents("loaded", "v0")),
+        ("v9", GARBAGE, GARBAGE),
+    ],
+)
+def test_another_label_denies_the_contents_it_is_about(
+    label: str | None, held: Contents, left: Contents | None
+) -> None:
+    record = Record(facts=facts(contents={"weights": held}))
+    seen = Observation(boot="boot-1", weights_label=label)
+    assert knowledge.after_observation(record, seen, capabilities()).facts.contents == {"weights": left}
+
+
+def test_what_a_person_asserts_leaves_nothing_in_doubt_and_nothing_measured() -> None:
+    record = Record(state=State.FAILED, facts=BEGUN, uncertain=Uncertain(call=IN_DOUBT))
+    record = record.with_condition("memory_returned", Proved(grade=Grade.MEASURED))
+    said = knowledge.asserted(record, State.RELEASED, capabilities(), "keep")
+    assert said.uncertain.call is None
+    assert "memory_returned" not in said.conditions
+    assert said.facts.mapped == {"weights": False, "kv_cache": False}
+    assert (said.facts.admission, said.facts.paused_by, said.facts.running) == ("closed", "keep", 0)
+    restored = knowledge.asserted(record, State.WEIGHTS_RESTORED, capabilities(), "abort")
+    assert restored.facts.mapped == {"weights": True, "kv_cache": False}
+    serving_ = knowledge.asserted(record, State.SERVING, capabilities(), "abort")
+    assert (serving_.facts.admission, serving_.facts.cache_fresh) == ("open", True)
+
+
+# deciding where an engine is
+
+OPEN = facts(admission="open", paused_by=None, contents={"weights": Contents("launched", "v0")})
+NONE_TRIED: frozenset[type] = frozenset()
+
+
+@pytest.mark.parametrize(
+    ("known", "tried", "how", "step"),
+    [
+        (OPEN, NONE_TRIED, {}, Enter(State.SERVING)),
+        (OPEN, NONE_TRIED, {"must_close": True}, Close()),
+        (OPEN, frozenset({Close}), {"must_close": True}, Stay),
+        (OPEN, NONE_TRIED, {"may_close": False, "must_close": False}, Enter(State.SERVING)),
+        (replace(OPEN, admission=None), NONE_TRIED, {}, Close()),
+        (replace(OPEN, admission=None), frozenset({Close}), {}, Stay),
+        (replace(OPEN, admission=None), NONE_TRIED, {"may_close": False}, Stay),
+        (replace(OPEN, contents={"weights": None}), NONE_TRIED, {}, Close()),
+        (replace(OPEN, contents={"weights": None}), NONE_TRIED, {"may_close": False}, Stay),
+        (replace(OPEN, mapped={"weights": True, "kv_cache": False}), NONE_TRIED, {}, Close()),
+        (replace(OPEN, mapped={"weights": True, "kv_cache": None}), NONE_TRIED, {}, ReadBytes()),
+        (replace(OPEN, mapped={"weights": True, "kv_cache": None}), frozenset({ReadBytes}), {}, Close()),
+        (BEGUN, NONE_TRIED, {"must_close": True}, Enter(State.DRAINED)),
+        (replace(BEGUN, running=None), NONE_TRIED, {}, Enter(State.PAUSED)),
+        (facts(mapped={"weights": False, "kv_cache": None}), frozenset({ReadBytes}), {}, Stay),
+    ],
+)
+def test_what_is_done_next_to_find_out_where_an_engine_is(
+    known: Facts, tried: frozenset[type], how: dict[str, bool], step: object
+) -> None:
+    record = Record(facts=known, calibration=Calibration(attached_boot="boot-1"))
+    options = {"may_close": True, **how}
+    found = decide(record, capabilities(), tried=tried, **options)
+    assert type(found) is step if isinstance(step, type) else found == step
+    unsettled = replace(record, uncertain=Uncertain(needs_barrier=True))
+    assert isinstance(decide(unsettled, capabilities(), tried=tried, **options), Stay)
+
+
+# reconcile: who answers
+
+
+async def test_one_that_was_gone_and_answers_again_holds_its_devices_whatever_it_is() -> None:
+    engine = await engine_in(State.DRAINED)
+    engine.adapter.engine.die("killed")
+    assert await engine.verify() is State.GONE
+    assert engine.memory_is_free
+    model = engine.adapter.engine
+    model.restart()
+    engine.adapter.always("pause", REJECTED)
+    engine.adapter.script("residual", LOST)
+    assert await engine.recover() is State.FAILED, "it admits requests with weights that nobody named"
+    assert not engine.memory_is_free
+
+
+# values as JSON
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "says"),
+    [
+        (Source, None, "None is no Kept"),
+        (Contents, {}, "Contents.origin is missing"),
+        (Contents, {"origin": "stolen"}, "Contents.origin: 'stolen' is none of launched"),
+        (Contents, {"type": "Call", "origin": "kept"}, "'Call' is none of Contents"),
+        (Verdict, {"type": "Verdict"}, "'Verdict' is none of Proved"),
+        (TagSpec, {"name": "t", "stage": "kv", "on_release": "kept", "expected_bytes": True}, "True is no int"),
+        (Condition, {"verdict": encode(Refuted()), "at_s": "noon"}, "'noon' is no float"),
+        (tuple[str, int], ["a"], "1 values, and there should be 2"),
+        (tuple[str, ...], "ab", "is no list"),
+        (Facts, {"mapped": [["weights"]]}, "is no mapping"),
+        (Facts, {"basis": {"boot": {"grade": "guessed"}}}, "'guessed' is none of asserted"),
+        (UncertainCall, {**encode(IN_DOUBT), "effect": {"running": "many"}}, "UncertainCall.effect.running"),
+        (UncertainCall, {**encode(IN_DOUBT), "effect": {"mood": 1}}, "mood"),
+    ],
+)
+def test_what_does_not_fit_its_type_is_a_value_error_that_says_where(kind: Any, data: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        decode(kind, data)
+
+
+def test_the_forms_of_values() -> None:
+    assert encode(Grade.DECLARED) == "asserted"
+    assert encode(frozenset({"b", "a"})) == ["a", "b"]
+    assert decode(Condition, {"verdict": encode(Refuted()), "at_s": 1}).at_s == 1.0
+    effect = decode(UncertainCall, encode(replace(IN_DOUBT, effect={Fact.CONTENTS: {"weights": GARBAGE}}))).effect
+    assert effect == {Fact.CONTENTS: {"weights": GARBAGE}}
+    assert hash(decode(Verdict, encode(Refuted(figures={"by": {"a": [1, {"b": 2}]}}))))
+    both = FleetError.of("2 of 2 engines", [ValueError("one"), ValueError("two")])
+    assert [each["message"] for each in encode_error(both)["exceptions"]] == ["one", "two"]
