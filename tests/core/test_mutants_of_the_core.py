@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig import V1, V2, believing, engine_in, facts, put, serving
+from rig import V1, V2, believing, engine_in, facts, fleet_of, put, serving, states
 
 from lifecycle import (
     Contents,
@@ -17,9 +17,11 @@ from lifecycle import (
     Facts,
     FleetError,
     Grade,
+    Group,
     GuardRefused,
     Kept,
     Proved,
+    Pushed,
     Refuted,
     RestoreWeights,
     State,
@@ -30,18 +32,19 @@ from lifecycle.core.capabilities import PauseTraits
 from lifecycle.core.encoding import decode, encode, encode_error
 from lifecycle.core.facts import GARBAGE
 from lifecycle.core.observation import Observation
-from lifecycle.core.observer import Observers
-from lifecycle.core.record import Record, UncertainCall
+from lifecycle.core.observer import MoveEvent, Observers
+from lifecycle.core.record import Desired, Record, UncertainCall
 from lifecycle.core.sources import Source
 from lifecycle.core.units import GIB
 from lifecycle.core.verdicts import Condition, Verdict
 from lifecycle.engine.reconcile import _advice
 from lifecycle.engine.session import Edge, NotSaved
 from lifecycle.rules import guards, knowledge
+from lifecycle.rules.desired import desired_unless_touched, needs_trainer, set_desired, source_after_release, was_loaded
 from lifecycle.rules.evidence import Context
 from lifecycle.rules.machine import NoSuchEdge, next_state
 from lifecycle.store.sqlite import Store
-from lifecycle.testing import LOST, REJECTED, WEIGHTS, capabilities
+from lifecycle.testing import DIE, LOST, QUICK, REJECTED, WEIGHTS, capabilities
 from lifecycle.testing.scripted import PAUSE_MODES
 
 # the machine and the session
@@ -274,3 +277,87 @@ def test_an_error_calls_no_device_taken_that_is_free() -> None:
     assert _advice(record.with_condition("memory_returned", Proved(grade=Grade.MEASURED)), RestoreWeights()) == ""
     advice = _advice(record.with_condition("memory_returned", Refuted()), RestoreWeights())
     assert advice == ", memory_returned is refuted: its device is not free for others"
+
+
+# moves
+
+
+async def test_one_that_is_gone_is_told_of_once_by_the_move_that_brings_the_others_back() -> None:
+    fleet, _ = await fleet_of("a", "b")
+    fleet["a"].adapter.script("release", DIE)
+    with pytest.raises(FleetError) as failed:
+        await fleet.offload(weights=V1, deadline_s=0.5)
+    assert states(fleet) == {"a": "gone", "b": "serving"}
+    assert [error.engine for error in failed.value.exceptions] == ["a"]
+
+
+async def test_a_group_is_not_drained_after_one_that_could_not_be() -> None:
+    groups = {"decode": Group(drain_after=("prefill",)), "prefill": Group()}
+    fleet, journal = await fleet_of("decode/d", "prefill/p", groups=groups, policy=replace(QUICK, on_failure="hold"))
+    fleet["p"].adapter.engine.stubborn = -1
+    with pytest.raises(FleetError):
+        await fleet.offload(weights=V1, deadline_s=0.3)
+    assert states(fleet) == {"d": "paused", "p": "paused"}
+    assert not [entry for entry in journal if entry.engine == "d" and entry.kind == "idle"]
+
+
+async def test_a_step_that_fails_names_who_had_failed_before_it() -> None:
+    fleet, _ = await fleet_of("a", "b")
+    await fleet.offload(weights=V1)
+    fleet["a"].adapter.script("load", REJECTED)
+
+    def runs_out_of_memory() -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError) as failed:
+        await fleet.onload(between=runs_out_of_memory)
+    notes = "\n".join(failed.value.__notes__)
+    assert "the engines stay where they are" in notes
+    assert "b weights_restored" in notes
+    assert "1 of 2 engines: a: update_weights failed" in notes
+
+
+# what is desired
+
+PUSHED = Pushed(None, "v2", name="a push")
+
+
+def test_what_is_kept_is_the_version_that_is_there() -> None:
+    record = Record(facts=facts(contents={"weights": Contents("loaded", "v1")}), desired=Desired(version="v0"))
+    assert set_desired(record, Kept(), capabilities()).desired == Desired(Kept(), "v1")
+    assert set_desired(record, V2, capabilities()).desired == Desired(V2, "v2")
+
+
+def test_after_a_push_there_is_nothing_to_roll_back_to() -> None:
+    record = was_loaded(Record(), V1)
+    assert record.desired.rollback_source == V1
+    assert was_loaded(record, PUSHED).desired.rollback_source is None
+
+
+def test_what_was_desired_comes_back_where_nothing_was_touched() -> None:
+    before = Record(facts=BEGUN, desired=Desired(V1, "v1"))
+    now = replace(before, desired=Desired(V2, "v2", V1))
+    assert desired_unless_touched(now, before).desired == Desired(V1, "v1", V1)
+    for touched in ({"boot": "boot-2"}, {"mapped": {"weights": None}}, {"contents": {"weights": None}}):
+        moved = replace(now, facts=replace(BEGUN, **touched))
+        assert desired_unless_touched(moved, before) is moved
+
+
+def test_what_a_released_engine_comes_back_with() -> None:
+    record = Record(state=State.RELEASED, desired=Desired(V2, "v2", V1))
+    assert source_after_release(record, None) == V2
+    assert source_after_release(record, Kept()) == Kept()
+    assert source_after_release(replace(record, state=State.DRAINED), None) == V1
+
+
+def test_only_a_push_that_is_missing_needs_the_trainer() -> None:
+    record = Record(facts=facts(contents={"weights": GARBAGE}), desired=Desired(PUSHED, "v2"))
+    assert needs_trainer(record, capabilities())
+    assert not needs_trainer(replace(record, desired=Desired(V2, "v2")), capabilities())
+    loaded = facts(contents={"weights": Contents("loaded", "v2")})
+    assert not needs_trainer(replace(record, facts=loaded), capabilities())
+
+
+def test_a_phase_that_took_no_time_has_ended_too() -> None:
+    assert MoveEvent("offload", (), duration_s=0.0).ended
+    assert not MoveEvent("offload", ()).ended
