@@ -63,6 +63,7 @@ class TorchTenant(Engine):
         self._checksum = checksum
         backend = backend_for(torch.device(device), hook_mode)
         tenant = Tenant(Tags(name, backend, stages=stages), in_flight or Gate(), hooks or Hooks())
+        self._tags = tenant.tags
         super().__init__(TorchAdapter(tenant, serves=serves, checksum=checksum), name=name, **engine)
         self._tenant = tenant
 
@@ -71,10 +72,9 @@ class TorchTenant(Engine):
         """What admits requests: `with engine.gate.request(): ...`, unless the user gave `in_flight`."""
         return self._tenant.in_flight
 
-    @property
-    def probe(self) -> ResidualProbe:
+    def adapt_probe(self, probe: ResidualProbe) -> ResidualProbe:
         """Measures the process's memory less what other tenants of the process hold in regions."""
-        return TenantProbe(super().probe, self._tenant.tags)
+        return TenantProbe(probe, self._tags)
 
     @contextmanager
     def region(self, tag: Tag) -> Iterator[None]:

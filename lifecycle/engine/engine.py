@@ -72,6 +72,7 @@ class Engine:
             policy=policy or Policy(),
             observers=observers if isinstance(observers, Observers) else Observers(observers),
             probe=probe,
+            adapt_probe=self.adapt_probe,
             has_router=has_router,
             store=store_given(store, memory),
         )
@@ -153,6 +154,10 @@ class Engine:
         """What measures the memory of its processes."""
         return self._session.probe
 
+    def adapt_probe(self, probe: ResidualProbe) -> ResidualProbe:
+        """What measures its memory, given what measures its processes. For subclasses."""
+        return probe
+
     @property
     def busy(self) -> str | None:
         """The command under way, if any."""
@@ -181,7 +186,7 @@ class Engine:
         return PlannerView(self.state, self.facts, self.capabilities, self.weights_refusal() is None)
 
     def about(self, command: str) -> dict[str, Any]:
-        """The engine, the command and the state, as every error takes them."""
+        """Engine, command and state, as errors take them."""
         return self._session.about(command)
 
     def __repr__(self) -> str:
@@ -267,8 +272,7 @@ class Engine:
     ) -> Transition:
         """The command was carried out in six steps, and its destination entered on evidence.
 
-        `for_move`: it comes from the move that the engine takes part in; from anybody else it is refused meanwhile.
-        `collective`: the push that an update by the trainer takes part in.
+        `for_move`: given by the move that has the engine. `collective`: the push that an update takes part in.
         """
         session, begun = self._session, time.monotonic()
         limit_s = self.policy.deadline_s(command.name, deadline_s)
@@ -358,7 +362,10 @@ class Engine:
 
     def set_desired(self, source: Source) -> None:
         """From here on it should serve what `source` brings. GuardRefused where that cannot be kept."""
-        self._desire(set_desired(self._session.record, source, self.capabilities), "set_desired")
+        try:
+            self._session.commit(set_desired(self._session.record, source, self.capabilities), save="must")
+        except NotSaved as problem:
+            raise self._session.not_kept(problem, "set_desired") from problem
 
     def rollback_desired(self, before: Desired) -> None:
         """It should serve what it did before: as it is where that is still valid, else what it can be rolled back to.
@@ -371,12 +378,6 @@ class Engine:
         if again is not None and invalid_weights(record, self.capabilities) is not None:
             record = set_desired(record, again, self.capabilities)
         self._session.commit(record)
-
-    def _desire(self, record: Record, command: str) -> None:
-        try:
-            self._session.commit(record, save="must")
-        except NotSaved as problem:
-            raise self._session.not_kept(problem, command) from problem
 
     def router_confirmed(self, sends: bool | None, verdict: Verdict, grade: Grade) -> None:
         """The router in front of it sends to it or does not (None: not certain), as `verdict` says."""

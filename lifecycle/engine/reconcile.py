@@ -172,7 +172,7 @@ def _advice(record: Record, command: Command) -> str:
             "know of it"
         )
     condition = record.conditions.get("memory_returned")
-    if record.state is State.RELEASED and condition is not None:
+    if record.state is State.RELEASED and condition is not None and not record.memory_is_free:
         return f", memory_returned is {condition.verdict.word}: its device is not free for others"
     if isinstance(command, Resume) and record.facts.admission == "closed":
         return ": it was closed again, and admits no requests"

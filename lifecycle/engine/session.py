@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -62,6 +62,7 @@ class Session:
         policy: Policy,
         observers: Observers,
         probe: ResidualProbe | None,
+        adapt_probe: Callable[[ResidualProbe], ResidualProbe],
         has_router: bool,
         store: StateStore | None,
     ) -> None:
@@ -77,7 +78,8 @@ class Session:
         self.in_move: str | None = None
         self._record = Record()
         self._capabilities: Capabilities | None = None
-        self._probe = probe
+        self._probe = probe if probe is None else adapt_probe(probe)
+        self._adapt_probe = adapt_probe
 
     @property
     def record(self) -> Record:
@@ -114,7 +116,7 @@ class Session:
     def probe(self) -> ResidualProbe:
         """What measures the memory of its processes."""
         if self._probe is None:
-            self._probe = probe_for(self.capabilities, self.policy)
+            self._probe = self._adapt_probe(probe_for(self.capabilities, self.policy))
         return self._probe
 
     async def connect(self, *, deadline_s: float) -> None:

@@ -48,7 +48,8 @@ def decide(
 ) -> Decision:
     """The next step towards the state that the facts make. `tried` are the kinds of step that were taken already.
 
-    `may_close`: the engine may be acted on. `must_close`: it is closed even where it is worth serving.
+    `may_close`: the engine may be acted on. `must_close`: it is closed even where it is worth serving, and no state is
+    entered unless it is.
     """
     if record.uncertain.needs_barrier:
         return Stay("what was sent before may still run")
@@ -59,5 +60,7 @@ def decide(
     worth_serving = facts.admission is not None and valid and all(each is True for each in facts.mapped.values())
     if may_close and Close not in tried and facts.admission != "closed" and (must_close or not worth_serving):
         return Close()
+    if must_close and facts.admission != "closed":
+        return Stay("it was to be closed, and is not known to be")
     state = fits(facts, capabilities, weights_are_valid=valid)
     return Stay(f"no state fits: {facts}") if state is None else Enter(state)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rig import V1, V2, new_engine
 
-from lifecycle import Engine, Fleet, Proved, Refuted, State
+from lifecycle import Engine, Fact, Fleet, Grade, GuardRefused, Proved, Refuted, State
 from lifecycle.core.calls import Call, Reply
-from lifecycle.store.sqlite import Store
+from lifecycle.core.record import Record
+from lifecycle.store.codec import to_text
+from lifecycle.store.sqlite import Store, WriteConflict
 from lifecycle.testing import LIE
 
 
@@ -109,3 +114,72 @@ async def test_looking_does_not_overtake_a_command_of_another_process(tmp_path: 
     assert lookers[-1].state is State.RELEASED
     assert lookers[-1].desired.source == V1
     assert lookers[-1].memory_is_free
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"format": 1}, "it has format 1, and this version reads 2"),
+        ({"format": 3}, "it has format 3, and this version reads 2"),
+        ({"format": None}, "it has format 1, and this version reads 2"),  # 0.1.0.dev0 wrote no number
+        ({"record": {"state": "asleep"}}, "it is damaged (Record.state: 'asleep' is none of"),
+    ],
+)
+async def test_a_row_of_another_format_is_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], says: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await released(tmp_path / "engines")
+    row = {name: value for name, value in {**json.loads(to_text(first.record)), **change}.items() if value is not None}
+    with sqlite3.connect(tmp_path / "engines") as rows:
+        rows.execute("UPDATE engines SET known = ?", (json.dumps(row),))
+    rows.close()
+    store = Store(tmp_path / "engines")
+    assert store.load(first.adapter.url) is None
+    assert f"{first.adapter.url}: what was kept of it cannot be read: {says}" in caplog.text
+    store.save(first.adapter.url, first.record)  # the row that was read may be written over
+    assert store.load(first.adapter.url) == first.record
+
+
+async def test_the_later_of_two_writers_is_refused(tmp_path: Path) -> None:
+    first = await released(tmp_path / "engines")
+    url, record = first.adapter.url, first.record
+    unread, one, two = (Store(tmp_path / "engines") for _ in range(3))
+    with pytest.raises(WriteConflict, match=f"another process moved {url}"):
+        unread.save(url, record)
+    assert one.load(url) == two.load(url) == record
+    one.save(url, record)
+    one.save(url, record)
+    with pytest.raises(WriteConflict, match=f"another process moved {url}"):
+        two.save(url, replace(record, state=State.FAILED))
+    assert one.load(url) == record
+    assert two.load(url) == record
+    two.save(url, record)
+
+
+async def test_only_what_was_observed_has_a_row(tmp_path: Path) -> None:
+    store = Store(tmp_path / "engines")
+    store.save("e", Record())
+    assert store.load("e") is None
+    store.save("e", Record(state=State.GONE))
+    assert store.load("e") == Record(state=State.GONE)
+
+
+async def test_attaching_writes_nothing_where_a_row_is_about_this_process(tmp_path: Path) -> None:
+    first = await released(tmp_path / "engines")
+    second = await kept_in(tmp_path / "engines", first).connect()
+    await first.restore_weights()  # a row that was written meanwhile would refuse it
+    assert first.state is State.WEIGHTS_RESTORED
+    with pytest.raises(GuardRefused, match="another process moved"):
+        await second.restore_weights()
+    assert second.state is State.RELEASED
+
+
+async def test_a_record_of_other_tags_is_not_about_this_engine(tmp_path: Path) -> None:
+    first = await released(tmp_path / "engines")
+    facts = first.facts.learn({Fact.MAPPED: {"another": True}}, Grade.REPORTED)
+    other = Store(tmp_path / "engines")
+    other.load(first.adapter.url)
+    other.save(first.adapter.url, replace(first.record, facts=facts))
+    second = await kept_in(tmp_path / "engines", first).connect()
+    assert set(second.facts.mapped) == {"weights", "kv_cache"}
+    assert second.desired.source is None

@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rig import V1, engine_in, new_engine, sent, serving
+from rig import V1, engine_in, fleet_of, new_engine, sent, serving
 
 from lifecycle import (
     ConfigurationError,
     Fact,
+    FleetError,
     Grade,
     GuardRefused,
     NotProved,
@@ -20,7 +21,7 @@ from lifecycle import (
     Unmeasurable,
     Unreachable,
 )
-from lifecycle.testing import DONE, LIE, QUICK
+from lifecycle.testing import DONE, LIE, QUICK, REJECTED
 
 
 async def test_a_restore_that_lies_is_not_believed() -> None:
@@ -154,3 +155,18 @@ async def test_no_device_is_free_after_a_release_of_more_than_was_named() -> Non
     assert engine.facts.unmapped() == {"weights", "kv_cache"}
     assert engine.facts.contents == {"weights": None}
     assert not engine.memory_is_free, "what was judged was a release of the cache alone"
+
+
+async def test_one_that_does_not_answer_and_cannot_be_closed_is_not_called_serving() -> None:
+    fleet, _ = await fleet_of("e", router=True)
+    engine = fleet["e"]
+    await fleet.offload(weights=V1)
+    engine.adapter.always("answers", Refuted(reason="no token came"))
+    engine.adapter.always("pause", REJECTED)
+    with pytest.raises(FleetError, match=r"answers is refuted.*settled to failed"):
+        await fleet.onload(deadline_s=0.5)
+    with pytest.raises(FleetError):
+        await fleet.onload(deadline_s=0.5)
+    assert fleet.router.closed == {"e"}
+    engine.adapter.as_modelled()
+    assert await engine.recover() is State.SERVING

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 from by_hand import CHECKS, LEGAL
@@ -24,14 +27,14 @@ from lifecycle import (
     UpdateWeights,
     Verdict,
 )
-from lifecycle.core.policy import ACCEPT
+from lifecycle.core.policy import ACCEPT, DEADLINES_S
 from lifecycle.core.states import RING, STABLE, TRANSIENT
 from lifecycle.engine import gather
 from lifecycle.engine.gather import READERS, Question
 from lifecycle.rules.evidence import OBSERVED, Context, EvidenceKind
 from lifecycle.rules.machine import NoSuchEdge, edges, next_state
 from lifecycle.rules.proofs import proof
-from lifecycle.rules.table import CLAIMS, OPERATIONS, allowed, check_table, row
+from lifecycle.rules.table import CLAIMS, OPERATIONS, Operation, allowed, check_table, row
 from lifecycle.testing import ScriptedAdapter, capabilities, scripted
 
 COMMANDS = {
@@ -165,6 +168,65 @@ async def test_a_kind_of_evidence_with_a_name_of_its_own_reaches_its_proof(monke
     kinds = frozenset({"weather", EvidenceKind.ADMISSION})
     evidence = await gather.gather(engine._session, kinds, Pause(), deadline_s=5)
     assert dict(evidence.named) == {"weather": read}
+
+
+def checked(name: str, *, source: State = State.PAUSED, command: str = "drain", **changes: Any) -> list[Operation]:
+    """The table, in which the guard or proof of this name has these changes in one row (that drains)."""
+
+    def change(checks: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(replace(each, **changes) if each.name == name else each for each in checks)
+
+    return [
+        replace(each, guards=change(each.guards), proofs=change(each.proofs))
+        if (each.command, each.source) == (command, source)
+        else each
+        for each in OPERATIONS
+    ]
+
+
+def test_a_proof_without_its_least_grade_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(ACCEPT, "idle")
+    with pytest.raises(ValueError, match="row drain from paused: the proof idle has no least grade"):
+        check_table()
+
+
+def test_a_command_without_a_deadline_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(DEADLINES_S, "drain")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="row drain from paused: no deadline is known for it"):
+        check_table()
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_every_reader_is_needed_by_the_table(kind: EvidenceKind) -> None:
+    check_table(gathered=OBSERVED | READERS.keys())
+    with pytest.raises(ValueError, match=f"needs <EvidenceKind.{kind.name}.*which nobody gathers"):
+        check_table(gathered=OBSERVED | READERS.keys() - {kind})
+
+
+def test_the_readers_are_checked_when_they_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(lifecycle.rules.table, "check_table", lambda **how: asked.append(how))
+    spec = spec_from_file_location("lifecycle.engine.gather_once_more", gather.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    assert asked == [{"gathered": OBSERVED | READERS.keys()}]
+
+
+@pytest.mark.parametrize("name", ["still_idle", "memory_returned"])
+def test_two_checks_of_one_name_are_refused(name: str) -> None:
+    rows = checked(name, command="release", source=State.KV_RESTORED, check=lambda context: None)
+    with pytest.raises(ValueError, match=f"row release from kv_restored: two checks have the name {name}"):
+        check_table(rows)
+
+
+def test_a_proof_that_doubts_what_is_no_fact_is_refused() -> None:
+    with pytest.raises(ValueError, match="row drain from paused: the proof idle doubts 'mood', which is no fact"):
+        check_table(checked("idle", doubts=("running", "mood")))
+    with pytest.raises(ValueError, match="doubts 'basis', which is no fact"):
+        check_table(checked("idle", doubts=("basis",)))
 
 
 def test_the_machine_has_the_tables_edges_and_those_that_follow_from_it() -> None:
