@@ -244,3 +244,13 @@ async def test_who_failed_an_onload_is_heard_at_its_end() -> None:
         await fleet.onload()
     ends = [about[0] for name, about in hears.heard if name == "move" and about[0].ended]
     assert [list(event.failed) for event in ends] == [["b"]]
+
+
+async def test_an_observer_given_to_several_engines_hears_of_a_move_once() -> None:
+    hears = Hears()
+    adapters = [ScriptedAdapter(name, capabilities()) for name in ("a", "b")]
+    engines = [Engine(each, name=each.name, policy=QUICK, probe=each.probe, observers=[hears]) for each in adapters]
+    fleet = Fleet(engines, policy=QUICK)
+    await fleet.__aenter__()
+    await fleet.offload(weights=FromDisk("/models/step-1", "v1"))
+    assert hears.names().count("move") == 2, "its beginning and its end"

@@ -8,7 +8,7 @@ fleet is heard as `move` when it begins and when it ends, each phase of it as `p
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -101,6 +101,9 @@ class Observers:
 
     def __init__(self, observers: Iterable[Any] = ()) -> None:
         self._observers = tuple(observers)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._observers)
 
     def notify(self, event: str, *about: object) -> None:
         """Every observer that has a method of this name was called with `about`."""

@@ -1,6 +1,8 @@
 """What happens when some engines of a move fail: a table, by policy and by the phase that failed.
 
-`move.py` reads it and nothing else decides. The documentation renders it, and every cell has a test.
+`move.py` asks it whether the others are brought back and whether those that failed are released again. The other cells
+(the router, the step between, the resume) say what the order of a move does by itself. The documentation renders the
+table, and every cell has a test.
 """
 
 from __future__ import annotations

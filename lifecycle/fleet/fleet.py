@@ -266,6 +266,8 @@ class Fleet:
         another `onload()` goes on from there.
         """
         participants = self.participants(engines)
+        if between_deadline_s is not None:
+            positive("between_deadline_s", between_deadline_s)
         with claimed(participants, "onload"):
             move = self._move(participants, deadline_s)
             return await move.onload(between, between_deadline_s=between_deadline_s) if participants else []

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from ..core.commands import Command, Drain, Release, RestoreKV, Resume, UpdateWeights
 from ..core.errors import FleetError, LifecycleError, OperationFailed
-from ..core.observer import MoveEvent
+from ..core.observer import MoveEvent, Observers
 from ..core.policy import OnFailure
 from ..core.ports import Router
 from ..core.record import Desired
@@ -136,7 +136,7 @@ class Move:
         self._waves = waves or (lambda engines: [list(engines)])
         self._deadline_s = deadline_s
         self._policy = FAILURE_POLICY[on_failure]
-        self._observers = list({id(engine.observers): engine.observers for engine in engines}.values())
+        self._observers = Observers({id(each): each for engine in engines for each in engine.observers}.values())
 
     async def offload(self, goals: Mapping[str, Goal]) -> list[Transition]:
         """Every engine is released, proved; the results of the releases, in the engines' order.
@@ -184,7 +184,7 @@ class Move:
         course = _Course(list(self.engines))
         try:
             for kind in ONLOAD:
-                if kind is RestoreKV and between is not None:
+                if kind is RestoreKV and between is not None and course.active:
                     await self._between(between, between_deadline_s, course)
                 lost = course.ended(await self._phase("onload", kind, course.active, self._home()))
                 if lost and self._policy["onload", Phase(kind.name)].failed is Failed.RELEASE_AGAIN:
@@ -307,8 +307,7 @@ class Move:
         self._notify(MoveEvent(event.move, event.engines, event.phase, time.monotonic() - at_s, failed))
 
     def _notify(self, event: MoveEvent) -> None:
-        for observers in self._observers:
-            observers.notify("phase" if event.phase else "move", event)
+        self._observers.notify("phase" if event.phase else "move", event)
 
 
 def _come_back_with(engine: Engine, goal: Goal) -> None:

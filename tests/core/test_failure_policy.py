@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from rig import V1, believing, fleet_of, serve_again, states
 
-from lifecycle import Fleet, FleetError, Refuted, State
+from lifecycle import ConfigurationError, Fleet, FleetError, Refuted, State
 from lifecycle.core.policy import OnFailure
 from lifecycle.fleet.failure_policy import FAILURE_POLICY, Consequence, Failed, Others, Phase, Step, rows
 from lifecycle.testing import LOST_AFTER, QUICK, REJECTED
@@ -217,3 +217,23 @@ async def test_a_step_that_does_not_end_in_time_fails_the_move() -> None:
         await fleet.onload(between=hangs, between_deadline_s=0.02)
     assert states(fleet) == {"a": "weights_restored"}
     await serve_again(fleet["a"])
+
+
+async def test_the_step_between_is_not_called_where_no_engine_has_its_weights_back() -> None:
+    fleet, _ = await fleet_of("a")
+    await fleet.offload(weights=V1)
+    fleet["a"].adapter.script("load", REJECTED)
+    called: list[str] = []
+    with pytest.raises(FleetError, match="a: update_weights failed"):
+        await fleet.onload(between=lambda: called.append("between"), deadline_s=0.3)
+    assert called == []
+
+
+@pytest.mark.parametrize("deadline_s", [0, -1.0, float("nan"), float("inf")])
+async def test_a_bad_deadline_of_the_step_between_is_refused_before_anything_is_sent(deadline_s: float) -> None:
+    fleet, journal = await fleet_of("a")
+    await fleet.offload(weights=V1)
+    journal.clear()
+    with pytest.raises(ConfigurationError, match="between_deadline_s must be a finite number > 0"):
+        await fleet.onload(between=step_fails, between_deadline_s=deadline_s)
+    assert journal.calls() == []
