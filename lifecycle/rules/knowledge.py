@@ -6,13 +6,11 @@ What is known of an engine changes for five reasons, and each has its functions 
    graded *acknowledged*. A call that was refused before it was sent, or rejected where that changes nothing, leaves the
    facts. Everything else leaves what the call could have changed unknown, and remembers the call, so that bytes can
    decide later. A call without an answer may still be running: nothing is sent before a barrier has returned.
-2. **Proofs were asked** (`after_proofs`, `unproved`). A proof that holds makes known what it shows, at its grade. One
-   that does not makes unknown what it was about, and so does a command that ended before its proofs were asked.
-3. **The engine was observed** (`after_observation`). What it reports replaces what was known. Another boot voids
-   everything. Somebody else's act voids what that act could have changed: who opens an engine may have restored its
-   memory too, and whoever restores memory may have written it.
-4. **Bytes were measured** (`decided_by_bytes`). Only where one answer fits is anything decided, and only after a
-   barrier.
+2. **Proofs were asked** (`after_proofs`, `unproved`). One that holds makes known what it shows, at its grade. One that
+   does not, or was not asked any more, makes unknown what it was about.
+3. **The engine was observed** (`after_observation`). What it reports replaces what was known. Another boot voids all.
+   Somebody else's act voids what it could have changed: who opens an engine may have restored its memory too.
+4. **Bytes were measured** (`decided_by_bytes`). After a barrier, and only where one answer fits, they decide.
 5. **A person asserts something** (`asserted`), graded lowest, so that the next proof measures it.
 
 A fact that several states of the world explain is unknown: it is never decided for the comfortable one.
@@ -198,9 +196,9 @@ def unproved(record: Record, proofs: tuple[Proof, ...], context: Context) -> Rec
 def after_observation(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known once the engine was observed, with nothing running on it any more.
 
-    A process that is gone leaves nothing. One that did not answer changes nothing. Of another boot, only what it
-    reports is known, and what it launched with. An engine that an acknowledged call found in another process, or that
-    was opened while its memory was released, may have any memory mapped and anything in it.
+    A process that is gone leaves nothing. One that did not answer changes nothing. Of another boot what is known is
+    what is taken of a process that is met. An engine that an acknowledged call found in another process, or that was
+    opened while its memory was released, may have any memory mapped and anything in it.
     """
     if seen.alive is False:
         gone = replace(record.uncertain, needs_barrier=False)
@@ -213,7 +211,7 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
     if boot == seen.boot:
         return _same_process(record, seen, capabilities)
     moved = record.uncertain.acked_unrepeatable
-    record = replace(record, facts=launched(seen, capabilities), conditions=FrozenMap())
+    record = replace(record, facts=_met(seen, capabilities), conditions=FrozenMap())
     record = replace(record, uncertain=replace(record.uncertain, call=None))
     return _memory_moved_by_others(record, seen, capabilities) if moved else record
 
@@ -238,9 +236,8 @@ def _memory_moved_by_others(record: Record, seen: Observation, capabilities: Cap
 
 def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that is met for the first time by this process."""
-    admits = seen.admission == "open" or not capabilities.has_admission
-    facts = launched(seen, capabilities) if admits else unknown(seen, capabilities)
-    return replace(record, facts=facts, calibration=replace(record.calibration, attached_boot=seen.boot))
+    calibration = replace(record.calibration, attached_boot=seen.boot)
+    return replace(record, facts=_met(seen, capabilities), calibration=calibration)
 
 
 def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
@@ -280,11 +277,14 @@ def barrier_returned(record: Record) -> Record:
     return replace(record, uncertain=replace(record.uncertain, needs_barrier=False))
 
 
-def launched(seen: Observation, capabilities: Capabilities) -> Facts:
-    """What is taken of a process met for the first time: all is mapped and holds what it launched with.
+def _met(seen: Observation, capabilities: Capabilities) -> Facts:
+    """What is taken of a process that is met: one that admits requests is as it was launched, of another nothing is."""
+    admits = seen.admission == "open" or not capabilities.has_admission
+    return launched(seen, capabilities) if admits else unknown(seen, capabilities)
 
-    Nothing measures that, so it is graded *asserted*; its first proved release measures it.
-    """
+
+def launched(seen: Observation, capabilities: Capabilities) -> Facts:
+    """All is mapped and holds what it launched with. Graded *asserted*: its first proved release measures it."""
     tags = [spec.name for spec in capabilities.tags]
     contents = {tag: Contents("launched", seen.weights_label) for tag in capabilities.stage("weights")}
     effect: dict[Fact, Any] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig import V1, believing, engine_in, facts, serving
+from rig import V1, believing, engine_in, facts, serve_again, serving
 
 from lifecycle import Engine, Facts, Grade, NotProved, State, TagSpec, Unreachable
 from lifecycle.core.readings import Reading
@@ -130,3 +130,18 @@ async def test_who_opens_it_while_it_is_restored_may_have_restored_the_rest() ->
         await engine.restore_weights(deadline_s=0.3)
     assert engine.facts.mapped == {"weights": True, "kv_cache": True}
     assert engine.state is State.PAUSED
+
+
+async def test_a_process_in_its_place_that_is_closed_already_is_not_taken_to_be_as_launched() -> None:
+    """Who paused it there may have released its memory: a release after that kills it."""
+    engine = await engine_in(State.DRAINED)
+    model = engine.adapter.engine
+    model.restart()
+    model.apply("pause", {"mode": "abort"})
+    model.apply("release", {"tags": ["weights", "kv_cache"]})
+    await engine.verify()
+    assert engine.facts.mapped == {"weights": False, "kv_cache": False}, "told by its bytes"
+    assert engine.state is State.RELEASED
+    assert not engine.memory_is_free
+    await serve_again(engine)
+    assert model.violations == []
