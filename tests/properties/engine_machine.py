@@ -296,6 +296,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.some_way(2)
         if self.engine.state is State.DRAINED:
             self.somebody_else_lets_requests_in(requests)
+            self.judged()  # what the other driver has served counts as its own, until the engine is observed
             self.onwards()
 
     @precondition(lambda self: self.adapter.reports_tags and self.model.idle_and_closed())
