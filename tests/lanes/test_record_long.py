@@ -33,6 +33,7 @@ def test_the_page_names_commit_seed_and_every_failed_run() -> None:
     assert "| EngineMachine rules run | 9,201 |" in text
 
 
+@pytest.mark.slow
 def test_a_run_has_what_its_tests_reported(tmp_path: Path) -> None:
     test = tmp_path / "test_it.py"
     test.write_text("def test_it(request):\n    request.node.user_properties.append(('report', 'asked: 3'))\n")
@@ -43,6 +44,7 @@ def test_a_run_has_what_its_tests_reported(tmp_path: Path) -> None:
     assert reported(tmp_path / "missing.xml") == ()
 
 
+@pytest.mark.slow
 def test_a_failed_lane_is_written_down_printed_and_ends_with_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,6 +57,7 @@ def test_a_failed_lane_is_written_down_printed_and_ends_with_1(
 
 
 @pytest.mark.parametrize("lane", record_long.LANES, ids=lambda lane: lane.name)
+@pytest.mark.slow
 def test_every_lane_selects_a_test(lane: Lane) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", *lane.arguments]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
