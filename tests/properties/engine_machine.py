@@ -156,6 +156,23 @@ class EngineMachine(RuleBasedStateMachine):
         self.onwards_with_trouble(act, which, home=True, patience=patience)
         self.command("resume")
 
+    @rule(
+        what=st.sampled_from(["release", "release kv", "release weights", "release kept"]),
+        update=st.booleans(),
+        call=st.sampled_from(["restore", "flush"]),
+        act=acts,
+    )
+    def trouble_after_a_release(
+        self, what: str = "release kv", update: bool = False, call: str = "flush", act: str = "LOST"
+    ) -> None:
+        """Some memory is released; the last call before the engine is told to serve fails."""
+        self.all_is_well_again(home=True)
+        self.some_way(2)
+        for each in (what, "restore_weights", *["update v1"] * update):
+            self.command(each)
+        self.command("restore_kv", faults=[(call, act)])
+        self.command("resume")
+
     @rule(act=acts, which=st.integers(0, 2), home=st.booleans(), limit_s=deadlines_s, patience=patience)
     def onwards_with_trouble(
         self, act: str, which: int = 0, home: bool = False, limit_s: float = 4.0, patience: float | None = None
