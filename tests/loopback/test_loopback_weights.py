@@ -186,7 +186,16 @@ def test_a_call_outside_its_session_is_refused_and_the_engine_lives(own: Loopbac
     truth, proof = ids(own, "hello"), checksum(own)
     end, begin = ("/end_weight_update", {}), ("/begin_weight_update", {})
     tensor = ("/update_weights_from_tensor", NO_TENSORS)
-    asked = [(end, 400), (tensor, 400), (begin, 200), (begin, 400), (tensor, 200), (end, 200), (end, 400), (tensor, 400)]
+    asked = [
+        (end, 400),
+        (tensor, 400),
+        (begin, 200),
+        (begin, 400),
+        (tensor, 200),
+        (end, 200),
+        (end, 400),
+        (tensor, 400),
+    ]
     for (path, body), status in asked:
         reply = post(own, path, body)
         assert (path, reply.status, reply.json["success"]) == (path, status, status == 200)
