@@ -58,11 +58,13 @@ class Pushes:
 
 
 def closing_call(session: Session) -> Call | None:
-    """The call that ends a push which may be open on the engine; None where none can be."""
+    """The call that ends a push which may be open on the engine; None where none can be.
+
+    None too while it may admit requests: an engine would wait for those that run, and let new ones wait behind it.
+    """
     adapter: object = session.adapter
-    if not session.record.uncertain.push_open or not isinstance(adapter, ClosesPush):
-        return None
-    return adapter.close_push_call()
+    may_be_open = session.record.uncertain.push_open and session.facts.admission == "closed"
+    return adapter.close_push_call() if may_be_open and isinstance(adapter, ClosesPush) else None
 
 
 async def close_cancelled(session: Session, pushes: Pushes, deadline: Deadline) -> None:

@@ -5,7 +5,7 @@ Attaching to an engine, looking at one that failed, and settling a command that 
 1. **Barrier.** While an effect that was sent may still be running, nothing that is seen counts.
 2. **Observe.** A process that is gone makes `gone`. One that does not answer is asked again for a while, since a
    process takes some time to end; then it stays `failed`. What is known afterwards: `rules.knowledge`.
-3. **End a push that failed**, where the engine still waits for the rest of it: it refuses the next one until then.
+3. **End a push that failed**, where the engine may still wait for the rest of it and admits no requests.
 4. **Decide** (`rules.decision`, pure), do what was decided, and decide again: read what is resident where the mapping
    is unknown; close an engine that admits requests and is not worth serving; enter a state, or stay.
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from lifecycle.adapters.loopback import LoopbackProcess
 
 import lifecycle.sync
-from lifecycle import Engine, EngineBusy, Fleet, FleetError, Policy, Preempted, State
+from lifecycle import EngineBusy, Fleet, FleetError, Policy, Preempted, State
 
 pytestmark = pytest.mark.slow
 
@@ -43,20 +44,22 @@ def generate(process: LoopbackProcess, tokens: int = TOKENS) -> int:
         return len(json.loads(answer.read())["output_ids"])
 
 
-async def draining(engine: Engine, drain: asyncio.Future[Any]) -> None:
-    """The drain has asked the engine at least once, and goes on."""
-    async with asyncio.timeout(10):
-        while engine.state is not State.DRAINING:  # noqa: ASYNC110 - a state has no event to wait for
-            await asyncio.sleep(0.01)
-    assert not drain.done()
+async def until(condition: Callable[[], Any]) -> None:
+    """The condition, asked in a thread, came true within some seconds."""
+    await asyncio.to_thread(wait_until, condition)
+
+
+def wait_until(condition: Callable[[], Any], deadline_s: float = 10.0) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.02)
 
 
 async def running(process: LoopbackProcess) -> asyncio.Future[int]:
     """A request that runs."""
     flight = asyncio.ensure_future(asyncio.to_thread(generate, process))
-    async with asyncio.timeout(10):
-        while not await asyncio.to_thread(requests_of, process):  # noqa: ASYNC110 - of another process
-            await asyncio.sleep(0.02)
+    await until(lambda: requests_of(process))
     return flight
 
 
@@ -70,7 +73,7 @@ async def test_a_resume_gives_up_the_drain_and_the_request_ends_whole(process: L
         engine, flight = fleet["e"], await running(process)
         await engine.pause()
         drain = asyncio.ensure_future(engine.drain(deadline_s=30))
-        await draining(engine, drain)
+        await until(lambda: engine.state is State.DRAINING)
         with pytest.raises(EngineBusy):
             await engine.resume()
         await engine.resume(preempt=True, deadline_s=10)
@@ -86,7 +89,7 @@ async def test_a_cancelled_drain_is_paused_and_resumes_without_more(process: Loo
         engine, flight = fleet["e"], await running(process)
         await engine.pause()
         drain = asyncio.ensure_future(engine.drain(deadline_s=30))
-        await draining(engine, drain)
+        await until(lambda: engine.state is State.DRAINING)
         drain.cancel()
         with pytest.raises(asyncio.CancelledError):
             await drain
@@ -105,15 +108,13 @@ def test_a_thread_resumes_while_another_drains(process: LoopbackProcess) -> None
             told.extend(error.exceptions)
 
     with lifecycle.sync.Fleet.connect([address(process)], policy=POLICY) as fleet:
-        flight = threading.Thread(target=generate, args=(process,))
+        flight = threading.Thread(target=generate, args=(process,), daemon=True)
         flight.start()
-        while not requests_of(process):
-            pass
+        wait_until(lambda: requests_of(process))
         fleet.pause()
-        other = threading.Thread(target=drain, args=(fleet,))
+        other = threading.Thread(target=drain, args=(fleet,), daemon=True)
         other.start()
-        while fleet["e"].state is not State.DRAINING:
-            pass
+        wait_until(lambda: fleet["e"].state is State.DRAINING)
         fleet.resume(preempt=True, deadline_s=10)
         other.join(10)
         flight.join(30)

@@ -355,3 +355,19 @@ async def test_of_another_process_no_push_is_open() -> None:
         await engine.update_weights(Pushed(push_to_all, "v1"))
     assert not engine.record.uncertain.push_open
     assert "close_update" not in sent(engine)
+
+
+async def test_no_push_is_ended_on_an_engine_that_admits_requests() -> None:
+    """The end waits for the requests that run, and new ones wait behind it."""
+    engine = await engine_in(State.DRAINED)
+    engine.adapter.always("close_update", LOST)
+    with pytest.raises(Unreachable):
+        await engine.update_weights(Pushed(a_trainer_that_raises, "v1"))
+    engine.adapter.as_modelled()
+    engine.adapter.engine.admission = "open"
+    engine.adapter.journal.clear()
+    assert await engine.recover() is State.PAUSED
+    assert sent(engine) == ["pause(abort)"]
+    await engine.drain()
+    await engine.update_weights(Pushed(push_to_all, "v1"))
+    assert sent(engine)[:3] == ["pause(abort)", "close_update", "begin_update"]
