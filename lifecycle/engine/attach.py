@@ -6,6 +6,7 @@ from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError
 from ..core.facts import Grade
 from ..core.policy import ACCEPT
+from ..core.ports import EngineAdapter
 from ..core.verdicts import Unmeasurable
 from .gather import residual
 from .reconcile import attach
@@ -18,11 +19,21 @@ async def connect(session: Session, *, offloads: bool, deadline_s: float) -> Non
     Raises ConfigurationError where it cannot be driven, or, where it `offloads`, cannot give the evidence that the
     policy asks for.
     """
+    _check_url(session.adapter)
     deadline = Deadline(deadline_s)
     await session.connect(deadline_s=deadline.left_s)
     await attach(session, deadline)
     if offloads:
         await _check_evidence(session, deadline)
+
+
+def _check_url(adapter: EngineAdapter) -> None:
+    url: object = adapter.url
+    if not isinstance(url, str) or not url:
+        raise ConfigurationError(
+            f"{type(adapter).__name__}.url must be a string that is not empty, got {url!r}: what is known of an engine "
+            "is kept under it"
+        )
 
 
 async def _check_evidence(session: Session, deadline: Deadline) -> None:
