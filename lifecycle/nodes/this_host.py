@@ -15,7 +15,11 @@ from .nvml import PROC_FS, NvmlProbe, other_holders
 from .port import FreeMemory, Kind, ProcessEnv, Scope
 from .process_env import hook_mode_verdict, shareable_process_env
 from .process_memory import ProcessMemoryProbe
-from .processes import is_alive, listening_on, pids_of_trees
+from .processes import is_alive, listeners, pids_of_trees, roots_of
+from .shared_scan import SharedScan
+
+#: Who listens on which port of this host.
+_LISTENERS = SharedScan(listeners)
 
 
 class ThisHost:
@@ -28,9 +32,13 @@ class ThisHost:
         self._driver = nvml or driver()
 
     async def find(self, *, port: int, deadline_s: float) -> tuple[Process, ...] | Unmeasurable:
-        """Returns the root processes that listen on this port here."""
-        action = f"finding the processes that listen on port {port}"
-        return await measure_in_thread(lambda: listening_on(port), deadline_s=deadline_s, action=action)
+        """Returns the root processes that listen on this port here. All who ask at once share one scan of the host."""
+        try:
+            found = await _LISTENERS.result(deadline_s=deadline_s)
+        except TimeoutError:
+            action = f"finding the processes that listen on port {port}"
+            return Unmeasurable(reason=f"{action} took more than {deadline_s:.1f} s")
+        return roots_of(found.get(port, ()))
 
     async def any_alive(self, processes: Sequence[Process], *, deadline_s: float) -> bool | None:
         """Returns whether any of these processes still exists; never None here."""

@@ -7,12 +7,17 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from lifecycle.adapters.loopback import LoopbackProcess
+
+from lifecycle import Fleet
 
 pytestmark = pytest.mark.slow
 
@@ -131,3 +136,44 @@ def test_status_of_a_failed_engine_exits_1(shell) -> None:
         ended = shell(f"$L status loopback://127.0.0.1:{engine.port} --json")
     assert '"state": "failed"' in ended.stdout
     assert ended.returncode == 1
+
+
+def recorded(engine: LoopbackProcess) -> dict[str, tuple[int, object]]:
+    """What this engine answers to what a connect asks of it, by path."""
+    found: dict[str, tuple[int, object]] = {}
+    for method, path in [("GET", path) for path in ("server_info", "model_info", "ready", "ping", "v1/loads")] + [
+        ("POST", "abort_request")
+    ]:
+        request = urllib.request.Request(f"http://127.0.0.1:{engine.port}/{path}", method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                found[f"/{path}"] = (answer.status, json.loads(answer.read() or b"{}"))
+        except urllib.error.HTTPError as error:
+            found[f"/{path}"] = (error.code, {})
+            error.close()
+    return found
+
+
+async def test_64_engines_of_a_host_are_found_by_a_few_scans(
+    engine: LoopbackProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report
+) -> None:
+    answers = tmp_path / "answers.json"
+    answers.write_text(json.dumps(recorded(engine)))
+    scans, real = [], psutil.net_connections
+    monkeypatch.setattr(psutil, "net_connections", lambda kind: scans.append(kind) or real(kind))
+    script = Path(__file__).with_name("many_engines.py")
+    command = [sys.executable, str(script), str(answers), "64"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as many:
+        assert many.stdin is not None
+        assert many.stdout is not None
+        urls = [f"loopback://127.0.0.1:{port}" for port in json.loads(many.stdout.readline())]
+        begun = time.monotonic()
+        try:
+            async with Fleet.connect(urls) as fleet:
+                took_s = time.monotonic() - begun
+                found = [await each.adapter.processes() for each in fleet]
+        finally:
+            many.stdin.close()
+    assert len({process.pid for (process,) in found}) == 64
+    assert len(scans) < 8, "the engines do not answer at once, and no scan answers who asks after it began"
+    report(f"64 engines of a host connected in {took_s:.1f} s, with {len(scans)} scans of its sockets")
