@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ import psutil
 import pytest
 from lifecycle.adapters.loopback import LoopbackProcess
 
-from lifecycle import Fleet
+from lifecycle import Fleet, Process
 
 pytestmark = pytest.mark.slow
 
@@ -154,7 +155,13 @@ def recorded(engine: LoopbackProcess) -> dict[str, tuple[int, object]]:
     return found
 
 
-async def test_64_engines_of_a_host_are_found_by_a_few_scans(
+async def processes_of(urls: list[str]) -> list[tuple[Process, ...]]:
+    """The processes of each engine, as connecting to all of them has found them."""
+    async with Fleet.connect(urls) as fleet:
+        return [await each.adapter.processes() for each in fleet]
+
+
+def test_64_engines_of_a_host_are_found_by_a_few_scans(
     engine: LoopbackProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report
 ) -> None:
     answers = tmp_path / "answers.json"
@@ -169,9 +176,8 @@ async def test_64_engines_of_a_host_are_found_by_a_few_scans(
         urls = [f"loopback://127.0.0.1:{port}" for port in json.loads(many.stdout.readline())]
         begun = time.monotonic()
         try:
-            async with Fleet.connect(urls) as fleet:
-                took_s = time.monotonic() - begun
-                found = [await each.adapter.processes() for each in fleet]
+            found = asyncio.run(processes_of(urls))
+            took_s = time.monotonic() - begun
         finally:
             many.stdin.close()
     assert len({process.pid for (process,) in found}) == 64
