@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,22 +13,19 @@ from ..core.capabilities import Capabilities
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.deadline import Deadline
 from ..core.errors import CommandRefused, EngineBusy
-from ..core.facts import Facts, Grade, PauseMode, Tag
+from ..core.facts import Grade, PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy
 from ..core.ports import EngineAdapter, ResidualProbe, StateStore
 from ..core.readings import Reading
-from ..core.record import Desired, Record
+from ..core.record import Desired
 from ..core.sources import FromDisk, Pushed, Source
 from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
-from ..core.units import gib
-from ..core.verdicts import Condition, Unmeasurable, Verdict
+from ..core.verdicts import Unmeasurable, Verdict
 from ..rules import knowledge
 from ..rules.contradiction import contradiction
 from ..rules.desired import set_desired
-from ..rules.evidence import Context
-from ..rules.planner import PlannerView
 from ..rules.table import not_allowed, row
 from ..rules.weights import invalid_weights
 from . import attach, canary
@@ -40,9 +37,10 @@ from .preconditions import hook_mode_of
 from .push import Pushes
 from .reconcile import reconcile
 from .session import NotSaved, Session
+from .view import EngineView
 
 
-class Engine:
+class Engine(EngineView):
     """One inference engine. Every verb returns the `Transition` it made, or raises (see `errors`).
 
     A verb's `deadline_s` bounds everything from the call to its return; None takes the policy's. `store` keeps what is
@@ -78,128 +76,13 @@ class Engine:
         )
         self._pushes = Pushes()
 
-    # what it is
-
-    @property
-    def adapter(self) -> Any:
-        """What drives it."""
-        return self._session.adapter
-
-    @property
-    def name(self) -> str:
-        """Its name in its fleet: the adapter's URL unless another was given."""
-        return self._session.name
-
-    @property
-    def group(self) -> str:
-        """The group it belongs to."""
-        return self._session.group
-
-    @property
-    def policy(self) -> Policy:
-        """What it is held to."""
-        return self._session.policy
-
-    @property
-    def observers(self) -> Observers:
-        """Who hears of its commands, calls and edges."""
-        return self._session.observers
-
-    @property
-    def has_router(self) -> bool:
-        """Whether requests reach it through a router that can be closed."""
-        return self._session.has_router
-
-    @property
-    def record(self) -> Record:
-        """All that is known of it, as one frozen value."""
-        return self._session.record
-
-    @property
-    def state(self) -> State:
-        """Where it is."""
-        return self._session.state
-
-    @property
-    def facts(self) -> Facts:
-        """What is known of it, fact by fact."""
-        return self._session.facts
-
-    @property
-    def conditions(self) -> Mapping[str, Condition]:
-        """Verdicts that hang on it beside its state, by name."""
-        return self._session.record.conditions
-
-    @property
-    def desired(self) -> Desired:
-        """What it should serve: source, version, and what it can be rolled back to."""
-        return self._session.record.desired
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What it can do; ConfigurationError before connect()."""
-        return self._session.capabilities
-
-    @property
-    def connected(self) -> bool:
-        """Whether connect() has read what it can do."""
-        return self._session.connected
-
     def capabilities_changed(self, capabilities: Capabilities) -> None:
         """What it can do is something else now (regions of an engine in this process have grown)."""
         self._session.capabilities_changed(capabilities)
 
-    @property
-    def probe(self) -> ResidualProbe:
-        """What measures the memory of its processes."""
-        return self._session.probe
-
     def adapt_probe(self, probe: ResidualProbe) -> ResidualProbe:
         """What measures its memory, given what measures its processes. For subclasses."""
         return probe
-
-    @property
-    def busy(self) -> str | None:
-        """The command under way, if any."""
-        return self._session.busy
-
-    @property
-    def in_move(self) -> str | None:
-        """The fleet's move that it takes part in, if any."""
-        return self._session.in_move
-
-    @property
-    def memory_is_free(self) -> bool:
-        """Whether its devices may be handed to the next tenant: memory proved returned, or process gone."""
-        return self._session.record.memory_is_free
-
-    def weights_refusal(self) -> str | None:
-        """Why its weights are not worth serving; None where they are."""
-        return invalid_weights(self._session.record, self._session.capabilities)
-
-    def context(self, command: Command, *, facts: Facts | None = None) -> Context:
-        """What a static guard of this command is given now; `facts` replaces what is known, for a plan."""
-        return self._session.context(command, facts=facts)
-
-    def view(self) -> PlannerView:
-        """The engine as the planner sees it."""
-        return PlannerView(self.state, self.facts, self.capabilities, self.weights_refusal() is None)
-
-    def about(self, command: str) -> dict[str, Any]:
-        """Engine, command and state, as errors take them."""
-        return self._session.about(command)
-
-    def __repr__(self) -> str:
-        parts = [f"<Engine {self.name} {self.state}"]
-        if self.busy:
-            parts.append(f"busy={self.busy}")
-        versions = {str(contents) for contents in self.facts.contents.values() if contents is not None}
-        if versions:
-            parts.append(f"weights={','.join(sorted(versions))}")
-        condition = self.conditions.get("memory_returned")
-        if condition is not None and "resident_bytes" in condition.verdict.figures:
-            parts.append(f"residual={gib(condition.verdict.figures['resident_bytes']).replace(' ', '')}")
-        return " ".join(parts) + ">"
 
     # attaching
 

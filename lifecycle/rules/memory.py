@@ -7,26 +7,20 @@ has its own story, of an engine that answered and did something else, and the ru
 - `freed_beyond_named`: so much came back that a tag must have gone which was not named.
 - `moved`: the bytes of the targets were seen to go, or to come.
 - `resident_as_before`: a restore after a release that freed nothing leaves nothing to grow by; the level shows it.
-- `mapping_from_freed_bytes`: a call whose answer was lost did its work or did not; the bytes that moved decide.
-- `mapping_from_resident_bytes`: an engine met closed may have any of its tags mapped; the level decides where only one
-  choice of tags fits it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
-from ..core.capabilities import Capabilities
-from ..core.facts import Facts, Grade, Tag
+from ..core.facts import Grade
 from ..core.policy import Policy
 from ..core.readings import Reading
-from ..core.record import Calibration, UncertainCall
 from ..core.units import mib
 from ..core.verdicts import Pending, Proved, Refuted, Unmeasurable, Verdict
-from .evidence import Context, share_bytes
+from .evidence import Context
 
 #: A share of a tag's bytes that measuring may err by, where sizes are compared.
 SLACK = 0.1
@@ -188,79 +182,3 @@ def resident_as_before(context: Context, after: Reading) -> bool:
         return False
     slack = (1 - context.policy.returned_fraction) * share
     return all(after.devices[device] >= held - missing - slack for device, held in full.devices.items())
-
-
-# what is mapped, told from bytes
-
-
-def mapping_from_freed_bytes(
-    facts: Facts,
-    call: UncertainCall,
-    reading: Reading,
-    capabilities: Capabilities,
-    calibration: Calibration,
-    policy: Policy,
-) -> Mapping[Tag, bool]:
-    """The mapping of the tags whose mapping is unknown since a call may have run, told by the bytes that moved since.
-
-    All of them moved where at least their share did, and none where nothing did. Where a part of the share moved, the
-    tags moved whose sizes make that part, if only one choice of tags does. Only right after a barrier: a call that may
-    still run could move the bytes later.
-    """
-    unknown = frozenset(tag for tag, mapped in facts.mapped.items() if mapped is None)
-    before = call.baseline
-    if not unknown or not unknown <= call.targets or before is None:
-        return {}
-
-    def size_of(tags: frozenset[Tag]) -> int | None:
-        return share_bytes(tags, before, capabilities, calibration.bytes_by_tags)
-
-    acknowledged = frozenset(tag for tag in call.targets - unknown if facts.mapped[tag] != call.at_start.mapped[tag])
-    share, known = size_of(unknown), size_of(acknowledged)
-    if not share or known is None:
-        return {}
-    sizes = [size_of(frozenset({tag})) or 0 for tag in unknown]
-    least = min((size for size in sizes if size >= policy.visible_bytes), default=share)
-    moved_bytes = [abs(held - reading.devices.get(device, 0)) - known for device, held in before.devices.items()]
-    was = {tag: call.at_start.mapped[tag] for tag in unknown}
-    if None in was.values():
-        return {}
-    if min(moved_bytes) >= share - SLACK * least:
-        return {tag: not mapped for tag, mapped in was.items()}
-    if max(map(abs, moved_bytes)) <= SLACK * least:
-        return {tag: bool(mapped) for tag, mapped in was.items()}
-    fitting = [
-        choice
-        for choice in _choices(sorted(unknown))
-        if max(abs(size - (size_of(frozenset(choice)) or 0)) for size in moved_bytes) <= SLACK * least
-    ]
-    if len(fitting) != 1:
-        return {}
-    return {tag: bool(mapped) is not (tag in fitting[0]) for tag, mapped in was.items()}
-
-
-def mapping_from_resident_bytes(
-    facts: Facts, reading: Reading, capabilities: Capabilities, calibration: Calibration, policy: Policy
-) -> Mapping[Tag, bool]:
-    """The mapping of every tag, told from how much is resident, where only one choice of mapped tags fits.
-
-    A choice fits where the bytes of its mapped tags are resident, and no more than the threshold beside them. An
-    engine small beside what it holds anyway (a CPU engine under a threshold for GPUs) fits several: nothing is told.
-    What is known stays: the bytes of a tag that is known to be unmapped may be resident all the same.
-    """
-    fitting = []
-    for tags in _choices(list(facts.mapped)):
-        share = share_bytes(frozenset(tags), reading, capabilities, calibration.bytes_by_tags)
-        if share is not None and all(
-            policy.returned_fraction * share <= held <= share + policy.threshold_bytes
-            for held in reading.devices.values()
-        ):
-            fitting.append(tags)
-    known = {tag: mapped for tag, mapped in facts.mapped.items() if mapped is not None}
-    if len(fitting) != 1 or any(mapped is not (tag in fitting[0]) for tag, mapped in known.items()):
-        return {}
-    return {tag: tag in fitting[0] for tag in facts.mapped}
-
-
-def _choices(tags: list[Tag]) -> list[tuple[Tag, ...]]:
-    return [choice for size in range(len(tags) + 1) for choice in combinations(tags, size)]

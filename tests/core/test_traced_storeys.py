@@ -69,7 +69,7 @@ async def test_a_call_to_a_higher_storey_is_found(monkeypatch: pytest.MonkeyPatc
     with Tracer().tracing() as trace:
         names["up"](engine)
     (call,) = trace.upward
-    assert str(call) == "rules/made_up.py -> engine/engine.py: Engine.memory_is_free"
+    assert str(call) == "rules/made_up.py -> engine/view.py: EngineView.memory_is_free"
 
 
 async def test_an_observer_is_called_from_below_through_its_port() -> None:

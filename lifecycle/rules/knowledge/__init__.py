@@ -1,0 +1,59 @@
+"""Knowledge: the only functions that make anything known or unknown about an engine. Pure: a Record in, a Record out.
+
+What is known of an engine changes for five reasons, and each has its functions here.
+
+1. **A call was answered, or was not** (`after_reply`, `after_cancelled`). An acknowledged call has its declared effect,
+   graded *acknowledged*. A call that was refused before it was sent, or rejected where that changes nothing, leaves the
+   facts. Everything else leaves what the call could have changed unknown, and remembers the call, so that bytes can
+   decide later. A call without an answer may still be running: nothing is sent before a barrier has returned.
+2. **Proofs were asked** (`after_proofs`, `unproved`). One that holds makes known what it shows, at its grade. One that
+   does not, or was not asked any more, makes unknown what it was about.
+3. **The engine was observed** (`after_observation`). What it reports replaces what was known. Another boot voids all.
+   Somebody else's act voids what it could have changed: who opens an engine may have restored its memory too.
+4. **Bytes were measured** (`decided_by_bytes`). After a barrier, and only where one answer fits, they decide.
+5. **A person asserts something** (`asserted`), graded lowest, so that the next proof measures it.
+
+A fact that several states of the world explain is unknown: it is never decided for the comfortable one.
+"""
+
+from __future__ import annotations
+
+from .asserted import asserted
+from .calls import after_cancelled, after_push, after_reply, command_began, command_ended, expected_after, not_closed
+from .measured import decided_by_bytes
+from .observed import (
+    after_observation,
+    barrier_returned,
+    confirmed,
+    first_seen,
+    interrupted,
+    launched,
+    routed,
+    seen_again,
+    unknown,
+)
+from .proved import after_proofs, after_refuted, unproved
+
+__all__ = [
+    "after_cancelled",
+    "after_observation",
+    "after_proofs",
+    "after_push",
+    "after_refuted",
+    "after_reply",
+    "asserted",
+    "barrier_returned",
+    "command_began",
+    "command_ended",
+    "confirmed",
+    "decided_by_bytes",
+    "expected_after",
+    "first_seen",
+    "interrupted",
+    "launched",
+    "not_closed",
+    "routed",
+    "seen_again",
+    "unknown",
+    "unproved",
+]

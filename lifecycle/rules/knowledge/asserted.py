@@ -1,0 +1,38 @@
+"""Assertions: what a person says. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ...core.capabilities import Capabilities
+from ...core.facts import Contents, Fact, Grade, PauseMode
+from ...core.record import Record
+from ...core.states import State
+
+#: The cause of what a person asserted.
+ASSERTED = "override_state"
+
+
+def asserted(record: Record, state: State, capabilities: Capabilities, paused_by: PauseMode) -> Record:
+    """The facts that a person asserts who overrides the state; nothing of what was measured or in doubt is kept.
+
+    A closed engine is taken to have been paused by `paused_by`.
+    """
+    tags = frozenset(spec.name for spec in capabilities.tags)
+    weights = capabilities.stage("weights")
+    unmapped = {State.RELEASED: tags, State.WEIGHTS_RESTORED: tags - weights}.get(state, frozenset())
+    effect: dict[Fact, Any] = {
+        Fact.ADMISSION: "open" if state is State.SERVING else "closed",
+        Fact.MAPPED: {tag: tag not in unmapped for tag in tags},
+    }
+    if state is not State.SERVING:
+        effect[Fact.PAUSED_BY] = paused_by
+    if state not in (State.SERVING, State.PAUSED):
+        effect[Fact.RUNNING] = 0
+    if state in (State.SERVING, State.KV_RESTORED):
+        effect[Fact.CONTENTS] = {tag: Contents("loaded", record.desired.version) for tag in weights}
+        effect[Fact.CACHE_FRESH] = True
+    facts = record.facts.learn(effect, Grade.ASSERTED, cause=ASSERTED)
+    record = replace(record, facts=facts, uncertain=replace(record.uncertain, call=None))
+    return record.with_condition("memory_returned", None)

@@ -1,0 +1,164 @@
+"""Observations: what is known once an engine was looked at, or a router confirmed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ...core.capabilities import Capabilities
+from ...core.facts import GARBAGE, Contents, Fact, Facts, Grade, Tag
+from ...core.frozen import FrozenMap
+from ...core.observation import Observation
+from ...core.record import Record
+from ...core.states import State
+from ...core.verdicts import Verdict
+
+#: The cause of what an observation told.
+OBSERVED = "observation"
+
+
+def after_observation(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known once the engine was observed, with nothing running on it any more.
+
+    A process that is gone leaves nothing. One that did not answer changes nothing. Of another boot what is known is
+    what is taken of a process that is met. An engine that an acknowledged call found in another process, or that was
+    opened while its memory was released, may have any memory mapped and anything in it.
+    """
+    if seen.alive is False:
+        gone = replace(record.uncertain, needs_barrier=False)
+        return replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
+    if seen.boot is None:
+        return record
+    boot = record.facts.boot
+    if boot is None:
+        return replace(record, facts=unknown(seen, capabilities))
+    if boot == seen.boot:
+        return _same_process(record, seen, capabilities)
+    moved = record.uncertain.acked_unrepeatable
+    record = replace(record, facts=_met(seen, capabilities), conditions=FrozenMap())
+    record = replace(record, uncertain=replace(record.uncertain, call=None))
+    return _memory_moved_by_others(record, seen, capabilities) if moved else record
+
+
+def _same_process(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known of the process that the facts are about; opened while memory was released, others opened it."""
+    opened = record.facts.admission != "open" and seen.admission == "open" and bool(record.facts.unmapped())
+    record = replace(record, facts=_merged(record.facts, seen, capabilities))
+    return _memory_moved_by_others(record, seen, capabilities) if opened else record
+
+
+def _memory_moved_by_others(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What its memory is and holds is unknown, but for what it reports; no device of it is free."""
+    contents = dict.fromkeys(capabilities.stage("weights"))
+    facts = record.facts.doubt({Fact.CONTENTS: contents, Fact.CACHE_FRESH: None})
+    if seen.released_tags is None:
+        facts = facts.doubt({Fact.MAPPED: dict.fromkeys(facts.mapped)})
+    # bytes that others moved do not tell what a lost call did
+    record = replace(record, facts=facts, uncertain=replace(record.uncertain, call=None))
+    return record.with_condition("memory_returned", None)
+
+
+def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known of an engine that is met for the first time by this process."""
+    calibration = replace(record.calibration, attached_boot=seen.boot)
+    return replace(record, facts=_met(seen, capabilities), calibration=calibration)
+
+
+def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known of an engine that an earlier process kept this record of, about the boot that was seen.
+
+    Of its conditions only `memory_returned` of a released engine still says something. What was under way when that
+    process ended is unknown. One that was opened since, while its memory was released, may have any of it mapped.
+    """
+    returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
+    record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
+    record = record if kept.state.stable else interrupted(record)
+    return _same_process(record, seen, capabilities)
+
+
+def interrupted(record: Record) -> Record:
+    """What is left of the record of an engine whose command was under way: which of its calls ran is unknown."""
+    facts = record.facts.doubt(
+        {
+            Fact.ADMISSION: None,
+            Fact.PAUSED_BY: None,
+            Fact.RUNNING: None,
+            Fact.MAPPED: dict(record.facts.mapped),
+            Fact.CONTENTS: dict(record.facts.contents),
+            Fact.CACHE_FRESH: None,
+        }
+    )
+    return replace(record, facts=facts, uncertain=replace(record.uncertain, needs_barrier=True))
+
+
+def confirmed(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known once the same process was observed right after a call of ours: it reports what that call did."""
+    return replace(record, facts=_merged(record.facts, seen, capabilities))
+
+
+def barrier_returned(record: Record) -> Record:
+    """All that was sent before has taken effect or never will."""
+    return replace(record, uncertain=replace(record.uncertain, needs_barrier=False))
+
+
+def _met(seen: Observation, capabilities: Capabilities) -> Facts:
+    """What is taken of a process that is met: one that admits requests is as it was launched, of another nothing is."""
+    admits = seen.admission == "open" or not capabilities.has_admission
+    return launched(seen, capabilities) if admits else unknown(seen, capabilities)
+
+
+def launched(seen: Observation, capabilities: Capabilities) -> Facts:
+    """All is mapped and holds what it launched with. Graded *asserted*: its first proved release measures it."""
+    tags = [spec.name for spec in capabilities.tags]
+    contents = {tag: Contents("launched", seen.weights_label) for tag in capabilities.stage("weights")}
+    effect: dict[Fact, Any] = {
+        Fact.BOOT: seen.boot,
+        Fact.MAPPED: dict.fromkeys(tags, True),
+        Fact.CONTENTS: contents,
+        Fact.CACHE_FRESH: True,
+    }
+    return _merged(Facts().learn(effect, Grade.ASSERTED, cause="launch"), seen, capabilities)
+
+
+def unknown(seen: Observation, capabilities: Capabilities) -> Facts:
+    """What is known of a process that is met while it admits nothing: whether its memory is mapped, is not."""
+    tags = [spec.name for spec in capabilities.tags]
+    effect = {Fact.BOOT: seen.boot, Fact.MAPPED: dict.fromkeys(tags), Fact.CONTENTS: dict.fromkeys(tags)}
+    return _merged(Facts().learn(effect, Grade.REPORTED, cause=OBSERVED), seen, capabilities)
+
+
+def _merged(facts: Facts, seen: Observation, capabilities: Capabilities) -> Facts:
+    """The facts after an observation of the same process: what it reports replaces what was known."""
+    reported: dict[Fact, Any] = {}
+    if seen.admission is not None and seen.admission != facts.admission:
+        reported[Fact.ADMISSION] = seen.admission
+        reported[Fact.RUNNING] = None
+        if seen.admission == "open":
+            reported[Fact.PAUSED_BY] = None
+    if seen.running is not None:
+        reported[Fact.RUNNING] = seen.running
+    if seen.released_tags is not None:
+        reported[Fact.MAPPED] = {spec.name: spec.name not in seen.released_tags for spec in capabilities.tags}
+    denied = _denied_contents(facts, seen, reported.get(Fact.MAPPED, {}))
+    return facts.learn(reported, Grade.REPORTED, cause=OBSERVED, read_at_s=seen.sampled_at or None).doubt(denied)
+
+
+def _denied_contents(facts: Facts, seen: Observation, mapped: Mapping[Tag, bool]) -> dict[Fact, Any]:
+    """What others changed with what they did: contents of memory that they moved, or that has another label now.
+
+    A tag that is released now has moved, unless it was known to be released before.
+    """
+    were = {tag: facts.mapped.get(tag) for tag in mapped}
+    moved = {tag for tag, now in mapped.items() if were[tag] is not now and False in (were[tag], now)}
+    label = seen.weights_label
+    other = {tag for tag, held in facts.contents.items() if held and label and held.version not in (None, label)}
+    denied = {tag for tag in facts.contents if tag in moved | other and facts.contents[tag] != GARBAGE}
+    effect: dict[Fact, Any] = {Fact.CACHE_FRESH: None} if moved else {}
+    return {**effect, Fact.CONTENTS: dict.fromkeys(denied)} if denied else effect
+
+
+def routed(record: Record, sends: bool | None, verdict: Verdict, grade: Grade) -> Record:
+    """What is known once a router was closed or opened: whether it sends to the engine (None: not certain)."""
+    record = replace(record, facts=record.facts.learn({Fact.ROUTED: sends}, grade, cause="router"))
+    return record.with_condition("routed", verdict)
