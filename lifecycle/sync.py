@@ -195,6 +195,11 @@ class Engine(Blocking):
     read_residual = blocking(engine_module.Engine.read_residual)
     read_hook_mode = blocking(engine_module.Engine.read_hook_mode)
 
+    def connect(self, *, deadline_s: float = 30.0) -> Self:
+        """The engine was observed anew, as after another process has moved it."""
+        self._loop.run(partial(self._wrapped.connect, deadline_s=deadline_s))
+        return self
+
     def override_state(self, state: State, *, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so."""
         return self._wrapped.override_state(state, by=by, reason=reason)
