@@ -42,8 +42,10 @@ def register(app: typer.Typer) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), reuse_port=False)
-    except OSError as error:
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def _serve(listening: socket.socket, token: str, threshold_gib: float) -> None:

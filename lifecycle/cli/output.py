@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -46,10 +47,13 @@ class _Dropping(io.FileIO):
     failure: OSError | None = None
 
     def write(self, data: Any, /) -> int:
-        """How much was written, or dropped."""
-        if self.failure is None:
+        """How much was written, or dropped. A descriptor that somebody made non-blocking is waited for."""
+        while self.failure is None:
             try:
-                return super().write(data)
+                written: int | None = super().write(data)
+                if written is not None:
+                    return written
+                select.select([], [self], [])
             except OSError as error:
                 self.failure = error
         return memoryview(data).nbytes

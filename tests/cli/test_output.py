@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import threading
 
 import pytest
 
 from lifecycle import ConfigurationError, State
 from lifecycle.cli.live import LiveTable, _progress
-from lifecycle.cli.output import guarded, printable
+from lifecycle.cli.output import _Dropping, guarded, printable
 from lifecycle.core.transition import Transition
 from lifecycle.store.sqlite import Store
 
@@ -53,6 +55,24 @@ def test_a_live_table_takes_a_name_as_it_is() -> None:
 def test_progress_in_characters_that_the_terminal_has() -> None:
     assert _progress(State.DRAINED, "utf-8") == "●●●○○○"
     assert _progress(State.DRAINED, "ascii") == "###..."
+
+
+def test_a_pipe_that_somebody_made_non_blocking_is_waited_for() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    text = b"x" * (1 << 20)
+    read: list[bytes] = []
+
+    def drain() -> None:
+        with os.fdopen(reader, "rb") as pipe:
+            read.append(pipe.read())
+
+    reading = threading.Thread(target=drain)
+    reading.start()
+    with io.BufferedWriter(_Dropping(writer, "w")) as output:
+        output.write(text)
+    reading.join(10)
+    assert read == [text]
 
 
 def test_what_is_logged_is_one_line_without_a_traceback(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
