@@ -54,7 +54,8 @@ def test_bad_input_is_one_clear_message(lifecycle, address: str, arguments, code
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"), [("--port", "99999", "0<=x<=65535"), ("--host", "a..b", "cannot listen on a..b")]
+    ("option", "value", "said"),
+    [("--port", "99999", "less than or equal to 65535"), ("--host", "a..b", "cannot listen on a..b")],
 )
 def test_an_agent_that_can_listen_nowhere_says_so(
     lifecycle, monkeypatch: pytest.MonkeyPatch, option: str, value: str, said: str
@@ -63,6 +64,11 @@ def test_an_agent_that_can_listen_nowhere_says_so(
     result = lifecycle("agent", option, value, "--port" if option == "--host" else "--host", "0")
     assert result.returncode == 2
     assert said in result.stderr
+
+
+def test_a_path_too_long_to_exist_is_the_engines_own(lifecycle, address: str) -> None:
+    result = lifecycle("offload", address, "--weights", "x" * 5000, "--version", "v", "--dry-run")
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_state_folder_that_cannot_be_used_is_named(lifecycle, address: str, tmp_path: Path) -> None:

@@ -91,8 +91,3 @@ def test_the_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch, variable: 
     monkeypatch.setenv(variable, "~nouser/state")
     with pytest.raises(ConfigurationError, match=r"^~nouser/.*LIFECYCLE_STATE_DIR names another folder"):
         Store()
-
-
-def test_a_path_too_long_to_exist_is_the_engines_own(lifecycle, address: str) -> None:
-    result = lifecycle("offload", address, "--weights", "x" * 5000, "--version", "v", "--dry-run")
-    assert result.returncode == 0, result.stderr
