@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
-
-import psutil
 
 from .core.errors import ConfigurationError
 from .core.facts import Grade
@@ -20,13 +18,16 @@ from .engine.engine import Engine
 from .nodes.locate import by_node
 from .nodes.port import PROCESSES_UNKNOWN, ProcessEnv
 from .nodes.process_env import NCCL_GRAPHS, PRELOAD, expandable, preloads_twice
-from .nodes.processes import command_of, tree_pids
+from .nodes.processes import clients, command_of, tree_pids
+from .nodes.shared_scan import SharedScan
 from .rules.threshold import can_be_exceeded
 
 Level = Literal["ok", "warning", "failure"]
 
 #: Seconds that connecting, and each slow check, may take.
 DEADLINE_S = 30.0
+
+_CLIENTS = SharedScan(clients)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +235,13 @@ async def health_monitors(engine: Engine) -> Finding:
     if harmful is None:
         return Finding("health monitors", "ok", "none of its endpoints does harm while it is paused")
     message = f"a call of {harmful} while it is paused makes it report itself unhealthy until the next one succeeds"
-    peers = await asyncio.to_thread(_connected_to, urlsplit(engine.adapter.url).port or 0)
+    try:
+        connected = await _CLIENTS.result(deadline_s=DEADLINE_S)
+    except TimeoutError:
+        return Finding(
+            "health monitors", "warning", f"{message}; who is connected now took too long to find", "see ss -tp"
+        )
+    peers = sorted(connected.get(urlsplit(engine.adapter.url).port or 0, frozenset()) - {os.getpid()})
     if peers:
         who = ", ".join(f"pid {pid} ({command_of(pid)})" for pid in peers[:3])
         return Finding(
@@ -260,13 +267,3 @@ CHECKS: Sequence[Check] = (
     weights,
     health_monitors,
 )
-
-
-def _connected_to(port: int) -> list[int]:
-    """The processes of this host, but not this one, that hold a connection to this port."""
-    mine = psutil.Process().pid
-    found = set()
-    for each in psutil.net_connections(kind="tcp"):
-        if each.raddr and each.raddr.port == port and each.status == psutil.CONN_ESTABLISHED:
-            found.add(each.pid)
-    return sorted(pid for pid in found if pid not in (None, mine))

@@ -76,6 +76,15 @@ def listeners() -> Mapping[int, frozenset[int]]:
     return {port: frozenset(pids) for port, pids in found.items()}
 
 
+def clients() -> Mapping[int, frozenset[int]]:
+    """Returns the pids of this host's processes that hold an established TCP connection, by the port of its far end."""
+    found: dict[int, set[int]] = {}
+    for connection in psutil.net_connections(kind="tcp"):
+        if connection.status == psutil.CONN_ESTABLISHED and connection.raddr and connection.pid is not None:
+            found.setdefault(connection.raddr.port, set()).add(connection.pid)
+    return {port: frozenset(pids) for port, pids in found.items()}
+
+
 def roots_of(pids: Iterable[int]) -> tuple[Process, ...]:
     """Returns those of these processes that still exist, without those that are below another of them."""
     return root_processes(_still_there(pids))

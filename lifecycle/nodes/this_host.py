@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..core.deadline import Deadline
 from ..core.ports import ResidualProbe
 from ..core.readings import Process, Reading
 from ..core.verdicts import Unmeasurable, Verdict
@@ -33,12 +34,13 @@ class ThisHost:
 
     async def find(self, *, port: int, deadline_s: float) -> tuple[Process, ...] | Unmeasurable:
         """Returns the root processes that listen on this port here. All who ask at once share one scan of the host."""
+        action, clock = f"finding the processes that listen on port {port}", Deadline(deadline_s)
         try:
-            found = await _LISTENERS.result(deadline_s=deadline_s)
+            found = await _LISTENERS.result(deadline_s=clock.left_s)
         except TimeoutError:
-            action = f"finding the processes that listen on port {port}"
             return Unmeasurable(reason=f"{action} took more than {deadline_s:.1f} s")
-        return roots_of(found.get(port, ()))
+        pids = found.get(port, frozenset())
+        return await measure_in_thread(lambda: roots_of(pids), deadline_s=clock.left_s, action=action) if pids else ()
 
     async def any_alive(self, processes: Sequence[Process], *, deadline_s: float) -> bool | None:
         """Returns whether any of these processes still exists; never None here."""
