@@ -1,4 +1,4 @@
-"""What tags hold, and how well that is known: reported by the engine, told by their tensors, or measured. Pure."""
+"""What tags hold, and how well that is known: reported by the engine, known by their tensors, or measured. Pure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def size_per_rank(
 def size_on_device(
     tags: frozenset[Tag], reading: Reading, capabilities: Capabilities, measured: Mapping[frozenset[Tag], int]
 ) -> Size | None:
-    """What these tags hold on each device of the reading: several ranks may share one (on a CPU, all share the host)."""
+    """What these tags hold on each device of the reading: several ranks may share one (on a CPU, all of them do)."""
     size = size_per_rank(tags, capabilities, measured)
     if size is None:
         return None
