@@ -121,10 +121,10 @@ class Attempt:
         kinds = self._kinds(acted_on)
         evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
         await self._deny(evidence)
-        unread = EvidenceKind.RESIDUAL in kinds and isinstance(evidence.residual, Unmeasurable)
-        if unread and acted_on and session.record.calibration.reading_all_mapped is not None:
-            # it could be measured before; all evidence is read anew then, so that none is older than the rest
-            await residual_again(session, deadline_s=self.deadline.work_s / 2)
+        measured = acted_on and session.record.calibration.reading_all_mapped is not None
+        again = Deadline(self.deadline.work_s / 2)
+        while measured and _unread(evidence, kinds) and again.left_s > 0:
+            await asyncio.sleep(min(session.policy.poll_s, again.left_s))
             evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
             await self._deny(evidence)
         return session.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
@@ -242,10 +242,10 @@ class Attempt:
 
     # 4. prove
 
-    async def _prove(self, context: Context) -> dict[str, Verdict]:
+    async def _prove(self, asked: Context) -> dict[str, Verdict]:
         """The verdicts, once every proof holds; NotProved where one never will, or no time is left."""
         while True:
-            verdicts, context = await self._ask_proofs(context)
+            verdicts, context = await self._ask_proofs(asked)
             failed = frozenset(proof.name for proof in self.row.proofs if not self._holds(proof.name, verdicts))
             record = self.session.record
             if not failed:
@@ -255,7 +255,7 @@ class Attempt:
             pending = all(isinstance(verdicts[name], Pending) or name in unread for name in failed)
             if not pending or self.deadline.work_s <= 0:
                 if failed & unread:  # bytes decide once they can be read again
-                    self._leave_unproved(context)
+                    self._leave_unproved(asked)
                     record = self.session.record
                 elapsed_s = self.deadline.elapsed_s
                 refuted = knowledge.after_refuted(
@@ -315,3 +315,8 @@ class Attempt:
                 _log.warning("%s: %s", self.session.name, condition.verdict.reason)
         calibration = replace(calibration, residual_series=series)
         return replace(record, calibration=calibration, conditions={**record.conditions, **found})
+
+
+def _unread(evidence: Evidence, kinds: frozenset[str]) -> bool:
+    """Whether what is resident was asked for, and could not be read."""
+    return EvidenceKind.RESIDUAL in kinds and isinstance(evidence.residual, Unmeasurable)

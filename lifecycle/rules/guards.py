@@ -187,9 +187,10 @@ def bytes_visible(context: Context) -> str | None:
     beside = "" if reading is None else f" beside {mib(reading.resident_bytes)} resident"
     accept = ", ".join(f"{claim!r}: Grade.ACKNOWLEDGED" for claim in unseen)
     return (
-        f"{', '.join(sorted(acted_on))} hold {mib(held)}, and less than {mib(least)} cannot be seen to move{beside}: "
-        f"neither their release nor their restore could be proved; release more tags with them, or accept it unseen: "
-        f"Policy(accept={{{accept}}})"
+        f"{', '.join(sorted(acted_on))} hold {mib(held)}, too little to see: less than {mib(least)} move "
+        f"unseen{beside}, "
+        "so that neither their release nor their restore could be proved; release more tags with them, or accept it "
+        f"unseen: Policy(accept={{{accept}}})"
     )
 
 

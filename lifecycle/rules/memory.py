@@ -89,7 +89,8 @@ def judge_release(context: Context, before: Reading, after: Reading, expected: S
         if returned < least:
             less = _less_than_hinted(context, before, after, by_call)
             if less:
-                return Pending(reason=f"{summary}{less}; {kept}", figures=figures)
+                missing = _missing_tags(context, before, returned)
+                return Pending(reason=f"{summary}{missing}{less}; {kept}", figures=figures)
             least = 0
     if returned < least:
         return Pending(reason=f"{summary}{_missing_tags(context, before, returned)}; {kept}", figures=figures)

@@ -103,11 +103,11 @@ REFUSES: list[tuple[Guard, Context, str]] = [
     (g.weights_recoverable, context(Release(None, Kept())), "keeps no backup of weights"),
     (g.weights_recoverable, context(Release(None, V1), caps=NO_DISK), "cannot load weights from"),
     (g.weights_recoverable, context(Release(None, PUSH), caps=NO_PUSH), "it can: disk"),
-    (g.bytes_visible, context(Release(None, V1), caps=TINY), "kv_cache, weights hold 60 MiB, and less than 64 MiB"),
+    (g.bytes_visible, context(Release(None, V1), caps=TINY), "kv_cache, weights hold 60 MiB, too little to see"),
     (
         g.bytes_visible,
         context(Release(frozenset({"kv_cache"}), V1), caps=SMALL_KV, residual=HELD_70_GIB),
-        "kv_cache hold 3328 MiB, and less than 3584 MiB cannot be seen to move beside 71680 MiB resident",
+        "kv_cache hold 3328 MiB, too little to see: less than 3584 MiB move unseen beside 71680 MiB resident",
     ),
     (
         g.bytes_visible,

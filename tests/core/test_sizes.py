@@ -1,4 +1,4 @@
-"""Sizes: one that an engine only reports is a hint, decided by the bytes of each call and replaced by what is measured."""
+"""Sizes: one that an engine only reports is a hint, decided by the bytes of each call and replaced by measuring."""
 
 from __future__ import annotations
 

@@ -325,7 +325,7 @@ async def test_what_is_known_too_little_of_is_not_called_proved_in_the_error() -
 async def test_what_could_not_be_proved_to_come_back_is_not_released() -> None:
     tiny = (replace(KEPT_WEIGHTS, expected_bytes=20 << 20), replace(KV_CACHE, expected_bytes=20 << 20))
     engine = await engine_in(State.DRAINED, *tiny, sizes={"weights": 20 << 20, "kv_cache": 20 << 20})
-    with pytest.raises(GuardRefused, match="kv_cache, weights hold 40 MiB, and less than 64 MiB cannot be seen"):
+    with pytest.raises(GuardRefused, match="kv_cache, weights hold 40 MiB, too little to see: less than 64 MiB"):
         await engine.release()
     assert (engine.state, sent(engine)) == (State.DRAINED, [])
 
