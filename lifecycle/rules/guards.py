@@ -165,6 +165,10 @@ def weights_recoverable(context: Context) -> str | None:
             return _unloadable(context, command.weights)
 
 
+#: The device of an engine of which nothing was read yet: all its ranks are taken to share one.
+_ONE_DEVICE = Reading({"": 0}, (), "none")
+
+
 @guard(static=True)
 def bytes_visible(context: Context) -> str | None:
     """What is released is enough to be seen to go and to come back, where its proofs rest on that.
@@ -175,19 +179,17 @@ def bytes_visible(context: Context) -> str | None:
     acted_on = context.targets or targets(context.command, context.facts, context.capabilities)
     now, before = context.evidence.residual, context.calibration.reading_all_mapped
     reading = now if isinstance(now, Reading) else before
-    per_rank = context.expected_bytes(acted_on)
+    size = context.size(acted_on, reading or _ONE_DEVICE)
     unseen = _resting_on_bytes(context, acted_on)
-    if not acted_on or per_rank is None or not unseen:
+    if not acted_on or size is None or not unseen:
         return None
-    share = None if reading is None else context.share_bytes(acted_on, reading)
-    held = per_rank * context.capabilities.ranks if share is None else share
     least = context.policy.visible_bytes if reading is None else visible_bytes(context.policy, reading)
-    if held >= least:
+    if size.at_most_bytes >= least:
         return None
     beside = "" if reading is None else f" beside {mib(reading.resident_bytes)} resident"
     accept = ", ".join(f"{claim!r}: Grade.ACKNOWLEDGED" for claim in unseen)
     return (
-        f"{', '.join(sorted(acted_on))} hold {mib(held)}, too little to see: less than {mib(least)} move "
+        f"{', '.join(sorted(acted_on))} hold {mib(size.total_bytes)}, too little to see: less than {mib(least)} move "
         f"unseen{beside}, "
         "so that neither their release nor their restore could be proved; release more tags with them, or accept it "
         f"unseen: Policy(accept={{{accept}}})"

@@ -21,13 +21,10 @@ from ..core.readings import Reading
 from ..core.units import mib
 from ..core.verdicts import Pending, Proved, Refuted, Unmeasurable, Verdict
 from .evidence import Context
-from .sizes import Size
+from .sizes import HINTED, Size
 
 #: A share of a tag's bytes that measuring may err by, where sizes are compared.
 SLACK = 0.1
-
-#: The share of a reported size that must be seen to move: half, and what measuring may err by.
-HINTED = 0.525
 
 
 def visible_bytes(policy: Policy, reading: Reading) -> int:
@@ -262,14 +259,14 @@ class Moved:
 
 def moved(context: Context, more: Reading, less: Reading) -> Moved | None:
     """How far the targets' bytes moved: `more` holds them and `less` does not. None where they are too few to see."""
-    expected, least = context.share_bytes(context.targets, more), least_moved(context, context.targets, more)
-    visible = visible_bytes(context.policy, more)
-    if expected is not None and expected < visible:
-        return None
+    expected, least = context.size(context.targets, more), least_moved(context, context.targets, more)
+    visible, went = visible_bytes(context.policy, more), freed_everywhere(more, less)
+    if expected is not None and expected.total_bytes < visible:
+        return Moved(went, visible) if expected.is_hint and went >= visible else None
     if context.readings_per_call and least is not None:  # a release: each call is judged by itself (judge_release)
         by_call = [least_moved(context, tags, more) or 0.0 for tags, _ in context.readings_per_call]
         least = min(least, sum(by_call))
-    return Moved(freed_everywhere(more, less), visible if least is None else least)
+    return Moved(went, visible if least is None else least)
 
 
 def resident_as_before(context: Context, after: Reading) -> bool:

@@ -149,8 +149,10 @@ def memory_returned(context: Context) -> Verdict:
         return before
     if isinstance(after, Unmeasurable):
         return after
-    size = context.size(context.targets, before)
-    if size is not None and size.total_bytes < memory.visible_bytes(context.policy, before):
+    size, visible = context.size(context.targets, before), memory.visible_bytes(context.policy, before)
+    if size is not None and size.total_bytes < visible <= size.at_most_bytes:
+        size = None  # the engine reports too little to see, and there may be more
+    if size is not None and size.total_bytes < visible:
         little = f"{mib(size.total_bytes)} is too little to see beside {mib(before.resident_bytes)} resident"
         return Unmeasurable(reason=little)
     return memory.judge_release(context, before, after, size)

@@ -9,6 +9,9 @@ from ..core.capabilities import Capabilities
 from ..core.facts import SizeGrade, Tag
 from ..core.readings import Reading
 
+#: The share of a reported size that must be seen to move: half, and what measuring may err by.
+HINTED = 0.525
+
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -21,6 +24,11 @@ class Size:
     def is_hint(self) -> bool:
         """Whether it is no more than what the engine reports."""
         return self.grade is SizeGrade.REPORTED
+
+    @property
+    def at_most_bytes(self) -> float:
+        """As much as they may hold: of a hint more than half is right."""
+        return self.total_bytes / HINTED if self.is_hint else self.total_bytes
 
 
 def size_per_rank(

@@ -23,7 +23,7 @@ WEIGHTS_MIB, KV_MIB = 96, 72
 #: What is reported for the weights: 24 % too much, as measured on a real server, and as much too little.
 TOO_MUCH, TOO_LITTLE = "server_info=weight:119", "server_info=weight:77"
 ARGUMENTS = ("--abort-poll-s", "0.02", "--death-delay-s", "0.02")
-DEADLINES = {"release": 0.8, "restore_weights": 4.0, "restore_kv": 4.0, "drain": 4.0}
+DEADLINES = {"release": 1.5, "restore_weights": 4.0, "restore_kv": 4.0, "drain": 4.0}
 
 
 def policy(**changes: Any) -> Policy:

@@ -158,6 +158,17 @@ def test_a_release_of_all_is_seen_though_a_size_is_wrong(tag: str, weights_mib: 
     assert every.denied == BOTH - {tag}
 
 
+async def test_a_hint_that_is_too_small_to_see_may_be_wrong() -> None:
+    """As measured on a real server: 92 MiB are reported, 183 MiB are there, and 95 MiB can be seen."""
+    small = replace(KEPT_WEIGHTS, expected_bytes=92 * MIB, size_grade=REPORTED)
+    engine = await engine_in(State.DRAINED, small, KV_CACHE, sizes={"weights": 183 * MIB, "kv_cache": 1200 * MIB})
+    for expected in (None, 183 * MIB):
+        record = await engine.release(["weights"])
+        assert (record.returned_bytes, record.expected_bytes) == (183 * MIB, expected)
+        await engine.restore_weights()
+        await engine.restore_kv()
+
+
 def test_what_a_size_is_known_by() -> None:
     caps, reading = reported(ranks=2), held(2000)
     assert size_per_rank(KV, caps, {}) == Size(160 * MIB, TENSORS)
