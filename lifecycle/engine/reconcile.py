@@ -25,10 +25,11 @@ from ..core.observation import Observation
 from ..core.readings import Reading
 from ..core.record import Record
 from ..core.states import State
+from ..core.verdicts import Unmeasurable
 from ..rules import knowledge
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
 from .call import send
-from .gather import EVERYTHING, residual
+from .gather import EVERYTHING, residual, residual_again
 from .session import Edge, Session
 
 #: How long a process may listen no more and still be there: the kernel frees its memory in between.
@@ -117,7 +118,7 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
         tried |= {type(step)}
         match step:
             case ReadBytes():
-                reading = await residual(session, deadline_s=deadline.look_s())
+                reading = await _resident(session, deadline)
                 if isinstance(reading, Reading):
                     decided = knowledge.decided_by_bytes(session.record, reading, session.capabilities, session.policy)
                     session.commit(decided)
@@ -129,6 +130,13 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
                 return state
             case Stay():
                 return None
+
+
+async def _resident(session: Session, deadline: Deadline) -> Reading | Unmeasurable:
+    """What is resident; of an engine that could be measured before, asked again for a while."""
+    call = session.record.uncertain.call
+    measured = session.record.calibration.reading_all_mapped or (call and call.baseline)
+    return await (residual_again if measured else residual)(session, deadline_s=deadline.look_s(0.5))
 
 
 async def _close(session: Session, deadline: Deadline) -> None:
