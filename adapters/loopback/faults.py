@@ -15,6 +15,8 @@ CALLS = (
     "release",
     "resume",
     "update",
+    "begin",
+    "end",
     "abort",
     "generate",
     "loads",

@@ -41,6 +41,7 @@ def capabilities_of(
         pause=_pause_modes(info),
         memory_saver=bool(info.get("enable_memory_saver")),
         saver="torch_memory_saver",
+        saver_option="--enable-memory-saver",
         update=frozenset({"disk", "push", "live"}),
         device=_device(info),
         ranks=int(info.get("tp_size") or 1) * int(info.get("pp_size") or 1),

@@ -59,11 +59,13 @@ class Uncertain:
     `needs_barrier`: an effect may still be running on the engine, so nothing is sent before a barrier has returned.
     `call` is the last call of which it is unknown whether it took effect. `acked_unrepeatable`: a call of the present
     command that moves memory was acknowledged, perhaps by a process that has taken the place of the one that is known.
+    `push_open`: a push was begun and its end was not acknowledged, so the engine may refuse the next one.
     """
 
     needs_barrier: bool = False
     call: UncertainCall | None = None
     acked_unrepeatable: bool = False
+    push_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@
 3. **send** each call of the plan in turn. What is known is known per call: half a release is known as half a release.
 4. **prove**: the row's proofs are asked until all hold, or one never will, or the deadline passes.
 5. **fire** succeeded. Where anything failed: failed, and then, unless the caller gave up, reconcile; the error says
-   where the engine was found. Where neither memory nor weights were changed, what is desired is what was before.
+   where the engine was found. Where neither memory nor weights were changed, what is desired is what was before. Where
+   the caller gave up before anything was sent, as of every drain, the engine is where it was.
 
 The deadline is one for all steps. A part of it is kept back for reconciling.
 """
@@ -22,7 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.calls import PUSH, Call
-from ..core.commands import Command, Release, RestoreKV, UpdateWeights
+from ..core.commands import Command, Drain, Release, RestoreKV, UpdateWeights
 from ..core.deadline import Deadline
 from ..core.errors import DeadlineExceeded, GuardRefused, NotProved, OperationFailed, Unreachable
 from ..core.facts import Fact, Tag
@@ -40,13 +41,15 @@ from ..rules.evidence import Context, Evidence, EvidenceKind, targets
 from ..rules.machine import Refusals
 from ..rules.memory import learned_from_release
 from ..rules.proofs import unread_by
-from ..rules.table import Operation
+from ..rules.table import Operation, fits
 from ..rules.threshold import RESIDUAL_THRESHOLD, can_be_exceeded
+from ..rules.weights import invalid_weights
 from . import canary
 from .call import failure, send
 from .collective import Collective, CollectiveFailed
 from .gather import gather, residual, residual_again
-from .push import Pushes
+from .preempt import preemptible
+from .push import Pushes, close_cancelled, closing_call
 from .reconcile import reconcile_failed
 from .session import Edge, NotSaved, Session
 
@@ -72,12 +75,17 @@ class Attempt:
         self.deadline = deadline
         self.collective = collective
         self._pushes = pushes
+        self._sent = False
         self._about: dict[str, Any] = session.about(command.name)
         #: The tags that each call of a release gave back, and what was resident after it.
         self._readings: list[tuple[frozenset[Tag], Reading | Unmeasurable]] = []
 
     async def run(self) -> Transition:
         """The engine is in the row's destination, on evidence; otherwise this raises and says where it is."""
+        steps = self._steps()
+        return await (preemptible(self.session, steps) if isinstance(self.command, Drain) else steps)
+
+    async def _steps(self) -> Transition:
         try:
             context = await self._ask()
             self._fire(context)
@@ -97,9 +105,22 @@ class Attempt:
             self._fail_collective(error)
             self._leave_unproved(context)
             self._undo_desired(context)
-            self.session.go("failed", command=self.command.name, reason=f"cancelled: {type(error).__name__}")
+            await self._given_up(error)
             raise
         return self._succeed(context, verdicts)
+
+    async def _given_up(self, error: BaseException) -> None:
+        """The caller gave up: nothing is asked, but a push is ended. Where nothing was sent it is where it was."""
+        session, name = self.session, self.command.name
+        try:
+            if isinstance(error, asyncio.CancelledError):
+                left_s = min(session.policy.settle_s, self.deadline.left_s)
+                await close_cancelled(session, self._pushes, Deadline(left_s))
+        finally:
+            session.go("failed", command=name, reason=f"cancelled: {type(error).__name__}")
+        valid = invalid_weights(session.record, session.capabilities) is None
+        if not self._sent and fits(session.facts, session.capabilities, weights_are_valid=valid) is self.row.source:
+            session.go(f"observed_{self.row.source}", command=name, reason="nothing had been sent")
 
     def _fail_collective(self, error: BaseException) -> None:
         if self.collective is not None:
@@ -196,6 +217,9 @@ class Attempt:
         if context.targets:  # before the first call: half of one moves memory too
             pending = Pending(reason="memory was released or restored since")
             session.commit(session.record.with_condition("memory_returned", pending))
+        open_push = closing_call(session) if isinstance(self.command, UpdateWeights) else None
+        if open_push is not None:
+            await self._call(open_push, context)
         calls = session.adapter.plan(self.command, session.facts)
         for call in calls:
             await (self._push(call) if call.name == PUSH.name else self._call(call, context))
@@ -203,6 +227,7 @@ class Attempt:
                 await self._read_after(call, context, last=call is calls[-1])
 
     async def _call(self, call: Call, context: Context) -> None:
+        self._sent = True
         reply = await send(self.session, call, deadline_s=self.deadline.work_s, command=context)
         problem = failure(reply, call, **self._about, deadline=self.deadline)
         if problem is not None:
@@ -324,6 +349,7 @@ class Attempt:
     def _warn(self, verdict: Verdict) -> None:
         if isinstance(verdict, Refuted):
             _log.warning("%s: %s", self.session.name, verdict.reason)
+
 
 def _unread(evidence: Evidence, kinds: frozenset[str]) -> bool:
     """Whether what is resident was asked for, and could not be read."""

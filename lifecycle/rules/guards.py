@@ -113,7 +113,8 @@ def still_idle(context: Context) -> str | None:
 def memory_saver_enabled(context: Context) -> str | None:
     """The engine was started so that a release frees memory; without it the release answers and frees nothing."""
     if context.capabilities.memory_saver is False:
-        return "it was started without its memory saver, so a release would free nothing; start it with that option"
+        option = context.capabilities.saver_option or "its memory saver"
+        return f"it was started without its memory saver, so a release would free nothing; start it with {option}"
     return None
 
 

@@ -72,6 +72,7 @@ def context(command: Any = None, /, *, caps: Any = None, **changes: Any) -> Cont
 KEPT = capabilities(KEPT_WEIGHTS, KV_CACHE)
 NO_DISK = capabilities(update=frozenset({"push"}))
 NO_PUSH = capabilities(update=frozenset({"disk"}))
+NO_SAVER = capabilities(memory_saver=False, saver_option="--enable-memory-saver")
 ONE_BY_ONE = capabilities(releasable=frozenset({frozenset({"weights"}), frozenset({"kv_cache"})}))
 TINY = capabilities(TagSpec("weights", "weights", "kept", 20 * MIB), TagSpec("kv_cache", "kv", "kept", 40 * MIB))
 SMALL_KV = capabilities(WEIGHTS, TagSpec("kv_cache", "kv", "discarded", 3328 * MIB))
@@ -95,6 +96,7 @@ REFUSES: list[tuple[Guard, Context, str]] = [
     (g.still_idle, context(Release(None, V1), idle=Unmeasurable(reason="frozen")), "kills the engine"),
     (g.still_idle, context(Release(None, V1)), "not asked"),
     (g.memory_saver_enabled, context(caps=capabilities(memory_saver=False)), "without its memory saver"),
+    (g.memory_saver_enabled, context(caps=NO_SAVER), "start it with --enable-memory-saver"),
     (g.hook_mode_safe, context(hook_mode=Refuted(reason="preload on sm_100")), "preload on sm_100"),
     (g.tags_releasable, context(Release(frozenset(), V1)), "no tag is named"),
     (g.tags_releasable, context(Release(frozenset({"kv"}), V1)), "unknown tag kv; it has kv_cache, weights"),
