@@ -120,6 +120,7 @@ class Attempt:
         evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
         denied = contradiction(session.record, evidence.observed)
         if denied is not None:
+            session.commit(knowledge.another_answered(session.record, evidence.observed))
             error = Unreachable(denied, **self._about)
             self._fail_collective(error)
             raise await reconcile_failed(session, error, self.deadline, self.command, trigger="contradicted")
@@ -251,6 +252,7 @@ class Attempt:
         context = replace(context, record=session.record, evidence=evidence, readings_per_call=tuple(self._readings))
         other = other_process(session.facts, evidence.observed)
         if other is not None:
+            session.commit(knowledge.another_answered(session.record, evidence.observed))
             raise Unreachable(other, **self._about)
         return {proof.name: proof(context) for proof in self.row.proofs}, context
 

@@ -20,7 +20,7 @@ from ..engine.collective import CollectiveFailed
 from ..engine.engine import Engine, store_given
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
-from .connect import member
+from .connect import check_distinct, member
 from .groups import Group
 from .move import Between, Move, at_once, claimed
 from .preflight import check_allowed, check_static
@@ -363,6 +363,7 @@ class Fleet:
                 raise problem
         if problems:
             raise ConfigurationError("\n".join(str(problem) for problem in problems))
+        check_distinct(self.engines)
 
     def _check(self) -> None:
         for what, values in (

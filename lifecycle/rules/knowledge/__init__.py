@@ -23,6 +23,7 @@ from .calls import after_cancelled, after_push, after_reply, command_began, comm
 from .measured import decided_by_bytes
 from .observed import (
     after_observation,
+    another_answered,
     barrier_returned,
     confirmed,
     first_seen,
@@ -41,6 +42,7 @@ __all__ = [
     "after_push",
     "after_refuted",
     "after_reply",
+    "another_answered",
     "asserted",
     "barrier_returned",
     "command_began",

@@ -12,7 +12,8 @@ from ...core.frozen import FrozenMap
 from ...core.observation import Observation
 from ...core.record import Record
 from ...core.states import State
-from ...core.verdicts import Verdict
+from ...core.verdicts import Refuted, Verdict
+from .. import identity
 
 #: The cause of what an observation told.
 OBSERVED = "observation"
@@ -22,23 +23,57 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
     """What is known once the engine was observed, with nothing running on it any more.
 
     A process that is gone leaves nothing. One that did not answer changes nothing. Of another boot what is known is
-    what is taken of a process that is met. An engine that an acknowledged call found in another process, or that was
-    opened while its memory was released, may have any memory mapped and anything in it.
+    what is taken of a process that is met, where it is certain that the other has ended. An engine that an acknowledged
+    call found in another process, or that was opened while its memory was released, may have any memory mapped and
+    anything in it. Where two processes answer, nothing is taken of either.
     """
     if seen.alive is False:
         gone = replace(record.uncertain, needs_barrier=False)
-        return replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
+        record = replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
+        return record.with_condition(identity.IDENTITY, None)
     if seen.boot is None:
         return record
-    boot = record.facts.boot
+    why = identity.dispute(record, seen)
+    if why is not None:
+        return _disputed(record, seen, capabilities, why)
+    contested, boot = identity.is_contested(record), record.facts.boot
+    record = identity.sighted(record, seen.boot).with_condition(identity.IDENTITY, None)
     if boot is None:
         return replace(record, facts=unknown(seen, capabilities))
-    if boot == seen.boot:
+    likeness = identity.compare(boot, seen.boot)
+    if likeness == "same":
         return _same_process(record, seen, capabilities)
     moved = record.uncertain.acked_unrepeatable
-    record = replace(record, facts=_met(seen, capabilities), conditions=FrozenMap())
-    record = replace(record, uncertain=replace(record.uncertain, call=None))
+    met = _met(seen, capabilities) if likeness == "other" and not contested else unknown(seen, capabilities)
+    record = _of_another(record, met)
     return _memory_moved_by_others(record, seen, capabilities) if moved else record
+
+
+def another_answered(record: Record, seen: Observation) -> Record:
+    """What is known once an answer of another process than the one that the facts are about was received."""
+    return identity.sighted(record, seen.boot)
+
+
+def _of_another(record: Record, facts: Facts) -> Record:
+    """What is known once the facts are about another process than before."""
+    return replace(record, facts=facts, conditions=FrozenMap(), uncertain=replace(record.uncertain, call=None))
+
+
+def _disputed(record: Record, seen: Observation, capabilities: Capabilities, why: str) -> Record:
+    """What is known where two processes answer at the address: either may have taken the calls that were acknowledged.
+
+    What was known of the one that was seen stays where no call was acknowledged that moves memory.
+    """
+    if not identity.same_process(record.facts.boot, seen.boot):
+        record = _of_another(record, unknown(seen, capabilities))
+    elif record.uncertain.acked_unrepeatable:
+        record = _memory_moved_by_others(_same_process(record, seen, capabilities), seen, capabilities)
+    else:
+        record = _same_process(record, seen, capabilities)
+    for boot in (*seen.others, seen.boot):
+        record = identity.sighted(record, boot)
+    advice = "give each engine an address of its own, and recover() looks again"
+    return record.with_condition(identity.IDENTITY, Refuted(reason=f"{why}; {advice}"))
 
 
 def _same_process(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
@@ -59,10 +94,23 @@ def _memory_moved_by_others(record: Record, seen: Observation, capabilities: Cap
     return record.with_condition("memory_returned", None)
 
 
-def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
-    """What is known of an engine that is met for the first time by this process."""
+def first_seen(record: Record, seen: Observation, capabilities: Capabilities, kept: Record | None = None) -> Record:
+    """What is known of an engine that is met for the first time by this process.
+
+    `kept` is what an earlier process kept of another process that answered at this address.
+    """
     calibration = replace(record.calibration, attached_boot=seen.boot)
-    return replace(record, facts=_met(seen, capabilities), calibration=calibration)
+    record = replace(record, calibration=calibration)
+    if kept is None or kept.facts.boot is None or seen.boot is None:
+        return identity.sighted(replace(record, facts=_met(seen, capabilities)), seen.boot)
+    record = replace(record, calibration=replace(calibration, boots=kept.calibration.boots))
+    record = identity.sighted(replace(record, facts=Facts(boot=kept.facts.boot)), kept.facts.boot)
+    why, nothing = identity.dispute(record, seen), unknown(seen, capabilities)
+    if why is not None:
+        return _disputed(replace(record, facts=nothing), seen, capabilities, why)
+    moved = identity.compare(kept.facts.boot, seen.boot) == "moved"
+    met = nothing if moved else _met(seen, capabilities)
+    return identity.sighted(replace(record, facts=met), seen.boot)
 
 
 def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
@@ -74,7 +122,10 @@ def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> R
     returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
     record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
     record = record if kept.state.stable else interrupted(record)
-    return _same_process(record, seen, capabilities)
+    why = identity.dispute(record, seen)
+    if why is not None:
+        return _disputed(record, seen, capabilities, why)
+    return _same_process(identity.sighted(record, seen.boot), seen, capabilities)
 
 
 def interrupted(record: Record) -> Record:
