@@ -21,7 +21,7 @@ from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Unm
 from lifecycle.nodes.address import Address
 from lifecycle.nodes.locate import ended, find_processes
 from lifecycle.nodes.processes import is_alive, process_trees
-from lifecycle.rules.identity import boot_identity
+from lifecycle.rules.identity import boot_identity, same_process
 
 from ..http import BODY_LIMIT, Answer, HttpClient
 from .answers import LIMITS, generated, is_empty, loads, server_info, weights_label, whole, why_not
@@ -70,6 +70,8 @@ class SGLangAdapter:
         self._processes: tuple[Process, ...] | None = None
         self._family: tuple[Process, ...] = ()
         self._were_found = False
+        #: The boot that answered at connect, until the first observation after it.
+        self._at_connect: str | None = None
 
     @property
     def url(self) -> str:
@@ -97,6 +99,7 @@ class SGLangAdapter:
         self._own_identity = boot_of(info)
         self._has(await find_processes(self._address, deadline_s=clock.left_s))
         self._were_found = bool(self._processes)
+        self._at_connect = boot_identity(self._own_identity, self._processes or ())
         return self._capabilities
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
@@ -134,8 +137,10 @@ class SGLangAdapter:
         info = server_info(answer)
         if info is None:
             return await self._unanswered(answer, clock)
-        boot = await self._boot(boot_of(info), clock)
-        parts: dict[str, Any] = {}
+        boot, parts = await self._boot(boot_of(info), clock), dict[str, Any]()
+        if self._at_connect is not None and not same_process(self._at_connect, boot):
+            parts["others"] = (self._at_connect,)
+        self._at_connect = None
         if Fact.ADMISSION in want:
             parts["admission"] = await self._admission(end)
         if Fact.RUNNING in want:

@@ -14,7 +14,7 @@ class Observation:
 
     `checksum` is of all weights together; `checksums` are of each owner (target, draft) where the engine tells them
     apart. `weights_label` is one for all of them: no engine known here has a label for each. `others` are boots other
-    than `boot` that answered at the same address in the same look.
+    than `boot` that answered at the same address in the same look, or at connect and not since.
     """
 
     boot: str | None = None

@@ -125,7 +125,7 @@ async def _observed(session: Session, deadline: Deadline) -> Observation:
 
 async def _confirmed_alone(session: Session, seen: Observation, deadline: Deadline, *, looks: int) -> Observation:
     """What was seen, with the other boots that further looks saw in its place; silence where those got no answer."""
-    others: dict[str, None] = {}
+    others: dict[str, None] = dict.fromkeys(seen.others)
     for _ in range(looks if seen.boot is not None else 0):
         again = await session.adapter.observe(frozenset({Fact.BOOT}), deadline_s=deadline.look_s(0.5))
         if again.boot is None:

@@ -81,8 +81,8 @@ def _check_trees(by_pid: Mapping[tuple[str, int], Engine]) -> None:
 
 def _one_engine(one: Engine, other: Engine, shared: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{one.name} ({one.adapter.url}) and {other.name} ({other.adapter.url}) are one engine: they share {shared}. An "
-        "engine belongs in a fleet once; leave one out, or correct its pid="
+        f"{one.name} ({one.adapter.url}) and {other.name} ({other.adapter.url}) are one engine: they share {shared}. "
+        "An engine belongs in a fleet once; leave one out, or correct its pid="
     )
 
 
