@@ -65,10 +65,8 @@ async def attach(session: Session, deadline: Deadline) -> None:
         boots = two_answer((seen.boot or "", *seen.others))
         raise ConfigurationError(f"{session.name}: {boots}; give each engine a URL of its own")
     kept = None if session.store is None else session.store.load(session.adapter.url)
-    record = knowledge.first_seen(session.record, seen, session.capabilities, kept)
-    known = kept is not None and _about_this(kept, seen, session)
-    if kept is not None and known:
-        record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
+    record = knowledge.attached(session.record, kept, seen, session.capabilities)
+    known = kept is not None and bool(kept.facts.mapped) and same_process(kept.facts.boot, record.facts.boot)
     session.commit(record)
     if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.left_s):
         session.commit(knowledge.barrier_returned(session.record))
@@ -79,12 +77,6 @@ async def attach(session: Session, deadline: Deadline) -> None:
     reason = "attached" if contested is None else contested.verdict.reason
     # Attaching takes nothing from another process, which may be in the middle of a command: what it kept stays.
     session.commit(session.record, Edge(f"observed_{state}", reason=reason), save="no" if known else "try")
-
-
-def _about_this(kept: Record, seen: Observation, session: Session) -> bool:
-    """Whether a kept record is about the process that answers, with the tags that it has."""
-    tags = {spec.name for spec in session.capabilities.tags}
-    return same_process(kept.facts.boot, seen.boot) and set(kept.facts.mapped) == tags
 
 
 async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = False) -> State:

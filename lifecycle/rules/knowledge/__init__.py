@@ -24,6 +24,7 @@ from .measured import decided_by_bytes
 from .observed import (
     after_observation,
     another_answered,
+    attached,
     barrier_returned,
     confirmed,
     first_seen,
@@ -44,6 +45,7 @@ __all__ = [
     "after_reply",
     "another_answered",
     "asserted",
+    "attached",
     "barrier_returned",
     "command_began",
     "command_ended",

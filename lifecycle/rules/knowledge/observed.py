@@ -60,16 +60,16 @@ def _of_another(record: Record, facts: Facts) -> Record:
 
 
 def _disputed(record: Record, seen: Observation, capabilities: Capabilities, why: str) -> Record:
-    """What is known where two processes answer at the address: either may have taken the calls that were acknowledged.
+    """What is known where two processes answer at the address: what was known of the one that the facts are about.
 
-    What was known of the one that was seen stays where no call was acknowledged that moves memory.
+    Either of them may have taken the calls that were acknowledged. So what those of the present command moved in memory
+    is unknown.
     """
-    if not identity.same_process(record.facts.boot, seen.boot):
-        record = _of_another(record, unknown(seen, capabilities))
-    elif record.uncertain.acked_unrepeatable:
-        record = _memory_moved_by_others(_same_process(record, seen, capabilities), seen, capabilities)
-    else:
+    if identity.same_process(record.facts.boot, seen.boot):
         record = _same_process(record, seen, capabilities)
+    if record.uncertain.acked_unrepeatable:
+        record = _memory_moved_by_others(record, seen, capabilities)
+    record = record.with_condition("memory_returned", None)
     for boot in (*seen.others, seen.boot):
         record = identity.sighted(record, boot)
     advice = "give each engine an address of its own, and recover() looks again"
@@ -94,23 +94,29 @@ def _memory_moved_by_others(record: Record, seen: Observation, capabilities: Cap
     return record.with_condition("memory_returned", None)
 
 
-def first_seen(record: Record, seen: Observation, capabilities: Capabilities, kept: Record | None = None) -> Record:
-    """What is known of an engine that is met for the first time by this process.
+def attached(record: Record, kept: Record | None, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known of an engine once it was first observed by this process, which has `kept` of an earlier one.
 
-    `kept` is what an earlier process kept of another process that answered at this address.
+    The kept record counts where it is about the process that answers, or about one that still runs beside it.
     """
-    calibration = replace(record.calibration, attached_boot=seen.boot)
-    record = replace(record, calibration=calibration)
     if kept is None or kept.facts.boot is None or seen.boot is None:
-        return identity.sighted(replace(record, facts=_met(seen, capabilities)), seen.boot)
-    record = replace(record, calibration=replace(calibration, boots=kept.calibration.boots))
+        return first_seen(record, seen, capabilities)
+    record = replace(record, calibration=replace(record.calibration, boots=kept.calibration.boots))
     record = identity.sighted(replace(record, facts=Facts(boot=kept.facts.boot)), kept.facts.boot)
-    why, nothing = identity.dispute(record, seen), unknown(seen, capabilities)
+    why, likeness = identity.dispute(record, seen), identity.compare(kept.facts.boot, seen.boot)
+    if set(kept.facts.mapped) == {spec.name for spec in capabilities.tags} and (why or likeness == "same"):
+        return replace(seen_again(kept, seen, capabilities), state=record.state)
     if why is not None:
-        return _disputed(replace(record, facts=nothing), seen, capabilities, why)
-    moved = identity.compare(kept.facts.boot, seen.boot) == "moved"
-    met = nothing if moved else _met(seen, capabilities)
-    return identity.sighted(replace(record, facts=met), seen.boot)
+        return _disputed(replace(record, facts=unknown(seen, capabilities)), seen, capabilities, why)
+    met = first_seen(record, seen, capabilities)
+    return replace(met, facts=unknown(seen, capabilities)) if likeness == "moved" else met
+
+
+def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known of an engine that is met for the first time by this process."""
+    calibration = replace(record.calibration, attached_boot=seen.boot)
+    record = replace(record, facts=_met(seen, capabilities), calibration=calibration)
+    return identity.sighted(record, seen.boot)
 
 
 def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
@@ -122,6 +128,7 @@ def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> R
     returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
     record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
     record = record if kept.state.stable else interrupted(record)
+    record = identity.sighted(record, kept.facts.boot)
     why = identity.dispute(record, seen)
     if why is not None:
         return _disputed(record, seen, capabilities, why)
