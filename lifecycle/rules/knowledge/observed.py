@@ -11,7 +11,8 @@ from ...core.facts import GARBAGE, Contents, Fact, Facts, Grade, Tag
 from ...core.frozen import FrozenMap
 from ...core.observation import Observation
 from ...core.record import Record
-from ...core.states import State
+from ...core.sources import Pushed
+from ...core.states import UPDATING, State
 from ...core.verdicts import Refuted, Verdict
 from .. import identity
 
@@ -28,7 +29,7 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
     anything in it. Where two processes answer, nothing is taken of either.
     """
     if seen.alive is False:
-        gone = replace(record.uncertain, needs_barrier=False)
+        gone = replace(record.uncertain, needs_barrier=False, push_open=False)
         record = replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
         return record.with_condition(identity.IDENTITY, None)
     if seen.boot is None:
@@ -45,18 +46,15 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
         return _same_process(record, seen, capabilities)
     moved = record.uncertain.acked_unrepeatable
     met = _met(seen, capabilities) if likeness == "other" and not contested else unknown(seen, capabilities)
-    record = _of_another(record, met)
+    calibration = record.calibration.of_another_process()
+    record = replace(record, facts=met, conditions=FrozenMap(), calibration=calibration)
+    record = replace(record, uncertain=replace(record.uncertain, call=None, push_open=False))
     return _memory_moved_by_others(record, seen, capabilities) if moved else record
 
 
 def another_answered(record: Record, seen: Observation) -> Record:
     """What is known once an answer of another process than the one that the facts are about was received."""
     return identity.sighted(record, seen.boot)
-
-
-def _of_another(record: Record, facts: Facts) -> Record:
-    """What is known once the facts are about another process than before."""
-    return replace(record, facts=facts, conditions=FrozenMap(), uncertain=replace(record.uncertain, call=None))
 
 
 def _disputed(record: Record, seen: Observation, capabilities: Capabilities, why: str) -> Record:
@@ -114,7 +112,9 @@ def attached(record: Record, kept: Record | None, seen: Observation, capabilitie
 
 def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that is met for the first time by this process."""
-    calibration = replace(record.calibration, attached_boot=seen.boot)
+    same = record.facts.boot is None or identity.same_process(record.facts.boot, seen.boot)
+    calibration = record.calibration if same else record.calibration.of_another_process()
+    calibration = replace(calibration, attached_boot=seen.boot)
     record = replace(record, facts=_met(seen, capabilities), calibration=calibration)
     return identity.sighted(record, seen.boot)
 
@@ -136,7 +136,10 @@ def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> R
 
 
 def interrupted(record: Record) -> Record:
-    """What is left of the record of an engine whose command was under way: which of its calls ran is unknown."""
+    """What is left of the record of an engine whose command was under way: which of its calls ran is unknown.
+
+    A push that was under way may still be open.
+    """
     facts = record.facts.doubt(
         {
             Fact.ADMISSION: None,
@@ -147,7 +150,9 @@ def interrupted(record: Record) -> Record:
             Fact.CACHE_FRESH: None,
         }
     )
-    return replace(record, facts=facts, uncertain=replace(record.uncertain, needs_barrier=True))
+    pushing = record.state in UPDATING and isinstance(record.desired.source, Pushed)
+    uncertain = replace(record.uncertain, needs_barrier=True, push_open=record.uncertain.push_open or pushing)
+    return replace(record, facts=facts, uncertain=uncertain)
 
 
 def confirmed(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
