@@ -30,7 +30,7 @@ from ..core.states import State
 from ..core.verdicts import Unmeasurable
 from ..rules import knowledge
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
-from ..rules.identity import IDENTITY, needs_confirming, same_process, two_answer
+from ..rules.identity import IDENTITY, is_contested, needs_confirming, same_process, two_answer
 from .call import send
 from .gather import EVERYTHING, residual, residual_again
 from .push import closing_call
@@ -102,7 +102,7 @@ async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = 
         return session.state
     here = knowledge.barrier_returned(session.record)
     session.commit(knowledge.after_observation(here, seen, session.capabilities))
-    open_push = closing_call(session)
+    open_push = None if is_contested(session.record) else closing_call(session)
     if open_push is not None:
         await send(session, open_push, deadline_s=deadline.look_s(0.5))
     state = await _decided(session, deadline, may_close=True, must_close=must_close)

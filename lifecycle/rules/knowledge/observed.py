@@ -46,20 +46,15 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
         return _same_process(record, seen, capabilities)
     moved = record.uncertain.acked_unrepeatable
     met = _met(seen, capabilities) if likeness == "other" and not contested else unknown(seen, capabilities)
-    record = _of_another(record, met)
+    calibration = record.calibration.of_another_process()
+    record = replace(record, facts=met, conditions=FrozenMap(), calibration=calibration)
+    record = replace(record, uncertain=replace(record.uncertain, call=None, push_open=False))
     return _memory_moved_by_others(record, seen, capabilities) if moved else record
 
 
 def another_answered(record: Record, seen: Observation) -> Record:
     """What is known once an answer of another process than the one that the facts are about was received."""
     return identity.sighted(record, seen.boot)
-
-
-def _of_another(record: Record, facts: Facts) -> Record:
-    """What is known once the facts are about another process than before."""
-    calibration = record.calibration.of_another_process()
-    uncertain = replace(record.uncertain, call=None, push_open=False)
-    return replace(record, facts=facts, conditions=FrozenMap(), uncertain=uncertain, calibration=calibration)
 
 
 def _disputed(record: Record, seen: Observation, capabilities: Capabilities, why: str) -> Record:
