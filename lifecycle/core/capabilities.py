@@ -34,6 +34,7 @@ class Capabilities:
     where nothing tells; `saver` names what releases its GPU memory, where that is known, and `saver_option` the option
     of its command line that turns it on. `hook_mode` is torch_memory_saver's, of an engine in this process that has
     chosen it; of others it is read from their processes.
+    `reports_released`: an observation of it says which tags are released.
     """
 
     engine: str
@@ -49,6 +50,7 @@ class Capabilities:
     idle_covers_device: bool = True
     has_admission: bool = True
     cancellable: bool = True
+    reports_released: bool = False
     device: Literal["cuda", "cpu"] | None = None
     ranks: int = 1
     evidence: Mapping[str, Grade] = field(default_factory=dict)

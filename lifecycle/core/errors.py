@@ -139,14 +139,6 @@ class NotProved(OperationFailed):
         super().__init__(why, engine=engine, command=command, state=state)
 
 
-class Preempted(OperationFailed):
-    """Another task gave this drain up, in favour of what `by` names; nothing was sent that cannot be repeated."""
-
-    def __init__(self, by: str, *, engine: str, command: str, state: State) -> None:
-        self.by = by
-        super().__init__(f"it was given up for {by}", engine=engine, command=command, state=state)
-
-
 def by_reason(said: Iterable[tuple[str, str]]) -> list[str]:
     """A line for each reason among these (name, reason), with the names of all to whom it applies.
 
@@ -171,6 +163,14 @@ def _about(error: Exception) -> tuple[str, str]:
     engine = error.engine if isinstance(error, LifecycleError) else ""
     before, message = f"{engine}: ", str(error)
     return (engine, message.removeprefix(before)) if engine and message.startswith(before) else ("", message)
+
+
+class Preempted(OperationFailed):
+    """Another task gave this drain up, in favour of what `by` names; nothing was sent that cannot be repeated."""
+
+    def __init__(self, by: str, *, engine: str, command: str, state: State) -> None:
+        self.by = by
+        super().__init__(f"it was given up for {by}", engine=engine, command=command, state=state)
 
 
 class FleetError(ExceptionGroup[Exception]):
