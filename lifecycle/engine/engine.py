@@ -204,6 +204,7 @@ class Engine(EngineView):
         if denied is None and not returned:
             return session.state
         with session.claimed("verify"):
+            session.commit(knowledge.another_answered(session.record, seen))
             trigger = "contradicted" if denied else f"observed_{State.FAILED}"
             session.go(trigger, reason=denied or "a process answers in its place")
             return await reconcile(session, deadline)
