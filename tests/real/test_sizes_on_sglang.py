@@ -40,7 +40,7 @@ def sglang(lane: Lane) -> Iterator[RealSGLang]:
     override = ["--json-model-override-args", json.dumps({"num_hidden_layers": LAYERS})]
     for _ in range(STARTS):
         ballast = {"STANDIN_BALLAST_MIB": str(BALLAST_MIB)}
-        with RealSGLang(seed=0, extra=override, environment=ballast) as server:
+        with RealSGLang(seed=0, extra=override, environment=ballast, deadline_s=300) as server:
             off = reported_mib(server) / WEIGHTS_MIB - 1
             print(f"{reported_mib(server):.0f} MiB of weights are reported, {off:+.0%} of {WEIGHTS_MIB} MiB")
             if abs(off) >= WRONG:
