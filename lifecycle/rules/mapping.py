@@ -19,6 +19,7 @@ from ..core.readings import Reading
 from ..core.record import Calibration, UncertainCall
 from .evidence import share_bytes
 from .memory import SLACK
+from .sizes import HINTED, size_on_device
 
 
 def mapping_from_freed_bytes(
@@ -32,8 +33,9 @@ def mapping_from_freed_bytes(
     """The mapping of the tags whose mapping is unknown since a call may have run, told by the bytes that moved since.
 
     All of them moved where at least their share did, and none where nothing did. Where a part of the share moved, the
-    tags moved whose sizes make that part, if only one choice of tags does. Only right after a barrier: a call that may
-    still run could move the bytes later.
+    tags moved whose sizes make that part, if only one choice of tags does. A size that is only reported tells it of one
+    tag, by more than half of it, and of several where they fit it. Only right after a barrier: a call that may still
+    run could move the bytes later.
     """
     unknown = frozenset(tag for tag, mapped in facts.mapped.items() if mapped is None)
     before = call.baseline
@@ -43,9 +45,13 @@ def mapping_from_freed_bytes(
     def size_of(tags: frozenset[Tag]) -> int | None:
         return share_bytes(tags, before, capabilities, calibration.bytes_by_tags)
 
+    def is_hint(tags: frozenset[Tag]) -> bool:
+        size = size_on_device(tags, before, capabilities, calibration.bytes_by_tags)
+        return size is not None and size.is_hint
+
     acknowledged = frozenset(tag for tag in call.targets - unknown if facts.mapped[tag] != call.at_start.mapped[tag])
     share, known = size_of(unknown), size_of(acknowledged)
-    if not share or known is None:
+    if not share or known is None or is_hint(acknowledged):
         return {}
     sizes = [size_of(frozenset({tag})) or 0 for tag in unknown]
     least = min((size for size in sizes if size >= policy.visible_bytes), default=share)
@@ -53,14 +59,17 @@ def mapping_from_freed_bytes(
     was = {tag: call.at_start.mapped[tag] for tag in unknown}
     if None in was.values():
         return {}
-    if min(moved_bytes) >= share - SLACK * least:
+    hint, slack = is_hint(unknown), SLACK * least
+    enough = HINTED * share if hint and len(unknown) == 1 else share - slack
+    too_many = hint and len(unknown) > 1 and max(moved_bytes) > share + slack
+    if min(moved_bytes) >= enough and not too_many:
         return {tag: not mapped for tag, mapped in was.items()}
-    if max(map(abs, moved_bytes)) <= SLACK * least:
+    if max(map(abs, moved_bytes)) <= slack:
         return {tag: bool(mapped) for tag, mapped in was.items()}
     fitting = [
         choice
         for choice in _choices(sorted(unknown))
-        if max(abs(size - (size_of(frozenset(choice)) or 0)) for size in moved_bytes) <= SLACK * least
+        if max(abs(size - (size_of(frozenset(choice)) or 0)) for size in moved_bytes) <= slack
     ]
     if len(fitting) != 1:
         return {}
