@@ -72,7 +72,8 @@ class Calibration:
 
     `attached_boot` is the process whose launched weights are trusted. `bytes_by_tags` are the bytes per rank that a
     set of tags gave back where no size was known beforehand. `reading_all_mapped` is what was resident when every tag
-    was last known to be mapped. `kept_checksums`, by model role, are of weights that a release was to keep.
+    was last known to be mapped, and `reading_all_released` after the last proved release of all of them; both are of
+    this boot. `kept_checksums`, by model role, are of weights that a release was to keep.
     `canary_answers` are the greedy tokens by version of the weights. `residual_series` are the figures of the last
     proved releases of the same tags, oldest first, by the name of the figure and the tags.
     """
@@ -83,6 +84,7 @@ class Calibration:
     kept_checksums: Mapping[str, str] = field(default=_NONE)
     canary_answers: Mapping[str, tuple[int, ...]] = field(default=_NONE)
     residual_series: Mapping[tuple[str, frozenset[Tag]], tuple[int, ...]] = field(default=_NONE)
+    reading_all_released: Reading | None = None
 
     def __post_init__(self) -> None:
         freeze_fields(self, "bytes_by_tags", "kept_checksums", "canary_answers", "residual_series")

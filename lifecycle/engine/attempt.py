@@ -36,7 +36,7 @@ from ..rules import knowledge, trend
 from ..rules.checksums import by_model_role
 from ..rules.contradiction import contradiction, other_process
 from ..rules.desired import desired_unless_touched, set_desired, was_loaded
-from ..rules.evidence import Context, EvidenceKind, targets
+from ..rules.evidence import Context, EvidenceKind, believed_only, targets
 from ..rules.machine import Refusals
 from ..rules.table import Operation
 from . import canary
@@ -136,6 +136,8 @@ class Attempt:
             kinds -= {EvidenceKind.CHECKSUM}
         if self.session.facts.admission is not None:
             kinds |= {EvidenceKind.ADMISSION}
+        if EvidenceKind.RESIDUAL not in needed_by_proofs and not believed_only(self.session.record):
+            kinds -= {EvidenceKind.RESIDUAL}
         return kinds
 
     def _keeps(self, acted_on: frozenset[Tag]) -> bool:
