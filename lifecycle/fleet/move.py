@@ -93,6 +93,14 @@ def claimed(engines: Sequence[Engine], move: str) -> Iterator[None]:
         yield
 
 
+async def verify_all(engines: Sequence[Engine], deadline_s: float | None = None, *, for_move: bool = False) -> None:
+    """These engines were verified, all at once: what is denied of them was given up."""
+    limit_s = VERIFY_S if deadline_s is None else deadline_s
+    async with asyncio.TaskGroup() as group:
+        for engine in engines:
+            group.create_task(engine.verify(deadline_s=limit_s, for_move=for_move))
+
+
 async def at_once(commands: Sequence[tuple[Engine, Command]], deadline_s: float | None = None) -> list[Outcome]:
     """Every command has ended, all having run at once; results stand in the order given. A cancellation reaches all.
 
@@ -215,11 +223,7 @@ class Move:
         return [engine for engine in self.engines if engine.state is state]
 
     async def _verify(self, engines: Sequence[Engine]) -> None:
-        """These engines were verified, all at once: what is denied of them was given up."""
-        deadline_s = VERIFY_S if self._deadline_s is None else self._deadline_s
-        async with asyncio.TaskGroup() as group:
-            for engine in engines:
-                group.create_task(engine.verify(deadline_s=deadline_s, for_move=True))
+        await verify_all(engines, self._deadline_s, for_move=True)
 
     # phases
 
