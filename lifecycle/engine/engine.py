@@ -120,7 +120,9 @@ class Engine(EngineView):
         One that is believed released is verified first, and refused as what it is found to be.
         """
         if self.state is State.RELEASED and self._session.holder() is None:
-            await self.verify(deadline_s=self.policy.deadline_s(Release.name, deadline_s))
+            with self._session.claimed(Release.name):
+                limit_s = self.policy.deadline_s(Release.name, deadline_s)
+                await verify(self._session, Deadline(limit_s), held=True)
         named = None if tags is None else frozenset(tags)
         return await self.execute(Release(named, weights or self.desired.rollback_source), deadline_s=deadline_s)
 

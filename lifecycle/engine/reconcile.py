@@ -139,7 +139,7 @@ async def _observed(session: Session, deadline: Deadline) -> Observation:
 async def _decided(session: Session, deadline: Deadline, *, may_close: bool, must_close: bool = False) -> Enter | Stay:
     """The state to enter, or why none fits."""
     tried: frozenset[type] = frozenset()
-    bytes_say = ""
+    undecided = mapping.Undecided()
     while True:
         step = decide(
             session.record,
@@ -147,12 +147,12 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
             tried=tried,
             may_close=may_close,
             must_close=must_close,
-            bytes_say=bytes_say,
+            undecided=undecided,
         )
         tried |= {type(step)}
         match step:
             case ReadBytes():
-                bytes_say = await _decide_by_bytes(session, deadline)
+                undecided = await _decide_by_bytes(session, deadline)
             case Close():
                 await _close(session, deadline)
                 if session.record.uncertain.needs_barrier:
@@ -163,17 +163,17 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
                 return step
 
 
-async def _decide_by_bytes(session: Session, deadline: Deadline) -> str:
+async def _decide_by_bytes(session: Session, deadline: Deadline) -> mapping.Undecided:
     """What is resident has decided which tags are mapped; why not, where it has not."""
     reading = await residual(session, deadline_s=deadline.look_s())
     if isinstance(reading, Unmeasurable):
-        return f"what is resident cannot be read ({reading.reason})"
+        return mapping.Undecided(f"what is resident cannot be read ({reading.reason})")
     capabilities, policy = session.capabilities, session.policy
     session.commit(knowledge.decided_by_bytes(session.record, reading, capabilities, policy))
     record = session.record
     if None not in record.facts.mapped.values():
-        return ""
-    return mapping.why_undecided(record.facts, reading, capabilities, record.calibration, policy)
+        return mapping.Undecided()
+    return mapping.undecided(record, reading, capabilities, policy)
 
 
 async def _close(session: Session, deadline: Deadline) -> None:

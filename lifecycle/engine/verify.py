@@ -11,6 +11,7 @@ is judged by that, and where as much has come back as a tag holds, somebody rest
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 
 from ..core.deadline import Deadline
 from ..core.readings import Reading
@@ -29,10 +30,11 @@ VERIFY_S = 10.0
 AGAIN_S = 1.0
 
 
-async def verify(session: Session, deadline: Deadline, *, for_move: bool = False) -> Found:
+async def verify(session: Session, deadline: Deadline, *, for_move: bool = False, held: bool = False) -> Found:
     """Where the engine is, observed just now: a claim that what was seen denies was given up.
 
-    `for_move`: asked by the move that has the engine. While somebody else has it, it is not interfered with.
+    `for_move`: asked by the move that has the engine; `held`: by the command that has it. While somebody else has it, it
+    is not interfered with.
     """
     known = session.record
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
@@ -41,13 +43,14 @@ async def verify(session: Session, deadline: Deadline, *, for_move: bool = False
     if session.state not in UNCLAIMED:
         denied = contradiction(known, seen)
         reading = None if denied else await _reading(session, deadline)
-    if session.holder(for_move=for_move) is not None or session.record is not known:
+    free = held or session.holder(for_move=for_move) is None
+    if not free or session.record is not known:
         return Found(session.state)
     if reading is not None:
         denied = _read_at_rest(session, reading)
     if denied is None and not answers_again:
         return Found(session.state)
-    with session.claimed("verify", for_move=for_move):
+    with nullcontext() if held else session.claimed("verify", for_move=for_move):
         trigger = "contradicted" if denied else f"observed_{State.FAILED}"
         session.go(trigger, reason=denied or "a process answers in its place")
         return await reconcile(session, deadline)

@@ -18,6 +18,7 @@ from ..core.facts import Admission, Facts
 from ..core.record import Record
 from ..core.states import State
 from .evidence import believed_only, taken_as_launched
+from .mapping import Undecided
 from .table import fits
 from .weights import invalid_weights
 
@@ -48,6 +49,8 @@ class Stay:
 
 Decision = ReadBytes | Close | Enter | Stay
 
+DECIDED = Undecided()
+
 
 def decide(
     record: Record,
@@ -56,12 +59,12 @@ def decide(
     tried: frozenset[type],
     may_close: bool,
     must_close: bool = False,
-    bytes_say: str = "",
+    undecided: Undecided = DECIDED,
 ) -> Decision:
     """The next step towards the state that the facts make. `tried` are the kinds of step that were taken already.
 
     `may_close`: the engine may be acted on. `must_close`: it is closed even where it is worth serving, and no state is
-    entered unless it is. `bytes_say` is why what is resident did not tell the mapping, for the reason to stay.
+    entered unless it is. `undecided` is why what is resident did not tell the mapping, for the reason to stay.
     """
     if record.uncertain.needs_barrier:
         return Stay("what was sent before may still run")
@@ -76,16 +79,16 @@ def decide(
     if must_close and facts.admission != "closed":
         return Stay("it was to be closed, and is not known to be")
     state = fits(facts, capabilities, weights_are_valid=valid)
-    return Stay(_why_none_fits(record, capabilities, valid, bytes_say)) if state is None else Enter(state)
+    return Stay(_why_none_fits(record, capabilities, valid, undecided)) if state is None else Enter(state)
 
 
-def _why_none_fits(record: Record, capabilities: Capabilities, valid: bool, bytes_say: str) -> str:
+def _why_none_fits(record: Record, capabilities: Capabilities, valid: bool, undecided: Undecided) -> str:
     """Which states the engine may be in, what leaves that open, and what would decide."""
     facts = record.facts
     unknown = [tag for tag, mapped in sorted(facts.mapped.items()) if mapped is None]
     candidates = dict.fromkeys(
         str(state)
-        for each in _possible(facts, unknown)
+        for each in _possible(facts, unknown, undecided)
         if (state := fits(each, capabilities, weights_are_valid=valid)) is not None
     )
     open_questions, answers = [], []
@@ -99,18 +102,21 @@ def _why_none_fits(record: Record, capabilities: Capabilities, valid: bool, byte
         open_questions.append("whether requests run is not known" if facts.running is None else "requests run")
         answers.append("that it is idle")
     if unknown:
-        because = f": {bytes_say}" if bytes_say else ""
+        because = f": {undecided.why}" if undecided.why else ""
         open_questions.append(f"whether {', '.join(unknown)} is mapped is not known{because}")
-        answers.append("what it held with every tag mapped, or a report of what is released")
+        answers.append("a report of which tags are released")
     names, why = " or ".join(candidates) or "no state", "; ".join(open_questions) or str(facts)
     return f"{names}: {why}; what would decide: {', and '.join(answers) or 'nothing that is known here'}"
 
 
-def _possible(facts: Facts, unknown: list[str]) -> Iterator[Facts]:
+def _possible(facts: Facts, unknown: list[str], undecided: Undecided) -> Iterator[Facts]:
     """The facts with everything that states hang on known, in every way in which it may be so."""
+    fitting = undecided.fitting if unknown else ()
     admissions: tuple[Admission, ...] = get_args(Admission) if facts.admission is None else (facts.admission,)
     running = 0 if facts.running is None else facts.running
     for admission in admissions:
         for mapped in product((True, False), repeat=len(unknown)):
             known = {**facts.mapped, **dict(zip(unknown, mapped, strict=True))}
+            if fitting and frozenset(tag for tag, each in known.items() if each is False) not in fitting:
+                continue
             yield replace(facts, admission=admission, mapped=known, running=running)

@@ -34,6 +34,14 @@ from .memory import SLACK, visible_bytes
 Choice = frozenset[Tag]
 
 
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """Why the mapping stays unknown, and the choices of unmapped tags that fit what is resident, where some do."""
+
+    why: str = ""
+    fitting: tuple[Choice, ...] = ()
+
+
 def mapping_from_freed_bytes(
     facts: Facts,
     call: UncertainCall,
@@ -179,20 +187,19 @@ def _seen_to_go(record: Record) -> bool:
     return record.calibration.reading_all_released is not None or not unproved
 
 
-def why_undecided(
-    facts: Facts, reading: Reading, capabilities: Capabilities, calibration: Calibration, policy: Policy
-) -> str:
-    """Why what is resident does not tell which tags are mapped, and what would."""
+def undecided(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> Undecided:
+    """Why what is resident does not tell which tags are mapped."""
+    facts, calibration = record.facts, record.calibration
     level = _Level(tuple(facts.mapped), reading, capabilities, calibration, policy)
     fitting = unmapped_choices(facts, reading, capabilities, calibration, policy)
     full = level.full
     if full is None:
-        seen = f"{mib(reading.resident_bytes)} are resident, and what it holds with every tag mapped was not read"
+        seen = f"{mib(reading.resident_bytes)} are resident, and what it held with every tag mapped was not read"
     else:
         seen = f"{mib(max(level.missing(full)))} are missing of what it held with every tag mapped"
     sizes = ", ".join(f"{tag} {_size(level.size(frozenset({tag})))}" for tag in sorted(level.tags))
-    which = f"fits {' or '.join(map(_in_words, fitting))}" if fitting else "is the size of no choice of tags"
-    return f"{seen}, which {which} ({sizes})"
+    which = f"fits {' or '.join(sorted(map(_in_words, fitting)))}" if fitting else "is the size of no choice of tags"
+    return Undecided(f"{seen}, which {which} ({sizes})", fitting)
 
 
 def _missing_fits(level: _Level, full: Reading) -> tuple[Choice, ...]:

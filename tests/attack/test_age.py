@@ -73,7 +73,7 @@ async def test_a_release_of_what_another_driver_restored_is_refused_and_sends_no
         await fleet.offload(weights=step_1)
         AnotherDriver(process).restore("weights", "kv_cache")
         AnotherDriver(process).resume()
-        with pytest.raises(Exception, match="refused before anything was sent: .* release refused in state"):
+        with pytest.raises(Exception, match=r"refused before anything was sent: .* release refused in state"):
             await fleet.release(weights=step_1)
         assert engine.facts.mapped == {"weights": True, "kv_cache": True}
         assert not engine.memory_is_free
@@ -87,7 +87,9 @@ async def test_memory_that_grew_since_the_release_is_refused_with_figures(start,
         await fleet.offload(weights=step_1)
         assert engine.memory_is_free
         engine._session.policy = Policy(residual_threshold_gib=0.01, settle_s=1.0, poll_s=0.05)
-        with pytest.raises(FleetError, match=r"memory_returned is refuted: \d+ MiB resident now exceeds 10 MiB allowed"):
+        with pytest.raises(
+            FleetError, match=r"memory_returned is refuted: \d+ MiB resident now exceeds 10 MiB allowed"
+        ):
             async with fleet.offloaded(weights=step_1):
                 raise AssertionError("entered")
         assert not engine.memory_is_free
@@ -95,9 +97,7 @@ async def test_memory_that_grew_since_the_release_is_refused_with_figures(start,
         await enter_and_leave(fleet, step_1)
 
 
-async def test_a_second_driver_measures_what_the_first_one_kept(
-    start, step_1, policy: Policy, tmp_path: Path
-) -> None:
+async def test_a_second_driver_measures_what_the_first_one_kept(start, step_1, policy: Policy, tmp_path: Path) -> None:
     process, stores = start(), [Store(tmp_path / "engines") for _ in range(3)]
     async with Fleet.connect([url(process)], policy=policy, store=stores[0]) as first:
         await first.offload(weights=step_1)

@@ -111,7 +111,7 @@ async def test_tags_of_one_size_are_not_told_apart_and_the_reason_says_so(start,
         found = await reconcile(engine._session, Deadline(10.0))
         assert found.state is State.FAILED
         assert re.match(
-            r"drained or weights_restored or released: whether kv_cache, weights is mapped is not known: 9\d MiB are "
+            r"released or weights_restored: whether kv_cache, weights is mapped is not known: 9\d MiB are "
             r"missing .*, which fits kv_cache released or weights released .*; what would decide: ",
             found.reason,
         ), found.reason
