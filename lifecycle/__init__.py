@@ -19,6 +19,7 @@ from .core.errors import (
     LifecycleError,
     NotProved,
     OperationFailed,
+    Preempted,
     Rejected,
     Unreachable,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "PauseTraits",
     "Pending",
     "Policy",
+    "Preempted",
     "Probe",
     "Process",
     "Proved",

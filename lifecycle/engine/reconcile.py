@@ -5,7 +5,8 @@ Attaching to an engine, looking at one that failed, and settling a command that 
 1. **Barrier.** While an effect that was sent may still be running, nothing that is seen counts.
 2. **Observe.** A process that is gone makes `gone`. One that does not answer is asked again for a while, since a
    process takes some time to end; then it stays `failed`. What is known afterwards: `rules.knowledge`.
-3. **Decide** (`rules.decision`, pure), do what was decided, and decide again: read what is resident where the mapping
+3. **End a push that failed**, where the engine may still wait for the rest of it and admits no requests.
+4. **Decide** (`rules.decision`, pure), do what was decided, and decide again: read what is resident where the mapping
    is unknown, or only remembered; close an engine that admits requests and is not worth serving; enter a state, or stay
    for a reason that names the states it may be in and what would decide.
 
@@ -31,7 +32,8 @@ from ..core.verdicts import Unmeasurable
 from ..rules import knowledge, mapping
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
 from .call import send
-from .gather import EVERYTHING, residual
+from .gather import EVERYTHING, residual, residual_again
+from .push import closing_call
 from .session import Edge, Session
 
 #: How long a process may listen no more and still be there: the kernel frees its memory in between.
@@ -59,15 +61,17 @@ class Found:
     reason: str = ""
 
 
-async def attach(session: Session, deadline: Deadline, *, reads: bool = True) -> Reading | Unmeasurable | None:
+async def attach(
+    session: Session, deadline: Deadline, *, known_here: Record | None = None, reads: bool = True
+) -> Reading | Unmeasurable | None:
     """The engine is in the state that its facts make: those kept of this boot, else those of the first observation.
 
-    With `reads` the result is what is resident now: of a released engine `memory_returned` is judged by it, and of one
-    that admits requests it is remembered.
+    `known_here` is what counts as kept where no store has anything of it. With `reads` the result is what is resident
+    now: of a released engine `memory_returned` is judged by it, and of one that admits requests it is remembered.
     """
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
-    record = knowledge.first_seen(session.record, seen, session.capabilities)
-    kept = None if session.store is None else session.store.load(session.adapter.url)
+    record = knowledge.first_seen(Record(state=session.state), seen, session.capabilities)
+    kept = (None if session.store is None else session.store.load(session.adapter.url)) or known_here
     known = kept is not None and _about_this(kept, seen, session)
     if kept is not None and known:
         record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
@@ -118,6 +122,9 @@ async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = 
         return Found(session.state, "its barrier has not returned: what was sent before may still run")
     here = knowledge.barrier_returned(session.record)
     session.commit(knowledge.after_observation(here, seen, session.capabilities))
+    open_push = closing_call(session)
+    if open_push is not None:
+        await send(session, open_push, deadline_s=deadline.look_s(0.5))
     step = await _decided(session, deadline, may_close=True, must_close=must_close)
     if isinstance(step, Stay):
         return Found(session.state, step.reason)
@@ -165,7 +172,7 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
 
 async def _decide_by_bytes(session: Session, deadline: Deadline) -> mapping.Undecided:
     """What is resident has decided which tags are mapped; why not, where it has not."""
-    reading = await residual(session, deadline_s=deadline.look_s())
+    reading = await _resident(session, deadline)
     if isinstance(reading, Unmeasurable):
         return mapping.Undecided(f"what is resident cannot be read ({reading.reason})")
     capabilities, policy = session.capabilities, session.policy
@@ -174,6 +181,13 @@ async def _decide_by_bytes(session: Session, deadline: Deadline) -> mapping.Unde
     if None not in record.facts.mapped.values():
         return mapping.Undecided()
     return mapping.undecided(record, reading, capabilities, policy)
+
+
+async def _resident(session: Session, deadline: Deadline) -> Reading | Unmeasurable:
+    """What is resident; of an engine that could be measured before, asked again for a while."""
+    call = session.record.uncertain.call
+    measured = session.record.calibration.reading_all_mapped or (call and call.baseline)
+    return await (residual_again if measured else residual)(session, deadline_s=deadline.look_s(0.5))
 
 
 async def _close(session: Session, deadline: Deadline) -> None:

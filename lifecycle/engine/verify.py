@@ -33,8 +33,8 @@ AGAIN_S = 1.0
 async def verify(session: Session, deadline: Deadline, *, for_move: bool = False, held: bool = False) -> Found:
     """Where the engine is, observed just now: a claim that what was seen denies was given up.
 
-    `for_move`: asked by the move that has the engine; `held`: by the command that has it. While somebody else has it, it
-    is not interfered with.
+    `for_move`: asked by the move that has the engine; `held`: by the command that has it. While somebody else has it,
+    it is not interfered with.
     """
     known = session.record
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))

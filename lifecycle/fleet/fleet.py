@@ -20,7 +20,7 @@ from ..engine.collective import CollectiveFailed
 from ..engine.engine import Engine, store_given
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
-from .connect import member
+from .connect import connected, member
 from .groups import Group
 from .move import Between, Move, at_once, claimed, verify_all
 from .preflight import check_allowed, check_static
@@ -132,7 +132,7 @@ class Fleet:
         done: list[Transition] = []
         participants = self.participants(engines)
         for wave in self.waves(participants):
-            done += await self._step(lambda engine: Drain(), wave, deadline_s)
+            done += await self._step(lambda engine: Drain(), wave, deadline_s, what=Drain.name)
         return sorted(done, key=lambda record: [engine.name for engine in participants].index(record.engine))
 
     async def release(
@@ -213,10 +213,14 @@ class Fleet:
         """All of the participants' memory is mapped again; refused where the weights are not valid."""
         return await self._step(lambda engine: RestoreKV(), engines, deadline_s)
 
-    async def resume(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
-        """The participants serve again, each having generated a real token; then the router sends to them."""
+    async def resume(
+        self, *, preempt: bool = False, engines: Selection = None, deadline_s: float | None = None
+    ) -> list[Transition]:
+        """The participants generated a real token each, and the router sends to them; `preempt` as in Engine.resume."""
         participants = self.participants(engines)
         _check_deadline(deadline_s)
+        if preempt and participants:
+            deadline_s = min(await asyncio.gather(*(each.preempt_drain(deadline_s) for each in participants)))
         with claimed(participants, "resume"):
             try:
                 return await self._together([(each, Resume()) for each in participants], deadline_s)
@@ -338,13 +342,14 @@ class Fleet:
         engines: Selection,
         deadline_s: float | None,
         all_must: str = "",
+        what: str = "a step",
     ) -> list[Transition]:
         participants = self.participants(engines)
         _check_deadline(deadline_s)
         if all_must:
             await verify_all([each for each in participants if each.state is State.RELEASED], deadline_s)
             check_allowed(participants, all_must)
-        with claimed(participants, "a step"):
+        with claimed(participants, what):
             return await self._together([(engine, command(engine)) for engine in participants], deadline_s)
 
     async def _together(self, commands: list[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:
@@ -357,13 +362,7 @@ class Fleet:
         return done
 
     async def _connect(self) -> None:
-        results = await asyncio.gather(*(engine.connect() for engine in self.engines), return_exceptions=True)
-        problems = [each for each in results if isinstance(each, BaseException)]
-        for problem in problems:
-            if not isinstance(problem, ConfigurationError):
-                raise problem
-        if problems:
-            raise ConfigurationError("\n".join(str(problem) for problem in problems))
+        await connected(self.engines)
 
     def _check(self) -> None:
         for what, values in (

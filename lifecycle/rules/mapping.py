@@ -30,6 +30,7 @@ from ..core.units import mib
 from ..core.verdicts import Proved
 from .evidence import share_bytes, taken_as_launched
 from .memory import SLACK, visible_bytes
+from .sizes import HINTED, size_on_device
 
 Choice = frozenset[Tag]
 
@@ -246,9 +247,12 @@ def _hidden(size: int | None, slack: float) -> bool:
 
 
 def _may_hold(level: _Level, unmapped: Choice) -> bool:
-    """Whether as much is resident as the tags beside these must hold."""
-    mapped = level.size(frozenset(level.tags) - unmapped)
-    least = level.policy.returned_fraction * (mapped or 0)
+    """Whether as much is resident as the tags beside these must hold. Of a size that is only reported half is right."""
+    mapped = frozenset(level.tags) - unmapped
+    size = size_on_device(mapped, level.reading, level.capabilities, level.calibration.bytes_by_tags)
+    if size is None:
+        return True
+    least = (HINTED if size.is_hint else level.policy.returned_fraction) * size.total_bytes
     return all(held >= least for held in level.reading.devices.values())
 
 

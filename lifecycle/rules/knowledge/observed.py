@@ -11,7 +11,8 @@ from ...core.facts import GARBAGE, Basis, Contents, Fact, Facts, Grade, Tag
 from ...core.frozen import FrozenMap
 from ...core.observation import Observation
 from ...core.record import Record
-from ...core.states import State
+from ...core.sources import Pushed
+from ...core.states import UPDATING, State
 from ...core.verdicts import Verdict
 from ..evidence import LAUNCHED
 
@@ -28,7 +29,7 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
     somebody else opened or closed, may have any memory mapped and anything in it.
     """
     if seen.alive is False:
-        gone = replace(record.uncertain, needs_barrier=False)
+        gone = replace(record.uncertain, needs_barrier=False, push_open=False)
         return replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
     if seen.boot is None:
         return record
@@ -38,9 +39,9 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
     if boot == seen.boot:
         return _same_process(record, seen, capabilities)
     moved = record.uncertain.acked_unrepeatable
-    calibration = replace(record.calibration, reading_all_mapped=None, reading_all_released=None)
+    calibration = record.calibration.of_another_process()
     record = replace(record, facts=_met(seen, capabilities), conditions=FrozenMap(), calibration=calibration)
-    record = replace(record, uncertain=replace(record.uncertain, call=None))
+    record = replace(record, uncertain=replace(record.uncertain, call=None, push_open=False))
     return moved_by_others(record, seen, capabilities) if moved else record
 
 
@@ -76,7 +77,9 @@ def moved_by_others(record: Record, seen: Observation, capabilities: Capabilitie
 
 def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that is met for the first time by this process."""
-    calibration = replace(record.calibration, attached_boot=seen.boot)
+    same = record.facts.boot in (None, seen.boot)
+    calibration = record.calibration if same else record.calibration.of_another_process()
+    calibration = replace(calibration, attached_boot=seen.boot)
     return replace(record, facts=_met(seen, capabilities), calibration=calibration)
 
 
@@ -98,7 +101,10 @@ def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> R
 
 
 def interrupted(record: Record) -> Record:
-    """What is left of the record of an engine whose command was under way: which of its calls ran is unknown."""
+    """What is left of the record of an engine whose command was under way: which of its calls ran is unknown.
+
+    A push that was under way may still be open.
+    """
     facts = record.facts.doubt(
         {
             Fact.ADMISSION: None,
@@ -109,7 +115,9 @@ def interrupted(record: Record) -> Record:
             Fact.CACHE_FRESH: None,
         }
     )
-    return replace(record, facts=facts, uncertain=replace(record.uncertain, needs_barrier=True))
+    pushing = record.state in UPDATING and isinstance(record.desired.source, Pushed)
+    uncertain = replace(record.uncertain, needs_barrier=True, push_open=record.uncertain.push_open or pushing)
+    return replace(record, facts=facts, uncertain=uncertain)
 
 
 def confirmed(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
