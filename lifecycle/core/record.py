@@ -78,7 +78,8 @@ class Calibration:
     one process, and are not used for the next. `kept_checksums`, by model role, are of weights that a release was to
     keep. `canary_answers` are the greedy tokens by version of the weights.
     `residual_series` are the figures of the last proved releases of the same tags, oldest first, by the name of the
-    figure and the tags.
+    figure and the tags. `boots` are those that answered at the engine's address, the last one at the end
+    (`lifecycle.rules.identity`).
     """
 
     attached_boot: str | None = None
@@ -87,6 +88,7 @@ class Calibration:
     kept_checksums: Mapping[str, str] = field(default=_NONE)
     canary_answers: Mapping[str, tuple[int, ...]] = field(default=_NONE)
     residual_series: Mapping[tuple[str, frozenset[Tag]], tuple[int, ...]] = field(default=_NONE)
+    boots: tuple[str, ...] = ()
     reading_all_released: Reading | None = None
 
     def __post_init__(self) -> None:

@@ -155,6 +155,7 @@ class Attempt:
         """What contradicts the facts ends the command."""
         denied = contradiction(self.session.record, evidence.observed)
         if denied is not None:
+            self.session.commit(knowledge.another_answered(self.session.record, evidence.observed))
             error = Unreachable(denied, **self._about)
             self._fail_collective(error)
             raise await reconcile_failed(self.session, error, self.deadline, self.command, trigger="contradicted")
@@ -301,6 +302,7 @@ class Attempt:
         context = replace(context, record=session.record, evidence=evidence, readings_per_call=tuple(self._readings))
         other = other_process(session.facts, evidence.observed)
         if other is not None:
+            self.session.commit(knowledge.another_answered(self.session.record, evidence.observed))
             raise Unreachable(other, **self._about)
         return {proof.name: proof(context) for proof in self.row.proofs}, context
 

@@ -51,6 +51,7 @@ async def verify(session: Session, deadline: Deadline, *, for_move: bool = False
     if denied is None and not answers_again:
         return Found(session.state)
     with nullcontext() if held else session.claimed("verify", for_move=for_move):
+        session.commit(knowledge.another_answered(session.record, seen))
         trigger = "contradicted" if denied else f"observed_{State.FAILED}"
         session.go(trigger, reason=denied or "a process answers in its place")
         return await reconcile(session, deadline)

@@ -20,7 +20,7 @@ from ..engine.collective import CollectiveFailed
 from ..engine.engine import Engine, store_given
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
-from .connect import connected, member
+from .connect import check_distinct, connected, member
 from .groups import Group
 from .move import Between, Move, at_once, claimed, verify_all
 from .preflight import check_allowed, check_static
@@ -363,6 +363,7 @@ class Fleet:
 
     async def _connect(self) -> None:
         await connected(self.engines)
+        check_distinct(self.engines)
 
     def _check(self) -> None:
         for what, values in (

@@ -1,9 +1,9 @@
 """What to do next to find out where an engine is. Pure: `engine.reconcile` does what this decides, and asks again.
 
-First no effect may be running any more. Then bytes may tell what the engine does not, and may deny what is only
-remembered or asserted of its memory. Then an engine that admits requests without being worth serving is closed, where
-that may be done. And last it enters the first state that its facts make, or none where several fit: then the reason
-names those, and what would decide.
+First no effect may be running any more, and one process must answer at the address. Then bytes may tell what the engine
+does not, and may deny what is only remembered or asserted of its memory. Then an engine that admits requests without
+being worth serving is closed, where that may be done. And last it enters the first state that its facts make, or none
+where several fit: then the reason names those, and what would decide.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..core.facts import Admission, Facts
 from ..core.record import Record
 from ..core.states import State
 from .evidence import believed_only, taken_as_launched
+from .identity import IDENTITY, is_contested
 from .mapping import Undecided
 from .table import fits
 from .weights import invalid_weights
@@ -68,6 +69,8 @@ def decide(
     """
     if record.uncertain.needs_barrier:
         return Stay("what was sent before may still run")
+    if is_contested(record):
+        return Stay(record.conditions[IDENTITY].verdict.reason)
     facts = record.facts
     believed = believed_only(record) and (may_close or not taken_as_launched(record))
     if ReadBytes not in tried and (None in facts.mapped.values() or believed):

@@ -13,7 +13,8 @@ from ...core.observation import Observation
 from ...core.record import Record
 from ...core.sources import Pushed
 from ...core.states import UPDATING, State
-from ...core.verdicts import Verdict
+from ...core.verdicts import Refuted, Verdict
+from .. import identity
 from ..evidence import LAUNCHED
 
 #: The cause of what an observation told, and of what only an earlier process knew.
@@ -25,24 +26,59 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
     """What is known once the engine was observed, with nothing running on it any more.
 
     A process that is gone leaves nothing. One that did not answer changes nothing. Of another boot what is known is
-    what is taken of a process that is met. An engine that an acknowledged call found in another process, or that
-    somebody else opened or closed, may have any memory mapped and anything in it.
+    what is taken of a process that is met, where it is certain that the other has ended. An engine that an acknowledged
+    call found in another process, or that somebody else opened or closed, may have any memory mapped and anything in
+    it. Where two processes answer, nothing is taken of either.
     """
     if seen.alive is False:
         gone = replace(record.uncertain, needs_barrier=False, push_open=False)
-        return replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
+        record = replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
+        return record.with_condition(identity.IDENTITY, None)
     if seen.boot is None:
         return record
-    boot = record.facts.boot
+    why = identity.dispute(record, seen)
+    if why is not None:
+        return _disputed(record, seen, capabilities, why)
+    contested, boot = identity.is_contested(record), record.facts.boot
+    record = identity.sighted(record, seen.boot).with_condition(identity.IDENTITY, None)
     if boot is None:
         return replace(record, facts=unknown(seen, capabilities))
-    if boot == seen.boot:
+    likeness = identity.compare(boot, seen.boot)
+    if likeness == "same":
         return _same_process(record, seen, capabilities)
     moved = record.uncertain.acked_unrepeatable
-    calibration = record.calibration.of_another_process()
-    record = replace(record, facts=_met(seen, capabilities), conditions=FrozenMap(), calibration=calibration)
-    record = replace(record, uncertain=replace(record.uncertain, call=None, push_open=False))
+    met = _met(seen, capabilities) if likeness == "other" and not contested else unknown(seen, capabilities)
+    record = _of_another(record, met)
     return moved_by_others(record, seen, capabilities) if moved else record
+
+
+def another_answered(record: Record, seen: Observation) -> Record:
+    """What is known once an answer of another process than the one that the facts are about was received."""
+    return identity.sighted(record, seen.boot)
+
+
+def _of_another(record: Record, facts: Facts) -> Record:
+    """What is known once the facts are about another process than before."""
+    calibration = record.calibration.of_another_process()
+    uncertain = replace(record.uncertain, call=None, push_open=False)
+    return replace(record, facts=facts, conditions=FrozenMap(), uncertain=uncertain, calibration=calibration)
+
+
+def _disputed(record: Record, seen: Observation, capabilities: Capabilities, why: str) -> Record:
+    """What is known where two processes answer at the address: what was known of the one that the facts are about.
+
+    Either of them may have taken the calls that were acknowledged. So what those of the present command moved in memory
+    is unknown.
+    """
+    if identity.same_process(record.facts.boot, seen.boot):
+        record = _same_process(record, seen, capabilities)
+    if record.uncertain.acked_unrepeatable:
+        record = moved_by_others(record, seen, capabilities)
+    record = record.with_condition("memory_returned", None)
+    for boot in (*seen.others, seen.boot):
+        record = identity.sighted(record, boot)
+    advice = "give each engine an address of its own, and recover() looks again"
+    return record.with_condition(identity.IDENTITY, Refuted(reason=f"{why}; {advice}"))
 
 
 def _same_process(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
@@ -75,12 +111,31 @@ def moved_by_others(record: Record, seen: Observation, capabilities: Capabilitie
     return record.with_condition("memory_returned", None)
 
 
+def attached(record: Record, kept: Record | None, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known of an engine once it was first observed by this process, which has `kept` of an earlier one.
+
+    The kept record counts where it is about the process that answers, or about one that still runs beside it.
+    """
+    if kept is None or kept.facts.boot is None or seen.boot is None:
+        return first_seen(record, seen, capabilities)
+    record = replace(record, calibration=replace(record.calibration, boots=kept.calibration.boots))
+    record = identity.sighted(replace(record, facts=Facts(boot=kept.facts.boot)), kept.facts.boot)
+    why, likeness = identity.dispute(record, seen), identity.compare(kept.facts.boot, seen.boot)
+    if set(kept.facts.mapped) == {spec.name for spec in capabilities.tags} and (why or likeness == "same"):
+        return replace(seen_again(kept, seen, capabilities), state=record.state)
+    if why is not None:
+        return _disputed(replace(record, facts=unknown(seen, capabilities)), seen, capabilities, why)
+    met = first_seen(record, seen, capabilities)
+    return replace(met, facts=unknown(seen, capabilities)) if likeness == "moved" else met
+
+
 def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that is met for the first time by this process."""
-    same = record.facts.boot in (None, seen.boot)
+    same = record.facts.boot is None or identity.same_process(record.facts.boot, seen.boot)
     calibration = record.calibration if same else record.calibration.of_another_process()
     calibration = replace(calibration, attached_boot=seen.boot)
-    return replace(record, facts=_met(seen, capabilities), calibration=calibration)
+    record = replace(record, facts=_met(seen, capabilities), calibration=calibration)
+    return identity.sighted(record, seen.boot)
 
 
 def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
@@ -94,10 +149,15 @@ def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> R
     returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
     record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
     record = record if kept.state.stable else interrupted(record)
+    record = identity.sighted(record, kept.facts.boot)
     facts = record.facts.doubt({Fact.ROUTED: None})
     if Fact.MAPPED in facts.basis:
         facts = replace(facts, basis=FrozenMap({**facts.basis, Fact.MAPPED: Basis(Grade.ASSERTED, REMEMBERED)}))
-    return _same_process(replace(record, facts=facts), seen, capabilities)
+    record = replace(record, facts=facts)
+    why = identity.dispute(record, seen)
+    if why is not None:
+        return _disputed(record, seen, capabilities, why)
+    return _same_process(identity.sighted(record, seen.boot), seen, capabilities)
 
 
 def interrupted(record: Record) -> Record:
