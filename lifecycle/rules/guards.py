@@ -255,17 +255,17 @@ def mapping_borne_out(context: Context) -> str | None:
     """What is only remembered or asserted of the mapping is borne out by what is resident now.
 
     Accepted as asserted (Policy.accept), it is taken on trust even where bytes deny it. What a process is taken to have
-    launched with passes where nothing can be measured.
+    launched with passes where nothing can be measured. A mapping that was measured passes unless less is resident, as
+    far as that is read, than its mapped tags hold.
     """
     record, reading = context.record, context.evidence.residual
-    if not believed_only(record) or context.policy.least_grade("mapping_borne_out") is Grade.ASSERTED:
+    if context.policy.least_grade("mapping_borne_out") is Grade.ASSERTED:
         return None
     if isinstance(reading, Unmeasurable):
-        return None if taken_as_launched(record) else _unless_accepted(context, "mapping_borne_out", reading)
+        trusted = not believed_only(record) or taken_as_launched(record)
+        return None if trusted else _unless_accepted(context, "mapping_borne_out", reading)
     denied = denied_by_bytes(record, reading, context.capabilities, context.policy)
-    if denied is None:
-        return None
-    return f"which tags are mapped was not measured, and {denied}; recover() finds out what is so"
+    return None if denied is None else f"{denied}; recover() finds out which tags are mapped"
 
 
 @guard()

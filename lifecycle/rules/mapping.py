@@ -28,7 +28,7 @@ from ..core.readings import Reading
 from ..core.record import Calibration, Record, UncertainCall
 from ..core.units import mib
 from ..core.verdicts import Proved
-from .evidence import share_bytes, taken_as_launched
+from .evidence import believed_only, share_bytes, taken_as_launched
 from .memory import SLACK, visible_bytes
 from .sizes import HINTED, size_on_device
 
@@ -158,10 +158,10 @@ def mapping_from_resident_bytes(
 def denied_by_bytes(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> str | None:
     """How what is resident denies the mapping that is believed, in words; None where it may be so.
 
-    Less may not be resident than the mapped tags hold. That alone denies what a process is taken to have launched with:
-    what it held when it was met may have been a cache that it gave up since. Of another mapping it is denied too where
-    another choice of tags fits, and the believed one does not. What was given back without being seen to go may be
-    resident still.
+    Less may not be resident than the mapped tags hold. That alone denies what was measured, and what a process is taken
+    to have launched with: it may have given up a cache since it was read. What is only remembered or asserted is denied
+    too where another choice of tags fits, and the believed one does not. What was given back without being seen to go
+    may be resident still.
     """
     facts, calibration = record.facts, record.calibration
     level = _Level(tuple(facts.mapped), reading, capabilities, calibration, policy)
@@ -171,7 +171,7 @@ def denied_by_bytes(record: Record, reading: Reading, capabilities: Capabilities
     if not _may_hold(level, unmapped):
         held = mib(level.size(frozenset(level.tags) - unmapped) or 0)
         return f"{mib(reading.resident_bytes)} are resident, and its mapped tags hold {held}"
-    if taken_as_launched(record):
+    if taken_as_launched(record) or not believed_only(record):
         return None
     fitting = unmapped_choices(facts, reading, capabilities, calibration, policy)
     borne_out = [choice for choice in fitting if choice == unmapped or (choice < unmapped and not _seen_to_go(record))]

@@ -152,7 +152,7 @@ REFUSES: list[tuple[Guard, Context, str]] = [
     (g.mapping_borne_out, remembering(held_gib=1), "1024 MiB are resident, and its mapped tags hold 12288 MiB"),
     (g.mapping_borne_out, remembering(held_gib=36, full_gib=40), "which is what it holds with weights released"),
     (g.mapping_borne_out, remembering(mapped=ALL_RELEASED, held_gib=12, full_gib=12), "holds with nothing released"),
-    (g.mapping_borne_out, remembering(), "recover() finds out"),
+    (g.mapping_borne_out, remembering(), "recover() finds out which tags are mapped"),
     (g.mapping_borne_out, remembering(held_gib=None), "unmeasurable: a test; fix this, or accept it unseen"),
     (g.all_mapped, context(mapped={"kv_cache": False}), "kv_cache not known to be mapped; restore first"),
     (g.all_mapped, context(mapped={"kv_cache": None}), "kv_cache not known to be mapped"),

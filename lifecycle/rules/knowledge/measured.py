@@ -29,6 +29,8 @@ def decided_by_bytes(record: Record, reading: Reading, capabilities: Capabilitie
     met. A mapping that is only believed is unknown where bytes deny it.
     """
     record = _unless_denied(record, reading, capabilities, policy)
+    if believed_only(record):  # it is borne out now, and is asked again when something hangs on it
+        return record
     call, facts, calibration = record.uncertain.call, record.facts, record.calibration
     decided: Mapping[Tag, bool] = {}
     if call is not None:
