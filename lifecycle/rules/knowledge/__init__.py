@@ -20,16 +20,15 @@ from __future__ import annotations
 
 from .asserted import asserted
 from .calls import after_cancelled, after_push, after_reply, command_began, command_ended, expected_after, not_closed
+from .kept import interrupted, seen_again
 from .measured import decided_by_bytes
 from .observed import (
     after_observation,
     barrier_returned,
     confirmed,
     first_seen,
-    interrupted,
     launched,
     routed,
-    seen_again,
     unknown,
 )
 from .proved import after_proofs, after_refuted, unproved
