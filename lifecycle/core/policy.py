@@ -62,6 +62,8 @@ class Policy:
     accept: Mapping[str, Grade] = field(default_factory=dict)
     #: What to do at connect about an engine that can never give the evidence asked for.
     unprovable: Literal["refuse", "warn"] = "refuse"
+    #: What to do at connect where no lease can be taken, since its holder cannot be asked.
+    unleased: Literal["refuse", "warn"] = "refuse"
     on_failure: OnFailure = "restore"
     #: Time kept back from every deadline for finding out where a failed command left the engine.
     settle_s: float = 5.0
@@ -81,6 +83,8 @@ class Policy:
         positive("poll_s", self.poll_s)
         if self.on_failure not in get_args(OnFailure):
             raise ConfigurationError(f"on_failure {self.on_failure!r}: one of {', '.join(get_args(OnFailure))}")
+        if self.unleased not in ("refuse", "warn"):
+            raise ConfigurationError(f"unleased {self.unleased!r}: one of refuse, warn")
         positive("room_wait_s", self.room_wait_s)
         if not math.isfinite(self.residual_stable_s) or self.residual_stable_s < 0:
             raise ConfigurationError(f"residual_stable_s must be a finite number >= 0, got {self.residual_stable_s!r}")

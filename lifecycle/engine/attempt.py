@@ -38,6 +38,7 @@ from ..rules.contradiction import contradiction, other_process
 from ..rules.desired import desired_unless_touched, set_desired, was_loaded
 from ..rules.evidence import Context, EvidenceKind, targets
 from ..rules.machine import Refusals
+from ..rules.mapping import since_call_before
 from ..rules.table import Operation
 from . import canary
 from .call import failure, send
@@ -190,7 +191,9 @@ class Attempt:
                 await self._read_after(call, last=call is calls[-1])
 
     async def _call(self, call: Call, context: Context) -> None:
-        reply = await send(self.session, call, deadline_s=self.deadline.work_s, command=context)
+        so_far = replace(context, readings_per_call=tuple(self._readings))
+        intent = since_call_before(so_far, self.session.record, call)
+        reply = await send(self.session, call, deadline_s=self.deadline.work_s, command=context, intent=intent)
         problem = failure(reply, call, **self._about, deadline=self.deadline)
         if problem is not None:
             raise problem

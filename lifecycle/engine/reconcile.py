@@ -15,16 +15,18 @@ process met for the first time), and that it closes nothing: who only attaches a
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 from ..core.commands import Command, Pause, Resume
 from ..core.deadline import Deadline
-from ..core.errors import OperationFailed
+from ..core.errors import EngineHeld, OperationFailed
 from ..core.facts import Fact, PauseMode
+from ..core.lease import Lease
 from ..core.observation import Observation
 from ..core.readings import Reading
 from ..core.record import Record
-from ..core.states import State
+from ..core.states import UNCLAIMED, State
 from ..rules import knowledge
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
 from .call import send
@@ -52,7 +54,9 @@ async def attach(session: Session, deadline: Deadline) -> None:
     """The engine is in the state that its facts make: those kept of this boot, else those of the first observation."""
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
     record = knowledge.first_seen(session.record, seen, session.capabilities)
-    kept = None if session.store is None else session.store.load(session.adapter.url)
+    session.owner.met(seen.boot)
+    kept = session.kept()
+    refuse_while_called(session, seen.boot, kept)
     known = kept is not None and _about_this(kept, seen, session)
     if kept is not None and known:
         record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
@@ -64,6 +68,47 @@ async def attach(session: Session, deadline: Deadline) -> None:
         session.commit(session.record.with_condition("memory_returned", None))
     # Attaching takes nothing from another process, which may be in the middle of a command: what it kept stays.
     session.commit(session.record, Edge(f"observed_{state}", reason="attached"), save="no" if known else "try")
+
+
+def refuse_while_called(session: Session, boot: str | None, kept: Record | None) -> None:
+    """EngineHeld while a call of another driver that cannot be repeated may run, whether that driver lives or not."""
+    now_s, other = time.time(), session.owner.other(boot)
+    if other is not None and (other.call_until_s or 0.0) > now_s:
+        raise session.held_by(replace(other, until_s=other.call_until_s), "connect")
+    intent = None if kept is None else kept.uncertain.intent
+    if intent is not None and intent.until_s > now_s and intent.token != session.owner.driver.token:
+        lease = Lease(intent.token, intent.by, intent.call, False, intent.since_s, call_until_s=intent.until_s)
+        raise session.held_by(lease, "connect")
+
+
+async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
+    """What is known of the engine is of now, after another driver used it (`by`, in words).
+
+    What that one kept of it counts, where it can be read here; otherwise nothing does but what is seen. A process that
+    is another one, or silent, is left to the command that follows: it observes the engine before it sends anything.
+    """
+    seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
+    kept = session.kept()
+    if seen.boot is None or not _about_this(session.record, seen, session):
+        return
+    if kept is not None and session.owner.shares_records and _about_this(kept, seen, session):
+        record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
+    else:
+        record = knowledge.used_by_others(session.record, seen, session.capabilities)
+    session.commit(record)
+    if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.look_s(0.5)):
+        session.commit(knowledge.barrier_returned(session.record))
+    state = await _decided(session, deadline, may_close=False)
+    if state is not State.RELEASED:
+        session.commit(session.record.with_condition("memory_returned", None))
+    if state is session.state:
+        return
+    if session.state not in UNCLAIMED:
+        session.go("contradicted", reason=f"another driver used it: {by}")
+    if state is None:
+        await reconcile(session, deadline)
+    else:
+        session.commit(session.record, Edge(f"observed_{state}", reason=f"another driver left it so: {by}"))
 
 
 def _about_this(kept: Record, seen: Observation, session: Session) -> bool:
@@ -119,6 +164,8 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
                     decided = knowledge.decided_by_bytes(session.record, reading, session.capabilities, session.policy)
                     session.commit(decided)
             case Close():
+                if not _may_act(session, deadline):
+                    return None
                 await _close(session, deadline)
                 if session.record.uncertain.needs_barrier or not await _confirmed(session, deadline):
                     return None
@@ -126,6 +173,18 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
                 return state
             case Stay():
                 return None
+
+
+def _may_act(session: Session, deadline: Deadline) -> bool:
+    """Whether the engine is this driver's to act on. One that another driver has is left as it is."""
+    try:
+        session.take("reconcile", time.time() + deadline.left_s)
+    except EngineHeld:
+        return False
+    if session.owner.missed is None:
+        return True
+    session.owner.free(session.facts.boot)  # what is known of it is of before: the next command finds out first
+    return False
 
 
 async def _close(session: Session, deadline: Deadline) -> None:

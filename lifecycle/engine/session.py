@@ -15,18 +15,21 @@ from typing import Any, Literal
 
 from ..core.capabilities import Capabilities
 from ..core.commands import Command
-from ..core.errors import ConfigurationError, EngineBusy, GuardRefused
+from ..core.errors import ConfigurationError, EngineBusy, EngineHeld, GuardRefused
 from ..core.facts import Facts, Tag
+from ..core.lease import Lease, LeaseHeld, clock
 from ..core.observer import Observers
 from ..core.policy import Policy
-from ..core.ports import EngineAdapter, ResidualProbe, StateStore
+from ..core.ports import EngineAdapter, LeaseHolder, ResidualProbe, StateStore
 from ..core.record import Record
 from ..core.states import State
 from ..core.transition import Transition
 from ..core.verdicts import Verdict
 from ..nodes.probes import probe_for
+from ..nodes.same_address import address_of
 from ..rules.evidence import Context, Evidence
 from ..rules.machine import next_state
+from .owner import Owner
 
 _NOTHING = Evidence()
 
@@ -65,6 +68,7 @@ class Session:
         adapt_probe: Callable[[ResidualProbe], ResidualProbe],
         has_router: bool,
         store: StateStore | None,
+        lease: LeaseHolder | None = None,
     ) -> None:
         self.adapter = adapter
         self.name = name
@@ -73,6 +77,12 @@ class Session:
         self.observers = observers
         self.has_router = has_router
         self.store = store
+        #: What the engine is called in a store and by a holder of leases: its address, else its URL.
+        address = address_of(adapter.url)
+        self.key = address or str(adapter.url)
+        #: Whether other processes can reach the engine: its URL has a host and a port.
+        self.reachable = address is not None
+        self.owner = Owner(lease, name=name, address=self.key)
         #: The command under way, and the fleet's move that the engine takes part in, if any.
         self.busy: str | None = None
         self.in_move: str | None = None
@@ -162,11 +172,17 @@ class Session:
         if self.store is None or save == "no":
             return
         try:
-            self.store.save(self.adapter.url, record)
+            if save == "try" and self.owner.other(record.facts.boot) is not None:
+                return  # what is known of it is for the driver that has it to keep
+            self.store.save(self.key, record)
         except Exception as problem:
             if save == "must":
                 raise NotSaved(str(problem)) from problem
             logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", self.name)
+
+    def kept(self) -> Record | None:
+        """What the store has of the engine; None where it has nothing, or there is no store."""
+        return None if self.store is None else self.store.load(self.key)
 
     def not_kept(self, problem: NotSaved, command: str) -> GuardRefused:
         """The refusal of a command whose record could not be saved: it would be forgotten if this process ended now."""
@@ -190,6 +206,17 @@ class Session:
             yield
         finally:
             self.busy = None
+
+    def take(self, what: str, until_s: float | None) -> None:
+        """The engine is this driver's; EngineHeld where another driver has it."""
+        try:
+            self.owner.take(self.facts.boot, what, until_s)
+        except LeaseHeld as held:
+            raise self.held_by(held.lease, what) from held
+
+    def held_by(self, lease: Lease, command: str) -> EngineHeld:
+        """The refusal of a command, or of a look, while another driver has the engine."""
+        return EngineHeld(lease.who, lease.what, clock(lease.since_s), lease.until, **self.about(command))
 
     def about(self, command: str) -> dict[str, Any]:
         """The engine, the command and the state, as every error takes them."""

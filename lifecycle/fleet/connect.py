@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..core.errors import ConfigurationError
 from ..core.observer import Observers
 from ..core.policy import Policy
-from ..core.ports import ResidualProbe, StateStore
+from ..core.ports import LeaseHolder, ResidualProbe, StateStore
 from ..engine.engine import Engine
 from ..nodes.address import parse
 from .groups import Group
@@ -22,6 +22,7 @@ def member(
     observers: Observers,
     store: StateStore | None,
     probe: ResidualProbe | None,
+    lease: LeaseHolder | None,
 ) -> Engine:
     """An engine for this URL; what the URL says of its group is added to `groups`."""
     address = parse(url)
@@ -41,6 +42,7 @@ def member(
         observers=observers,
         has_router=has_router,
         store=store,
+        lease=lease,
     )
 
 

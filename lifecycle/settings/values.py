@@ -111,6 +111,7 @@ class Values(BaseModel):
     deadlines_s: dict[str, Number] = {}
     accept: dict[str, NamedGrade] = {}
     unprovable: Literal["refuse", "warn"] = DEFAULTS.unprovable
+    unleased: Literal["refuse", "warn"] = DEFAULTS.unleased
     on_failure: OnFailure = DEFAULTS.on_failure
     settle_s: Number = DEFAULTS.settle_s
     poll_s: Number = DEFAULTS.poll_s
