@@ -44,7 +44,7 @@ async def examine(engine: Engine, *, deadline_s: float = DEADLINE_S) -> list[Fin
     """The findings on one engine, in the order of `CHECKS`; one alone where it cannot be reached or driven."""
     try:
         await engine.connect(deadline_s=deadline_s)
-    except ConfigurationError as error:
+    except (ConfigurationError, EngineHeld) as error:
         return [Finding("connection", "failure", str(error))]
     return [await check(engine) for check in CHECKS]
 

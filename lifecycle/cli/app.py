@@ -78,14 +78,15 @@ def status(options: Options) -> int:
 moving.register(app)
 
 
-@command(app, "urls", "engines", "group", "as_json")
+@command(app, "urls", "engines", "group", "deadline_s", "threshold_gib", "as_json")
 def recover(options: Options) -> int:
     """Observe each engine and enter its state; admission is closed where the weights are invalid. Exit 1 if failed."""
 
     async def observe() -> int:
         async with options.fleet(accept_unprovable=True) as fleet:
             some = options.participants(fleet)
-            states = {each.name: str(await each.recover()) for each in some}
+            limit = {} if options.deadline_s is None else {"deadline_s": options.deadline_s}
+            states = {each.name: str(await each.recover(**limit)) for each in some}
         lines = [f"{name}  {state}" for name, state in states.items()]
         print(json.dumps(states, indent=2) if options.as_json else "\n".join(lines))
         return FAILED if str(State.FAILED) in states.values() else 0

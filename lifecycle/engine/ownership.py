@@ -46,7 +46,7 @@ def prepare(session: Session) -> None:
         if owner.holder is not None:
             owner.other(None)
         if session.store is None and isinstance(owner.holder, Leases):
-            session.store = owner.holder.records()
+            session.store, session.store_is_leases = owner.holder.records(), True
     except ConfigurationError as problem:
         if session.policy.unleased == "refuse":
             raise ConfigurationError(f"{session.name}: {problem}, and Policy(unleased='warn') goes on") from None

@@ -77,6 +77,9 @@ class Session:
         self.observers = observers
         self.has_router = has_router
         self.store = store
+        #: Whether nobody gave the store: what is known is kept beside the leases, for the next driver. Only a driver
+        #: that has the engine writes there.
+        self.store_is_leases = False
         #: What the engine is called in a store and by a holder of leases: its address, else its URL.
         address = address_of(adapter.url)
         self.key = address or str(adapter.url)
@@ -172,13 +175,19 @@ class Session:
         if self.store is None or save == "no":
             return
         try:
-            if save == "try" and self.owner.other(record.facts.boot) is not None:
-                return  # what is known of it is for the driver that has it to keep
+            if save == "try" and not self._may_keep(record):
+                return
             self.store.save(self.key, record)
         except Exception as problem:
             if save == "must":
                 raise NotSaved(str(problem)) from problem
             logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", self.name)
+
+    def _may_keep(self, record: Record) -> bool:
+        """Whether it is for this driver to keep what is known, and not for one that has the engine."""
+        if self.store_is_leases:
+            return self.owner.lease is not None
+        return self.owner.other(record.facts.boot) is None
 
     def kept(self) -> Record | None:
         """What the store has of the engine; None where it has nothing, or there is no store."""
