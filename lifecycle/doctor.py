@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from .core.errors import ConfigurationError
+from .core.errors import ConfigurationError, EngineHeld
 from .core.facts import Grade
 from .core.units import mib
 from .core.verdicts import Proved, Refuted, Unmeasurable

@@ -34,6 +34,7 @@ class Owner:
         self.missed: str | None = None
         self._sent = False
         self._uses: int | None = None
+        self._seen: Lease | None = None
 
     def other(self, boot: str | None) -> Lease | None:
         """The lease of another driver that has the engine, or may have a call running on it; None where none has."""
@@ -48,7 +49,7 @@ class Owner:
         """What is known of the engine is of now: of what was done with it before, nothing is missed."""
         if self.holder is not None:
             found = self.holder.seen(LeasedEngine(self.address, boot))
-            self._uses = 0 if found is None else found.uses
+            self._uses, self._seen = 0 if found is None else found.uses, found
 
     def take(self, boot: str | None, what: str, until_s: float | None) -> None:
         """This driver has the engine; `missed` says who used it meanwhile. Raises LeaseHeld where another has it."""
@@ -83,9 +84,10 @@ class Owner:
             logging.getLogger("lifecycle").exception("%s: its lease could not be changed", self.address)
 
     @property
-    def shares_records(self) -> bool:
-        """Whether the driver that used the engine last keeps its records where this one does."""
-        return self.kept_in is not None and self.lease is not None and self.lease.kept_in == self.kept_in
+    def kept_elsewhere(self) -> bool:
+        """Whether the driver that used the engine last keeps its records elsewhere than this one."""
+        last = self.lease or self._seen
+        return last is not None and last.uses > 0 and (last.kept_in is None or last.kept_in != self.kept_in)
 
     @property
     def sent(self) -> bool:

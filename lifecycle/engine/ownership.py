@@ -35,7 +35,7 @@ def chosen_lease(choice: LeaseChoice) -> LeaseHolder | None:
 
 
 def prepare(session: Session) -> None:
-    """The holder can be asked, and what is known is kept beside the leases of this user where no store was given.
+    """The holder can be asked, and what is known is kept beside the leases too, where the holder has a place for it.
 
     ConfigurationError where it cannot be asked; with `Policy(unleased="warn")` that is logged, and there is no lease.
     """
@@ -45,15 +45,20 @@ def prepare(session: Session) -> None:
     try:
         if owner.holder is not None:
             owner.other(None)
-        if session.store is None and isinstance(owner.holder, Leases):
-            session.store, session.store_is_leases = owner.holder.records(), True
+        if isinstance(owner.holder, Leases) and _path(session.store) != str(owner.holder.path):
+            session.shared = owner.holder.records()
     except ConfigurationError as problem:
         if session.policy.unleased == "refuse":
             raise ConfigurationError(f"{session.name}: {problem}, and Policy(unleased='warn') goes on") from None
         logging.getLogger("lifecycle").warning("%s: no other driver is kept away: %s", session.name, problem)
         owner.holder = None
-    path = getattr(session.store, "path", None)
-    owner.kept_in = None if path is None else str(path)
+    owner.kept_in = _path(session.store if session.store is not None else session.shared)
+
+
+def _path(store: object) -> str | None:
+    """The file of a store, where it has one: by that, drivers tell whether they read what others keep."""
+    path = getattr(store, "path", None)
+    return None if path is None else str(path)
 
 
 @asynccontextmanager

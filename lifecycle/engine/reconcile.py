@@ -91,7 +91,7 @@ async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
     kept = session.kept()
     if seen.boot is None or not _about_this(session.record, seen, session):
         return
-    if kept is not None and session.owner.shares_records and _about_this(kept, seen, session):
+    if kept is not None and _about_this(kept, seen, session):
         record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
     else:
         record = knowledge.used_by_others(session.record, seen, session.capabilities)

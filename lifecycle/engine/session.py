@@ -77,9 +77,8 @@ class Session:
         self.observers = observers
         self.has_router = has_router
         self.store = store
-        #: Whether nobody gave the store: what is known is kept beside the leases, for the next driver. Only a driver
-        #: that has the engine writes there.
-        self.store_is_leases = False
+        #: Where what is known is kept beside the leases, for the next driver, by the one that has the engine.
+        self.shared: StateStore | None = None
         #: What the engine is called in a store and by a holder of leases: its address, else its URL.
         address = address_of(adapter.url)
         self.key = address or str(adapter.url)
@@ -172,26 +171,31 @@ class Session:
         self.commit(self._record, Edge(trigger, command, reason=reason))
 
     def _save(self, record: Record, save: Save) -> None:
-        if self.store is None or save == "no":
+        if save == "no":
             return
-        try:
-            if save == "try" and not self._may_keep(record):
-                return
-            self.store.save(self.key, record)
-        except Exception as problem:
-            if save == "must":
-                raise NotSaved(str(problem)) from problem
-            logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", self.name)
+        for store in self._stores(record, save):
+            try:
+                store.save(self.key, record)
+            except Exception as problem:
+                if save == "must":
+                    raise NotSaved(str(problem)) from problem
+                logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", self.name)
 
-    def _may_keep(self, record: Record) -> bool:
-        """Whether it is for this driver to keep what is known, and not for one that has the engine."""
-        if self.store_is_leases:
-            return self.owner.lease is not None
-        return self.owner.other(record.facts.boot) is None
+    def _stores(self, record: Record, save: Save) -> Iterator[StateStore]:
+        """Where a record is to be saved: what is known of an engine that another driver has is for that one to keep."""
+        if self.store is not None and (save == "must" or self.owner.other(record.facts.boot) is None):
+            yield self.store
+        if self.shared is not None and self.owner.lease is not None:
+            yield self.shared
 
     def kept(self) -> Record | None:
-        """What the store has of the engine; None where it has nothing, or there is no store."""
-        return None if self.store is None else self.store.load(self.key)
+        """What was kept of the engine last; None where nothing was that can be read here.
+
+        The given store counts, unless the driver that used the engine last kept what it knew elsewhere.
+        """
+        own = None if self.store is None else self.store.load(self.key)
+        shared = None if self.shared is None else self.shared.load(self.key)
+        return shared if self.store is None or self.owner.kept_elsewhere else own
 
     def not_kept(self, problem: NotSaved, command: str) -> GuardRefused:
         """The refusal of a command whose record could not be saved: it would be forgotten if this process ended now."""

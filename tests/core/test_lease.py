@@ -255,7 +255,7 @@ async def test_no_lease_by_name_and_none_for_an_engine_in_this_process(path: Pat
     for first, second in [(None, None), ("user", "user")]:
         engines = [await driver(adapter, lease).connect() for lease in (first, second)]
         assert [each._session.owner.holder for each in engines] == [None, None]
-        assert [each._session.store for each in engines] == [None, None]
+        assert [each._session.shared for each in engines] == [None, None]
 
 
 async def test_a_holder_that_cannot_be_asked_is_refused_or_warned_of(
