@@ -12,7 +12,7 @@ import typer
 
 from ..core.errors import ConfigurationError
 from ..core.states import RING, State
-from . import FAILED, agent, config, doctor, env, moving
+from . import FAILED, agent, config, doctor, env, moving, signals
 from .options import ENGINES, URLS, Options, command, one_of
 from .report import status_lines, status_record
 
@@ -21,7 +21,8 @@ app = typer.Typer(
     help="Moves inference engines through serving -> paused -> drained -> released -> ... -> serving. "
     "A state is entered only on evidence.",
     epilog="Exit codes: 0 what was asked for holds; 1 an engine was touched and it does not hold; "
-    "2 usage or configuration; 3 refused, and no engine was touched; 4 doctor warns; 130 interrupted.",
+    "2 usage or configuration; 3 refused, and no engine was touched; 4 doctor warns; "
+    "130 interrupted (143 by SIGTERM, 129 by SIGHUP).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -91,7 +92,7 @@ def recover(options: Options) -> int:
         print(json.dumps(states, indent=2) if options.as_json else "\n".join(lines))
         return FAILED if str(State.FAILED) in states.values() else 0
 
-    return asyncio.run(observe())
+    return signals.run(observe)
 
 
 @app.command()

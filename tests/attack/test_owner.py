@@ -144,3 +144,19 @@ async def test_two_processes_that_cycle_one_engine(
         f"two processes, {'with' if kept else 'without'} a store: cycles {done}, refused {refused}, engines killed 0, "
         f"requests completed {tally.completed}, aborted and sent again {tally.aborted}, lost {tally.lost}"
     )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+async def test_a_signal_brings_home_as_ctrl_c_does(number: int, code: int) -> None:
+    with LoopbackProcess.start(**SMALL, weights_backup=True, faults=["flush=hang"]) as engine:
+        command = [sys.executable, "-m", "lifecycle", "cycle", at(engine), "--weights", "kept"]
+        piped = asyncio.subprocess.PIPE
+        program = await asyncio.create_subprocess_exec(*command, stdout=piped, stderr=piped)
+        assert program.stdout is not None
+        assert b"paused" in await program.stdout.readline()
+        program.send_signal(number)
+        _, told = await asyncio.wait_for(program.communicate(), 20)
+        assert program.returncode == code, told
+        assert b"is serving" in told, told
+        async with Fleet.connect([at(engine)], policy=POLICY) as fleet:
+            assert fleet.engines[0].state is State.SERVING
