@@ -17,7 +17,7 @@ ConfigurationError          a setting, a URL or an engine that cannot give the e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Bytes of an engine's error body that are kept.
 DETAIL_LIMIT = 500
+
+#: Engines that are named where many have the same reason.
+NAMED = 3
 
 
 class ConfigurationError(ValueError, RuntimeError):
@@ -148,6 +151,32 @@ class NotProved(OperationFailed):
         super().__init__(why, engine=engine, command=command, state=state)
 
 
+def by_reason(said: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each reason among these (name, reason), with the names of all to whom it applies.
+
+    A reason of many names the first three and their number. One without a name says how often it was given.
+    """
+    names: dict[str, list[str]] = {}
+    for name, reason in said:
+        names.setdefault(reason, []).append(name)
+    return [_line(reason, who) for reason, who in names.items()]
+
+
+def _line(reason: str, names: Sequence[str]) -> str:
+    named, count = [name for name in names if name], len(names)
+    if not named:
+        return reason if count == 1 else f"{reason} ({count} times)"
+    more = f" and {count - NAMED} more ({count} engines)" if count > NAMED else ""
+    return f"{', '.join(named[:NAMED])}{more}: {reason}"
+
+
+def _about(error: Exception) -> tuple[str, str]:
+    """The engine that an error names first, and the rest of its message."""
+    engine = error.engine if isinstance(error, LifecycleError) else ""
+    before, message = f"{engine}: ", str(error)
+    return (engine, message.removeprefix(before)) if engine and message.startswith(before) else ("", message)
+
+
 class FleetError(ExceptionGroup[Exception]):
     """Some engines of a move failed; `succeeded` are the transitions of the others, `exceptions` what failed."""
 
@@ -156,7 +185,7 @@ class FleetError(ExceptionGroup[Exception]):
     @classmethod
     def of(cls, what: str, failed: Sequence[Exception], succeeded: Sequence[Transition] = ()) -> FleetError:
         """One error that names everything that failed and where each engine settled."""
-        error = cls(f"{what}: " + "; ".join(str(each) for each in failed), failed)
+        error = cls(f"{what}: " + "; ".join(by_reason(_about(each) for each in failed)), failed)
         error.succeeded = tuple(succeeded)
         return error
 

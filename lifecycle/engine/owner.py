@@ -45,11 +45,13 @@ class Owner:
             return None
         return found if found.held or (found.call_until_s or 0.0) > time.time() else None
 
-    def met(self, boot: str | None) -> None:
-        """What is known of the engine is of now: of what was done with it before, nothing is missed."""
-        if self.holder is not None:
-            found = self.holder.seen(LeasedEngine(self.address, boot))
-            self._uses, self._seen = 0 if found is None else found.uses, found
+    def met(self, boot: str | None) -> bool:
+        """What is known of the engine is of now. True where another driver used it since this one looked before."""
+        if self.holder is None:
+            return False
+        before, found = self._uses, self.holder.seen(LeasedEngine(self.address, boot))
+        self._uses, self._seen, self.missed = 0 if found is None else found.uses, found, None
+        return before is not None and before != self._uses
 
     def take(self, boot: str | None, what: str, until_s: float | None) -> None:
         """This driver has the engine; `missed` says who used it meanwhile. Raises LeaseHeld where another has it."""

@@ -50,13 +50,17 @@ async def reconcile_failed(
     return error.settle(session.state, _advice(session.record, command))
 
 
-async def attach(session: Session, deadline: Deadline) -> None:
-    """The engine is in the state that its facts make: those kept of this boot, else those of the first observation."""
+async def attach(session: Session, deadline: Deadline, *, known_here: Record | None = None) -> None:
+    """The engine is in the state that its facts make: those kept of this boot, else those of the first observation.
+
+    `known_here` is what counts as kept where no store has anything of it.
+    """
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
-    record = knowledge.first_seen(session.record, seen, session.capabilities)
-    session.owner.met(seen.boot)
-    kept = session.kept()
-    refuse_while_called(session, seen.boot, kept)
+    record = knowledge.first_seen(Record(state=session.state), seen, session.capabilities)
+    used_by_others = session.owner.met(seen.boot)
+    stored = session.kept()
+    refuse_while_called(session, seen.boot, stored)
+    kept = stored or (None if used_by_others else known_here)
     known = kept is not None and _about_this(kept, seen, session)
     if kept is not None and known:
         record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
