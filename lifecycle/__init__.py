@@ -20,6 +20,7 @@ from .core.errors import (
     LifecycleError,
     NotProved,
     OperationFailed,
+    Preempted,
     Rejected,
     Unreachable,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "PauseTraits",
     "Pending",
     "Policy",
+    "Preempted",
     "Probe",
     "Process",
     "Proved",

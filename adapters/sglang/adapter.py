@@ -25,7 +25,7 @@ from lifecycle.nodes.processes import process_trees
 from ..http import Answer, HttpClient
 from .capabilities import boot_of, capabilities_of, sizes_of
 from .checksums import by_role, of_engine
-from .plan import plan, push
+from .plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
 
 OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "agent", "tags", "sizes", "checksum")
 
@@ -104,20 +104,25 @@ class SGLangAdapter:
         """One call of a push: `how` is `tensor` or `distributed`."""
         return push(how, args, version)
 
+    def close_push_call(self) -> Call:
+        """Closes the session of a push that failed."""
+        return close_push(self._known())
+
     async def send(self, call: Call, *, deadline_s: float) -> Reply:
         """Sends one request, once. `success: false` in a 200 counts as a refusal."""
         if call.name == "await_idle":
             return await self._await_idle(deadline_s)
-        body = dict(call.args)
-        answer = await self._http.request(
-            "POST", f"/{call.name}", deadline_s=deadline_s, json_body=body, key=self._admin_key
-        )
+        closes = call.name == CLOSE_PUSH
+        path, body = "/end_weight_update" if closes else f"/{call.name}", dict(call.args)
+        answer = await self._http.request("POST", path, deadline_s=deadline_s, json_body=body, key=self._admin_key)
         if answer.status is None:
             return Reply("lost", detail=answer.error, refused=answer.refused, late=answer.late)
         value = answer.json()
         refused = isinstance(value, dict) and value.get("success") is False
+        if closes and refused and NO_SESSION in answer.detail:
+            return Reply("done", status=answer.status, detail=answer.detail)
         if not answer.ok or refused:
-            return Reply("rejected", status=answer.status, detail=answer.detail)
+            return Reply("rejected", status=answer.status, detail=explained(call, answer.detail))
         return Reply("done", status=answer.status, value=value)
 
     async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:

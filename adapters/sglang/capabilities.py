@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lifecycle.core.capabilities import Capabilities, PauseTraits
 from lifecycle.core.errors import ConfigurationError
-from lifecycle.core.facts import Grade, PauseMode, TagSpec
+from lifecycle.core.facts import Grade, PauseMode, SizeGrade, TagSpec
 from lifecycle.core.units import GIB
 from lifecycle.nodes.address import Address
 
@@ -28,8 +28,9 @@ def capabilities_of(
 ) -> Capabilities:
     """What this server can do. The bytes of each tag come from `sizes`, else from the server's `memory_usage`.
 
-    `memory_usage` is per rank, in GiB with three decimals. Its `kvcache` is computed. Its `weight` is how far the
-    device's free memory fell while the weights were loaded, so that other processes' allocations distort it.
+    `memory_usage` is per rank, in GiB with three decimals. Its `kvcache` is the bytes of the pool's tensors. Its
+    `weight` is how far the device's free memory fell while the weights were loaded, so that other processes'
+    allocations distort it: no more than a hint. What the caller gives in `sizes` are bytes of tensors.
     Source: sglang 0.5.23, measured: 0.118 to 0.299 where the tensors have 0.268, on a busy CPU.
     """
     backup = bool(info.get("enable_weights_cpu_backup"))
@@ -40,6 +41,7 @@ def capabilities_of(
         pause=_pause_modes(info),
         memory_saver=bool(info.get("enable_memory_saver")),
         saver="torch_memory_saver",
+        saver_option="--enable-memory-saver",
         update=frozenset({"disk", "push", "live"}),
         device=_device(info),
         ranks=int(info.get("tp_size") or 1) * int(info.get("pp_size") or 1),
@@ -71,7 +73,9 @@ def _tag(name: str, usage: Mapping[str, Any], backup: bool, given: int | None) -
     stage: Literal["weights", "kv"] = "weights" if name == "weights" else "kv"
     size_gib = usage.get({"weights": "weight", "kv_cache": "kvcache"}.get(name, name))
     expected = round(size_gib * GIB) if isinstance(size_gib, int | float) and size_gib > 0 else None
-    return TagSpec(name, stage, "kept" if stage == "weights" and backup else "discarded", given or expected)
+    on_release: Literal["kept", "discarded"] = "kept" if stage == "weights" and backup else "discarded"
+    by_tensors = given is not None or name == "kv_cache"
+    return TagSpec(name, stage, on_release, given or expected, SizeGrade.TENSORS if by_tensors else SizeGrade.REPORTED)
 
 
 def _pause_modes(info: Mapping[str, Any]) -> dict[PauseMode, PauseTraits]:

@@ -11,6 +11,7 @@ LifecycleError              .engine .command .state
     DeadlineExceeded        .deadline_s
     Rejected                .status .detail
     NotProved               .verdicts
+    Preempted               .by
 FleetError                  an ExceptionGroup; .succeeded
 ConfigurationError          a setting, a URL or an engine that cannot give the evidence asked for
 """
@@ -175,6 +176,14 @@ def _about(error: Exception) -> tuple[str, str]:
     engine = error.engine if isinstance(error, LifecycleError) else ""
     before, message = f"{engine}: ", str(error)
     return (engine, message.removeprefix(before)) if engine and message.startswith(before) else ("", message)
+
+
+class Preempted(OperationFailed):
+    """Another task gave this drain up, in favour of what `by` names; nothing was sent that cannot be repeated."""
+
+    def __init__(self, by: str, *, engine: str, command: str, state: State) -> None:
+        self.by = by
+        super().__init__(f"it was given up for {by}", engine=engine, command=command, state=state)
 
 
 class FleetError(ExceptionGroup[Exception]):

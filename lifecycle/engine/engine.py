@@ -35,6 +35,7 @@ from .gather import EVERYTHING, residual
 from .override import override
 from .ownership import LeaseChoice, chosen_lease
 from .preconditions import hook_mode_of
+from .preempt import preempt
 from .push import Pushes
 from .reconcile import reconcile
 from .session import NotSaved, Session
@@ -139,8 +140,14 @@ class Engine(EngineView):
         """Every tag is mapped again and the prefix cache is empty; refused while the weights are not valid."""
         return await self.execute(RestoreKV(), deadline_s=deadline_s)
 
-    async def resume(self, *, deadline_s: float | None = None) -> Transition:
-        """The engine admits requests again and has generated a real token."""
+    async def resume(self, *, preempt: bool = False, deadline_s: float | None = None) -> Transition:
+        """The engine admits requests again and has generated a real token.
+
+        `preempt`: a drain that another task has under way is given up first; its caller gets Preempted. It has sent
+        nothing. While any other command is under way this raises EngineBusy all the same.
+        """
+        if preempt:
+            deadline_s = await self.preempt_drain(deadline_s)
         return await self.execute(Resume(), deadline_s=deadline_s)
 
     async def push(self, how: str, /, **args: Any) -> Any:
@@ -246,6 +253,7 @@ class Engine(EngineView):
                 yield
             finally:
                 session.in_move = None
+                session.let_go()
 
     @contextmanager
     def leased_for(self, what: str) -> Iterator[None]:
@@ -256,6 +264,12 @@ class Engine(EngineView):
     async def caught_up(self, deadline_s: float | None = None) -> None:
         """What is known of it is of now, where another driver used it since this one looked. For its move."""
         await ownership.caught_up(self._session, Deadline(deadline_s or self.policy.settle_s))
+
+    async def preempt_drain(self, deadline_s: float | None = None) -> float:
+        """A drain under way was given up for a resume; returns what is left of the resume's deadline."""
+        deadline = Deadline(self.policy.deadline_s(Resume.name, deadline_s))
+        await preempt(self._session, deadline)
+        return deadline.look_s()
 
     def set_desired(self, source: Source) -> None:
         """From here on it should serve what `source` brings. GuardRefused where that cannot be kept."""

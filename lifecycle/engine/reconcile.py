@@ -5,7 +5,8 @@ Attaching to an engine, looking at one that failed, and settling a command that 
 1. **Barrier.** While an effect that was sent may still be running, nothing that is seen counts.
 2. **Observe.** A process that is gone makes `gone`. One that does not answer is asked again for a while, since a
    process takes some time to end; then it stays `failed`. What is known afterwards: `rules.knowledge`.
-3. **Decide** (`rules.decision`, pure), do what was decided, and decide again: read what is resident where the mapping
+3. **End a push that failed**, where the engine may still wait for the rest of it and admits no requests.
+4. **Decide** (`rules.decision`, pure), do what was decided, and decide again: read what is resident where the mapping
    is unknown; close an engine that admits requests and is not worth serving; enter a state, or stay.
 
 Attaching differs in two things: what is known at the beginning (the kept record of this boot, or what is taken of a
@@ -27,10 +28,12 @@ from ..core.observation import Observation
 from ..core.readings import Reading
 from ..core.record import Record
 from ..core.states import UNCLAIMED, State
+from ..core.verdicts import Unmeasurable
 from ..rules import knowledge
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
 from .call import send
-from .gather import EVERYTHING, residual
+from .gather import EVERYTHING, residual, residual_again
+from .push import closing_call
 from .session import Edge, Session
 
 #: How long a process may listen no more and still be there: the kernel frees its memory in between.
@@ -138,6 +141,9 @@ async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = 
         return session.state
     here = knowledge.barrier_returned(session.record)
     session.commit(knowledge.after_observation(here, seen, session.capabilities))
+    open_push = closing_call(session)
+    if open_push is not None:
+        await send(session, open_push, deadline_s=deadline.look_s(0.5))
     state = await _decided(session, deadline, may_close=True, must_close=must_close)
     if state is not None:
         record = knowledge.command_ended(session.record)
@@ -163,7 +169,7 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
         tried |= {type(step)}
         match step:
             case ReadBytes():
-                reading = await residual(session, deadline_s=deadline.look_s())
+                reading = await _resident(session, deadline)
                 if isinstance(reading, Reading):
                     decided = knowledge.decided_by_bytes(session.record, reading, session.capabilities, session.policy)
                     session.commit(decided)
@@ -189,6 +195,13 @@ def _may_act(session: Session, deadline: Deadline) -> bool:
         return True
     session.owner.free(session.facts.boot)  # what is known of it is of before: the next command finds out first
     return False
+
+
+async def _resident(session: Session, deadline: Deadline) -> Reading | Unmeasurable:
+    """What is resident; of an engine that could be measured before, asked again for a while."""
+    call = session.record.uncertain.call
+    measured = session.record.calibration.reading_all_mapped or (call and call.baseline)
+    return await (residual_again if measured else residual)(session, deadline_s=deadline.look_s(0.5))
 
 
 async def _close(session: Session, deadline: Deadline) -> None:

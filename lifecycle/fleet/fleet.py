@@ -135,7 +135,7 @@ class Fleet:
         done: list[Transition] = []
         participants = self.participants(engines)
         for wave in self.waves(participants):
-            done += await self._step(lambda engine: Drain(), wave, deadline_s)
+            done += await self._step(lambda engine: Drain(), wave, deadline_s, what=Drain.name)
         return sorted(done, key=lambda record: [engine.name for engine in participants].index(record.engine))
 
     async def release(
@@ -216,10 +216,14 @@ class Fleet:
         """All of the participants' memory is mapped again; refused where the weights are not valid."""
         return await self._step(lambda engine: RestoreKV(), engines, deadline_s)
 
-    async def resume(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
-        """The participants serve again, each having generated a real token; then the router sends to them."""
+    async def resume(
+        self, *, preempt: bool = False, engines: Selection = None, deadline_s: float | None = None
+    ) -> list[Transition]:
+        """The participants generated a real token each, and the router sends to them; `preempt` as in Engine.resume."""
         participants = self.participants(engines)
         _check_deadline(deadline_s)
+        if preempt and participants:
+            deadline_s = min(await asyncio.gather(*(each.preempt_drain(deadline_s) for each in participants)))
         async with claimed(participants, "resume"):
             try:
                 return await self._together([(each, Resume()) for each in participants], deadline_s)
@@ -344,12 +348,13 @@ class Fleet:
         engines: Selection,
         deadline_s: float | None,
         all_must: str = "",
+        what: str = "a step",
     ) -> list[Transition]:
         participants = self.participants(engines)
         _check_deadline(deadline_s)
         if all_must:
             check_allowed(participants, all_must)
-        async with claimed(participants, "a step"):
+        async with claimed(participants, what):
             return await self._together([(engine, command(engine)) for engine in participants], deadline_s)
 
     async def _together(self, commands: list[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:

@@ -11,7 +11,8 @@ from ...core.facts import Fact
 from ...core.frozen import FrozenMap
 from ...core.observation import Observation
 from ...core.record import Record
-from ...core.states import State
+from ...core.sources import Pushed
+from ...core.states import UPDATING, State
 from .observed import after_observation
 
 
@@ -32,10 +33,13 @@ def interrupted(record: Record) -> Record:
 
     Unknown is what the calls without an answer could change: of those that may be repeated, all that the command could
     (`CHANGED_BY`); of the others, what the one that was intended could. Where its bytes are compared with those before
-    the whole command, so is what its earlier calls changed: their answers alone prove nothing.
+    the whole command, so is what its earlier calls changed: their answers alone prove nothing. A push that was under
+    way may still be open.
     """
     facts = record.facts.doubt(_could_change(record))
-    uncertain = replace(record.uncertain, needs_barrier=True)
+    pushing = record.state in UPDATING and isinstance(record.desired.source, Pushed)
+    push_open = record.uncertain.push_open or pushing
+    uncertain = replace(record.uncertain, needs_barrier=True, push_open=push_open)
     intent = record.uncertain.intent
     if intent is not None:
         doubt = intent.doubt

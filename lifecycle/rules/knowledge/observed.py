@@ -25,7 +25,7 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
     opened while its memory was released, may have any memory mapped and anything in it.
     """
     if seen.alive is False:
-        gone = replace(record.uncertain, needs_barrier=False)
+        gone = replace(record.uncertain, needs_barrier=False, push_open=False)
         return replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
     if seen.boot is None:
         return record
@@ -35,8 +35,9 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
     if boot == seen.boot:
         return _same_process(record, seen, capabilities)
     moved = record.uncertain.acked_unrepeatable
-    record = replace(record, facts=_met(seen, capabilities), conditions=FrozenMap())
-    record = replace(record, uncertain=replace(record.uncertain, call=None))
+    calibration = record.calibration.of_another_process()
+    record = replace(record, facts=_met(seen, capabilities), conditions=FrozenMap(), calibration=calibration)
+    record = replace(record, uncertain=replace(record.uncertain, call=None, push_open=False))
     return _memory_moved_by_others(record, seen, capabilities) if moved else record
 
 
@@ -60,7 +61,9 @@ def _memory_moved_by_others(record: Record, seen: Observation, capabilities: Cap
 
 def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that is met for the first time by this process."""
-    calibration = replace(record.calibration, attached_boot=seen.boot)
+    same = record.facts.boot in (None, seen.boot)
+    calibration = record.calibration if same else record.calibration.of_another_process()
+    calibration = replace(calibration, attached_boot=seen.boot)
     return replace(record, facts=_met(seen, capabilities), calibration=calibration)
 
 
