@@ -87,6 +87,17 @@ async def state(engine: Engine) -> Finding:
     return Finding("state", "failure", "whether it admits requests is unknown", remedy)
 
 
+async def lease(engine: Engine) -> Finding:
+    """Other drivers of it are kept away. Drivers of another host, user or pid namespace need one holder with this."""
+    if engine.driven_by is not None:
+        return Finding("lease", "warning", engine.driven_by, "wait for it, or end that process")
+    if engine.keeps_away is not None:
+        return Finding("lease", "ok", f"keeps away {engine.keeps_away}, and no others")
+    if not engine.reachable:
+        return Finding("lease", "ok", "it lives in the process that drives it")
+    return Finding("lease", "warning", "none is taken: no other driver is kept away", "drive it with a lease")
+
+
 async def memory_saver(engine: Engine) -> Finding:
     """It was started so that a release frees memory. How its kind is started that way, its adapter's notes say."""
     match engine.capabilities.memory_saver:
@@ -256,6 +267,7 @@ CHECKS: Sequence[Check] = (
     connection,
     version,
     state,
+    lease,
     memory_saver,
     hook_mode,
     allocator,

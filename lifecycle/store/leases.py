@@ -53,6 +53,10 @@ class Leases:
         self._records: Store | None = None
         self._lock = threading.Lock()
 
+    def __str__(self) -> str:
+        home, path = str(Path.home()), str(self.path)
+        return f"drivers of this user on this host ({'~' + path[len(home) :] if path.startswith(home + '/') else path})"
+
     @property
     def of_user(self) -> bool:
         """Whether it is the file of this user, where no other was named."""
@@ -149,6 +153,9 @@ class FunctionHolder:
 
     def __init__(self, function: LeaseFunction) -> None:
         self._ask = function
+
+    def __str__(self) -> str:
+        return f"drivers that ask {getattr(self._ask, '__qualname__', 'the same function')}"
 
     def take(self, driver: Driver, engine: LeasedEngine, use: LeaseUse) -> Lease:
         """As the function answers."""
