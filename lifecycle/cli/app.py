@@ -12,7 +12,7 @@ import typer
 
 from ..core.errors import ConfigurationError
 from ..core.states import RING, State
-from . import FAILED, agent, config, doctor, env, moving
+from . import FAILED, agent, config, doctor, env, moving, signals
 from .options import ENGINES, URLS, Options, command, one_of
 from .output import say
 from .report import status_lines, status_record
@@ -22,7 +22,8 @@ app = typer.Typer(
     help="Moves inference engines through serving -> paused -> drained -> released -> ... -> serving. "
     "A state is entered only on evidence.",
     epilog="Exit codes: 0 what was asked for holds; 1 an engine was touched and it does not hold; "
-    "2 usage or configuration; 3 refused, and no engine was touched; 4 doctor warns; 130 interrupted.",
+    "2 usage or configuration; 3 refused, and no engine was touched; 4 doctor warns; "
+    "130 interrupted (143 by SIGTERM, 129 by SIGHUP).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -82,21 +83,22 @@ def status(options: Options) -> int:
 moving.register(app)
 
 
-@command(app, "urls", "engines", "group", "as_json")
+@command(app, "urls", "engines", "group", "deadline_s", "threshold_gib", "as_json")
 def recover(options: Options) -> int:
     """Observe each engine and enter its state; admission is closed where the weights are invalid. Exit 1 if failed."""
 
     async def observe() -> int:
         async with options.fleet(accept_unprovable=True) as fleet:
             some = options.participants(fleet)
-            states = {each.name: str(await each.recover()) for each in some}
+            limit = {} if options.deadline_s is None else {"deadline_s": options.deadline_s}
+            states = {each.name: str(await each.recover(**limit)) for each in some}
         if options.as_json:
             print(json.dumps(states, indent=2))
         else:
             say(f"{name}  {state}" for name, state in states.items())
         return FAILED if str(State.FAILED) in states.values() else 0
 
-    return asyncio.run(observe())
+    return signals.run(observe)
 
 
 @app.command()
