@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .advice import Advice
     from .states import State
     from .transition import Transition
     from .verdicts import Verdict
@@ -40,7 +41,12 @@ def _rebuild(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[
 
 
 class LifecycleError(Exception):
-    """A command did not do what it says; `engine` is a name, `state` the state in which it was asked."""
+    """A command did not do what it says; `engine` is a name, `state` the state in which it was asked.
+
+    `advice` names the calls that lead on, in Python and on the command line.
+    """
+
+    advice: Advice | None = None
 
     def __init__(self, why: str, *, engine: str, command: str, state: State) -> None:
         self.why = why
@@ -51,6 +57,14 @@ class LifecycleError(Exception):
 
     def _message(self) -> str:
         return f"{self.engine}: {self.command} in state {self.state}: {self.why}"
+
+    def advise(self, advice: Advice) -> None:
+        """The message ends with what leads on."""
+        self.advice = advice
+        self.args = (self._with_advice(self._message()),)
+
+    def _with_advice(self, message: str) -> str:
+        return message if self.advice is None else f"{message}. {self.advice}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)
@@ -94,15 +108,17 @@ class OperationFailed(LifecycleError):
     """A lifecycle call was sent, or the engine is no longer what it was; `settled` is where it was found afterwards."""
 
     settled: State | None = None
+    _note: str = ""
 
     def settle(self, settled: State, note: str = "") -> OperationFailed:
         """This error, saying where the engine is now."""
-        self.settled = settled
-        self.args = (f"{self._message()}. It settled to {settled}{note}",)
+        self.settled, self._note = settled, note
+        self.args = (self._with_advice(self._message()),)
         return self
 
     def _message(self) -> str:
-        return f"{self.engine}: {self.command} failed in state {self.state}: {self.why}"
+        settled = "" if self.settled is None else f". It settled to {self.settled}{self._note}"
+        return f"{self.engine}: {self.command} failed in state {self.state}: {self.why}{settled}"
 
 
 class Unreachable(OperationFailed):

@@ -41,11 +41,11 @@ async def reconcile_failed(
     """The error, which now says where the engine is. The engine is in a stable state, or failed."""
     session.go(trigger, command=error.command, reason=error.why)
     try:
-        await reconcile(session, deadline, must_close=isinstance(command, Resume))
+        state, reason = await reconcile(session, deadline, must_close=isinstance(command, Resume))
     except BaseException as interrupted:
         error.settle(session.state, " (looking was interrupted)")
         raise interrupted from error
-    return error.settle(session.state, _advice(session.record, command))
+    return error.settle(state, _note(session.record, command, reason))
 
 
 async def attach(session: Session, deadline: Deadline) -> None:
@@ -59,7 +59,8 @@ async def attach(session: Session, deadline: Deadline) -> None:
     session.commit(record)
     if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.left_s):
         session.commit(knowledge.barrier_returned(session.record))
-    state = await _decided(session, deadline, may_close=False) or State.FAILED
+    decided, _ = await _decided(session, deadline, may_close=False)
+    state = decided or State.FAILED
     if state is not State.RELEASED:  # what was kept of it was about a release
         session.commit(session.record.with_condition("memory_returned", None))
     # Attaching takes nothing from another process, which may be in the middle of a command: what it kept stays.
@@ -72,28 +73,31 @@ def _about_this(kept: Record, seen: Observation, session: Session) -> bool:
     return kept.facts.boot == seen.boot and set(kept.facts.mapped) == tags
 
 
-async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = False) -> State:
+async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = False) -> tuple[State, str]:
     """The engine is in the first state that its facts make; failed where they make none or it does not answer.
 
-    `must_close`: it is closed first even where it is worth serving.
+    Returns that state, and why it is that one. `must_close`: it is closed first even where it is worth serving.
     """
     settled = await session.adapter.barrier(deadline_s=deadline.look_s(0.5))
     seen = await _observed(session, deadline)
     if seen.alive is False:
         gone = knowledge.after_observation(session.record, seen, session.capabilities)
-        session.commit(gone, Edge(f"observed_{State.GONE}", reason=seen.detail or "its process is gone"))
-        return session.state
+        reason = seen.detail or "its process is gone"
+        session.commit(gone, Edge(f"observed_{State.GONE}", reason=reason))
+        return session.state, reason
     if session.state is State.GONE and seen.boot is not None:
         session.go(f"observed_{State.FAILED}", reason="a process answers in its place")
-    if not settled or seen.boot is None:
-        return session.state
+    if seen.boot is None:
+        return session.state, f"it does not answer{f' ({seen.detail})' if seen.detail else ''}"
+    if not settled:
+        return session.state, "what was sent before may still run"
     here = knowledge.barrier_returned(session.record)
     session.commit(knowledge.after_observation(here, seen, session.capabilities))
-    state = await _decided(session, deadline, may_close=True, must_close=must_close)
+    state, reason = await _decided(session, deadline, may_close=True, must_close=must_close)
     if state is not None:
         record = knowledge.command_ended(session.record)
-        session.commit(record, Edge(f"observed_{state}", reason="its facts make this state"))
-    return session.state
+        session.commit(record, Edge(f"observed_{state}", reason=reason))
+    return session.state, reason
 
 
 async def _observed(session: Session, deadline: Deadline) -> Observation:
@@ -106,8 +110,10 @@ async def _observed(session: Session, deadline: Deadline) -> Observation:
         await asyncio.sleep(min(session.policy.poll_s, end.left_s))
 
 
-async def _decided(session: Session, deadline: Deadline, *, may_close: bool, must_close: bool = False) -> State | None:
-    """The state to enter; None where no state fits."""
+async def _decided(
+    session: Session, deadline: Deadline, *, may_close: bool, must_close: bool = False
+) -> tuple[State | None, str]:
+    """The state to enter and why; None where no state fits."""
     tried: frozenset[type] = frozenset()
     while True:
         step = decide(session.record, session.capabilities, tried=tried, may_close=may_close, must_close=must_close)
@@ -120,12 +126,14 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
                     session.commit(decided)
             case Close():
                 await _close(session, deadline)
-                if session.record.uncertain.needs_barrier or not await _confirmed(session, deadline):
-                    return None
+                if session.record.uncertain.needs_barrier:
+                    return None, "the call that closes it got no answer, and may still run"
+                if not await _confirmed(session, deadline):
+                    return None, "it stopped answering when it was closed"
             case Enter(state=state):
-                return state
-            case Stay():
-                return None
+                return state, "its facts make this state"
+            case Stay(reason=reason):
+                return None, reason
 
 
 async def _close(session: Session, deadline: Deadline) -> None:
@@ -164,13 +172,10 @@ async def _confirmed(session: Session, deadline: Deadline) -> bool:
     return True
 
 
-def _advice(record: Record, command: Command) -> str:
-    """What an error says beside the state to which its engine settled."""
-    if record.state is State.FAILED:
-        return (
-            f" ({record.facts}). recover() looks again; override_state(state, by=..., reason=...) asserts what you "
-            "know of it"
-        )
+def _note(record: Record, command: Command, reason: str) -> str:
+    """What an error says of the state to which its engine settled, beside its name."""
+    if record.state in (State.FAILED, State.GONE):
+        return f" ({reason})"
     condition = record.conditions.get("memory_returned")
     if record.state is State.RELEASED and condition is not None and not record.memory_is_free:
         return f", memory_returned is {condition.verdict.word}: its device is not free for others"

@@ -159,7 +159,7 @@ def weights_recoverable(context: Context) -> str | None:
                 "start it with its weights backup, or name FromDisk(...) or Pushed(...)"
             )
         case FromDisk() | Pushed():
-            return _unloadable(context, command.weights)
+            return unloadable(context, command.weights)
 
 
 @guard(EvidenceKind.HOST_ROOM, least=Grade.ACKNOWLEDGED)
@@ -190,7 +190,7 @@ def source_ready(context: Context) -> str | None:
         return "Kept() brings nothing new; update from FromDisk(...) or Pushed(...)"
     if not command.force and _serves_all(context, version):
         return f"version {version!r} is loaded and valid already; force=True loads it again"
-    return _unloadable(context, command.source)
+    return unloadable(context, command.source)
 
 
 @guard(static=True)
@@ -260,7 +260,8 @@ def _serves(context: Context, contents: Contents | None, version: str) -> bool:
     return valid and mapped and contents is not None and contents.version == version
 
 
-def _unloadable(context: Context, source: FromDisk | Pushed | Kept) -> str | None:
+def unloadable(context: Context, source: FromDisk | Pushed | Kept) -> str | None:
+    """Why the engine cannot load from this source; None where it can, as far as that is known without trying."""
     version = version_of(source)
     if version is not None and not version.strip():
         return "the source has an empty version; name one, it is how weights are told apart"

@@ -135,7 +135,7 @@ async def test_a_mapping_that_is_unknown_is_read_from_bytes(state: State) -> Non
     engine = await engine_in(state)
     put(engine, state=State.FAILED)
     believing(engine, mapped={"weights": None, "kv_cache": None})
-    assert await engine.recover() is state
+    assert (await engine.recover()).state is state
     assert engine.facts.grades[Fact.MAPPED] is Grade.MEASURED
     assert engine.adapter.journal.kinds("residual")
 
@@ -146,11 +146,11 @@ async def test_where_two_choices_of_tags_fit_the_bytes_it_stays_failed() -> None
     await engine.release(["kv_a"], weights=V1)
     put(engine, state=State.FAILED)
     believing(engine, mapped={"kv_a": None, "kv_b": None})
-    assert await engine.recover() is State.FAILED
+    assert (await engine.recover()).state is State.FAILED
     assert engine.facts.mapped == {"weights": True, "kv_a": None, "kv_b": None}
     engine.adapter.engine.apply("release", {"tags": ["kv_b"]})
     believing(engine, mapped={"weights": True})
-    assert await engine.recover() is State.WEIGHTS_RESTORED, "now only one does"
+    assert (await engine.recover()).state is State.WEIGHTS_RESTORED, "now only one does"
 
 
 BEGUN = facts()
@@ -168,7 +168,7 @@ async def test_one_that_was_gone_and_answers_again_holds_its_devices_whatever_it
     model.restart()
     engine.adapter.always("pause", REJECTED)
     engine.adapter.script("residual", LOST)
-    assert await engine.recover() is State.FAILED, "it admits requests with weights that nobody named"
+    assert (await engine.recover()).state is State.FAILED, "it admits requests with weights that nobody named"
     assert not engine.memory_is_free
 
 

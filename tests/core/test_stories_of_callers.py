@@ -58,7 +58,7 @@ async def test_a_cancelled_pause_recovers() -> None:
     engine.adapter.script("pause", HANG_LATE)
     await cancelled_in(engine, asyncio.create_task(engine.pause()), "pause")
     assert engine.state is State.FAILED
-    assert await engine.recover() is State.DRAINED
+    assert (await engine.recover()).state is State.DRAINED
     await serve_again(engine)
 
 
@@ -69,7 +69,7 @@ async def test_nobody_can_declare_what_an_effect_that_may_still_run_will_leave()
     with pytest.raises(InvalidTransition, match="may still run: recover"):
         engine.override_state(State.DRAINED, by="operator", reason="looked at it, and it had not begun")
     assert engine.state is State.FAILED
-    assert await engine.recover() is State.WEIGHTS_RESTORED, "the KV cache went at the barrier"
+    assert (await engine.recover()).state is State.WEIGHTS_RESTORED, "the KV cache went at the barrier"
     assert engine.facts.mapped == {"weights": True, "kv_cache": False}
 
 
@@ -100,7 +100,7 @@ async def test_a_cancelled_proof_is_failed_and_recovers() -> None:
         async with asyncio.timeout(0.05):
             await engine.drain()
     assert engine.state is State.FAILED
-    assert await engine.recover() is State.DRAINED
+    assert (await engine.recover()).state is State.DRAINED
 
 
 # one at a time, and what people say

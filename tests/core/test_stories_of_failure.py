@@ -231,7 +231,7 @@ async def test_a_gone_engine_that_was_started_again_is_a_fresh_one() -> None:
     engine.adapter.engine.die("it was killed")
     assert await engine.verify() is State.GONE
     engine.adapter.engine.restart()
-    assert await engine.recover() is State.PAUSED
+    assert (await engine.recover()).state is State.PAUSED
     assert engine.facts.boot == engine.adapter.engine.boot
     with pytest.raises(GuardRefused, match="restarted process"):
         await engine.resume()
@@ -246,9 +246,9 @@ async def test_an_engine_that_does_not_answer_is_failed_and_recovers() -> None:
     assert engine.state is State.FAILED
     assert "recover() looks again" in str(failed.value)
     assert sent(engine) == []
-    assert await engine.recover(deadline_s=0.2) is State.FAILED
+    assert (await engine.recover(deadline_s=0.2)).state is State.FAILED
     engine.adapter.engine.reachable = True
-    assert await engine.recover() is State.DRAINED
+    assert (await engine.recover()).state is State.DRAINED
     await serve_again(engine)
 
 
@@ -327,7 +327,7 @@ async def test_what_is_known_too_little_of_is_not_called_proved_in_the_error() -
 async def test_recover_closes_an_engine_that_admits_requests_on_unmapped_memory() -> None:
     engine = await engine_in(State.RELEASED)
     engine.adapter.engine.admission = "open"
-    assert await engine.recover() is State.RELEASED
+    assert (await engine.recover()).state is State.RELEASED
     assert engine.adapter.engine.admission == "closed"
     assert sent(engine) == ["pause(abort)"]
 

@@ -198,7 +198,7 @@ async def test_a_cancelled_push_leaves_no_engine_waiting() -> None:
     assert len(asyncio.all_tasks()) == 1
     assert states(fleet) == {"a": "failed", "b": "failed"}
     for engine in fleet:
-        assert await engine.recover() is State.DRAINED
+        assert (await engine.recover()).state is State.DRAINED
 
 
 async def test_a_second_update_meanwhile_is_busy() -> None:
