@@ -48,12 +48,12 @@ def capabilities_of(
         device=_device(info),
         ranks=int(info.get("tp_size") or 1) * int(info.get("pp_size") or 1),
         evidence={"idle": Grade.REPORTED, "weights_match": Grade.MEASURED, "answers": Grade.MEASURED},
-        launched_with=_launched_with(info),
+        launch_source=_launch_source(info),
         notes=_notes(info),
     )
 
 
-def _launched_with(info: Mapping[str, Any]) -> FromDisk | None:
+def _launch_source(info: Mapping[str, Any]) -> FromDisk | None:
     """The checkpoint of the launch; None where something may have been loaded since.
 
     A load changes `model_path` and `weight_version`, a push only the latter, so that the two belong together only while

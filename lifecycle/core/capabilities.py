@@ -34,7 +34,7 @@ class Capabilities:
     best grade this engine can give for a claim, where that is less than any claim could need. `memory_saver` is None
     where nothing tells; `saver` names what releases its GPU memory, where that is known. `hook_mode` is
     torch_memory_saver's, of an engine in this process that has chosen it; of others it is read from their processes.
-    `launched_with` is the checkpoint that it holds since its launch, where it tells that; nothing else was loaded then.
+    `launch_source` is the checkpoint that it holds since its launch, where it tells that; nothing else was loaded then.
     """
 
     engine: str
@@ -52,7 +52,7 @@ class Capabilities:
     device: Literal["cuda", "cpu"] | None = None
     ranks: int = 1
     evidence: Mapping[str, Grade] = field(default_factory=dict)
-    launched_with: FromDisk | None = None
+    launch_source: FromDisk | None = None
     notes: tuple[str, ...] = ()
 
     def stage(self, stage: Literal["weights", "kv"]) -> frozenset[Tag]:

@@ -105,19 +105,22 @@ class EngineBusy(CommandRefused):
 
 
 class OperationFailed(LifecycleError):
-    """A lifecycle call was sent, or the engine is no longer what it was; `settled` is where it was found afterwards."""
+    """A lifecycle call was sent, or the engine is no longer what it was.
+
+    `settled` is where it was found afterwards, and `note` what is to be said of that.
+    """
 
     settled: State | None = None
-    _note: str = ""
+    note: str = ""
 
     def settle(self, settled: State, note: str = "") -> OperationFailed:
         """This error, saying where the engine is now."""
-        self.settled, self._note = settled, note
+        self.settled, self.note = settled, note
         self.args = (self._with_advice(self._message()),)
         return self
 
     def _message(self) -> str:
-        settled = "" if self.settled is None else f". It settled to {self.settled}{self._note}"
+        settled = "" if self.settled is None else f". It settled to {self.settled}{self.note}"
         return f"{self.engine}: {self.command} failed in state {self.state}: {self.why}{settled}"
 
 

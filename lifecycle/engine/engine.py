@@ -27,7 +27,7 @@ from ..core.verdicts import Unmeasurable, Verdict
 from ..rules import knowledge
 from ..rules.advice import TRAINER, after_recovery
 from ..rules.contradiction import contradiction
-from ..rules.desired import fallback, set_desired
+from ..rules.desired import known_source, set_desired
 from ..rules.planner import Goal
 from ..rules.table import not_allowed, row
 from ..rules.weights import invalid_weights
@@ -268,7 +268,7 @@ class Engine(EngineView):
         """
         record, named = self._session.record, self.desired.source
         record = replace(record, desired=replace(before, rollback_source=record.desired.rollback_source))
-        again = record.desired.rollback_source or fallback(record.desired, self.capabilities) or named
+        again = record.desired.rollback_source or known_source(record.desired, self.capabilities) or named
         if again is not None and invalid_weights(record, self.capabilities) is not None:
             record = set_desired(record, again, self.capabilities)
         self._session.commit(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from urllib.parse import urlencode
 
 from ..core.errors import ConfigurationError
 from ..core.observer import Observers
@@ -12,6 +13,9 @@ from ..engine.engine import Engine
 from ..nodes.address import parse
 from .groups import Group
 from .registry import adapter_for
+
+#: Options of a URL that no message repeats.
+SECRETS = ("api_key", "admin_api_key")
 
 
 def member(
@@ -30,6 +34,7 @@ def member(
     given = groups.get(group, Group())
     offload = _offload(url, options)
     after = tuple(each for each in options.pop("drain_after", "").split(",") if each)
+    typed = {name: value for name, value in options.items() if name not in SECRETS}
     groups[group] = replace(given, drain_after=tuple(dict.fromkeys(given.drain_after + after)))
     return Engine(
         adapter_for(replace(address, options=options)),
@@ -41,6 +46,7 @@ def member(
         observers=observers,
         has_router=has_router,
         store=store,
+        address=f"{address}?{urlencode(typed, safe=':/,')}" if typed else str(address),
     )
 
 

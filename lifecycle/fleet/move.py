@@ -49,6 +49,7 @@ class Outcome:
     """What became of one engine in one phase."""
 
     engine: Engine
+    command: Command | None = None
     transition: Transition | None = None
     error: Exception | None = None
 
@@ -99,11 +100,11 @@ async def at_once(commands: Sequence[tuple[Engine, Command]], deadline_s: float 
         collective = collectives.get(id(command.source)) if isinstance(command, UpdateWeights) else None
         try:
             done = await engine.execute(command, deadline_s=deadline_s, for_move=True, collective=collective)
-            return Outcome(engine, done)
+            return Outcome(engine, command, done)
         except Exception as error:
             if collective is not None:
                 collective.fail(error, who=engine.name)  # also where it was refused before it arrived
-            return Outcome(engine, error=error)
+            return Outcome(engine, command, error=error)
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(engine, command)) for engine, command in commands]
@@ -305,6 +306,8 @@ class Move:
             if isinstance(outcome.error, OperationFailed):
                 note = ", where it was released again" if again.error is None else f"; released again: {again.error}"
                 outcome.error.settle(outcome.engine.state, note)
+            if isinstance(outcome.error, LifecycleError):
+                outcome.engine.advised(outcome.error, outcome.command)
 
     # what observers hear
 

@@ -51,12 +51,12 @@ def source_to_serve(record: Record, capabilities: Capabilities) -> Source | None
     desired = record.desired
     if isinstance(desired.source, FromDisk | Pushed):
         return desired.source
-    return fallback(desired, capabilities) or desired.source
+    return known_source(desired, capabilities) or desired.source
 
 
-def fallback(desired: Desired, capabilities: Capabilities) -> FromDisk | None:
+def known_source(desired: Desired, capabilities: Capabilities) -> FromDisk | None:
     """A source from disk that brings the wanted version without anybody naming it."""
-    known = (desired.rollback_source, capabilities.launched_with)
+    known = (desired.rollback_source, capabilities.launch_source)
     return next((each for each in known if each is not None and desired.version in (None, each.version)), None)
 
 

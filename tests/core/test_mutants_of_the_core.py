@@ -37,7 +37,7 @@ from lifecycle.core.record import Desired, Record, UncertainCall
 from lifecycle.core.sources import Source
 from lifecycle.core.units import GIB
 from lifecycle.core.verdicts import Condition, Verdict
-from lifecycle.engine.reconcile import _advice
+from lifecycle.engine.reconcile import _note
 from lifecycle.engine.session import Edge, NotSaved
 from lifecycle.rules import guards, knowledge
 from lifecycle.rules.desired import desired_unless_touched, needs_trainer, set_desired, source_after_release, was_loaded
@@ -273,10 +273,10 @@ async def test_one_that_may_be_paused_already_is_closed_by_a_mode_that_cannot_ha
 
 def test_an_error_calls_no_device_taken_that_is_free() -> None:
     record = Record(state=State.RELEASED, facts=BEGUN)
-    assert _advice(record, RestoreWeights()) == ""
-    assert _advice(record.with_condition("memory_returned", Proved(grade=Grade.MEASURED)), RestoreWeights()) == ""
-    advice = _advice(record.with_condition("memory_returned", Refuted()), RestoreWeights())
-    assert advice == ", memory_returned is refuted: its device is not free for others"
+    assert _note(record, RestoreWeights(), "") == ""
+    assert _note(record.with_condition("memory_returned", Proved(grade=Grade.MEASURED)), RestoreWeights(), "") == ""
+    note = _note(record.with_condition("memory_returned", Refuted()), RestoreWeights(), "")
+    assert note == ", memory_returned is refuted: its device is not free for others"
 
 
 # moves

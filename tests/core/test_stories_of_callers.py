@@ -66,7 +66,7 @@ async def test_nobody_can_declare_what_an_effect_that_may_still_run_will_leave()
     engine = await engine_in(State.DRAINED)
     engine.adapter.script("release", HANG_LATE)
     await cancelled_in(engine, asyncio.create_task(engine.release(weights=V1)), "release")
-    with pytest.raises(InvalidTransition, match="may still run: recover"):
+    with pytest.raises(InvalidTransition, match=r"may still run\. Next: `fleet\.recover\(\)`"):
         engine.override_state(State.DRAINED, by="operator", reason="looked at it, and it had not begun")
     assert engine.state is State.FAILED
     assert (await engine.recover()).state is State.WEIGHTS_RESTORED, "the KV cache went at the barrier"

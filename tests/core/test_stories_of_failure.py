@@ -244,7 +244,7 @@ async def test_an_engine_that_does_not_answer_is_failed_and_recovers() -> None:
     with pytest.raises(Unreachable, match="It settled to failed") as failed:
         await engine.release(weights=V1, deadline_s=0.2)
     assert engine.state is State.FAILED
-    assert "recover() looks again" in str(failed.value)
+    assert "Next: `fleet.recover()`" in str(failed.value)
     assert sent(engine) == []
     assert (await engine.recover(deadline_s=0.2)).state is State.FAILED
     engine.adapter.engine.reachable = True
@@ -310,7 +310,7 @@ async def test_an_engine_met_while_it_is_paused_is_not_claimed_to_be_anything() 
     engine.adapter.engine.admission = "closed"
     await engine.connect()
     assert engine.state is State.FAILED
-    with pytest.raises(InvalidTransition, match=r"no command is allowed here; recover\(\) looks where it is"):
+    with pytest.raises(InvalidTransition, match=r"no command is allowed here\. Next: `fleet\.recover\(\)`"):
         await engine.resume()
 
 

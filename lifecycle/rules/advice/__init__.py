@@ -22,6 +22,7 @@ from ...core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreW
 from ...core.errors import EngineBusy, GuardRefused, LifecycleError, NotProved, OperationFailed, Rejected
 from ...core.facts import Admission
 from ...core.record import Record
+from ...core.sources import Pushed
 from ...core.states import RING, UNCLAIMED, State
 from ..desired import source_to_serve
 from ..planner import Goal, next_command
@@ -52,9 +53,10 @@ def advice(where: Where, asked: Asked | None, error: LifecycleError) -> Advice:
 
 def _after_failure(where: Where, asked: Asked | None, error: OperationFailed) -> list[Choice]:
     """It settled in a state of the ring: what makes it serve, and what where that fails again."""
-    loaded = isinstance(asked, UpdateWeights)
-    if loaded and where.invalid and isinstance(error, Rejected | NotProved):
-        return onload_from(where)
+    if isinstance(asked, UpdateWeights) and where.invalid:
+        pushed = isinstance(asked.source, Pushed)  # nothing but the trainer makes that again
+        if pushed or isinstance(error, Rejected | NotProved):
+            return onload_from(where)
     if where.state is State.SERVING and isinstance(asked, Command):
         return [asking(where, asked), SERVES]
     again = isinstance(asked, RestoreWeights | UpdateWeights | RestoreKV | Resume)

@@ -65,6 +65,8 @@ def _updated(where: Where, asked: Asked | None) -> list[Choice]:
         return drained(where)
     if where.state is State.KV_RESTORED:
         return [recover(where)]
+    if where.state is State.RELEASED:
+        return onload_from(where)
     wanted = source_to_serve(where.record, where.capabilities)
     if where.invalid and wanted is not None and not _kept(wanted):
         return [asking(where, UpdateWeights(wanted))]
@@ -77,7 +79,8 @@ def _kept(source: Source) -> bool:
 
 
 def _closed_router(where: Where, asked: Asked | None) -> list[Choice]:
-    return [asking(where, asked if isinstance(asked, Pause) else Pause())]
+    mode = asked.mode if isinstance(asked, Pause) else PAUSE_MODE
+    return [where.choice(f"fleet.pause({mode!r}, {where.alone})", f"pause --mode {mode}")]
 
 
 def _found_out(where: Where, asked: Asked | None) -> list[Choice]:

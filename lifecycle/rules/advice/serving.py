@@ -50,7 +50,7 @@ def home(where: Where) -> list[Choice]:
         return [recover(where)]
     if where.invalid and source_to_serve(where.record, where.capabilities) in (None, Kept()):
         return onload_from(where)
-    return [where.choice("fleet.onload()", "onload")]
+    return [asking(where, Goal(State.SERVING))]
 
 
 def onload_from(where: Where) -> list[Choice]:
@@ -61,7 +61,7 @@ def onload_from(where: Where) -> list[Choice]:
 def sources(where: Where) -> list[tuple[Source, str]]:
     """What weights could be loaded from, and what a person has to do first: all of it but what is wanted now."""
     desired, update = where.record.desired, where.capabilities.update
-    known = dict.fromkeys((desired.rollback_source, where.capabilities.launched_with))
+    known = dict.fromkeys((desired.rollback_source, where.capabilities.launch_source))
     sources: list[tuple[Source, str]] = []
     if "push" in update and (isinstance(desired.source, Pushed) or "disk" not in update):
         sources.append((desired.source if isinstance(desired.source, Pushed) else TRAINER, PUSHES))
@@ -72,9 +72,8 @@ def sources(where: Where) -> list[tuple[Source, str]]:
 
 
 def recover(where: Where, first: str = "") -> Choice:
-    """Finding out where it is. A state that is claimed is found out anew only where the engine is named."""
-    named = "" if where.state in UNCLAIMED else f"engines=[{where.name!r}]"
-    return where.choice(f"fleet.recover({named})", "recover", first)
+    """Finding out where it is. A fleet takes those that are failed or gone; a state that is claimed, the engine does."""
+    return where.choice(f"{'fleet' if where.state in UNCLAIMED else 'engine'}.recover()", "recover", first)
 
 
 def paused(where: Where) -> list[Choice]:

@@ -40,6 +40,11 @@ class Where:
         return self.record.state
 
     @property
+    def alone(self) -> str:
+        """The argument by which a fleet takes this engine alone."""
+        return f"engines=[{self.name!r}]"
+
+    @property
     def invalid(self) -> bool:
         """Whether its weights are not worth serving."""
         return invalid_weights(self.record, self.capabilities) is not None
@@ -85,31 +90,32 @@ def _plain(checksum: str | Mapping[str, str]) -> str | dict[str, str]:
 
 
 def asking(where: Where, asked: Asked, first: str = "") -> Choice:
-    """What was asked, as it is asked of a fleet and on the command line."""
+    """What was asked, as it is asked of the engine, or of its fleet where it is a move, and on the command line."""
     match asked:
         case Pause(mode=mode):
-            return where.choice(f"fleet.pause({mode!r})", f"pause --mode {mode}", first)
+            return where.choice(f"engine.pause({mode!r})", f"pause --mode {mode}", first)
         case Drain():
-            return where.choice("fleet.drain()", "drain", first)
+            return where.choice("engine.drain()", "drain", first)
         case Release():
-            return _releasing(where, "release", asked, first)
+            return _releasing(where, "engine.release", asked, first)
         case RestoreWeights():
-            return where.choice("fleet.restore_weights()", "restore --only weights", first)
+            return where.choice("engine.restore_weights()", "restore --only weights", first)
         case UpdateWeights(source=source, force=force):
-            call = f"fleet.update_weights({python_of(source)}{', force=True' if force else ''})"
+            call = f"engine.update_weights({python_of(source)}{', force=True' if force else ''})"
             return where.choice(call, f"update {options_of(source)}{' --force' if force else ''}", first)
         case RestoreKV():
-            return where.choice("fleet.restore_kv()", "restore --only kv", first)
+            return where.choice("engine.restore_kv()", "restore --only kv", first)
         case Resume():
-            return where.choice("fleet.resume()", "resume", first)
+            return where.choice("engine.resume()", "resume", first)
         case Goal(state=State.RELEASED):
-            return _releasing(where, "offload", asked, first)
+            return _releasing(where, "fleet.offload", asked, first)
         case Goal(weights=FromDisk() | Pushed() as source):
-            return where.choice(f"fleet.onload(weights={python_of(source)})", f"onload {options_of(source)}", first)
-    return where.choice("fleet.onload()", "onload", first)
+            call = f"fleet.onload(weights={python_of(source)}, {where.alone})"
+            return where.choice(call, f"onload {options_of(source)}", first)
+    return where.choice(f"fleet.onload({where.alone})", "onload", first)
 
 
-def _releasing(where: Where, verb: str, asked: Release | Goal, first: str) -> Choice:
+def _releasing(where: Where, method: str, asked: Release | Goal, first: str) -> Choice:
     python, typed = [], []
     if isinstance(asked, Goal) and asked.mode != PAUSE_MODE:
         python.append(f"mode={asked.mode!r}")
@@ -120,4 +126,6 @@ def _releasing(where: Where, verb: str, asked: Release | Goal, first: str) -> Ch
     if asked.weights is not None:
         python.append(f"weights={python_of(asked.weights)}")
         typed.append(options_of(asked.weights))
-    return where.choice(f"fleet.{verb}({', '.join(python)})", " ".join([verb, *typed]), first)
+    if isinstance(asked, Goal):
+        python.append(where.alone)
+    return where.choice(f"{method}({', '.join(python)})", " ".join([method.partition(".")[2], *typed]), first)

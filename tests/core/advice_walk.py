@@ -1,0 +1,207 @@
+"""Follows the advice of a message to the letter, in Python or on the command line, until the engine serves.
+
+What a message says is read out of its text alone. Where a person has to do something first, it is done to the model of
+the engine as the words say, and counted. The same choice of the same message in the same state twice is a circle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+from rig import V1
+from virtual_time import VirtualTime
+
+from lifecycle import Engine, Fleet, FromDisk, Kept, Pushed, Recovery, State
+from lifecycle.cli import main, options
+from lifecycle.rules.table import row
+
+#: One way on: what a person does first, then a call and a command in backquotes. Any of the two may be missing.
+CHOICE = re.compile(r"(?P<first>[^`;]*?)(?:, then )?(?:`(?P<call>[^`]+)` \(`(?P<command>[^`]+)`\))?(?:; or |$)")
+
+#: What an ExceptionGroup adds to its message.
+GROUP = re.compile(r" \(\d+ sub-exceptions?\)$")
+
+#: The command of the table that each verb of the command line gives, where it gives one alone.
+VERBS = {"pause": "pause", "drain": "drain", "release": "release", "update": "update_weights", "resume": "resume"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way on, as it was read in a message."""
+
+    first: str
+    call: str
+    command: str
+
+
+def ways_in(message: str) -> list[Way]:
+    """What the message says that leads on. Of several engines' messages, that of the first."""
+    _, _, advice = message.partition("Next: ")
+    advice = GROUP.sub("", advice.splitlines()[0]) if advice else ""
+    found = [Way(*(part or "" for part in match.groups())) for match in CHOICE.finditer(advice) if match.group()]
+    return [way for way in found if way.first or way.call]
+
+
+@dataclass
+class Walk:
+    """One engine of a fleet, and what a person may do to it."""
+
+    world: VirtualTime
+    fleet: Fleet
+    engine: Engine
+    #: What makes the fault go away, where a person is asked to change what the message names.
+    heal: Callable[[], object] = lambda: None
+    on_command_line: bool = False
+    decisions: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+
+    def follow(self, message: str) -> None:
+        """The engine serves in the end; AssertionError shows the way that was taken otherwise."""
+        seen: set[tuple[State, str, Way]] = set()
+        for _ in range(16):
+            self.steps.append(f"{self.engine.state}: {message}")
+            ways = ways_in(message)
+            assert ways, self.told("a message without advice")
+            ways = [way for way in ways if (self.engine.state, message, way) not in seen and self._is_so(way)]
+            assert ways, self.told("a circle")
+            way = ways[0]
+            seen.add((self.engine.state, message, way))
+            self._decide(way.first)
+            if not way.call:
+                assert self.engine.state is State.SERVING or "wait" in way.first, self.told("nothing leads on")
+            said = self._typed(way.command) if self.on_command_line else self._called(way.call)
+            if self.engine.state is State.SERVING and not said:
+                break
+            message = said or str(self.engine.advice)
+        model = self.engine.adapter.engine
+        assert self.engine.state is State.SERVING, self.told("it does not serve")
+        assert model.alive, self.told(f"it ended: {model.deaths}")
+        assert model.admission == "open", self.told("it admits nothing")
+        assert not model.unmapped, self.told("it is called serving, and its memory is not mapped")
+        assert model.violations == [], self.told(str(model.violations))
+
+    def told(self, why: str) -> str:
+        """The way that was taken."""
+        return "\n  ".join([f"{why}:", *self.steps])
+
+    def _is_so(self, way: Way) -> bool:
+        """What a person would choose: a state is asserted only where it is the true one."""
+        _, _, state = way.first.partition("if you know that it is ")
+        model = self.engine.adapter.engine
+        if not state:
+            return True
+        weights = self.engine.capabilities.stage("weights")
+        if model.admission == "open":
+            return state == "serving" and not model.unmapped
+        true = {"paused", "drained"} if not model.unmapped else {"weights_restored"}
+        return state in ({"released"} if model.unmapped & weights else true)
+
+    def _decide(self, first: str) -> None:
+        if not first:
+            return
+        self.decisions.append(first)
+        model = self.engine.adapter.engine
+        if "start it anew" in first:
+            self.engine.adapter.as_modelled()
+            self.heal()
+            model.reachable = True
+            model.stubborn = 0
+            model.restart()
+        elif first.startswith(("change what", "make its store", "wait until")):
+            self.heal()
+            self.world.run(asyncio.sleep(1.0))
+
+    def _called(self, call: str) -> str:
+        """What the call raised, or found; empty where it went well."""
+        if not call:
+            return ""
+        self._in_the_table(call.partition(".")[2].partition("(")[0])
+        names = {"fleet": self.fleet, "engine": self.engine, "FromDisk": FromDisk, "Kept": Kept, "Pushed": Pushed}
+        names |= {
+            "State": State,
+            "PATH": V1.path,
+            "VERSION": V1.version,
+            "PUSH": _push,
+            "NAME": "me",
+            "WHY": "I saw it",
+        }
+
+        async def make() -> Any:
+            made = eval(call, {}, names)
+            return await made if asyncio.iscoroutine(made) else made
+
+        self.steps.append(f"  {call}")
+        try:
+            found = self.world.run(make())
+        except Exception as error:
+            return str(error)
+        recovered = found.get(self.engine.name) if isinstance(found, dict) else None
+        return str(recovered) if isinstance(recovered, Recovery) and recovered.state is not State.SERVING else ""
+
+    def _typed(self, command: str) -> str:
+        """What the command line printed where it went wrong, or found."""
+        if not command:
+            return ""
+        program, verb, *arguments = shlex.split(command)
+        assert program == "lifecycle"
+        self._in_the_table(VERBS.get(verb, ""))
+        filled = {"PATH": V1.path, "VERSION": V1.version, "NAME": "me", "WHY": "I saw it"}
+        arguments = [filled.get(argument, argument) for argument in arguments]
+        self.steps.append(f"  {shlex.join([program, verb, *arguments])}")
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.object(options.Options, "fleet", lambda given, *_, **__: _Entered(self, given)),
+            mock.patch("asyncio.run", self.world.run),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            code = main([verb, *arguments])
+        assert code in (0, 1, 3), self.told(f"exit code {code}: {err.getvalue()}")
+        if verb == "recover":
+            return "" if self.engine.state is State.SERVING else f"Next: {_choices(out.getvalue())}"
+        return err.getvalue().strip().splitlines()[-1] if code else ""
+
+    def _in_the_table(self, command: str) -> None:
+        """The table has a row for a command that is advised."""
+        if command in set(VERBS.values()) | {"restore_weights", "restore_kv"}:
+            assert row(command, self.engine.state), self.told(f"{command} is not allowed in {self.engine.state}")
+
+
+def _choices(printed: str) -> str:
+    """The choices that `lifecycle recover` prints, a line each, as other messages say them."""
+    lines = printed.splitlines()
+    return "; or ".join(line.strip() for line in lines[lines.index("  what leads on:") + 1 :])
+
+
+class _Entered:
+    """The fleet of the walk, in place of one that the command line would connect."""
+
+    def __init__(self, walk: Walk, given: options.Options) -> None:
+        self.fleet = walk.fleet
+        known = {engine.address for engine in walk.fleet}
+        assert set(given.urls) <= known, walk.told(f"{given.urls}: no such engine")
+
+    async def __aenter__(self) -> Fleet:
+        return self.fleet
+
+    async def __aexit__(self, *exception: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(self.fleet)
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def _push(engines: Any) -> None:
+    for engine in engines:
+        await engine.push("tensor")
