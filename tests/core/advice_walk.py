@@ -16,15 +16,22 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+import typer
 from rig import V1
 from virtual_time import VirtualTime
 
 from lifecycle import Engine, Fleet, FromDisk, Kept, Pushed, Recovery, State
-from lifecycle.cli import main, options
+from lifecycle.cli import app, main, options
 from lifecycle.rules.table import row
 
 #: One way on: what a person does first, then a call and a command in backquotes. Any of the two may be missing.
 CHOICE = re.compile(r"(?P<first>[^`;]*?)(?:, then )?(?:`(?P<call>[^`]+)` \(`(?P<command>[^`]+)`\))?(?:; or |$)")
+
+#: What a person fills in for the words in capitals.
+FILLED = {"PATH": V1.path, "VERSION": V1.version, "NAME": "me", "WHY": "I saw it"}
+
+#: The command line's parser, made once: typer makes it anew for every command.
+PARSER = typer.main.get_command(app.app)
 
 #: What an ExceptionGroup adds to its message.
 GROUP = re.compile(r" \(\d+ sub-exceptions?\)$")
@@ -60,6 +67,7 @@ class Walk:
     #: What makes the fault go away, where a person is asked to change what the message names.
     heal: Callable[[], object] = lambda: None
     on_command_line: bool = False
+    message: str = ""
     decisions: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
 
@@ -153,13 +161,13 @@ class Walk:
         program, verb, *arguments = shlex.split(command)
         assert program == "lifecycle"
         self._in_the_table(VERBS.get(verb, ""))
-        filled = {"PATH": V1.path, "VERSION": V1.version, "NAME": "me", "WHY": "I saw it"}
-        arguments = [filled.get(argument, argument) for argument in arguments]
+        arguments = [FILLED.get(argument, argument) for argument in arguments]
         self.steps.append(f"  {shlex.join([program, verb, *arguments])}")
         out, err = io.StringIO(), io.StringIO()
         with (
             mock.patch.object(options.Options, "fleet", lambda given, *_, **__: _Entered(self, given)),
             mock.patch("asyncio.run", self.world.run),
+            mock.patch.object(app, "app", PARSER.main),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):
@@ -185,9 +193,9 @@ class _Entered:
     """The fleet of the walk, in place of one that the command line would connect."""
 
     def __init__(self, walk: Walk, given: options.Options) -> None:
-        self.fleet = walk.fleet
-        known = {engine.address for engine in walk.fleet}
-        assert set(given.urls) <= known, walk.told(f"{given.urls}: no such engine")
+        named = [engine for engine in walk.fleet if engine.address in given.urls]
+        assert len(named) == len(given.urls), walk.told(f"{given.urls}: no such engine")
+        self.fleet = Fleet(named, router=walk.fleet.router, policy=walk.fleet.policy)
 
     async def __aenter__(self) -> Fleet:
         return self.fleet
