@@ -12,7 +12,8 @@ class Choice:
     """One way on: `call` in Python and `command` on the command line.
 
     `first` is what a person has to do or to decide before; empty where nobody has to. Words in capitals in `call` and
-    `command` are for a person to fill in. Both are empty where `first` is all that there is to do.
+    `command` are for a person to fill in. Both are empty where `first` is all that there is to do, and `command` alone
+    where the command line cannot do it: it knows no trainer that pushes.
     """
 
     call: str = ""
@@ -20,7 +21,7 @@ class Choice:
     first: str = ""
 
     def __str__(self) -> str:
-        calls = f"`{self.call}` (`{self.command}`)" if self.call else ""
+        calls = f"`{self.call}`" + (f" (`{self.command}`)" if self.command else "") if self.call else ""
         return ", then ".join(part for part in (self.first, calls) if part)
 
 

@@ -83,7 +83,7 @@ def mode_change_safe(context: Context) -> str | None:
     if current is None and traits.unsafe_from:
         return f"how it was paused is not known, and {command.mode!r} after {sorted(traits.unsafe_from)} hangs it"
     if current in traits.unsafe_from:
-        return f"{command.mode!r} after {current!r} hangs {context.capabilities.engine} for ever; resume it first"
+        return f"{command.mode!r} after {current!r} hangs {context.capabilities.engine} for ever"
     return None
 
 
@@ -199,7 +199,7 @@ def live_update_supported(context: Context) -> str | None:
     mode = context.facts.paused_by
     traits = context.capabilities.pause.get(mode) if mode else None
     if "live" not in context.capabilities.update or traits is None or not traits.live_update:
-        return f"an update while paused by {mode!r} would mix weights inside requests; drain it first"
+        return f"an update while paused by {mode!r} would mix weights inside requests"
     return None
 
 
@@ -207,7 +207,7 @@ def live_update_supported(context: Context) -> str | None:
 def all_mapped(context: Context) -> str | None:
     """Every tag is mapped: a request would otherwise run on memory that is not there."""
     missing = [tag for tag, mapped in context.facts.mapped.items() if mapped is not True]
-    return f"{', '.join(missing)} not known to be mapped; restore first" if missing else None
+    return f"{', '.join(missing)} not known to be mapped" if missing else None
 
 
 @guard(EvidenceKind.CHECKSUM)
@@ -216,7 +216,7 @@ def weights_valid(context: Context) -> str | None:
     now = by_model_role(context.evidence.observed)
     differing = changed(context.calibration.kept_checksums, now) if now else ""
     if differing:
-        return f"the weights were to be kept, and {differing}; update the weights first"
+        return f"the weights were to be kept, and {differing}"
     return invalid_weights(context.record, context.capabilities)
 
 
@@ -226,7 +226,7 @@ def cache_fresh(context: Context) -> str | None:
     paused_by = context.facts.paused_by
     traits = context.capabilities.pause.get(paused_by) if paused_by else None
     if context.facts.cache_fresh is not True and not (traits is not None and traits.keeps_kv and traits.live_update):
-        return "the prefix cache may belong to other weights or to memory that was given back; drain it first"
+        return "the prefix cache may belong to other weights or to memory that was given back"
     return None
 
 

@@ -25,7 +25,7 @@ from lifecycle.cli import app, main, options
 from lifecycle.rules.table import row
 
 #: One way on: what a person does first, then a call and a command in backquotes. Any of the two may be missing.
-CHOICE = re.compile(r"(?P<first>[^`;]*?)(?:, then )?(?:`(?P<call>[^`]+)` \(`(?P<command>[^`]+)`\))?(?:; or |$)")
+CHOICE = re.compile(r"(?P<first>[^`;]*?)(?:, then )?(?:`(?P<call>[^`]+)`(?: \(`(?P<command>[^`]+)`\))?)?(?:; or |$)")
 
 #: What a person fills in for the words in capitals.
 FILLED = {"PATH": V1.path, "VERSION": V1.version, "NAME": "me", "WHY": "I saw it"}
@@ -78,6 +78,7 @@ class Walk:
             self.steps.append(f"{self.engine.state}: {message}")
             ways = ways_in(message)
             assert ways, self.told("a message without advice")
+            ways = [way for way in ways if way.command or not (way.call and self.on_command_line)]
             ways = [way for way in ways if (self.engine.state, message, way) not in seen and self._is_so(way)]
             assert ways, self.told("a circle")
             way = ways[0]

@@ -108,6 +108,7 @@ _BY_GUARD: Mapping[str, Callable[[Where, Asked | None], list[Choice]]] = {
     "weights_valid": _updated,
     "cache_fresh": lambda where, asked: drained(where),
     "memory_returned": lambda where, asked: home(where),
+    "serving": lambda where, asked: paused(where),
     "source": lambda where, asked: onload_from(where),
     "store": _stored,
 }

@@ -72,7 +72,7 @@ def sources(where: Where) -> list[tuple[Source, str]]:
 
 
 def recover(where: Where, first: str = "") -> Choice:
-    """Finding out where it is. A fleet takes those that are failed or gone; a state that is claimed, the engine does."""
+    """Finding out where it is: a fleet does that of those that are failed or gone, an engine of itself."""
     return where.choice(f"{'fleet' if where.state in UNCLAIMED else 'engine'}.recover()", "recover", first)
 
 

@@ -55,7 +55,9 @@ class Where:
         return PlannerView(self.state, self.record.facts, self.capabilities, not self.invalid)
 
     def choice(self, call: str, command: str, first: str = "") -> Choice:
-        """One way on, whose command is given this engine's address."""
+        """One way on, whose command is given this engine's address; what pushes has none."""
+        if f"Pushed({PUSH}" in call:
+            return Choice(call, first=first)
         verb, _, options = command.partition(" ")
         line = " ".join(part for part in ("lifecycle", verb, shlex.quote(self.address), options) if part)
         return Choice(call, line, first)
@@ -76,12 +78,9 @@ def python_of(source: Source) -> str:
 
 
 def options_of(source: Source) -> str:
-    """The source as options of the command line, which knows no push: a checkpoint has to be named there."""
-    match source:
-        case FromDisk(path=path, version=version):
-            return f"--weights {shlex.quote(path)} --version {shlex.quote(version)}"
-        case Pushed(version=version):
-            return f"--weights {PATH} --version {shlex.quote(version)}"
+    """The source as options of the command line."""
+    if isinstance(source, FromDisk):
+        return f"--weights {shlex.quote(source.path)} --version {shlex.quote(source.version)}"
     return "--weights kept"
 
 
