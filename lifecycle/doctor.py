@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-import psutil
-
 from .core.errors import ConfigurationError
 from .core.facts import Grade
+from .core.policy import SET_THRESHOLD
+from .core.readings import Reading
 from .core.units import mib
 from .core.verdicts import Proved, Refuted, Unmeasurable
 from .engine.engine import Engine
 from .nodes.locate import by_node
 from .nodes.port import PROCESSES_UNKNOWN, ProcessEnv
 from .nodes.process_env import NCCL_GRAPHS, PRELOAD, expandable, preloads_twice
-from .nodes.processes import command_of, tree_pids
+from .nodes.processes import clients, command_of, tree_pids
+from .nodes.shared_scan import SharedScan
+from .rules.threshold import can_be_exceeded
 
 Level = Literal["ok", "warning", "failure"]
 
 #: Seconds that connecting, and each slow check, may take.
 DEADLINE_S = 30.0
+
+_CLIENTS = SharedScan(clients)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +173,7 @@ async def processes(engine: Engine) -> Finding:
 
 
 async def residual_memory(engine: Engine) -> Finding:
-    """Its memory can be measured, and the release of each tag alone would be visible."""
+    """Its memory can be measured, the release of each tag alone would be visible, and its threshold can be exceeded."""
     reading = await engine.read_residual(deadline_s=DEADLINE_S)
     if isinstance(reading, Unmeasurable):
         remedy = "without it no release is proved (or set Policy.accept: memory_returned=acknowledged)"
@@ -177,12 +181,21 @@ async def residual_memory(engine: Engine) -> Finding:
     per_device = ", ".join(f"{mib(size)} of {device}" for device, size in reading.devices.items())
     message = f"measured by {reading.probe}: {per_device}; threshold {mib(engine.policy.threshold_bytes)}"
     visible = max(engine.policy.visible_bytes, engine.policy.visible_fraction * reading.resident_bytes)
+    remedies: list[str] = []
+    full = _with_every_tag_mapped(engine, reading)
+    verdict = None if full is None else can_be_exceeded(full, engine.policy)
+    if isinstance(verdict, Refuted):
+        remedies.append(f"that is not below all it holds, and cannot be exceeded: set it by {SET_THRESHOLD}")
     tiny = [spec.name for spec in engine.capabilities.tags if (spec.expected_bytes or visible) < visible]
     if tiny:
-        return Finding(
-            "residual", "warning", message, f"too small to be visible when released alone: {', '.join(tiny)}"
-        )
-    return Finding("residual", "ok", message)
+        remedies.append(f"too small to be visible when released alone: {', '.join(tiny)}")
+    return Finding("residual", "warning" if remedies else "ok", message, "; ".join(remedies))
+
+
+def _with_every_tag_mapped(engine: Engine, now: Reading) -> Reading | None:
+    """What it holds with every tag mapped: what was read now, where they are; else what was read when they were."""
+    mapped = engine.facts.mapped.values()
+    return now if all(each is True for each in mapped) else engine.record.calibration.reading_all_mapped
 
 
 async def device_idle(engine: Engine) -> Finding:
@@ -222,7 +235,13 @@ async def health_monitors(engine: Engine) -> Finding:
     if harmful is None:
         return Finding("health monitors", "ok", "none of its endpoints does harm while it is paused")
     message = f"a call of {harmful} while it is paused makes it report itself unhealthy until the next one succeeds"
-    peers = await asyncio.to_thread(_connected_to, urlsplit(engine.adapter.url).port or 0)
+    try:
+        connected = await _CLIENTS.result(deadline_s=DEADLINE_S)
+    except TimeoutError:
+        return Finding(
+            "health monitors", "warning", f"{message}; who is connected now took too long to find", "see ss -tp"
+        )
+    peers = sorted(connected.get(urlsplit(engine.adapter.url).port or 0, frozenset()) - {os.getpid()})
     if peers:
         who = ", ".join(f"pid {pid} ({command_of(pid)})" for pid in peers[:3])
         return Finding(
@@ -248,13 +267,3 @@ CHECKS: Sequence[Check] = (
     weights,
     health_monitors,
 )
-
-
-def _connected_to(port: int) -> list[int]:
-    """The processes of this host, but not this one, that hold a connection to this port."""
-    mine = psutil.Process().pid
-    found = set()
-    for each in psutil.net_connections(kind="tcp"):
-        if each.raddr and each.raddr.port == port and each.status == psutil.CONN_ESTABLISHED:
-            found.add(each.pid)
-    return sorted(pid for pid in found if pid not in (None, mine))

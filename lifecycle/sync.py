@@ -13,12 +13,16 @@ have answered or the deadline passed: in a program whose event loop reads client
 thread, or await `lifecycle.Fleet` there. Ctrl-C cancels what was asked for and waits until it has ended: `offloaded()`
 brings the fleet home first. A second Ctrl-C does not wait. A fleet that nobody closed is closed when the interpreter
 exits.
+
+A fork copies a fleet without the thread that drives it. In the child its verbs raise ConfigurationError, and closing it
+does nothing: it stays with the process that connected it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -30,6 +34,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 import anyio
 from anyio.from_thread import BlockingPortal
 
+from .core.errors import ConfigurationError
 from .core.observer import Observer
 from .core.policy import Policy
 from .core.ports import ResidualProbe, Router, StateStore
@@ -51,6 +56,7 @@ class Loop:
     """
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._started: Future[BlockingPortal] = Future()
         self._thread = threading.Thread(target=anyio.run, args=(self._serve,), name="lifecycle-loop", daemon=True)
         self._thread.start()
@@ -62,8 +68,22 @@ class Loop:
             self._started.set_result(portal)
             await portal.sleep_until_stopped()
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a copy in a forked child. The thread is not there, so whoever waited for it never woke."""
+        return os.getpid() != self._pid
+
     def run(self, call: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        """What the coroutine returned or raised; an interrupt cancels it and waits until it has ended."""
+        """What the coroutine returned or raised; an interrupt cancels it and waits until it has ended.
+
+        Raises ConfigurationError in a forked child.
+        """
+        if self.forked:
+            raise ConfigurationError(
+                f"this fleet belongs to process {self._pid}, and this is process {os.getpid()}, forked from it without "
+                "the thread that drives the fleet. Nothing was sent. Connect a fleet of your own here (Fleet.connect), "
+                "or start the process by spawn"
+            )
         tasks: list[asyncio.Task[Any] | None] = []
         ended = threading.Event()
 
@@ -85,8 +105,10 @@ class Loop:
             raise
 
     def close(self) -> None:
-        """The loop has stopped and its thread has ended."""
+        """The loop has stopped and its thread has ended; in a forked child there is neither."""
         atexit.unregister(self.close)
+        if self.forked:
+            return
         if self._thread.is_alive():
             self.portal.start_task_soon(self.portal.stop, True)
             self._thread.join(10.0)
@@ -173,6 +195,11 @@ class Engine(Blocking):
     read_residual = blocking(engine_module.Engine.read_residual)
     read_hook_mode = blocking(engine_module.Engine.read_hook_mode)
 
+    def connect(self, *, deadline_s: float = 30.0) -> Self:
+        """The engine was observed anew, as after another process has moved it."""
+        self._loop.run(partial(self._wrapped.connect, deadline_s=deadline_s))
+        return self
+
     def override_state(self, state: State, *, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so."""
         return self._wrapped.override_state(state, by=by, reason=reason)
@@ -228,7 +255,8 @@ class Fleet(Blocking):
     def close(self) -> None:
         """Connections are let go and the loop's thread has ended; the engines are left as they are."""
         try:
-            self._loop.run(self._wrapped.aclose)
+            if not self._loop.forked:
+                self._loop.run(self._wrapped.aclose)
         finally:
             self._loop.close()
 

@@ -68,12 +68,16 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
     return go
 
 
+#: A residual threshold below what these small engines hold.
+SMALL = ("--threshold-gib", "0.125")
+
+
 def url(process: LoopbackProcess, query: str = "") -> str:
     return f"loopback://127.0.0.1:{process.port}?name=e{query}"
 
 
 def test_a_good_engine(run: Any, good: LoopbackProcess) -> None:
-    code, out = run(url(good))
+    code, out = run(url(good), *SMALL)
     assert code == 0, out
     lines = out.splitlines()
     assert lines[0] == "e"
@@ -81,6 +85,15 @@ def test_a_good_engine(run: Any, good: LoopbackProcess) -> None:
     assert all(line.startswith("  ok ") for line in lines[1:])
     for told in ("0.5.23", "memory saver    on", "weights 96 MiB", f"pid {good.pid}", "measured by process memory"):
         assert told in out
+
+
+def test_a_threshold_that_nothing_can_exceed_is_a_warning(run: Any, good: LoopbackProcess) -> None:
+    code, out = run(url(good))
+    assert code == 4
+    (warning,) = [line for line in out.splitlines() if "warning" in line]
+    assert "threshold 3072 MiB; that is not below all it holds, and cannot be exceeded" in warning
+    assert "Policy(residual_threshold_gib=...)" in warning
+    assert "--threshold-gib" in warning
 
 
 def test_without_memory_saver(run: Any, plain: LoopbackProcess) -> None:
@@ -101,7 +114,7 @@ def test_behind_a_wrong_key(run: Any, locked: LoopbackProcess, monkeypatch: pyte
     assert code == 1
     assert "control endpoints refuse the key" in out
     monkeypatch.setenv("ADMIN", "a")
-    code, out = run(url(locked, "&api_key_env=RIGHT&admin_api_key_env=ADMIN"))
+    code, out = run(url(locked, "&api_key_env=RIGHT&admin_api_key_env=ADMIN"), *SMALL)
     assert code == 0, out
 
 
@@ -113,7 +126,7 @@ def test_nothing_there(run: Any, nothing: int) -> None:
 
 
 def test_json_and_the_worst_of_several(run: Any, good: LoopbackProcess, plain: LoopbackProcess) -> None:
-    code, out = run(url(good), f"loopback://127.0.0.1:{plain.port}?name=p", "--json")
+    code, out = run(url(good), f"loopback://127.0.0.1:{plain.port}?name=p", "--json", *SMALL)
     told = json.loads(out)
     assert code == 1
     assert [(each["engine"], each["worst"]) for each in told] == [("e", "ok"), ("p", "failure")]
@@ -147,8 +160,8 @@ def test_the_outputs_in_the_docs_are_what_is_printed_now(
     ports = {"good": good.port, "without-memory-saver": plain.port, "wrong-key": locked.port, "nothing-there": nothing}
     monkeypatch.setenv("WRONG_KEY", "guess")
     query = "?api_key_env=WRONG_KEY" if name == "wrong-key" else ""
-    code, out = run(f"loopback://127.0.0.1:{ports[name]}{query}")
-    asked = f"$ lifecycle doctor 'loopback://127.0.0.1:30000{query}'\n"
+    code, out = run(f"loopback://127.0.0.1:{ports[name]}{query}", *SMALL)
+    asked = f"$ lifecycle doctor 'loopback://127.0.0.1:30000{query}' {' '.join(SMALL)}\n"
     told = f"{asked}{out}$ echo $?\n{code}\n"
     assert _of_any_machine(told) == _of_any_machine((DOCS / f"{name}.txt").read_text())
 

@@ -1,7 +1,8 @@
 """The command line: `lifecycle --help`.
 
-Exit codes: 0, what was asked for holds; 1, an engine was touched and what was asked for does not hold; 2, the command
-line or the configuration is wrong; 3, refused, and no engine was touched; 130, interrupted.
+Exit codes: 0, what was asked for holds; 1, an engine was touched and what was asked for does not hold, or what was to
+be printed could not be written; 2, the command line or the configuration is wrong; 3, refused, and no engine was
+touched; 130, interrupted. A reader that goes away before the end (`| head`) changes no code.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from ..core.errors import CommandRefused, ConfigurationError, FleetError, LifecycleError
+from .output import complain, guarded
 
 OK, FAILED, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -25,6 +27,12 @@ REPORTED_ERRORS = (ConfigurationError, LifecycleError, FleetError, Interrupted)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. An error is one message on stderr, without a traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with guarded() as output:
+        return output.code(_ended(arguments), FAILED)
+
+
+def _ended(arguments: list[str]) -> int:
+    """The exit code of the command that was run."""
     try:
         if arguments[:1] == ["engine"]:
             return _engine(arguments[1:])
@@ -32,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run(arguments)
     except REPORTED_ERRORS as error:
-        print(f"lifecycle: {message_of(error)}", file=sys.stderr)
+        complain(message_of(error))
         return code_of(error)
     except KeyboardInterrupt:
-        print("lifecycle: interrupted", file=sys.stderr)
+        complain("interrupted")
         return INTERRUPTED
 
 

@@ -95,6 +95,8 @@ def arrived(engine: Engine, commands: Sequence[Command]) -> bool:
     updates = [command for command in commands if isinstance(command, UpdateWeights)]
     if any(command.force or not _holds(engine, command) for command in updates):
         return False
+    if len(updates) == len(commands):
+        return True
     last = commands[-1].name
     return row(commands[0].name, engine.state) is None and any(
         each.command == last and each.dest is engine.state for each in OPERATIONS

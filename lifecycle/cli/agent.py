@@ -19,7 +19,7 @@ from ..settings.schema import load
 def agent(
     file: Annotated[Path | None, typer.Argument(metavar="[fleet.toml]", help="Settings of a fleet.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on (agent_host).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0: a free one (agent_port).")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0: a free one (agent_port).")] = None,
     threshold_gib: Annotated[float | None, typer.Option(help="GiB that an engine may keep after a release.")] = None,
 ) -> int:
     """Serves this node's memory figures to callers with the token (LIFECYCLE_AGENT_TOKEN). Changes nothing here."""
@@ -42,8 +42,10 @@ def register(app: typer.Typer) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), reuse_port=False)
-    except OSError as error:
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def _serve(listening: socket.socket, token: str, threshold_gib: float) -> None:

@@ -15,6 +15,7 @@ from ..core.errors import ConfigurationError
 from ..core.states import RING, State
 from . import FAILED, agent, config, doctor, env, moving
 from .options import ENGINES, URLS, Options, command, one_of
+from .output import say
 from .report import recovery_lines, status_lines, status_record
 
 app = typer.Typer(
@@ -62,7 +63,7 @@ def demo(threshold_gib: Annotated[float, typer.Option(help="GiB that an engine m
 
 @command(app, "urls", "threshold_gib", "as_json")
 def status(options: Options) -> int:
-    """Show the state of each engine, observed now. Changes nothing. Exit 1 if an engine cannot be observed."""
+    """Show the state of each engine, observed now. Changes nothing. Exit 1 if one is failed or cannot be observed."""
 
     async def show() -> int:
         fleet = options.fleet(accept_unprovable=True)
@@ -70,8 +71,11 @@ def status(options: Options) -> int:
             records = await asyncio.gather(*(status_record(each) for each in fleet))
         finally:
             await fleet.aclose()
-        print(json.dumps(records, indent=2) if options.as_json else "\n".join(status_lines(records)))
-        return FAILED if any(record["error"] for record in records) else 0
+        if options.as_json:
+            print(json.dumps(records, indent=2))
+        else:
+            say(status_lines(records))
+        return FAILED if any(record["state"] in ("unknown", State.FAILED) for record in records) else 0
 
     return asyncio.run(show())
 
@@ -89,7 +93,10 @@ def recover(options: Options) -> int:
     async def observe() -> int:
         async with options.fleet(accept_unprovable=True) as fleet:
             found = await fleet.recover(engines=options.participants(fleet))
-        print(json.dumps(encode(found), indent=2) if options.as_json else "\n".join(recovery_lines(found)))
+        if options.as_json:
+            print(json.dumps(encode(found), indent=2))
+        else:
+            say(recovery_lines(found))
         return FAILED if any(each.state is State.FAILED for each in found.values()) else 0
 
     return asyncio.run(observe())
@@ -111,7 +118,7 @@ def override(
     async def enter() -> int:
         async with options.fleet(accept_unprovable=True) as fleet:
             for each in options.participants(fleet):
-                print(each.override_state(State(state), by=by, reason=reason).reason)
+                say([each.override_state(State(state), by=by, reason=reason).reason])
         return 0
 
     return asyncio.run(enter())

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from ..core.facts import Grade
 from ..settings.schema import Loaded, load
+from .output import say
 
 
 def rows_of(loaded: Loaded) -> list[tuple[str, Any, str]]:
@@ -31,10 +32,9 @@ def config(
         return 0
     texts = [(name, value if isinstance(value, str) else json.dumps(value), origin) for name, value, origin in rows]
     widths = [max(len(row[column]) for row in texts) for column in (0, 1)]
-    for name, value, origin in texts:
-        print(f"{name.ljust(widths[0])}  {value.ljust(widths[1])}  {origin}")
-    for name in loaded.unknown:
-        print(f"warning: {name} is set, and is no setting")
+    say(f"{name.ljust(widths[0])}  {value.ljust(widths[1])}  {origin}" for name, value, origin in texts)
+    if loaded.unknown:
+        say(f"warning: {name} is set, and is no setting" for name in loaded.unknown)
     return 0
 
 

@@ -13,6 +13,7 @@ from ..doctor import Finding, examine, worst
 from ..engine.engine import Engine
 from . import FAILED, OK
 from .options import Options, command
+from .output import say
 
 #: The exit code where there are warnings and no failure.
 WARNED = 4
@@ -23,7 +24,10 @@ CODES = {"ok": OK, "warning": WARNED, "failure": FAILED}
 def doctor(options: Options) -> int:
     """Run every check that needs no transition, one line each. Exit 0: all ok; 4: a warning; 1: a failure."""
     found = asyncio.run(_examine_all(options))
-    print(_as_json(found) if options.as_json else "\n".join(_lines(found)))
+    if options.as_json:
+        print(_as_json(found))
+    else:
+        say(_lines(found))
     return CODES[worst(finding for _, findings in found for finding in findings)]
 
 

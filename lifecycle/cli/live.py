@@ -11,6 +11,7 @@ from typing import Any
 from ..core.observer import BaseObserver
 from ..core.states import RING, State
 from ..core.transition import Transition
+from .output import printable, say
 from .report import phase_line
 
 _STYLE = {State.SERVING: "green", State.FAILED: "red", State.GONE: "red", State.RELEASED: "cyan"}
@@ -22,7 +23,7 @@ class Lines(BaseObserver):
     def transition(self, record: Transition) -> None:
         """A line, at once."""
         if record.dest.stable and record.source is not State.DETACHED:
-            print(phase_line(record), flush=True)
+            say([phase_line(record)])
 
 
 class LiveTable(BaseObserver):
@@ -43,6 +44,7 @@ class LiveTable(BaseObserver):
 
     def __rich__(self) -> Any:
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
         for name in ("ENGINE", "GROUP", "STATE", "PROGRESS", "SINCE", "LAST STEP", "NOTE"):
@@ -50,13 +52,13 @@ class LiveTable(BaseObserver):
         for record, last in self._rows.values():
             style = _STYLE.get(record.dest, "yellow")
             table.add_row(
-                record.engine,
-                record.group,
-                f"[{style}]{record.dest}[/]",
-                _progress(record.dest),
+                Text(printable(record.engine)),
+                Text(printable(record.group)),
+                Text(str(record.dest), style),
+                _progress(record.dest, sys.stdout.encoding or "utf-8"),
                 f"{time.monotonic() - record.at_s:.1f} s",
                 last,
-                record.reason if record.dest in (State.FAILED, State.GONE) else "",
+                Text(printable(record.reason) if record.dest in (State.FAILED, State.GONE) else ""),
             )
         return table
 
@@ -70,12 +72,17 @@ class LiveTable(BaseObserver):
         self._live = None
 
 
-def _progress(state: State) -> str:
+def _progress(state: State, encoding: str) -> str:
     """How far round the ring it is: a filled dot for every state reached."""
+    try:
+        "●○…".encode(encoding)
+        filled, empty, moving = "●", "○", "…"
+    except UnicodeEncodeError:
+        filled, empty, moving = "#", ".", "..."
     if state not in RING:
-        return "…" if not state.stable else "-"
+        return moving if not state.stable else "-"
     reached = RING.index(state) + 1
-    return "●" * reached + "○" * (len(RING) - reached)
+    return filled * reached + empty * (len(RING) - reached)
 
 
 @contextmanager

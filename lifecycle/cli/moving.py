@@ -23,6 +23,7 @@ from . import FAILED, OK, REPORTED_ERRORS, Interrupted, code_of, message_of
 from .actions import Action, arrived
 from .live import watching
 from .options import Options, command
+from .output import say
 from .parity import Parity
 from .report import cycle_lines, dry_run_lines, record_of
 
@@ -133,7 +134,7 @@ def _run(options: Options, action: Action) -> int:
             async with options.fleet(observers) as fleet:
                 engines = options.participants(fleet)
                 if options.dry_run:
-                    print("\n".join(_planned(action, engines)))
+                    say(_planned(action, engines))
                     return OK
                 there = [each for each in engines if arrived(each, action.commands(each))]
                 done = await _perform(options, action, fleet, engines, there)
@@ -168,7 +169,7 @@ def _reported(options: Options, action: Action, done: Sequence[Transition], ther
         print(json.dumps({"ok": not parity.broken, "done": records, **compared}, indent=2))
     else:
         found = (f"{name}: parity {result}" for name, result in parity.found.items())
-        print("\n".join([*cycle_lines(done, there), *found]))
+        say([*cycle_lines(done, there), *found])
     return FAILED if parity.broken else OK
 
 

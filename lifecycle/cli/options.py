@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
@@ -165,7 +166,7 @@ def _signature(options: Sequence[str]) -> inspect.Signature:
 
 def _path_for_engine(path: str) -> str:
     """The absolute path where it exists here: an engine has its own working directory. Other names are left alone."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
+    return os.path.realpath(path) if os.path.exists(path) else path
 
 
 def _names(option: str, given: str) -> list[str]:

@@ -14,6 +14,7 @@ from ..core.states import State
 from ..core.transition import Transition
 from ..core.units import mib
 from ..engine.engine import Engine
+from .output import printable
 
 
 async def status_record(engine: Engine) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def status_lines(records: Sequence[dict[str, Any]]) -> list[str]:
     rows: list[tuple[str, ...]] = [
         ("ENGINE", "GROUP", "STATE", "ADMISSION", "RUNNING", "MAPPED", "WEIGHTS", "RESIDENT")
     ]
-    rows += [_row(record) for record in records]
+    rows += [tuple(map(printable, _row(record))) for record in records]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return lines + [note for record in records for note in _notes(record)]

@@ -16,7 +16,7 @@ ConfigurationError          a setting, a URL or an engine that cannot give the e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 #: Bytes of an engine's error body that are kept.
 DETAIL_LIMIT = 500
+
+#: Engines that are named where many have the same reason.
+NAMED = 3
 
 
 class ConfigurationError(ValueError, RuntimeError):
@@ -62,6 +65,11 @@ class LifecycleError(Exception):
         """The message ends with what leads on."""
         self.advice = advice
         self.args = (self._with_advice(self._message()),)
+
+    @property
+    def without_advice(self) -> str:
+        """The message as it is without what leads on."""
+        return self._message()
 
     def _with_advice(self, message: str) -> str:
         return message if self.advice is None else f"{message}. {self.advice}"
@@ -154,6 +162,44 @@ class NotProved(OperationFailed):
         super().__init__(why, engine=engine, command=command, state=state)
 
 
+def by_reason(said: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each reason among these (name, reason), with the names of all to whom it applies.
+
+    A reason of many names the first three and their number. One without a name says how often it was given.
+    """
+    names: dict[str, list[str]] = {}
+    for name, reason in said:
+        names.setdefault(reason, []).append(name)
+    return [_line(reason, who) for reason, who in names.items()]
+
+
+def _line(reason: str, names: Sequence[str]) -> str:
+    named, count = [name for name in names if name], len(names)
+    if not named:
+        return reason if count == 1 else f"{reason} ({count} times)"
+    more = f" and {count - NAMED} more ({count} engines)" if count > NAMED else ""
+    return f"{', '.join(named[:NAMED])}{more}: {reason}"
+
+
+def _about(error: Exception) -> tuple[str, str]:
+    """The engine that an error names first, and the rest of its message but for the advice."""
+    if not isinstance(error, LifecycleError):
+        return "", str(error)
+    before, message = f"{error.engine}: ", error.without_advice
+    return (error.engine, message.removeprefix(before)) if message.startswith(before) else ("", message)
+
+
+def _advice_on(failed: Sequence[Exception]) -> str:
+    """What leads on, a line an engine; of engines with the same reason, that of the first."""
+    first: dict[str, LifecycleError] = {}
+    for error in failed:
+        if isinstance(error, LifecycleError) and error.advice is not None:
+            first.setdefault(_about(error)[1], error)
+    if len(first) < len(failed) or len(first) > 1:
+        return "".join(f"\n{error.engine}: {error.advice}" for error in first.values())
+    return "".join(f". {error.advice}" for error in first.values())
+
+
 class FleetError(ExceptionGroup[Exception]):
     """Some engines of a move failed; `succeeded` are the transitions of the others, `exceptions` what failed."""
 
@@ -161,8 +207,9 @@ class FleetError(ExceptionGroup[Exception]):
 
     @classmethod
     def of(cls, what: str, failed: Sequence[Exception], succeeded: Sequence[Transition] = ()) -> FleetError:
-        """One error that names everything that failed and where each engine settled."""
-        error = cls(f"{what}: " + "; ".join(str(each) for each in failed), failed)
+        """One error that names everything that failed, where each engine settled, and what leads on from there."""
+        said = "; ".join(by_reason(_about(each) for each in failed))
+        error = cls(f"{what}: {said}{_advice_on(failed)}", failed)
         error.succeeded = tuple(succeeded)
         return error
 

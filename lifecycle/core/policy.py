@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
 
 from .errors import ConfigurationError
 from .facts import Grade, PauseMode
@@ -38,13 +38,73 @@ RESIDUAL_THRESHOLD_GIB = 3.0
 
 
 OnFailure = Literal["restore", "hold"]
+Unprovable = Literal["refuse", "warn"]
+ResidualScope = Literal["process", "device"]
+
+
+#: How the residual threshold is set, for errors about it.
+SET_THRESHOLD = "Policy(residual_threshold_gib=...), on the command line --threshold-gib"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Which values a setting may have. `words` complete "NAME must be ..."."""
+
+    words: str
+    allows: Callable[[Any], bool]
+
+
+def _finite(value: Any) -> bool:
+    """Whether this is a number that stays finite as a count of bytes, were it given in GiB."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(float(value) * GIB)
+    except OverflowError:
+        return False
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _one_of(allowed: Any) -> Rule:
+    *others, last = (repr(value) for value in get_args(allowed))
+    names = f"{', '.join(others)} or {last}" if others else last
+    return Rule(names, lambda value: isinstance(value, str) and value in get_args(allowed))
+
+
+_POSITIVE = Rule("a finite number > 0", lambda value: _finite(value) and value > 0)
+_NOT_NEGATIVE = Rule("a finite number >= 0", lambda value: _finite(value) and value >= 0)
+_FRACTION = Rule("a finite number > 0 and <= 1", lambda value: _finite(value) and 0 < value <= 1)
+_WHOLE = Rule(">= 0 and a whole number", _whole)
+_GRADE = Rule(f"one of {', '.join(f'Grade.{grade.name}' for grade in Grade)}", lambda value: isinstance(value, Grade))
 
 
 def positive(name: str, value: float) -> float:
     """`value`, a finite number above 0; ConfigurationError names it otherwise."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
-        raise ConfigurationError(f"{name} must be a finite number > 0, got {value!r}")
+    if not _POSITIVE.allows(value):
+        raise ConfigurationError(f"{name} must be {_POSITIVE.words}, got {value!r}")
     return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class WrongValue:
+    """A value that a policy may not have.
+
+    `below` is its key where it stands in a table of the field; with `unknown` it is that key which is wrong.
+    """
+
+    field: str
+    rule: str
+    given: Any
+    below: tuple[str, ...] = ()
+    unknown: bool = False
+
+    def __str__(self) -> str:
+        if self.unknown:
+            return f"{self.field}: {self.rule}"
+        return f"{self.field}{''.join(f'[{key!r}]' for key in self.below)} {self.rule}, got {self.given!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +121,13 @@ class Policy:
     deadlines_s: Mapping[str, float] = field(default_factory=dict)
     accept: Mapping[str, Grade] = field(default_factory=dict)
     #: What to do at connect about an engine that can never give the evidence asked for.
-    unprovable: Literal["refuse", "warn"] = "refuse"
+    unprovable: Unprovable = "refuse"
     on_failure: OnFailure = "restore"
     #: Time kept back from every deadline for finding out where a failed command left the engine.
     settle_s: float = 5.0
     poll_s: float = 0.1
     #: What counts as an engine's: what its processes hold, or all that is used of its devices by anybody.
-    residual_scope: Literal["process", "device"] = "process"
+    residual_scope: ResidualScope = "process"
     #: Seconds for which a residual must not have fallen before it is believed; 0 believes the first figure.
     residual_stable_s: float = 0.0
     #: Seconds to wait for room before a restore: a trainer frees late.
@@ -76,24 +136,9 @@ class Policy:
     canary_tokens: int = 0
 
     def __post_init__(self) -> None:
-        positive("residual_threshold_gib", self.residual_threshold_gib)
-        positive("settle_s", self.settle_s)
-        positive("poll_s", self.poll_s)
-        if self.on_failure not in get_args(OnFailure):
-            raise ConfigurationError(f"on_failure {self.on_failure!r}: one of {', '.join(get_args(OnFailure))}")
-        positive("room_wait_s", self.room_wait_s)
-        if not math.isfinite(self.residual_stable_s) or self.residual_stable_s < 0:
-            raise ConfigurationError(f"residual_stable_s must be a finite number >= 0, got {self.residual_stable_s!r}")
-        if self.residual_scope not in ("process", "device"):
-            raise ConfigurationError(f"residual_scope must be one of process, device, got {self.residual_scope!r}")
-        if self.canary_tokens < 0:
-            raise ConfigurationError(f"canary_tokens must be >= 0, got {self.canary_tokens!r}")
-        for known, given, what in ((DEADLINES_S, self.deadlines_s, "command"), (ACCEPT, self.accept, "claim")):
-            for name in given:
-                if name not in known:
-                    raise ConfigurationError(f"unknown {what} {name!r}: one of {', '.join(known)}")
-        for name, deadline_s in self.deadlines_s.items():
-            positive(f"the deadline of {name}", deadline_s)
+        wrong = [each for field in fields(self) for each in wrong_values(field.name, getattr(self, field.name))]
+        if wrong:
+            raise ConfigurationError("; ".join(str(each) for each in wrong))
 
     @property
     def threshold_bytes(self) -> int:
@@ -109,3 +154,48 @@ class Policy:
     def least_grade(self, claim: str) -> Grade:
         """The least grade at which this claim may be entered."""
         return self.accept.get(claim, ACCEPT[claim])
+
+
+#: What each field may be; a table is asked about entry by entry.
+_RULES: Mapping[str, Rule] = {
+    "residual_threshold_gib": _POSITIVE,
+    "returned_fraction": _FRACTION,
+    "visible_bytes": _WHOLE,
+    "visible_fraction": _FRACTION,
+    "pause_mode": _one_of(PauseMode),
+    "deadlines_s": _POSITIVE,
+    "accept": _GRADE,
+    "unprovable": _one_of(Unprovable),
+    "on_failure": _one_of(OnFailure),
+    "settle_s": _POSITIVE,
+    "poll_s": _POSITIVE,
+    "residual_scope": _one_of(ResidualScope),
+    "residual_stable_s": _NOT_NEGATIVE,
+    "room_wait_s": _POSITIVE,
+    "canary_tokens": _WHOLE,
+}
+
+#: The fields that are tables: what their keys are called, and which there are.
+_TABLES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "deadlines_s": ("command", DEADLINES_S),
+    "accept": ("claim", ACCEPT),
+}
+
+
+def wrong_values(field: str, value: Any) -> Iterator[WrongValue]:
+    """What is wrong with this value of a field of Policy: the one place where that is decided, for settings too."""
+    rule = _RULES[field]
+    if field not in _TABLES:
+        if not rule.allows(value):
+            yield WrongValue(field, f"must be {rule.words}", value)
+        return
+    what, known = _TABLES[field]
+    if not isinstance(value, Mapping):
+        yield WrongValue(field, f"must map each {what} to {rule.words}", value)
+        return
+    for name, each in value.items():
+        if name not in known:
+            rule_of_keys = f"unknown {what} {name!r}: one of {', '.join(known)}"
+            yield WrongValue(field, rule_of_keys, each, (name,), unknown=True)
+        elif not rule.allows(each):
+            yield WrongValue(field, f"must be {rule.words}", each, (name,))

@@ -6,10 +6,12 @@ from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError
 from ..core.facts import Grade
 from ..core.policy import ACCEPT
+from ..core.ports import EngineAdapter
+from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
 from .gather import residual
 from .reconcile import attach
-from .session import Session
+from .session import Edge, Session
 
 
 async def connect(session: Session, *, offloads: bool, deadline_s: float) -> None:
@@ -17,12 +19,30 @@ async def connect(session: Session, *, offloads: bool, deadline_s: float) -> Non
 
     Raises ConfigurationError where it cannot be driven, or, where it `offloads`, cannot give the evidence that the
     policy asks for.
+
+    One that was observed before is observed anew: what the store has of it now is believed, which another process may
+    have written since; without a store, what was known here.
     """
+    _check_url(session.adapter)
     deadline = Deadline(deadline_s)
-    await session.connect(deadline_s=deadline.left_s)
-    await attach(session, deadline)
-    if offloads:
-        await _check_evidence(session, deadline)
+    with session.claimed("connect"):
+        await session.connect(deadline_s=deadline.left_s)
+        known_here = None if session.state is State.DETACHED else session.record
+        if session.state not in UNCLAIMED:
+            edge = Edge("contradicted", "connect", reason="connect() was asked for again")
+            session.commit(session.record, edge, save="no")
+        await attach(session, deadline, known_here=known_here)
+        if offloads:
+            await _check_evidence(session, deadline)
+
+
+def _check_url(adapter: EngineAdapter) -> None:
+    url: object = adapter.url
+    if not isinstance(url, str) or not url:
+        raise ConfigurationError(
+            f"{type(adapter).__name__}.url must be a string that is not empty, got {url!r}: what is known of an engine "
+            "is kept under it"
+        )
 
 
 async def _check_evidence(session: Session, deadline: Deadline) -> None:

@@ -39,6 +39,7 @@ from ..rules.desired import desired_unless_touched, set_desired, was_loaded
 from ..rules.evidence import Context, EvidenceKind, targets
 from ..rules.machine import Refusals
 from ..rules.table import Operation
+from ..rules.threshold import RESIDUAL_THRESHOLD, can_be_exceeded
 from . import canary
 from .call import failure, send
 from .collective import Collective, CollectiveFailed
@@ -291,7 +292,15 @@ class Attempt:
             calibration = replace(calibration, bytes_by_tags=sizes)
         series, found = trend.after_release(calibration.residual_series, tags, returned, self.session.policy)
         for condition in found.values():
-            if isinstance(condition.verdict, Refuted):
-                _log.warning("%s: %s", self.session.name, condition.verdict.reason)
+            self._warn(condition.verdict)
+        if calibration.reading_all_mapped is not None:
+            verdict = can_be_exceeded(calibration.reading_all_mapped, self.session.policy)
+            if RESIDUAL_THRESHOLD not in record.conditions:
+                self._warn(verdict)
+            record = record.with_condition(RESIDUAL_THRESHOLD, verdict)
         calibration = replace(calibration, residual_series=series)
         return replace(record, calibration=calibration, conditions={**record.conditions, **found})
+
+    def _warn(self, verdict: Verdict) -> None:
+        if isinstance(verdict, Refuted):
+            _log.warning("%s: %s", self.session.name, verdict.reason)

@@ -48,11 +48,14 @@ async def reconcile_failed(
     return error.settle(state, _note(session.record, command, reason))
 
 
-async def attach(session: Session, deadline: Deadline) -> None:
-    """The engine is in the state that its facts make: those kept of this boot, else those of the first observation."""
+async def attach(session: Session, deadline: Deadline, *, known_here: Record | None = None) -> None:
+    """The engine is in the state that its facts make: those kept of this boot, else those of the first observation.
+
+    `known_here` is what counts as kept where no store has anything of it.
+    """
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
-    record = knowledge.first_seen(session.record, seen, session.capabilities)
-    kept = None if session.store is None else session.store.load(session.adapter.url)
+    record = knowledge.first_seen(Record(state=session.state), seen, session.capabilities)
+    kept = (None if session.store is None else session.store.load(session.adapter.url)) or known_here
     known = kept is not None and _about_this(kept, seen, session)
     if kept is not None and known:
         record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)

@@ -1,11 +1,13 @@
-"""From URLs to the engines of a fleet, each in its group."""
+"""From URLs to the engines of a fleet, each in its group, and to their first observation."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from urllib.parse import urlencode
 
-from ..core.errors import ConfigurationError
+from ..core.errors import ConfigurationError, by_reason
 from ..core.observer import Observers
 from ..core.policy import Policy
 from ..core.ports import ResidualProbe, StateStore
@@ -48,6 +50,25 @@ def member(
         store=store,
         address=f"{address}?{urlencode(typed, safe=':/,')}" if typed else str(address),
     )
+
+
+async def connected(engines: Sequence[Engine]) -> None:
+    """Every engine was observed. ConfigurationError has a line for each reason why some could not be."""
+    results = await asyncio.gather(*(engine.connect() for engine in engines), return_exceptions=True)
+    problems: list[tuple[str, str]] = []
+    for engine, result in zip(engines, results, strict=True):
+        if isinstance(result, ConfigurationError):
+            problems.append(_said(engine, str(result)))
+        elif isinstance(result, BaseException):
+            raise result
+    if problems:
+        raise ConfigurationError("\n".join(by_reason(problems)))
+
+
+def _said(engine: Engine, message: str) -> tuple[str, str]:
+    """The name of the engine that the message begins with, if it does, and the rest of it."""
+    name, colon, reason = message.partition(": ")
+    return (name, reason) if colon and name in (engine.name, engine.adapter.url) else ("", message)
 
 
 def _offload(url: str, options: dict[str, str]) -> bool:

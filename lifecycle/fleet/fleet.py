@@ -21,7 +21,7 @@ from ..core.transition import Transition
 from ..engine.engine import Engine, store_given
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
-from .connect import member
+from .connect import connected, member
 from .groups import Group
 from .move import Between, Move, at_once, claimed
 from .preflight import check_allowed, check_static
@@ -342,13 +342,7 @@ class Fleet:
         return done
 
     async def _connect(self) -> None:
-        results = await asyncio.gather(*(engine.connect() for engine in self.engines), return_exceptions=True)
-        problems = [each for each in results if isinstance(each, BaseException)]
-        for problem in problems:
-            if not isinstance(problem, ConfigurationError):
-                raise problem
-        if problems:
-            raise ConfigurationError("\n".join(str(problem) for problem in problems))
+        await connected(self.engines)
 
     def _check(self) -> None:
         for what, values in (

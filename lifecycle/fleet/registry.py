@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -25,10 +26,13 @@ def known_schemes() -> list[str]:
 
 def adapter_for(address: Address) -> EngineAdapter:
     """A new adapter for this address; its module is imported only now."""
-    unknown = (
-        f"no adapter for {address.scheme!r}; installed are {', '.join(known_schemes())}; "
-        f"another comes with a package that has an entry point {address.scheme!r} in the group {ADAPTERS!r}"
-    )
+
+    def unknown() -> str:
+        return (
+            f"no adapter for {address.scheme!r}; installed are {', '.join(known_schemes())}; "
+            f"another comes with a package that has an entry point {address.scheme!r} in the group {ADAPTERS!r}"
+        )
+
     kind: Any = _loaded(ADAPTERS, address.scheme, str(address), unknown)
     adapter: EngineAdapter = kind(address)
     return adapter
@@ -36,14 +40,14 @@ def adapter_for(address: Address) -> EngineAdapter:
 
 def engine_command(kind: str) -> Any:
     """The function behind `lifecycle engine` for this kind of engine: argv in, exit code out."""
-    return _loaded(ENGINES, kind, f"an engine of kind {kind!r}", "no engine of that kind can be started here")
+    return _loaded(ENGINES, kind, f"an engine of kind {kind!r}", lambda: "no engine of that kind can be started here")
 
 
-def _loaded(group: str, name: str, what: str, unknown: str) -> Any:
+def _loaded(group: str, name: str, what: str, unknown: Callable[[], str]) -> Any:
     """What the entry point of this name stands for; ConfigurationError says why `what` cannot be had."""
     installed = {entry.name: entry for entry in entry_points(group=group)}
     if name not in installed:
-        raise ConfigurationError(f"{what}: {unknown if installed else NOT_INSTALLED}")
+        raise ConfigurationError(f"{what}: {unknown() if installed else NOT_INSTALLED}")
     try:
         return installed[name].load()
     except ModuleNotFoundError as error:

@@ -39,6 +39,7 @@ def parse(url: str) -> Address:
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # what no resolver could ask for raises here
     except ValueError as error:
         raise ConfigurationError(f"{url!r} is no engine URL: {error}") from None
     if not parts.scheme or not parts.hostname:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -61,20 +61,32 @@ def process_trees(roots: Sequence[Process]) -> tuple[Process, ...]:
 
 def root_processes(processes: Sequence[Process]) -> tuple[Process, ...]:
     """Returns those of these processes that are below no other of them."""
+    if len(processes) < 2:
+        return tuple(processes)
     below = {pid for process in processes for pid in tree_pids(process) - {process.pid}}
     return tuple(process for process in processes if process.pid not in below)
 
 
-def listening_on(port: int) -> tuple[Process, ...]:
-    """Returns the processes of this host that listen on a TCP port, without those that are below another of them."""
-    pids = {
-        connection.pid
-        for connection in psutil.net_connections(kind="tcp")
-        if connection.status == psutil.CONN_LISTEN
-        and connection.laddr
-        and connection.laddr.port == port
-        and connection.pid is not None
-    }
+def listeners() -> Mapping[int, frozenset[int]]:
+    """Returns the pids of this host's processes that listen on TCP ports, by port. Reads every process's open files."""
+    found: dict[int, set[int]] = {}
+    for connection in psutil.net_connections(kind="tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.pid is not None:
+            found.setdefault(connection.laddr.port, set()).add(connection.pid)
+    return {port: frozenset(pids) for port, pids in found.items()}
+
+
+def clients() -> Mapping[int, frozenset[int]]:
+    """Returns the pids of this host's processes that hold an established TCP connection, by the port of its far end."""
+    found: dict[int, set[int]] = {}
+    for connection in psutil.net_connections(kind="tcp"):
+        if connection.status == psutil.CONN_ESTABLISHED and connection.raddr and connection.pid is not None:
+            found.setdefault(connection.raddr.port, set()).add(connection.pid)
+    return {port: frozenset(pids) for port, pids in found.items()}
+
+
+def roots_of(pids: Iterable[int]) -> tuple[Process, ...]:
+    """Returns those of these processes that still exist, without those that are below another of them."""
     return root_processes(_still_there(pids))
 
 

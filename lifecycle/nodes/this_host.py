@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..core.deadline import Deadline
 from ..core.ports import ResidualProbe
 from ..core.readings import Process, Reading
 from ..core.verdicts import Unmeasurable, Verdict
@@ -15,7 +16,11 @@ from .nvml import PROC_FS, NvmlProbe, other_holders
 from .port import FreeMemory, Kind, ProcessEnv, Scope
 from .process_env import hook_mode_verdict, shareable_process_env
 from .process_memory import ProcessMemoryProbe
-from .processes import is_alive, listening_on, pids_of_trees
+from .processes import is_alive, listeners, pids_of_trees, roots_of
+from .shared_scan import SharedScan
+
+#: Who listens on which port of this host.
+_LISTENERS = SharedScan(listeners)
 
 
 class ThisHost:
@@ -28,9 +33,14 @@ class ThisHost:
         self._driver = nvml or driver()
 
     async def find(self, *, port: int, deadline_s: float) -> tuple[Process, ...] | Unmeasurable:
-        """Returns the root processes that listen on this port here."""
-        action = f"finding the processes that listen on port {port}"
-        return await measure_in_thread(lambda: listening_on(port), deadline_s=deadline_s, action=action)
+        """Returns the root processes that listen on this port here. All who ask at once share one scan of the host."""
+        action, clock = f"finding the processes that listen on port {port}", Deadline(deadline_s)
+        try:
+            found = await _LISTENERS.result(deadline_s=clock.left_s)
+        except TimeoutError:
+            return Unmeasurable(reason=f"{action} took more than {deadline_s:.1f} s")
+        pids = found.get(port, frozenset())
+        return await measure_in_thread(lambda: roots_of(pids), deadline_s=clock.left_s, action=action) if pids else ()
 
     async def any_alive(self, processes: Sequence[Process], *, deadline_s: float) -> bool | None:
         """Returns whether any of these processes still exists; never None here."""

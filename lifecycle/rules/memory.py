@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.facts import Grade
-from ..core.policy import Policy
+from ..core.policy import SET_THRESHOLD, Policy
 from ..core.readings import Reading
 from ..core.units import mib
 from ..core.verdicts import Pending, Proved, Refuted, Unmeasurable, Verdict
@@ -64,7 +64,7 @@ def judge_release(context: Context, before: Reading, after: Reading, expected: i
         return Pending(reason=f"{summary}, and the release of {unseen} gave nothing back; {kept}", figures=figures)
     if after.resident_bytes > allowed:
         exceeds = f"{mib(after.resident_bytes)} resident exceeds {mib(allowed)} allowed"
-        return Pending(reason=f"{exceeds}; {kept}", figures=figures)
+        return Pending(reason=f"{exceeds}; {kept}; the threshold is set by {SET_THRESHOLD}", figures=figures)
     return Proved(grade=Grade.MEASURED, reason=summary, figures=figures)
 
 

@@ -1,32 +1,30 @@
 """Every setting in one typed place, and the variables that give them.
 
-`Policy` says what its own values may be, and is asked; the types and ranges that it does not check stand here.
+`wrong_values` (core/policy.py) says what the values of a Policy may be, and is asked; here stand the other settings,
+and how the text of a variable becomes a number.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
+    SkipValidation,
     ValidationInfo,
     field_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from ..core.errors import ConfigurationError
 from ..core.facts import Grade, PauseMode
-from ..core.policy import OnFailure, Policy
+from ..core.policy import OnFailure, Policy, ResidualScope, Unprovable, wrong_values
 from ..launch.miles import MILES_THRESHOLD, forwarded
 from ..nodes.hook_mode import ESCAPE, MILES_ESCAPE, MILES_MODE, MODE
 from .problems import problem
@@ -43,14 +41,23 @@ POLICY_FIELDS = tuple(field.name for field in fields(Policy))
 FILE = {"typed": True}
 
 
-def _number(value: Any, info: ValidationInfo) -> float:
-    """The number; NaN, which no setting may be, for a value that is none."""
-    if isinstance(value, bool) or (isinstance(value, str) and info.context == FILE):
-        return math.nan
+def _number(value: Any, info: ValidationInfo) -> Any:
+    """A number as a float, also the one that the text of a variable gives; any other value as it is."""
+    is_text = isinstance(value, str) and info.context != FILE
+    if not is_text and (isinstance(value, bool) or not isinstance(value, int)):
+        return value
     try:
         return float(value)
-    except (TypeError, ValueError):
-        return math.nan
+    except (ValueError, OverflowError):
+        return value
+
+
+def _whole(value: Any, info: ValidationInfo) -> Any:
+    """The whole number that the text of a variable gives; any other value as it is."""
+    try:
+        return int(value) if isinstance(value, str) and info.context != FILE else value
+    except ValueError:
+        return value
 
 
 def _only_1(value: Any) -> bool:
@@ -59,18 +66,13 @@ def _only_1(value: Any) -> bool:
     return str(value) in ("1", "True")
 
 
-def _fraction(value: float) -> float:
-    if not 0 < value <= 1:
-        raise ValueError("must be a finite number > 0 and <= 1")
-    return value
-
-
 def _grade(value: Any) -> Grade:
     return value if isinstance(value, Grade) else Grade.named(str(value))
 
 
-Number = Annotated[float, BeforeValidator(_number)]
-Fraction = Annotated[float, BeforeValidator(_number), AfterValidator(_fraction)]
+# What these may be, Policy says (`_as_policy_allows`).
+Number = Annotated[float, SkipValidation, BeforeValidator(_number)]
+Whole = Annotated[int, SkipValidation, BeforeValidator(_whole)]
 NamedGrade = Annotated[Grade, BeforeValidator(_grade)]
 
 
@@ -104,20 +106,20 @@ class Values(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     residual_threshold_gib: Number = DEFAULTS.residual_threshold_gib
-    returned_fraction: Fraction = DEFAULTS.returned_fraction
-    visible_bytes: Annotated[int, Field(ge=0)] = DEFAULTS.visible_bytes
-    visible_fraction: Fraction = DEFAULTS.visible_fraction
-    pause_mode: PauseMode = DEFAULTS.pause_mode
+    returned_fraction: Number = DEFAULTS.returned_fraction
+    visible_bytes: Whole = DEFAULTS.visible_bytes
+    visible_fraction: Number = DEFAULTS.visible_fraction
+    pause_mode: Annotated[PauseMode, SkipValidation] = DEFAULTS.pause_mode
     deadlines_s: dict[str, Number] = {}
     accept: dict[str, NamedGrade] = {}
-    unprovable: Literal["refuse", "warn"] = DEFAULTS.unprovable
-    on_failure: OnFailure = DEFAULTS.on_failure
+    unprovable: Annotated[Unprovable, SkipValidation] = DEFAULTS.unprovable
+    on_failure: Annotated[OnFailure, SkipValidation] = DEFAULTS.on_failure
     settle_s: Number = DEFAULTS.settle_s
     poll_s: Number = DEFAULTS.poll_s
-    residual_scope: Literal["process", "device"] = DEFAULTS.residual_scope
+    residual_scope: Annotated[ResidualScope, SkipValidation] = DEFAULTS.residual_scope
     residual_stable_s: Number = DEFAULTS.residual_stable_s
     room_wait_s: Number = DEFAULTS.room_wait_s
-    canary_tokens: int = DEFAULTS.canary_tokens
+    canary_tokens: Whole = DEFAULTS.canary_tokens
 
     hook_mode: Literal["auto", "torch", "preload"] = "auto"
     allow_preload_on_blackwell: Annotated[bool, BeforeValidator(_only_1)] = False
@@ -128,15 +130,9 @@ class Values(BaseModel):
     @field_validator(*POLICY_FIELDS)
     @classmethod
     def _as_policy_allows(cls, value: Any, info: ValidationInfo) -> Any:
-        """The value, where a Policy may have it. A table is asked about key by key, so that an error names the key."""
-        parts: dict[tuple[str, ...], Any] = {(): value}
-        if isinstance(value, dict):
-            parts = {(key,): {key: each} for key, each in value.items()}
-        for below, part in parts.items():
-            try:
-                Policy(**{str(info.field_name): part})
-            except ConfigurationError as error:
-                raise problem(_without_key_and_value(str(error)), *below) from None
+        """The value, where a Policy may have it."""
+        for wrong in wrong_values(str(info.field_name), value):
+            raise problem(wrong.rule, *wrong.below)
         return value
 
 
@@ -165,9 +161,3 @@ class Settings(Values, BaseSettings):
         """The variables that every process which hosts an engine or a probe must be given."""
         variables = {**forwarded(self.residual_threshold_gib), MODE: self.hook_mode}
         return {**variables, ESCAPE: "1", MILES_ESCAPE: "1"} if self.allow_preload_on_blackwell else variables
-
-
-def _without_key_and_value(message: str) -> str:
-    """What Policy allows there: its messages name the field and the value, which are reported as they were given."""
-    rule = re.search(r"must be .*(?=, got )", message)
-    return rule[0] if rule else message

@@ -31,9 +31,15 @@ class WriteConflict(Exception):
 
 
 def default_path() -> Path:
-    """The file of this user: `$LIFECYCLE_STATE_DIR`, else the XDG state folder."""
+    """The file of this user: `$LIFECYCLE_STATE_DIR`, else the XDG state folder.
+
+    Raises ConfigurationError where that begins with the home of a user who has none (`~nouser`).
+    """
     folder = os.environ.get("LIFECYCLE_STATE_DIR") or os.environ.get("XDG_STATE_HOME", "~/.local/state") + "/lifecycle"
-    return Path(folder).expanduser() / "engines.sqlite3"
+    try:
+        return Path(folder).expanduser() / "engines.sqlite3"
+    except RuntimeError as error:
+        raise _unusable(Path(folder), error) from error
 
 
 class Store:

@@ -15,6 +15,7 @@ BAD = [
     (("pause", "loopback://me:secret@127.0.0.1:9"), 2, "a user means nothing here"),
     (("pause", "loopback://127.0.0.1:9/v1"), 2, "a path, a fragment or a user"),
     (("pause", "loopback://[::1]:9?naem=x"), 2, "loopback://[::1]:9: unknown option 'naem'"),
+    (("pause", "loopback://a..b:9"), 2, "is no engine URL: encoding with 'idna' codec failed"),
     (("offload", "ADDRESS?tags="), 2, "tags names none"),
     (("pause", "ADDRESS", "ADDRESS"), 2, "stands twice"),
     (("pause", "ADDRESS", "--mode", "gently"), 2, "one of abort, wait, keep, freeze"),
@@ -50,6 +51,24 @@ def test_bad_input_is_one_clear_message(lifecycle, address: str, arguments, code
     assert result.returncode == code, result.stderr
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("--port", "99999", "less than or equal to 65535"), ("--host", "a..b", "cannot listen on a..b")],
+)
+def test_an_agent_that_can_listen_nowhere_says_so(
+    lifecycle, monkeypatch: pytest.MonkeyPatch, option: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv("LIFECYCLE_AGENT_TOKEN", "t")
+    result = lifecycle("agent", option, value, "--port" if option == "--host" else "--host", "0")
+    assert result.returncode == 2
+    assert said in result.stderr
+
+
+def test_a_path_too_long_to_exist_is_the_engines_own(lifecycle, address: str) -> None:
+    result = lifecycle("offload", address, "--weights", "x" * 5000, "--version", "v", "--dry-run")
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_state_folder_that_cannot_be_used_is_named(lifecycle, address: str, tmp_path: Path) -> None:

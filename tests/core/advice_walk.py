@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import typer
+from advice_text import Way, ways_in, ways_recovered
 from rig import V1
 from virtual_time import VirtualTime
 
@@ -24,37 +24,14 @@ from lifecycle import Engine, Fleet, FromDisk, Kept, Pushed, Recovery, State
 from lifecycle.cli import app, main, options
 from lifecycle.rules.table import row
 
-#: One way on: what a person does first, then a call and a command in backquotes. Any of the two may be missing.
-CHOICE = re.compile(r"(?P<first>[^`;]*?)(?:, then )?(?:`(?P<call>[^`]+)`(?: \(`(?P<command>[^`]+)`\))?)?(?:; or |$)")
-
 #: What a person fills in for the words in capitals.
 FILLED = {"PATH": V1.path, "VERSION": V1.version, "NAME": "me", "WHY": "I saw it"}
 
 #: The command line's parser, made once: typer makes it anew for every command.
 PARSER = typer.main.get_command(app.app)
 
-#: What an ExceptionGroup adds to its message.
-GROUP = re.compile(r" \(\d+ sub-exceptions?\)$")
-
 #: The command of the table that each verb of the command line gives, where it gives one alone.
 VERBS = {"pause": "pause", "drain": "drain", "release": "release", "update": "update_weights", "resume": "resume"}
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way on, as it was read in a message."""
-
-    first: str
-    call: str
-    command: str
-
-
-def ways_in(message: str) -> list[Way]:
-    """What the message says that leads on. Of several engines' messages, that of the first."""
-    _, _, advice = message.partition("Next: ")
-    advice = GROUP.sub("", advice.splitlines()[0]) if advice else ""
-    found = [Way(*(part or "" for part in match.groups())) for match in CHOICE.finditer(advice) if match.group()]
-    return [way for way in found if way.first or way.call]
 
 
 @dataclass
@@ -76,7 +53,7 @@ class Walk:
         seen: set[tuple[State, str, Way]] = set()
         for _ in range(16):
             self.steps.append(f"{self.engine.state}: {message}")
-            ways = ways_in(message)
+            ways = ways_in(message) or ways_recovered(message)
             assert ways, self.told("a message without advice")
             ways = [way for way in ways if way.command or not (way.call and self.on_command_line)]
             ways = [way for way in ways if (self.engine.state, message, way) not in seen and self._is_so(way)]
@@ -175,19 +152,13 @@ class Walk:
             code = main([verb, *arguments])
         assert code in (0, 1, 3), self.told(f"exit code {code}: {err.getvalue()}")
         if verb == "recover":
-            return "" if self.engine.state is State.SERVING else f"Next: {_choices(out.getvalue())}"
-        return err.getvalue().strip().splitlines()[-1] if code else ""
+            return "" if self.engine.state is State.SERVING else out.getvalue()
+        return err.getvalue() if code else ""
 
     def _in_the_table(self, command: str) -> None:
         """The table has a row for a command that is advised."""
         if command in set(VERBS.values()) | {"restore_weights", "restore_kv"}:
             assert row(command, self.engine.state), self.told(f"{command} is not allowed in {self.engine.state}")
-
-
-def _choices(printed: str) -> str:
-    """The choices that `lifecycle recover` prints, a line each, as other messages say them."""
-    lines = printed.splitlines()
-    return "; or ".join(line.strip() for line in lines[lines.index("  what leads on:") + 1 :])
 
 
 class _Entered:

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import rig
-from advice_walk import Walk, ways_in
+from advice_text import ways_in
+from advice_walk import Walk
 from rig import V1, V2, believing, put, sent
 from virtual_time import VirtualTime
 

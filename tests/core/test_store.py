@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig import V1, V2, new_engine
+from rig import V1, V2, engine_in, new_engine, serve_again
 
-from lifecycle import Engine, Fact, Fleet, Grade, GuardRefused, Proved, Refuted, State
+from lifecycle import Engine, EngineBusy, Fact, Fleet, Grade, GuardRefused, Proved, Refuted, State
 from lifecycle.core.calls import Call, Reply
-from lifecycle.core.record import Record
+from lifecycle.core.record import Desired, Record
 from lifecycle.store.codec import to_text
 from lifecycle.store.sqlite import Store, WriteConflict
 from lifecycle.testing import LIE
@@ -183,3 +183,63 @@ async def test_a_record_of_other_tags_is_not_about_this_engine(tmp_path: Path) -
     second = await kept_in(tmp_path / "engines", first).connect()
     assert set(second.facts.mapped) == {"weights", "kv_cache"}
     assert second.desired.source is None
+
+
+async def test_connecting_again_helps_where_another_process_was_first(tmp_path: Path) -> None:
+    first = await kept_in(tmp_path / "engines").connect()
+    second = await kept_in(tmp_path / "engines", first).connect()
+    await second.pause()
+    await second.drain()
+    await second.resume()
+    with pytest.raises(GuardRefused, match="connect again"):
+        await first.pause()
+    await first.connect()
+    assert first.state is State.SERVING
+    await first.pause()
+
+
+async def test_connecting_again_takes_over_what_another_process_has_released(tmp_path: Path) -> None:
+    first = await kept_in(tmp_path / "engines").connect()
+    second = await kept_in(tmp_path / "engines", first).connect()
+    await second.pause()
+    await second.drain()
+    await second.release(weights=V1)
+    await first.connect()
+    assert first.state is State.RELEASED
+    assert first.memory_is_free
+    assert first.desired.source == V1
+    await serve_again(first)
+
+
+async def test_connecting_again_without_a_store_forgets_nothing() -> None:
+    engine = await engine_in(State.RELEASED)
+    await engine.connect()
+    assert engine.state is State.RELEASED
+    assert engine.memory_is_free
+    await serve_again(engine)
+
+
+async def test_connecting_again_to_another_process_believes_nothing_of_the_one_before() -> None:
+    engine = await engine_in(State.RELEASED)
+    engine.adapter.engine.restart()
+    await engine.connect()
+    assert engine.state is State.SERVING
+    assert engine.desired == Desired()
+    assert not engine.conditions
+
+
+async def test_an_engine_that_has_a_command_is_not_connected_to_again() -> None:
+    engine = await engine_in(State.PAUSED)
+    refused: list[EngineBusy] = []
+    send = engine.adapter.send
+
+    async def send_while_connecting(call: Call, *, deadline_s: float) -> Reply:
+        with pytest.raises(EngineBusy, match="update_weights is under way") as busy:
+            await engine.connect()
+        refused.append(busy.value)
+        return await send(call, deadline_s=deadline_s)
+
+    await engine.drain()
+    engine.adapter.send = send_while_connecting
+    await engine.update_weights(V1)
+    assert refused
