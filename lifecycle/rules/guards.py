@@ -7,10 +7,10 @@ whole route before anything is sent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..core.commands import Pause, Release, UpdateWeights
-from ..core.facts import Contents, Grade
+from ..core.facts import Grade
 from ..core.policy import ACCEPT
 from ..core.sources import FromDisk, Kept, Pushed, version_of
 from ..core.verdicts import NotApplicable, Proved, Unmeasurable, Verdict
@@ -246,18 +246,11 @@ def _unless_accepted(context: Context, claim: str, verdict: Verdict) -> str | No
 
 
 def _serves_all(context: Context, version: str) -> bool:
-    held = _contents(context)
-    return bool(held) and all(_serves(context, contents, version) for contents in held)
-
-
-def _contents(context: Context) -> list[Contents | None]:
-    return [context.facts.contents.get(tag) for tag in context.capabilities.stage("weights")]
-
-
-def _serves(context: Context, contents: Contents | None, version: str) -> bool:
-    valid = contents is not None and contents.origin in ("loaded", "kept", "launched")
-    mapped = all(context.facts.mapped.get(tag) for tag in context.capabilities.stage("weights"))
-    return valid and mapped and contents is not None and contents.version == version
+    """Whether every weights tag is mapped and holds this version, as weights that are worth serving."""
+    tags = context.capabilities.stage("weights")
+    wanting = replace(context.record, desired=replace(context.desired, version=version))
+    mapped = bool(tags) and all(context.facts.mapped.get(tag) for tag in tags)
+    return mapped and invalid_weights(wanting, context.capabilities) is None
 
 
 def unloadable(context: Context, source: FromDisk | Pushed | Kept) -> str | None:

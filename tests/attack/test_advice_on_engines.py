@@ -25,7 +25,7 @@ from lifecycle.cli import main
 
 pytestmark = pytest.mark.slow
 
-SIZES: dict[str, Any] = {"weights_mib": 96, "kv_mib": 64}
+SIZES: dict[str, Any] = {"weights_mib": 96, "kv_mib": 96}
 THRESHOLD = {"LIFECYCLE_RESIDUAL_THRESHOLD_GIB": "0.06"}
 QUICK = ("--death-delay-s", "0.05", "--abort-poll-s", "0.02")
 

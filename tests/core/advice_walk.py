@@ -101,7 +101,7 @@ class Walk:
             model.reachable = True
             model.stubborn = 0
             model.restart()
-        elif first.startswith(("change what", "make its store", "wait until")):
+        elif first.startswith(("change what", "make its store", "wait until", "accept ")):
             self.heal()
             self.world.run(asyncio.sleep(1.0))
 

@@ -21,7 +21,7 @@ from advice_walk import Walk
 from rig import V1, V2, believing, put, sent
 from virtual_time import VirtualTime
 
-from lifecycle import Engine, Fleet, FromDisk, Kept, Pushed, Refuted, State, Unmeasurable
+from lifecycle import Engine, Fleet, FromDisk, Grade, Kept, Pushed, Refuted, State, Unmeasurable
 from lifecycle.core.commands import (
     Command,
     Drain,
@@ -620,6 +620,14 @@ async def one_whose_weights_never_come_back() -> Met:
     engine = await engine_in(State.RELEASED)
     engine.adapter.always("restore", REJECTED_AFTER)
     return await met(engine, engine.restore_weights(deadline_s=1.0))
+
+
+@case
+async def a_cache_that_is_too_small_to_be_seen() -> Met:
+    engine = await engine_in(State.RELEASED, WEIGHTS, replace(KV_CACHE, expected_bytes=20 << 20))
+    accepting = replace(POLICY, accept={"kv_mapped": Grade.ACKNOWLEDGED})
+    fleet = Fleet([engine], policy=POLICY)
+    return await met(engine, fleet.onload(), fleet=fleet, heal=lambda: setattr(engine._session, "policy", accepting))
 
 
 @case

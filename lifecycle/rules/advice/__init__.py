@@ -24,6 +24,7 @@ from ...core.facts import Admission
 from ...core.record import Record
 from ...core.sources import Pushed
 from ...core.states import RING, UNCLAIMED, State
+from ...core.verdicts import Unmeasurable
 from ..desired import source_to_serve
 from ..planner import Goal, next_command
 from ..table import fits, row
@@ -59,6 +60,10 @@ def _after_failure(where: Where, asked: Asked | None, error: OperationFailed) ->
             return onload_from(where)
     if where.state is State.SERVING and isinstance(asked, Command):
         return [asking(where, asked), SERVES]
+    unseen = [name for name, each in getattr(error, "verdicts", {}).items() if isinstance(each, Unmeasurable)]
+    if unseen:
+        accepting = f"accept {', '.join(unseen)} unseen (Policy.accept, LIFECYCLE_ACCEPT)"
+        return [replace(each, first=each.first or accepting) for each in home(where)]
     again = isinstance(asked, RestoreWeights | UpdateWeights | RestoreKV | Resume)
     return [*home(where), recover(where, AGAIN)] if again else home(where)
 
