@@ -20,6 +20,7 @@ from .core.errors import (
     LifecycleError,
     NotProved,
     OperationFailed,
+    Preempted,
     Rejected,
     Unreachable,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "PauseTraits",
     "Pending",
     "Policy",
+    "Preempted",
     "Probe",
     "Process",
     "Proved",

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from .kv_pool import PagePool, PrefixCache
-from .model import Chunk
+from .model import Choice, Chunk
 from .sequence import FinishReason, Output, Sequence
 from .shape import PAGE_TOKENS
 
-Forward = Callable[[Seq[Chunk]], list["int | None"]]
+Forward = Callable[[Seq[Chunk]], list["Choice | None"]]
 
 _ABORTED: FinishReason = {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}
 _ABORTED_WAITING: FinishReason = {"type": "abort", "message": "Abort in waiting queue"}
@@ -26,6 +26,7 @@ class Batch:
         self.cache = PrefixCache(self.pool)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.version = "default"  # of the weights, as they were labelled last
         self.generated = 0  # tokens since the start
         self.prefilled = 0  # tokens of prompts computed since the start, without those found in the prefix cache
         self._max_running = max_running
@@ -42,7 +43,18 @@ class Batch:
             self.waiting.append(sequence)
             return
         sequence.finish = {"type": "length", "length": 0}
-        self._emit([sequence.snapshot()])
+        self._emit([sequence.snapshot(self.version)])
+
+    def relabel(self, version: str | None) -> None:
+        """The weights have another version from here on; requests remember how many of their tokens are of the old one.
+
+        Source: sglang 0.5.23, managers/scheduler.py record_weight_version_change.
+        """
+        if version is None or version == self.version:
+            return
+        for sequence in (*self.running, *self.waiting):
+            sequence.relabelled(self.version)
+        self.version = version
 
     def step(self) -> bool:
         """Computes the next chunk of every running request. Returns False where none runs."""
@@ -54,9 +66,9 @@ class Batch:
             return False
         advanced = tuple(self.running)
         self.prefilled += sum(each.chunk_end() - each.computed for each in advanced if not each.output)
-        for sequence, token in zip(advanced, self._forward([each.next_chunk() for each in advanced]), strict=True):
-            self._advance(sequence, token)
-        self._emit([each.snapshot() for each in advanced if each.finish or each.request.stream])
+        for sequence, choice in zip(advanced, self._forward([each.next_chunk() for each in advanced]), strict=True):
+            self._advance(sequence, choice)
+        self._emit([each.snapshot(self.version) for each in advanced if each.finish or each.request.stream])
         return True
 
     def abort(self, prefix: str, *, everything: bool) -> None:
@@ -68,7 +80,7 @@ class Batch:
         for sequence in aborted:
             self.waiting.remove(sequence)
             sequence.finish = _ABORTED_WAITING
-        self._emit([each.snapshot() for each in aborted])
+        self._emit([each.snapshot(self.version) for each in aborted])
         for sequence in self.running:
             sequence.to_abort = sequence.to_abort or everything or sequence.rid.startswith(prefix)
 
@@ -88,7 +100,7 @@ class Batch:
         ended = [each for each in self.running if each.to_abort]
         for sequence in ended:
             self._end(sequence, _ABORTED)
-        self._emit([each.snapshot() for each in ended])
+        self._emit([each.snapshot(self.version) for each in ended])
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self._max_running and self._fits(self.waiting[0]):
@@ -117,13 +129,13 @@ class Batch:
             self._retract(self.running[-1])  # the one admitted last has the least to compute again; it may be this one
             return
         self._end(sequence, _TOO_LARGE)
-        self._emit([sequence.snapshot()])
+        self._emit([sequence.snapshot(self.version)])
 
-    def _advance(self, sequence: Sequence, token: int | None) -> None:
+    def _advance(self, sequence: Sequence, choice: Choice | None) -> None:
         sequence.computed = sequence.chunk_end()
-        if token is None:
+        if choice is None:
             return
-        sequence.append(token)
+        sequence.append(choice)
         self.generated += 1
         if sequence.finish:
             self._end(sequence, sequence.finish)

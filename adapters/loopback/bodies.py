@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -116,7 +117,7 @@ def generate_requests(body: Body, context_length: int) -> list[GenerateRequest]:
     prompts = _prompts(body)
     rids = _rids(body.get("rid"), len(prompts))
     stream = flag(body, "stream", False)
-    sampling = _sampling(body.get("sampling_params") or {})
+    sampling = replace(_sampling(body.get("sampling_params") or {}), top_logprobs=_top_logprobs(body))
     return [
         GenerateRequest(rid, prompt, _within_context(sampling, len(prompt), context_length), stream)
         for rid, prompt in zip(rids, prompts, strict=True)
@@ -180,8 +181,22 @@ def _within_context(sampling: Sampling, prompt_tokens: int, context_length: int)
         raise BadPrompt(
             f"The input ({prompt_tokens} tokens) is longer than the model's context length ({context_length} tokens)."
         )
-    limit = min(sampling.max_new_tokens, left)
-    return Sampling(limit, sampling.ignore_eos, sampling.stop, sampling.stop_token_ids)
+    return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, left))
+
+
+def _top_logprobs(body: Body) -> int | None:
+    """How many of the likeliest tokens are wanted with each; None where no log probabilities are.
+
+    There are none of the prompt, and none of tokens that the body names: a body that wants them is refused.
+    """
+    if not flag(body, "return_logprob", False):
+        return None
+    top, start = body.get("top_logprobs_num") or 0, body.get("logprob_start_len", -1)
+    if type(top) is not int or top < 0:
+        raise BadPrompt(f"top_logprobs_num must be a number of at least 0 for all prompts, got {top!r}.")
+    if start not in (None, -1) or body.get("token_ids_logprob"):
+        raise BadPrompt("Only the output's log probabilities are computed here; leave out logprob_start_len and ids.")
+    return top
 
 
 def _invalid(kind: str, where: tuple[str | int, ...], message: str, value: object) -> str:

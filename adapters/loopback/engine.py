@@ -105,7 +105,7 @@ class Engine:
 
     def memory_usage(self) -> dict[str, Any]:
         """The sizes chosen at the start, a rank's mean share in GiB. A release does not change them."""
-        sizes_mib = (self.options.weights_mib, self.options.kv_mib)
+        sizes_mib = (self.faults.reported_weights_mib(self.options.weights_mib), self.options.kv_mib)
         weight, kv = (round(mib * MIB / GIB / self.options.ranks, 3) for mib in sizes_mib)
         return {
             "weight": weight,

@@ -15,6 +15,8 @@ CALLS = (
     "release",
     "resume",
     "update",
+    "begin",
+    "end",
     "abort",
     "generate",
     "loads",
@@ -53,7 +55,10 @@ _OF_ONE_CALL = {
     },
     "update": {"label": False, "unnamed": False},  # only the label changes; only the weights change
     "loads": {"frozen": False},  # the counts stay at 0
-    "server_info": {"saver": False},  # a memory saver is reported without there being one
+    "server_info": {
+        "saver": False,  # a memory saver is reported without there being one
+        "weight": True,  # AMOUNT MiB of weights are reported
+    },
 }
 
 
@@ -136,6 +141,10 @@ class FaultHook:
     def grown_bytes(self) -> int:
         """Bytes that each resume allocates in addition."""
         return int(self._amount("resume", "grow") * MIB)
+
+    def reported_weights_mib(self, weights_mib: float) -> float:
+        """The MiB of weights that are reported, where there are `weights_mib`."""
+        return self._amount("server_info", "weight") or weights_mib
 
     def stuck_rank(self) -> int | None:
         """The rank that a release leaves out; None where it leaves out none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from . import tokenizer
 from .bodies import BadPrompt, generate_requests, is_batch, read_body
 from .engine import Engine
+from .model import Choice
 from .sequence import GenerateRequest, Output
 from .tokenizer_gate import Disconnected
 
@@ -72,13 +73,17 @@ def _event(payload: dict[str, Any]) -> str:
 
 def _reply(engine: Engine, output: Output, began: float, *, stamped: bool = True) -> dict[str, Any]:
     """The reply so far. Of a stream, only the first event has the time at which it was sent."""
-    meta: dict[str, Any] = {"id": output.rid, "finish_reason": output.finish, "weight_version": engine.weight_version}
+    version = output.versions[-1][0] if output.versions else engine.weight_version
+    meta: dict[str, Any] = {"id": output.rid, "finish_reason": output.finish, "weight_version": version}
     if not _was_waiting(output):
         meta |= _progress(output)
     meta["completion_tokens"] = len(output.ids)
     if output.finish is not None:
-        meta["weight_versions"] = [{"version": engine.weight_version, "start": 0, "end": len(output.ids)}]
+        spans = [dict(zip(("version", "start", "end"), span, strict=True)) for span in output.versions]
+        meta["weight_versions"] = spans
         meta["e2e_latency"] = time.monotonic() - began
+    if output.choices is not None:
+        meta |= _logprobs(output.choices)
     if stamped:
         meta["response_sent_to_client_ts"] = time.time()
     return {"text": tokenizer.decode(output.ids), "output_ids": list(output.ids), "meta_info": meta}
@@ -102,6 +107,19 @@ def _progress(output: Output) -> dict[str, Any]:
         "cached_tokens_details": cached,
         "dp_rank": None,
     }
+
+
+def _logprobs(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Log probabilities of the output tokens. The third of each is its text, which SGLang leaves out by default."""
+    meta: dict[str, Any] = {
+        "input_token_logprobs": [],
+        "output_token_logprobs": [[each.logprob, each.token, None] for each in choices],
+        "output_token_logprobs_length": len(choices),
+    }
+    if any(each.top for each in choices):
+        meta["input_top_logprobs"] = []
+        meta["output_top_logprobs"] = [[[logprob, token, None] for logprob, token in each.top] for each in choices]
+    return meta
 
 
 def _error(message: str) -> Response:

@@ -23,6 +23,15 @@ _FREQUENCIES = (10000.0 ** -(np.arange(HIDDEN // 2) / (HIDDEN // 2))).astype(np.
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """The token that was chosen, and where they are wanted its log probability and those of the likeliest tokens."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[float, int], ...] = ()  # likeliest first
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """The consecutive tokens of one row that one step computes."""
 
@@ -31,6 +40,7 @@ class Chunk:
     count: int
     pages: tuple[int, ...]  # the row's pages of the KV pool, in order
     wants_token: bool
+    top_logprobs: int | None = None  # how many of the likeliest tokens are wanted with the next one; None: no figures
 
     def ngram(self, index: int, length: int) -> tuple[int, ...]:
         """The `length` tokens that end with the chunk's `index`-th; fewer at the beginning of the row."""
@@ -61,7 +71,7 @@ class Shard:
         self._weights = weights
         self._layers = [_layer(weights, index, kv[nth]) for nth, index in enumerate(layers)]
 
-    def forward(self, chunk: Chunk, hidden: Floats | None) -> Floats | int | None:
+    def forward(self, chunk: Chunk, hidden: Floats | None) -> Floats | Choice | None:
         """The hidden states [tokens, HIDDEN] for the next rank; from the last rank the next token, or None."""
         states = self._embed(chunk) if hidden is None else hidden
         pages = np.array(chunk.pages, dtype=np.intp)
@@ -69,7 +79,7 @@ class Shard:
             states = np.stack([_layer_step(layer, states[i], chunk, i, pages) for i in range(chunk.count)])
         if "lm_head" not in self._weights:
             return states
-        return self._choose(states[-1]) if chunk.wants_token else None
+        return self._choose(states[-1], chunk.top_logprobs) if chunk.wants_token else None
 
     def _embed(self, chunk: Chunk) -> Floats:
         own = np.array(chunk.window[-chunk.count :])
@@ -78,9 +88,15 @@ class Shard:
         embedded: Floats = self._weights["embed_tokens"][own] + np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
         return embedded
 
-    def _choose(self, state: Floats) -> int:
-        logits = _norm(state, self._weights["final_norm"]) @ self._weights["lm_head"]
-        return int(np.argmax(logits + self._weights["lm_head_bias"]))
+    def _choose(self, state: Floats, top: int | None) -> Choice:
+        logits = _norm(state, self._weights["final_norm"]) @ self._weights["lm_head"] + self._weights["lm_head_bias"]
+        token = int(np.argmax(logits))
+        if top is None:
+            return Choice(token)
+        shifted = logits - logits[token]
+        logprobs = shifted - np.log(np.exp(shifted).sum())
+        likeliest = np.argsort(-logprobs, kind="stable")[:top]
+        return Choice(token, float(logprobs[token]), tuple((float(logprobs[each]), int(each)) for each in likeliest))
 
 
 def _layer(weights: Mapping[str, Floats], index: int, kv: Floats) -> Layer:

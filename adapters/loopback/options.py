@@ -38,6 +38,7 @@ class EngineOptions:
     health_poll_s: float = 1.0
     abort_poll_s: float = 1.0
     watchdog_timeout_s: float = 300.0
+    shutdown_timeout_s: float = 3.0
     die_with_stdin: bool = False
     make_weights: str | None = None
 
@@ -95,7 +96,8 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights-mib", type=int, help="size of the weights (%(default)s)")
     add("--kv-mib", type=int, help="size of the KV pool (%(default)s)")
     add("--ranks", type=int, choices=RANKS_ALLOWED, help="pipeline ranks; above 1 each is a process")
-    add("--memory-saver", action="store_true", help="release and resume return and map memory")
+    saver = ("--memory-saver", "--enable-memory-saver")  # the second is SGLang's name
+    add(*saver, action="store_true", help="release and resume return and map memory")
     add("--weights-backup", action="store_true", help="keep the weights' contents across a release")
     add("--weights", metavar="PATH", help="a checkpoint; default: one made from the seed")
     add("--seed", type=int, help="the seed of the weights")
@@ -124,4 +126,5 @@ def _add_timing_arguments(parser: argparse.ArgumentParser) -> None:
     add("--health-timeout-s", type=float)
     add("--health-poll-s", type=float)
     add("--abort-poll-s", type=float, help="how often an abort pause checks whether all requests have ended")
+    add("--shutdown-timeout-s", type=float, help="from SIGTERM until requests that have not ended are dropped")
     add("--watchdog-timeout-s", type=float, help="a batch that makes no progress for this long kills the engine")

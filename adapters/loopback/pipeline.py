@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from .model import Chunk
+    from .model import Choice, Chunk
     from .shape import RankConfig
 
 
@@ -101,7 +101,7 @@ class Pipeline:
         """The process of each rank, in the order of the ranks."""
         return [child.process.pid for child in self.children] or [os.getpid()]
 
-    def forward(self, chunks: Sequence[Chunk]) -> list[int | None]:
+    def forward(self, chunks: Sequence[Chunk]) -> list[Choice | None]:
         """Each row's next token; None for a row of which a part of the prompt is still to be computed."""
         states: list[Any] = [None] * len(chunks)
         for rank in self._ranks:

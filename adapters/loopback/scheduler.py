@@ -57,7 +57,8 @@ class Scheduler:
         self._emit = emit
         self._crashed = crashed
         self._batch = Batch(self.capacity // PAGE_TOKENS, options.max_running_requests, pipeline.forward, emit)
-        self.weights = WeightUpdater(pipeline, ModelShape.filling(options.weights_mib), self._flush_if_idle)
+        shape = ModelShape.filling(options.weights_mib)
+        self.weights = WeightUpdater(pipeline, shape, self._flush_if_idle, self.relabel)
         sizes = {"weights": options.weights_mib * MIB, "kv_cache": options.kv_mib * MIB}
         self._occupation = MemoryOccupation(pipeline, sizes, self._flush_if_idle, faults)
         self._pipeline = pipeline
@@ -124,6 +125,10 @@ class Scheduler:
         return self.ask(lambda: self._pipeline.collective_rpc("reset_tensors"))
 
     # Everything below runs on the scheduler's thread.
+
+    def relabel(self, version: str | None) -> None:
+        """The tokens generated from here on are of weights of this version; None leaves the label as it is."""
+        self._batch.relabel(version)
 
     def _run(self) -> None:
         try:

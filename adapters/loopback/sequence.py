@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import tokenizer
-from .model import NGRAM_WINDOW, Chunk
+from .model import NGRAM_WINDOW, Choice, Chunk
 
 FinishReason = dict[str, Any]
+#: A version of the weights, and the first and the end of the output tokens that it generated.
+Span = tuple[str, int, int]
 
 HEALTH_PREFIX = "HEALTH_CHECK"
 PREFILL_CHUNK = 32  # tokens of a row in one step, so that control messages do not wait for a long prompt
@@ -23,6 +25,7 @@ class Sampling:
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
+    top_logprobs: int | None = None  # as in Chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class Output:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     retractions: int = 0
+    versions: tuple[Span, ...] = ()  # once it is finished
+    choices: tuple[Choice, ...] | None = None  # where log probabilities are wanted
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +64,8 @@ class Sequence:
     retractions: int = 0
     to_abort: bool = False
     finish: FinishReason | None = None
+    choices: list[Choice] = field(default_factory=list)
+    relabellings: list[tuple[str, int]] = field(default_factory=list)  # an old version, and the tokens until then
     arrived: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -80,19 +87,50 @@ class Sequence:
     def next_chunk(self) -> Chunk:
         """The tokens that the next step computes."""
         start, end = self.computed, self.chunk_end()
-        window = tuple(self.tokens[max(0, start - NGRAM_WINDOW) : end])
-        return Chunk(window, start, end - start, tuple(self.pages), end == len(self.tokens))
+        window, top = tuple(self.tokens[max(0, start - NGRAM_WINDOW) : end]), self.request.sampling.top_logprobs
+        return Chunk(window, start, end - start, tuple(self.pages), end == len(self.tokens), top)
 
-    def append(self, token: int) -> None:
+    def append(self, choice: Choice) -> None:
         """Adds a token to the output, and finishes the request where a stop condition is met."""
-        self.tokens.append(token)
-        self.finish = _finish(self.request.sampling, self.output, token)
+        self.tokens.append(choice.token)
+        self.choices.append(choice)
+        self.finish = _finish(self.request.sampling, self.output, choice.token)
 
-    def snapshot(self) -> Output:
-        """The output for the front end."""
+    def relabelled(self, old: str) -> None:
+        """The tokens so far are of weights of the version `old` at the latest."""
+        if self.output:
+            self.relabellings.append((old, len(self.output)))
+
+    def snapshot(self, version: str) -> Output:
+        """The output for the front end; `version` is that of the weights now."""
+        wanted = self.request.sampling.top_logprobs is not None
         return Output(
-            self.rid, tuple(self.output), self.finish, len(self.request.prompt), self.cached, self.retractions
+            self.rid,
+            tuple(self.output),
+            self.finish,
+            len(self.request.prompt),
+            self.cached,
+            self.retractions,
+            _spans([*self.relabellings, (version, len(self.output))]) if self.finish else (),
+            tuple(self.choices) if wanted else None,
         )
+
+
+def _spans(changes: list[tuple[str, int]]) -> tuple[Span, ...]:
+    """A span for each version that generated a token, in order.
+
+    Source: sglang 0.5.23, utils/weight_versions.py compute_weight_version_spans.
+    """
+    spans: list[Span] = []
+    for version, end in changes:
+        begun = spans[-1][2] if spans else 0
+        if spans and end <= begun:
+            continue
+        if spans and spans[-1][0] == version:
+            spans[-1] = (version, spans[-1][1], end)
+        else:
+            spans.append((version, begun, end))
+    return tuple(spans)
 
 
 def _finish(sampling: Sampling, output: list[int], token: int) -> FinishReason | None:

@@ -24,36 +24,35 @@ async def from_disk(engine: Engine, request: Request) -> Response:
     """Loads a checkpoint. Where it is invalid the weights are unchanged, and 400 says why."""
     body = await read_body(request)
     path, flush = text_field(body, "model_path", required=True) or "", flag(body, "flush_cache", True)
+    label = _label(engine, body)
     if flag(body, "abort_all_requests", False):
         engine.gate.abort("", everything=True)
     load_format = text_field(body, "load_format")
-    updated = await _update(engine, lambda: _from_disk(engine, path, load_format, flush=flush))
+    updated = await _update(engine, lambda: _from_disk(engine, path, load_format, flush=flush, label=label))
     if updated.success:
         engine.model_path, engine.load_format = path, load_format or engine.load_format
-        updated = _labelled(engine, updated, body)
-    return _reply(updated, num_paused_requests=0)
+    return _reply(_labelled(engine, updated, label), num_paused_requests=0)
 
 
 async def from_tensor(engine: Engine, request: Request) -> Response:
     """Loads pushed tensors. `load_format` must be safetensors, since SGLang's pickled torch handles need torch."""
     body = await read_body(request)
-    blobs, flush = _blobs(body), flag(body, "flush_cache", True)
-    updated = await _update(engine, lambda: engine.scheduler.weights.from_tensor(blobs, flush=flush))
-    if updated.success:
-        updated = _labelled(engine, updated, body)
-    return _reply(updated)
+    blobs, flush, label = _blobs(body), flag(body, "flush_cache", True), _label(engine, body)
+    weights = engine.scheduler.weights
+    updated = await _update(engine, lambda: weights.from_tensor(blobs, flush=flush, label=label))
+    return _reply(_labelled(engine, updated, label))
 
 
 async def begin(engine: Engine, request: Request) -> Response:
-    """Opens an update session."""
-    await read_body(request)
-    return _reply(await asyncio.wrap_future(engine.scheduler.ask(engine.scheduler.weights.begin)))
+    """Opens an update session. There is no draft model, so every selector selects the same."""
+    _selector(await read_body(request))
+    return _reply(await _update(engine, engine.scheduler.weights.begin))
 
 
 async def end(engine: Engine, request: Request) -> Response:
     """Closes the update session."""
     await read_body(request)
-    return _reply(await asyncio.wrap_future(engine.scheduler.ask(engine.scheduler.weights.end)))
+    return _reply(await _update(engine, engine.scheduler.weights.end))
 
 
 async def version(engine: Engine, request: Request) -> Response:
@@ -65,6 +64,7 @@ async def version(engine: Engine, request: Request) -> Response:
     label = text_field(body, "new_version", required=True) or ""
     if flag(body, "abort_all_requests", True):
         engine.gate.abort("", everything=True)
+    await asyncio.wrap_future(engine.scheduler.ask(lambda: engine.scheduler.relabel(label)))
     engine.weight_version = label
     message = f"Weight version updated to {label}"
     return JSONResponse({"success": True, "message": message, "new_version": label})
@@ -76,9 +76,7 @@ async def check(engine: Engine, request: Request) -> Response:
     Source: sglang 0.5.23, measured: without a draft model `selector: draft` selects nothing and succeeds.
     """
     body = await read_body(request, required=False)
-    action, selector = body.get("action", "checksum"), body.get("selector", "all")
-    if selector not in _SELECTORS:
-        raise BadBody(f"selector {selector!r}: one of {', '.join(_SELECTORS)}")
+    action, selector = body.get("action", "checksum"), _selector(body)
     if selector == "draft":
         return _reply(Updated(True, "Success."))
     if action not in _CHECKER_ACTIONS:
@@ -97,15 +95,30 @@ async def _update(engine: Engine, act: Callable[[], Updated]) -> Updated:
         return await asyncio.wrap_future(engine.scheduler.ask(act))
 
 
-def _from_disk(engine: Engine, path: str, load_format: str | None, *, flush: bool) -> Updated:
+def _from_disk(engine: Engine, path: str, load_format: str | None, *, flush: bool, label: str | None) -> Updated:
     if engine.faults.has("update", "label"):
+        engine.scheduler.relabel(label)
         return Updated(True, "Succeeded to update model weights.")
-    return engine.scheduler.weights.from_disk(path, load_format, flush=flush)
+    return engine.scheduler.weights.from_disk(path, load_format, flush=flush, label=label)
 
 
-def _labelled(engine: Engine, updated: Updated, body: Body) -> Updated:
+def _selector(body: Body) -> str:
+    """The models that a call is about."""
+    selector = body.get("selector", "all")
+    if selector not in _SELECTORS:
+        raise BadBody(f"selector {selector!r}: one of {', '.join(_SELECTORS)}")
+    return str(selector)
+
+
+def _label(engine: Engine, body: Body) -> str | None:
+    """The version that the weights are said to be; None where the body has none, or under the fault `unnamed`."""
     label = text_field(body, "weight_version")
-    if not label or engine.faults.has("update", "unnamed"):
+    return None if engine.faults.has("update", "unnamed") else label or None
+
+
+def _labelled(engine: Engine, updated: Updated, label: str | None) -> Updated:
+    """The front end's label follows an update that succeeded as a whole."""
+    if label is None or not updated.success:
         return updated
     engine.weight_version = label
     return Updated(True, f"{updated.message} Weight version updated to {label}.")

@@ -11,9 +11,12 @@ from .shape import ModelShape
 
 _LOAD_FORMATS = (None, "auto", "safetensors")
 NOT_FLUSHED = (
-    "Weights were updated, but the cache was not flushed because the engine is not idle; "
-    "running requests go on with keys and values of the old weights."
+    "Weights were updated, but the cache was not flushed because requests are still running or queued. "
+    "Retract or finish them, then call /flush_cache."
 )
+SESSION_OPEN = "a weight-update session is already open; call end_weight_update() first"
+NO_SESSION = "no weight-update session is open; call begin_weight_update() first"
+OUTSIDE = "update_weights_from_tensor must run between begin_weight_update() and end_weight_update()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +30,16 @@ class Updated:
 class WeightUpdater:
     """Loads weights on every rank, and flushes the prefix cache where the request says so."""
 
-    def __init__(self, pipeline: Pipeline, shape: ModelShape, flush: Callable[[], bool]) -> None:
+    def __init__(
+        self, pipeline: Pipeline, shape: ModelShape, flush: Callable[[], bool], relabel: Callable[[str | None], None]
+    ) -> None:
         self._pipeline = pipeline
         self._shape = shape
         self._flush = flush
+        self._relabel = relabel
         self._session = False
 
-    def from_disk(self, path: str, load_format: str | None, *, flush: bool) -> Updated:
+    def from_disk(self, path: str, load_format: str | None, *, flush: bool, label: str | None = None) -> Updated:
         """Loads the checkpoint on every rank, or on none where it is invalid. An unknown load format ends the engine.
 
         Source: sglang 0.5.23, measured: load_format "nonsense" closed the connection after 5.07 s; the server was gone.
@@ -45,30 +51,35 @@ class WeightUpdater:
         except BadCheckpoint as error:
             return Updated(False, str(error))
         refused = [reason for reason in self._pipeline.collective_rpc("load", path) if reason]
-        return Updated(False, refused[0]) if refused else self._flushed(flush, NOT_FLUSHED)
+        if refused:
+            return Updated(False, refused[0])
+        return self._updated("Succeeded to update model weights.", flush=flush, label=label)
 
     def begin(self) -> Updated:
-        """Opens an update session. Where one is open, the engine ends.
+        """Opens an update session, or refuses where one is open: whoever began it has to end it.
 
-        Source: sglang 0.5.23, weight_updater.py: begin_weight_update asserts that no session is open.
+        Source: sglang 0.5.23, scheduler_components/weight_updater.py.
         """
-        assert not self._session, "begin_weight_update called while a weight-update session is already open"
+        if self._session:
+            return Updated(False, SESSION_OPEN)
         self._session = True
         return Updated(True, "Success")
 
     def end(self) -> Updated:
-        """Closes the update session. Where none is open, the engine ends."""
-        assert self._session, "end_weight_update called without begin_weight_update"
+        """Closes the update session, or refuses where none is open."""
+        if not self._session:
+            return Updated(False, NO_SESSION)
         self._session = False
         return Updated(True, "Success")
 
-    def from_tensor(self, blobs: Sequence[bytes], *, flush: bool) -> Updated:
-        """Copies the blobs' tensors into the weights, or none where a blob is invalid.
+    def from_tensor(self, blobs: Sequence[bytes], *, flush: bool, label: str | None = None) -> Updated:
+        """Copies the blobs' tensors into the weights, or none where a blob is invalid or no session is open.
 
-        Without an open session the engine ends. SGLang takes pickled handles of torch tensors, one for each rank. Here
-        each blob is a safetensors file with any of the model's tensors, and each rank copies those that it holds.
+        SGLang takes pickled handles of torch tensors, one for each rank. Here each blob is a safetensors file with any
+        of the model's tensors, and each rank copies those that it holds.
         """
-        assert self._session, "update_weights_from_tensor requires an open begin_weight_update session"
+        if not self._session:
+            return Updated(False, OUTSIDE)
         try:
             for blob in blobs:
                 blob_offsets(blob, self._shape)
@@ -76,11 +87,9 @@ class WeightUpdater:
             return Updated(False, str(error))
         for blob in blobs:
             self._pipeline.collective_rpc("load_blob", blob)
-        flushed = self._flushed(flush, "Success")
-        assert flushed.success, "Cache flush failed after updating weights"
-        return flushed
+        return self._updated("Success", flush=flush, label=label)
 
-    def _flushed(self, flush: bool, failure: str) -> Updated:
-        if flush and not self._flush():
-            return Updated(False, failure)
-        return Updated(True, "Succeeded to update model weights.")
+    def _updated(self, message: str, *, flush: bool, label: str | None) -> Updated:
+        """The weights have changed, so their label does, and then the cache is flushed where that was asked for."""
+        self._relabel(label)
+        return Updated(False, NOT_FLUSHED) if flush and not self._flush() else Updated(True, message)

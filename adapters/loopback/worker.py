@@ -11,7 +11,7 @@ from lifecycle.core.units import MIB
 
 from .checkpoint import BadCheckpoint, blob_offsets, open_checkpoint
 from .memory import MemorySaver, NoSaver, Region, Saver
-from .model import Chunk, Floats, Shard
+from .model import Choice, Chunk, Floats, Shard
 from .shape import FLOAT_BYTES, HIDDEN, PAGE_TOKENS, ModelShape, RankConfig, layers_of, nbytes
 
 _ALIGNMENT = 64
@@ -42,7 +42,7 @@ class RankWorker:
         backed_up = frozenset({"weights"} if config.weights_backup else ())
         return MemorySaver(self._regions, backed_up=backed_up)
 
-    def forward(self, chunks: Sequence[Chunk], hidden: Sequence[Floats | None]) -> list[Floats | int | None]:
+    def forward(self, chunks: Sequence[Chunk], hidden: Sequence[Floats | None]) -> list[Floats | Choice | None]:
         """Each row's hidden states, or from the last rank its next token. Rows are computed one by one."""
         return [self._shard.forward(chunk, state) for chunk, state in zip(chunks, hidden, strict=True)]
 

@@ -7,6 +7,8 @@ Source: sglang 0.5.23, measured.
   mapped, kills the server.
 - The mode `keep` is SGLang's retract. After in_place, frozen requests still hold memory, and a release kills the
   server.
+- Tensors are taken between `begin_weight_update` and `end_weight_update` only. A second begin is refused until the end,
+  whoever began, so a push that failed is ended all the same: a session left open makes every later push fail.
 """
 
 from __future__ import annotations
@@ -28,6 +30,12 @@ MODES: Mapping[PauseMode, str] = {"abort": "abort", "wait": "abort", "keep": "re
 #: The order in which tags are released; they are restored in reverse. SGLang accepts any order. KV comes first, since
 #: its release drops the prefix cache.
 RELEASE_ORDER = ("kv_cache", "weights", "cuda_graph")
+
+#: The call that ends a push which failed. It is `/end_weight_update`, and done also where no session is open.
+CLOSE_PUSH = "close_weight_update"
+
+#: What SGLang says where a session is open, or none is. Source: sglang 0.5.23, weight_updater.py.
+SESSION_OPEN, NO_SESSION = "session is already open", "no weight-update session is open"
 
 FLUSH = Call("flush_cache", effect={Fact.CACHE_FRESH: True}, repeatable=True, refusal_is_untouched=True)
 
@@ -64,6 +72,22 @@ def push(how: str, args: Mapping[str, Any], version: str) -> Call:
     return Call(f"update_weights_from_{how}", body)
 
 
+def close_push(capabilities: Capabilities) -> Call:
+    """Ends a push that failed: its session is closed, and what it left in the weights is unknown."""
+    effect = call_effects.loading(capabilities)
+    return Call(CLOSE_PUSH, {}, effect, repeatable=True, refusal_is_untouched=True, push="ends")
+
+
+def explained(call: Call, detail: str) -> str:
+    """What the server said about a call that it refused, and what that means."""
+    if call.push == "begins" and SESSION_OPEN in detail:
+        return (
+            f"{detail} (a push that was begun before, here or by another program, was never ended; its session is "
+            "closed now: push again, or load from disk)"
+        )
+    return detail
+
+
 def _pause(mode: PauseMode) -> tuple[Call, ...]:
     effect = call_effects.paused(mode)
     call = Call("pause_generation", {"mode": MODES[mode]}, effect, repeatable=True, refusal_is_untouched=True)
@@ -90,8 +114,8 @@ def _from_disk(source: FromDisk, facts: Facts, capabilities: Capabilities) -> Ca
 
 def _pushed(source: Pushed, capabilities: Capabilities) -> tuple[Call, ...]:
     """The push between its begin and end. The contents are unknown from the begin until the end is acknowledged."""
-    begin = Call("begin_weight_update", {}, call_effects.loading(capabilities))
-    end = Call("end_weight_update", {}, call_effects.loaded(source.version, capabilities))
+    begin = Call("begin_weight_update", {}, call_effects.loading(capabilities), push="begins")
+    end = Call("end_weight_update", {}, call_effects.loaded(source.version, capabilities), push="ends")
     return begin, PUSH, end, FLUSH
 
 

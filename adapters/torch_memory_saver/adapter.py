@@ -73,6 +73,7 @@ class TorchAdapter:
             update=frozenset({"disk", "push"}) if self._serves else frozenset(),
             has_admission=self._serves,
             cancellable=False,
+            reports_released=True,
             device="cuda" if on_cuda else "cpu",
             evidence={"idle": Grade.REPORTED, "answers": Grade.MEASURED},
             notes=tuple(note for tag in tags.known for note in self._notes(tag)),

@@ -14,7 +14,8 @@ class Call:
     """One remote call, as planned. `effect` is what is known once it has been acknowledged.
 
     `repeatable`: sending it again when it may have run already does no harm. `refusal_is_untouched`: an error answer
-    means that nothing changed; otherwise the facts in `effect` are unknown after one.
+    means that nothing changed; otherwise the facts in `effect` are unknown after one. `push` marks the calls between
+    which an engine takes a push: it refuses another one until the first was ended.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Call:
     effect: Mapping[Fact, Any] = field(default_factory=dict)
     repeatable: bool = False
     refusal_is_untouched: bool = False
+    push: Literal["begins", "ends"] | None = None
 
     def __str__(self) -> str:
         args = ", ".join(f"{key}={value!r}" for key, value in self.args.items())

@@ -32,8 +32,10 @@ class Capabilities:
     `ranks` is the number of processes among which the tags are spread. `cancellable` is False where a call that was
     begun must be waited for (in process, a cancelled one shifts later replies to the wrong caller). `evidence` is the
     best grade this engine can give for a claim, where that is less than any claim could need. `memory_saver` is None
-    where nothing tells; `saver` names what releases its GPU memory, where that is known. `hook_mode` is
-    torch_memory_saver's, of an engine in this process that has chosen it; of others it is read from their processes.
+    where nothing tells; `saver` names what releases its GPU memory, where that is known, and `saver_option` the option
+    of its command line that turns it on. `hook_mode` is torch_memory_saver's, of an engine in this process that has
+    chosen it; of others it is read from their processes.
+    `reports_released`: an observation of it says which tags are released.
     `launch_source` is the checkpoint that it holds since its launch, where it tells that; nothing else was loaded then.
     """
 
@@ -44,11 +46,13 @@ class Capabilities:
     releasable: Literal["any"] | frozenset[frozenset[Tag]] = "any"
     memory_saver: bool | None = None
     saver: Literal["torch_memory_saver", "cumem"] | None = None
+    saver_option: str | None = None
     hook_mode: Literal["torch", "preload"] | None = None
     update: frozenset[Literal["disk", "push", "live"]] = frozenset()
     idle_covers_device: bool = True
     has_admission: bool = True
     cancellable: bool = True
+    reports_released: bool = False
     device: Literal["cuda", "cpu"] | None = None
     ranks: int = 1
     evidence: Mapping[str, Grade] = field(default_factory=dict)

@@ -10,6 +10,7 @@ LifecycleError              .engine .command .state
     DeadlineExceeded        .deadline_s
     Rejected                .status .detail
     NotProved               .verdicts
+    Preempted               .by
 FleetError                  an ExceptionGroup; .succeeded
 ConfigurationError          a setting, a URL or an engine that cannot give the evidence asked for
 """
@@ -198,6 +199,14 @@ def _advice_on(failed: Sequence[Exception]) -> str:
     if len(first) < len(failed) or len(first) > 1:
         return "".join(f"\n{error.engine}: {error.advice}" for error in first.values())
     return "".join(f". {error.advice}" for error in first.values())
+
+
+class Preempted(OperationFailed):
+    """Another task gave this drain up, in favour of what `by` names; nothing was sent that cannot be repeated."""
+
+    def __init__(self, by: str, *, engine: str, command: str, state: State) -> None:
+        self.by = by
+        super().__init__(f"it was given up for {by}", engine=engine, command=command, state=state)
 
 
 class FleetError(ExceptionGroup[Exception]):

@@ -38,6 +38,19 @@ class Grade(IntEnum):
             raise ValueError(f"unknown grade {name!r}: one of {known}") from None
 
 
+class SizeGrade(IntEnum):
+    """How the size of a tag is known, worst first.
+
+    `REPORTED`: the engine says so; SGLang takes how far free memory fell during the load, other processes included.
+    `TENSORS`: the bytes of its tensors by rank, from the checkpoint, from their shapes, or as the caller gives them.
+    `MEASURED`: seen to come back in an earlier proved release of this process.
+    """
+
+    REPORTED = 0
+    TENSORS = 1
+    MEASURED = 2
+
+
 class Fact(StrEnum):
     """The names under which knowledge is kept, and which a call's effect changes.
 
@@ -77,13 +90,15 @@ GARBAGE = Contents("garbage")
 class TagSpec:
     """One region of engine memory that is released and restored by name.
 
-    `expected_bytes` is per rank (a rank is one device's share); None: learned in the first proved cycle.
+    `expected_bytes` is per rank (a rank is one device's share), known as well as `size_grade` says; None: learned in
+    the first proved cycle. One that is only reported is a hint, and the first proved cycle replaces it.
     """
 
     name: Tag
     stage: Stage
     on_release: Literal["kept", "discarded"]
     expected_bytes: int | None = None
+    size_grade: SizeGrade = SizeGrade.TENSORS
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,14 @@ class KeepsOnHost(Protocol):
         """Host memory that this release would take, beyond what is kept from the last one to be used again."""
 
 
+@runtime_checkable
+class ClosesPush(Protocol):
+    """What an adapter has beside the port whose engine refuses a push until the one before it was ended."""
+
+    def close_push_call(self) -> Call:
+        """Ends a push that failed, and is acknowledged also where none is open; the weights' contents are unknown."""
+
+
 class ResidualProbe(Protocol):
     """Measures from outside what an engine's process tree holds."""
 

@@ -59,11 +59,13 @@ class Uncertain:
     `needs_barrier`: an effect may still be running on the engine, so nothing is sent before a barrier has returned.
     `call` is the last call of which it is unknown whether it took effect. `acked_unrepeatable`: a call of the present
     command that moves memory was acknowledged, perhaps by a process that has taken the place of the one that is known.
+    `push_open`: a push was begun and its end was not acknowledged, so the engine may refuse the next one.
     """
 
     needs_barrier: bool = False
     call: UncertainCall | None = None
     acked_unrepeatable: bool = False
+    push_open: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,12 @@ class Calibration:
     """What was learned about the engine in earlier commands, to measure the next ones by.
 
     `attached_boot` is the process whose launched weights are trusted. `bytes_by_tags` are the bytes per rank that a
-    set of tags gave back where no size was known beforehand. `reading_all_mapped` is what was resident when every tag
-    was last known to be mapped. `kept_checksums`, by model role, are of weights that a release was to keep.
-    `canary_answers` are the greedy tokens by version of the weights. `residual_series` are the figures of the last
-    proved releases of the same tags, oldest first, by the name of the figure and the tags.
+    set of tags gave back where no size was known for sure. `reading_all_mapped` is what was resident when every tag
+    was last known to be mapped. Both are of one process, and are not used for the next. `kept_checksums`, by model
+    role, are of weights that a release was to keep. `canary_answers` are the greedy tokens by version of the weights.
+    `residual_series` are the figures of the last proved releases of the same tags, oldest first, by the name of the
+    figure and the tags. `boots` are those that answered at the engine's address, the last one at the end
+    (`lifecycle.rules.identity`).
     """
 
     attached_boot: str | None = None
@@ -83,9 +87,14 @@ class Calibration:
     kept_checksums: Mapping[str, str] = field(default=_NONE)
     canary_answers: Mapping[str, tuple[int, ...]] = field(default=_NONE)
     residual_series: Mapping[tuple[str, frozenset[Tag]], tuple[int, ...]] = field(default=_NONE)
+    boots: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         freeze_fields(self, "bytes_by_tags", "kept_checksums", "canary_answers", "residual_series")
+
+    def of_another_process(self) -> Calibration:
+        """What is left of it once another process has taken the place of the one that was measured."""
+        return replace(self, bytes_by_tags=_NONE, reading_all_mapped=None)
 
 
 @dataclass(frozen=True, slots=True)

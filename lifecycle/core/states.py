@@ -48,5 +48,8 @@ RING = (
 STABLE = frozenset({*RING, State.DETACHED, State.GONE, State.FAILED})
 TRANSIENT = frozenset(State) - STABLE
 
+#: An update of the weights is under way.
+UPDATING = frozenset({State.UPDATING_WEIGHTS, State.UPDATING_IN_PLACE, State.UPDATING_LIVE})
+
 #: States in which nothing is known that a contradiction could deny.
 UNCLAIMED = frozenset({State.DETACHED, State.GONE, State.FAILED})

@@ -8,7 +8,8 @@
 3. **send** each call of the plan in turn. What is known is known per call: half a release is known as half a release.
 4. **prove**: the row's proofs are asked until all hold, or one never will, or the deadline passes.
 5. **fire** succeeded. Where anything failed: failed, and then, unless the caller gave up, reconcile; the error says
-   where the engine was found. Where neither memory nor weights were changed, what is desired is what was before.
+   where the engine was found. Where neither memory nor weights were changed, what is desired is what was before. Where
+   the caller gave up before anything was sent, as of every drain, the engine is where it was.
 
 The deadline is one for all steps. A part of it is kept back for reconciling.
 """
@@ -22,7 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.calls import PUSH, Call
-from ..core.commands import Command, Release, RestoreKV, UpdateWeights
+from ..core.commands import Command, Drain, Release, RestoreKV, UpdateWeights
 from ..core.deadline import Deadline
 from ..core.errors import DeadlineExceeded, GuardRefused, NotProved, OperationFailed, Unreachable
 from ..core.facts import Fact, Tag
@@ -31,20 +32,24 @@ from ..core.readings import Reading
 from ..core.record import Record
 from ..core.states import State
 from ..core.transition import Transition
-from ..core.verdicts import Pending, Proved, Refuted, Unmeasurable, Verdict, below_grade, holds
+from ..core.verdicts import Pending, Refuted, Unmeasurable, Verdict, below_grade, holds
 from ..rules import knowledge, trend
 from ..rules.checksums import by_model_role
 from ..rules.contradiction import contradiction, other_process
 from ..rules.desired import desired_unless_touched, set_desired, was_loaded
-from ..rules.evidence import Context, EvidenceKind, targets
+from ..rules.evidence import Context, Evidence, EvidenceKind, targets
 from ..rules.machine import Refusals
-from ..rules.table import Operation
+from ..rules.memory import learned_from_release
+from ..rules.proofs import unread_by
+from ..rules.table import Operation, fits
 from ..rules.threshold import RESIDUAL_THRESHOLD, can_be_exceeded
+from ..rules.weights import invalid_weights
 from . import canary
 from .call import failure, send
 from .collective import Collective, CollectiveFailed
-from .gather import gather, residual
-from .push import Pushes
+from .gather import gather, residual, residual_again
+from .preempt import preemptible
+from .push import Pushes, close_cancelled, closing_call
 from .reconcile import reconcile_failed
 from .session import Edge, NotSaved, Session
 
@@ -70,12 +75,17 @@ class Attempt:
         self.deadline = deadline
         self.collective = collective
         self._pushes = pushes
+        self._sent = False
         self._about: dict[str, Any] = session.about(command.name)
         #: The tags that each call of a release gave back, and what was resident after it.
         self._readings: list[tuple[frozenset[Tag], Reading | Unmeasurable]] = []
 
     async def run(self) -> Transition:
         """The engine is in the row's destination, on evidence; otherwise this raises and says where it is."""
+        steps = self._steps()
+        return await (preemptible(self.session, steps) if isinstance(self.command, Drain) else steps)
+
+    async def _steps(self) -> Transition:
         try:
             context = await self._ask()
             self._fire(context)
@@ -95,9 +105,22 @@ class Attempt:
             self._fail_collective(error)
             self._leave_unproved(context)
             self._undo_desired(context)
-            self.session.go("failed", command=self.command.name, reason=f"cancelled: {type(error).__name__}")
+            await self._given_up(error)
             raise
         return self._succeed(context, verdicts)
+
+    async def _given_up(self, error: BaseException) -> None:
+        """The caller gave up: nothing is asked, but a push is ended. Where nothing was sent it is where it was."""
+        session, name = self.session, self.command.name
+        try:
+            if isinstance(error, asyncio.CancelledError):
+                left_s = min(session.policy.settle_s, self.deadline.left_s)
+                await close_cancelled(session, self._pushes, Deadline(left_s))
+        finally:
+            session.go("failed", command=name, reason=f"cancelled: {type(error).__name__}")
+        valid = invalid_weights(session.record, session.capabilities) is None
+        if not self._sent and fits(session.facts, session.capabilities, weights_are_valid=valid) is self.row.source:
+            session.go(f"observed_{self.row.source}", command=name, reason="nothing had been sent")
 
     def _fail_collective(self, error: BaseException) -> None:
         if self.collective is not None:
@@ -119,12 +142,23 @@ class Attempt:
             await canary.record_baseline(session, deadline_s=self.deadline.work_s / 2)
         kinds = self._kinds(acted_on)
         evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
-        denied = contradiction(session.record, evidence.observed)
+        await self._deny(evidence)
+        measured = acted_on and session.record.calibration.reading_all_mapped is not None
+        again = Deadline(self.deadline.work_s / 2)
+        while measured and _unread(evidence, kinds) and again.left_s > 0:
+            await asyncio.sleep(min(session.policy.poll_s, again.left_s))
+            evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
+            await self._deny(evidence)
+        return session.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
+
+    async def _deny(self, evidence: Evidence) -> None:
+        """What contradicts the facts ends the command."""
+        denied = contradiction(self.session.record, evidence.observed)
         if denied is not None:
+            self.session.commit(knowledge.another_answered(self.session.record, evidence.observed))
             error = Unreachable(denied, **self._about)
             self._fail_collective(error)
-            raise await reconcile_failed(session, error, self.deadline, self.command, trigger="contradicted")
-        return session.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
+            raise await reconcile_failed(self.session, error, self.deadline, self.command, trigger="contradicted")
 
     def _kinds(self, acted_on: frozenset[Tag]) -> frozenset[str]:
         """What the guards need, and of what the proofs need that which has to be read before the calls too."""
@@ -184,22 +218,32 @@ class Attempt:
         if context.targets:  # before the first call: half of one moves memory too
             pending = Pending(reason="memory was released or restored since")
             session.commit(session.record.with_condition("memory_returned", pending))
+        open_push = closing_call(session) if isinstance(self.command, UpdateWeights) else None
+        if open_push is not None:
+            await self._call(open_push, context)
         calls = session.adapter.plan(self.command, session.facts)
         for call in calls:
             await (self._push(call) if call.name == PUSH.name else self._call(call, context))
             if isinstance(self.command, Release):
-                await self._read_after(call, last=call is calls[-1])
+                await self._read_after(call, context, last=call is calls[-1])
 
     async def _call(self, call: Call, context: Context) -> None:
+        self._sent = True
         reply = await send(self.session, call, deadline_s=self.deadline.work_s, command=context)
         problem = failure(reply, call, **self._about, deadline=self.deadline)
         if problem is not None:
             raise problem
 
-    async def _read_after(self, call: Call, *, last: bool) -> None:
-        """What is resident between two calls of a release shows what each gave back; after the last the proof reads."""
-        unread = Unmeasurable(reason="the proof reads it")
-        reading = unread if last else await residual(self.session, deadline_s=self.deadline.work_s)
+    async def _read_after(self, call: Call, context: Context, *, last: bool) -> None:
+        """What is resident between two calls of a release shows what each gave back; after the last the proof reads.
+
+        One that fails is asked again, for half of the time that is left: the call after it needs some too.
+        """
+        reading: Reading | Unmeasurable = Unmeasurable(reason="the proof reads it")
+        if not last and isinstance(context.baseline.residual, Reading):
+            reading = await residual_again(self.session, deadline_s=self.deadline.work_s / 2)
+        elif not last:
+            reading = await residual(self.session, deadline_s=self.deadline.work_s)
         self._readings.append((frozenset(call.effect.get(Fact.MAPPED, {})), reading))
 
     async def _push(self, call: Call) -> None:
@@ -225,17 +269,21 @@ class Attempt:
 
     # 4. prove
 
-    async def _prove(self, context: Context) -> dict[str, Verdict]:
+    async def _prove(self, asked: Context) -> dict[str, Verdict]:
         """The verdicts, once every proof holds; NotProved where one never will, or no time is left."""
         while True:
-            verdicts, context = await self._ask_proofs(context)
+            verdicts, context = await self._ask_proofs(asked)
             failed = frozenset(proof.name for proof in self.row.proofs if not self._holds(proof.name, verdicts))
             record = self.session.record
             if not failed:
                 self.session.commit(knowledge.after_proofs(record, self.row.proofs, verdicts, context))
                 return verdicts
-            pending = all(isinstance(verdicts[name], Pending) for name in failed)
+            unread = {proof.name for proof in self.row.proofs if unread_by(proof, verdicts[proof.name], context)}
+            pending = all(isinstance(verdicts[name], Pending) or name in unread for name in failed)
             if not pending or self.deadline.work_s <= 0:
+                if failed & unread:  # bytes decide once they can be read again
+                    self._leave_unproved(asked)
+                    record = self.session.record
                 elapsed_s = self.deadline.elapsed_s
                 refuted = knowledge.after_refuted(
                     record, self.row.proofs, verdicts, failed, context, elapsed_s=elapsed_s
@@ -252,6 +300,7 @@ class Attempt:
         context = replace(context, record=session.record, evidence=evidence, readings_per_call=tuple(self._readings))
         other = other_process(session.facts, evidence.observed)
         if other is not None:
+            self.session.commit(knowledge.another_answered(self.session.record, evidence.observed))
             raise Unreachable(other, **self._about)
         return {proof.name: proof(context) for proof in self.row.proofs}, context
 
@@ -284,12 +333,10 @@ class Attempt:
         return transition
 
     def _learned_from_release(self, record: Record, context: Context, returned: Verdict | None) -> Record:
-        """What these tags gave back, where no size was known, is what they are expected to give next time."""
+        """What these tags gave back, where no size was known for sure, is what they are expected to give next time."""
         calibration, tags = record.calibration, context.targets
-        if isinstance(returned, Proved) and returned.figures.get("expected_bytes") is None and tags:
-            total = int(returned.figures["returned_bytes"]) * int(returned.figures["devices"])
-            sizes = {**calibration.bytes_by_tags, tags: total // self.session.capabilities.ranks}
-            calibration = replace(calibration, bytes_by_tags=sizes)
+        sizes = learned_from_release(context, returned, [tags for tags, _ in self._readings])
+        calibration = replace(calibration, bytes_by_tags=sizes)
         series, found = trend.after_release(calibration.residual_series, tags, returned, self.session.policy)
         for condition in found.values():
             self._warn(condition.verdict)
@@ -304,3 +351,8 @@ class Attempt:
     def _warn(self, verdict: Verdict) -> None:
         if isinstance(verdict, Refuted):
             _log.warning("%s: %s", self.session.name, verdict.reason)
+
+
+def _unread(evidence: Evidence, kinds: frozenset[str]) -> bool:
+    """Whether what is resident was asked for, and could not be read."""
+    return EvidenceKind.RESIDUAL in kinds and isinstance(evidence.residual, Unmeasurable)

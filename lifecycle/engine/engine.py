@@ -37,6 +37,7 @@ from .collective import Collective
 from .gather import EVERYTHING, residual
 from .override import override
 from .preconditions import hook_mode_of
+from .preempt import preempt
 from .push import Pushes
 from .reconcile import reconcile
 from .session import NotSaved, Session
@@ -139,8 +140,14 @@ class Engine(EngineView):
         """Every tag is mapped again and the prefix cache is empty; refused while the weights are not valid."""
         return await self.execute(RestoreKV(), deadline_s=deadline_s)
 
-    async def resume(self, *, deadline_s: float | None = None) -> Transition:
-        """The engine admits requests again and has generated a real token."""
+    async def resume(self, *, preempt: bool = False, deadline_s: float | None = None) -> Transition:
+        """The engine admits requests again and has generated a real token.
+
+        `preempt`: a drain that another task has under way is given up first; its caller gets Preempted. It has sent
+        nothing. While any other command is under way this raises EngineBusy all the same.
+        """
+        if preempt:
+            deadline_s = await self.preempt_drain(deadline_s)
         return await self.execute(Resume(), deadline_s=deadline_s)
 
     async def push(self, how: str, /, **args: Any) -> Any:
@@ -204,6 +211,7 @@ class Engine(EngineView):
         if denied is None and not returned:
             return session.state
         with session.claimed("verify"):
+            session.commit(knowledge.another_answered(session.record, seen))
             trigger = "contradicted" if denied else f"observed_{State.FAILED}"
             session.go(trigger, reason=denied or "a process answers in its place")
             return (await reconcile(session, deadline))[0]
@@ -253,6 +261,13 @@ class Engine(EngineView):
             yield
         finally:
             session.in_move = None
+            session.let_go()
+
+    async def preempt_drain(self, deadline_s: float | None = None) -> float:
+        """A drain under way was given up for a resume; returns what is left of the resume's deadline."""
+        deadline = Deadline(self.policy.deadline_s(Resume.name, deadline_s))
+        await preempt(self._session, deadline)
+        return deadline.look_s()
 
     def set_desired(self, source: Source) -> None:
         """From here on it should serve what `source` brings. GuardRefused where that cannot be kept."""

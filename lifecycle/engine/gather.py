@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,22 @@ async def residual(session: Session, *, deadline_s: float) -> Reading | Unmeasur
     if not processes:
         return Unmeasurable(reason=PROCESSES_UNKNOWN)
     return await session.probe.read(processes, deadline_s=max(deadline_s, LEAST_READ_S))
+
+
+async def residual_again(session: Session, *, deadline_s: float) -> Reading | Unmeasurable:
+    """What the engine's processes hold now, asked again until the deadline where it cannot be read.
+
+    For an engine that could be measured before: one reading that fails says nothing of it, unless it is gone.
+    """
+    deadline = Deadline(deadline_s)
+    while True:
+        reading = await residual(session, deadline_s=deadline.left_s)
+        if isinstance(reading, Reading) or deadline.left_s <= 0:
+            return reading
+        seen = await session.adapter.observe(frozenset({Fact.BOOT}), deadline_s=deadline.look_s())
+        if seen.alive is False:
+            return reading
+        await asyncio.sleep(min(session.policy.poll_s, deadline.left_s))
 
 
 async def _observe(asked: Question, kinds: frozenset[str]) -> Observation:

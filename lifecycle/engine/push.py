@@ -1,13 +1,16 @@
-"""The calls that a trainer makes on one engine while an update lets it."""
+"""The calls that a trainer makes on one engine while an update lets it, and the end of a push that failed."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from ..core.calls import Call
 from ..core.deadline import Deadline
+from ..core.ports import ClosesPush
+from ..rules import knowledge
 from ..rules.table import not_allowed
 from .call import failure, send
 from .session import Session
@@ -52,3 +55,30 @@ class Pushes:
         if problem is not None:
             raise problem
         return reply.value
+
+
+def closing_call(session: Session) -> Call | None:
+    """The call that ends a push which may be open on the engine; None where none can be.
+
+    None too while it may admit requests: an engine would wait for those that run, and let new ones wait behind it.
+    """
+    adapter: object = session.adapter
+    may_be_open = session.record.uncertain.push_open and session.facts.admission == "closed"
+    return adapter.close_push_call() if may_be_open and isinstance(adapter, ClosesPush) else None
+
+
+async def close_cancelled(session: Session, pushes: Pushes, deadline: Deadline) -> None:
+    """A push that its caller gave up is ended, after all that was sent for it; where that fails, it stays open.
+
+    Nobody asks the engine anything else after a cancellation, and it would refuse every push to come.
+    """
+    call = closing_call(session)
+    if call is None:
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(deadline.left_s):
+            await pushes.ended()
+            if not await session.adapter.barrier(deadline_s=deadline.look_s(0.5)):
+                return
+            session.commit(knowledge.barrier_returned(session.record))
+            await send(session, call, deadline_s=deadline.look_s())

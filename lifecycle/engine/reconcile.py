@@ -4,8 +4,10 @@ Attaching to an engine, looking at one that failed, and settling a command that 
 
 1. **Barrier.** While an effect that was sent may still be running, nothing that is seen counts.
 2. **Observe.** A process that is gone makes `gone`. One that does not answer is asked again for a while, since a
-   process takes some time to end; then it stays `failed`. What is known afterwards: `rules.knowledge`.
-3. **Decide** (`rules.decision`, pure), do what was decided, and decide again: read what is resident where the mapping
+   process takes some time to end; then it stays `failed`. Where another process answers than before, several looks
+   must see that one alone. What is known afterwards: `rules.knowledge`; which process it is: `rules.identity`.
+3. **End a push that failed**, where the engine may still wait for the rest of it and admits no requests.
+4. **Decide** (`rules.decision`, pure), do what was decided, and decide again: read what is resident where the mapping
    is unknown; close an engine that admits requests and is not worth serving; enter a state, or stay.
 
 Attaching differs in two things: what is known at the beginning (the kept record of this boot, or what is taken of a
@@ -19,20 +21,30 @@ from dataclasses import replace
 
 from ..core.commands import Command, Pause, Resume
 from ..core.deadline import Deadline
-from ..core.errors import OperationFailed
+from ..core.errors import ConfigurationError, OperationFailed
 from ..core.facts import Fact, PauseMode
 from ..core.observation import Observation
 from ..core.readings import Reading
 from ..core.record import Record
 from ..core.states import State
+from ..core.verdicts import Unmeasurable
 from ..rules import knowledge
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
+from ..rules.identity import IDENTITY, needs_confirming, same_process, two_answer
 from .call import send
-from .gather import EVERYTHING, residual
+from .gather import EVERYTHING, residual, residual_again
+from .push import closing_call
 from .session import Edge, Session
 
 #: How long a process may listen no more and still be there: the kernel frees its memory in between.
 ENDING_S = 1.0
+
+#: Further looks that must see the same process where another one answers than before. Of a load balancer that chooses
+#: one of two at random, so many agree once in 4096 times.
+CONFIRMING_LOOKS = 12
+
+#: The same, of an engine that is met: of one that takes turns, two looks never agree.
+ATTACHING_LOOKS = 2
 
 
 async def reconcile_failed(
@@ -54,11 +66,13 @@ async def attach(session: Session, deadline: Deadline, *, known_here: Record | N
     `known_here` is what counts as kept where no store has anything of it.
     """
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
-    record = knowledge.first_seen(Record(state=session.state), seen, session.capabilities)
+    seen = await _confirmed_alone(session, seen, deadline, looks=ATTACHING_LOOKS)
+    if seen.others:
+        boots = two_answer((seen.boot or "", *seen.others))
+        raise ConfigurationError(f"{session.name}: {boots}; give each engine a URL of its own")
     kept = (None if session.store is None else session.store.load(session.adapter.url)) or known_here
-    known = kept is not None and _about_this(kept, seen, session)
-    if kept is not None and known:
-        record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
+    record = knowledge.attached(Record(state=session.state), kept, seen, session.capabilities)
+    known = kept is not None and bool(kept.facts.mapped) and same_process(kept.facts.boot, record.facts.boot)
     session.commit(record)
     if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.left_s):
         session.commit(knowledge.barrier_returned(session.record))
@@ -66,14 +80,10 @@ async def attach(session: Session, deadline: Deadline, *, known_here: Record | N
     state = decided or State.FAILED
     if state is not State.RELEASED:  # what was kept of it was about a release
         session.commit(session.record.with_condition("memory_returned", None))
+    contested = session.record.conditions.get(IDENTITY)
+    reason = "attached" if contested is None else contested.verdict.reason
     # Attaching takes nothing from another process, which may be in the middle of a command: what it kept stays.
-    session.commit(session.record, Edge(f"observed_{state}", reason="attached"), save="no" if known else "try")
-
-
-def _about_this(kept: Record, seen: Observation, session: Session) -> bool:
-    """Whether a kept record is about the process that answers, with the tags that it has."""
-    tags = {spec.name for spec in session.capabilities.tags}
-    return kept.facts.boot == seen.boot and set(kept.facts.mapped) == tags
+    session.commit(session.record, Edge(f"observed_{state}", reason=reason), save="no" if known else "try")
 
 
 async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = False) -> tuple[State, str]:
@@ -96,6 +106,9 @@ async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = 
         return session.state, "what was sent before may still run"
     here = knowledge.barrier_returned(session.record)
     session.commit(knowledge.after_observation(here, seen, session.capabilities))
+    open_push = closing_call(session)
+    if open_push is not None:
+        await send(session, open_push, deadline_s=deadline.look_s(0.5))
     state, reason = await _decided(session, deadline, may_close=True, must_close=must_close)
     if state is not None:
         record = knowledge.command_ended(session.record)
@@ -108,9 +121,26 @@ async def _observed(session: Session, deadline: Deadline) -> Observation:
     end = Deadline(min(ENDING_S, deadline.left_s / 2))
     while True:
         seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
+        if seen.boot is not None and needs_confirming(session.record, seen):
+            return await _confirmed_alone(session, seen, deadline, looks=CONFIRMING_LOOKS)
         if seen.boot is not None or seen.alive is False or not end.left_s:
             return seen
         await asyncio.sleep(min(session.policy.poll_s, end.left_s))
+
+
+async def _confirmed_alone(session: Session, seen: Observation, deadline: Deadline, *, looks: int) -> Observation:
+    """What was seen, with the other boots that further looks saw in its place; silence where those got no answer."""
+    others: dict[str, None] = dict.fromkeys(seen.others)
+    for _ in range(looks if seen.boot is not None else 0):
+        again = await session.adapter.observe(frozenset({Fact.BOOT}), deadline_s=deadline.look_s(0.5))
+        if again.boot is None:
+            return Observation(
+                detail=f"boot {seen.boot} answered, and then {again.detail or 'nothing did'}",
+                sampled_at=again.sampled_at,
+            )
+        if not same_process(seen.boot, again.boot):
+            others[again.boot] = None
+    return replace(seen, others=tuple(others))
 
 
 async def _decided(
@@ -123,7 +153,7 @@ async def _decided(
         tried |= {type(step)}
         match step:
             case ReadBytes():
-                reading = await residual(session, deadline_s=deadline.look_s())
+                reading = await _resident(session, deadline)
                 if isinstance(reading, Reading):
                     decided = knowledge.decided_by_bytes(session.record, reading, session.capabilities, session.policy)
                     session.commit(decided)
@@ -137,6 +167,13 @@ async def _decided(
                 return state, "its facts make this state"
             case Stay(reason=reason):
                 return None, reason
+
+
+async def _resident(session: Session, deadline: Deadline) -> Reading | Unmeasurable:
+    """What is resident; of an engine that could be measured before, asked again for a while."""
+    call = session.record.uncertain.call
+    measured = session.record.calibration.reading_all_mapped or (call and call.baseline)
+    return await (residual_again if measured else residual)(session, deadline_s=deadline.look_s(0.5))
 
 
 async def _close(session: Session, deadline: Deadline) -> None:
@@ -169,7 +206,8 @@ async def _confirmed(session: Session, deadline: Deadline) -> bool:
     """
     counted = {Fact.RUNNING} if False in session.facts.mapped.values() else set()
     seen = await session.adapter.observe(frozenset({Fact.ADMISSION} | counted), deadline_s=deadline.look_s())
-    if seen.boot != session.facts.boot:
+    if not same_process(seen.boot, session.facts.boot):
+        session.commit(knowledge.another_answered(session.record, seen))
         return False
     session.commit(knowledge.confirmed(session.record, seen, session.capabilities))
     return True

@@ -6,6 +6,7 @@ becomes the present one, the observers are told. So a commit that fails has chan
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 from ..core.capabilities import Capabilities
 from ..core.commands import Command
+from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError, EngineBusy, GuardRefused
 from ..core.facts import Facts, Tag
 from ..core.observer import Observers
@@ -76,6 +78,9 @@ class Session:
         #: The command under way, and the fleet's move that the engine takes part in, if any.
         self.busy: str | None = None
         self.in_move: str | None = None
+        #: The limit of the drain under way, by which it can be given up.
+        self.draining: asyncio.Timeout | None = None
+        self._waiting: set[asyncio.Future[None]] = set()
         self._record = Record()
         self._capabilities: Capabilities | None = None
         self._probe = probe if probe is None else adapt_probe(probe)
@@ -190,6 +195,23 @@ class Session:
             yield
         finally:
             self.busy = None
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Wakes whoever waits for the engine: a command or a move has left it."""
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def until_free(self, deadline: Deadline) -> None:
+        """No command and no move has the engine, or the deadline has passed."""
+        while self.holder() is not None and deadline.left_s:
+            left = asyncio.get_running_loop().create_future()
+            self._waiting.add(left)
+            try:
+                await asyncio.wait({left}, timeout=deadline.left_s)
+            finally:
+                self._waiting.discard(left)
 
     def about(self, command: str) -> dict[str, Any]:
         """The engine, the command and the state, as every error takes them."""

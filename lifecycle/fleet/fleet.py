@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -20,7 +21,7 @@ from ..core.transition import Transition
 from ..engine.engine import Engine, store_given
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
-from .connect import connected, member
+from .connect import check_distinct, connected, member
 from .groups import Group
 from .move import Between, Move, at_once, claimed
 from .preflight import check_allowed, check_static
@@ -134,7 +135,7 @@ class Fleet:
         done: list[Transition] = []
         participants = self.participants(engines)
         for wave in self.waves(participants):
-            done += await self._step(lambda engine: Drain(), wave, deadline_s)
+            done += await self._step(lambda engine: Drain(), wave, deadline_s, what=Drain.name)
         return sorted(done, key=lambda record: [engine.name for engine in participants].index(record.engine))
 
     async def release(
@@ -183,10 +184,14 @@ class Fleet:
         """All of the participants' memory is mapped again; refused where the weights are not valid."""
         return await self._step(lambda engine: RestoreKV(), engines, deadline_s)
 
-    async def resume(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
-        """The participants serve again, each having generated a real token; then the router sends to them."""
+    async def resume(
+        self, *, preempt: bool = False, engines: Selection = None, deadline_s: float | None = None
+    ) -> list[Transition]:
+        """The participants generated a real token each, and the router sends to them; `preempt` as in Engine.resume."""
         participants = self.participants(engines)
         _check_deadline(deadline_s)
+        if preempt and participants:
+            deadline_s = min(await asyncio.gather(*(each.preempt_drain(deadline_s) for each in participants)))
         with claimed(participants, "resume"):
             try:
                 return await self._together([(each, Resume()) for each in participants], deadline_s)
@@ -323,12 +328,13 @@ class Fleet:
         engines: Selection,
         deadline_s: float | None,
         all_must: bool = False,
+        what: str = "a step",
     ) -> list[Transition]:
         participants = self.participants(engines)
         _check_deadline(deadline_s)
         if all_must:
             check_allowed(participants, command)
-        with claimed(participants, "a step"):
+        with claimed(participants, what):
             return await self._together([(engine, command(engine)) for engine in participants], deadline_s)
 
     async def _together(self, commands: list[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:
@@ -342,6 +348,7 @@ class Fleet:
 
     async def _connect(self) -> None:
         await connected(self.engines)
+        check_distinct(self.engines)
 
     def _check(self) -> None:
         for what, values in (

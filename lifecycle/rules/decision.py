@@ -1,8 +1,8 @@
 """What to do next to find out where an engine is. Pure: `engine.reconcile` does what this decides, and asks again.
 
-First no effect may be running any more. Then bytes may tell what the engine does not. Then an engine that admits
-requests without being worth serving is closed, where that may be done. And last it enters the first state that its
-facts make, or none where several fit.
+First no effect may be running any more, and one process must answer at the address. Then bytes may tell what the engine
+does not. Then an engine that admits requests without being worth serving is closed, where that may be done. And last it
+enters the first state that its facts make, or none where several fit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..core.capabilities import Capabilities
 from ..core.record import Record
 from ..core.states import State
+from .identity import IDENTITY, is_contested
 from .table import fits
 from .weights import invalid_weights
 
@@ -53,6 +54,8 @@ def decide(
     """
     if record.uncertain.needs_barrier:
         return Stay("what was sent before may still run")
+    if is_contested(record):
+        return Stay(record.conditions[IDENTITY].verdict.reason)
     facts = record.facts
     if None in facts.mapped.values() and ReadBytes not in tried:
         return ReadBytes()

@@ -15,6 +15,7 @@ from ..core.policy import Policy
 from ..core.readings import Reading
 from ..core.record import Calibration, Desired, Record
 from ..core.verdicts import NotApplicable, Unmeasurable, Verdict
+from .sizes import Size, size_on_device, size_per_rank
 
 
 class EvidenceKind(StrEnum):
@@ -95,30 +96,24 @@ class Context:
 
     def expected_bytes(self, tags: frozenset[Tag]) -> int | None:
         """Bytes per rank that these tags hold together; None where no figure is known."""
-        return expected_bytes(tags, self.capabilities, self.calibration.bytes_by_tags)
+        size = size_per_rank(tags, self.capabilities, self.calibration.bytes_by_tags)
+        return None if size is None else size.total_bytes
+
+    def size(self, tags: frozenset[Tag], reading: Reading) -> Size | None:
+        """What these tags hold on each device, and how well that is known; None where no figure is known."""
+        return size_on_device(tags, reading, self.capabilities, self.calibration.bytes_by_tags)
 
     def share_bytes(self, tags: frozenset[Tag], reading: Reading) -> int | None:
-        """Bytes that these tags hold on each device: several ranks may share one (on a CPU, all share the host)."""
+        """Bytes that these tags hold on each device of the reading; None where no figure is known."""
         return share_bytes(tags, reading, self.capabilities, self.calibration.bytes_by_tags)
-
-
-def expected_bytes(
-    tags: frozenset[Tag], capabilities: Capabilities, learned: Mapping[frozenset[Tag], int]
-) -> int | None:
-    """Bytes per rank that these tags hold together; None where no figure is known."""
-    sizes = [capabilities.spec(tag).expected_bytes for tag in tags]
-    known = [size for size in sizes if size is not None]
-    return sum(known) if len(known) == len(sizes) else learned.get(tags)
 
 
 def share_bytes(
     tags: frozenset[Tag], reading: Reading, capabilities: Capabilities, learned: Mapping[frozenset[Tag], int]
 ) -> int | None:
     """Bytes that these tags hold on each device of the reading; None where no figure is known."""
-    per_rank = expected_bytes(tags, capabilities, learned)
-    if per_rank is None:
-        return None
-    return per_rank * max(1, capabilities.ranks // max(1, len(reading.devices)))
+    size = size_on_device(tags, reading, capabilities, learned)
+    return None if size is None else size.total_bytes
 
 
 def targets(command: Command, facts: Facts, capabilities: Capabilities) -> frozenset[Tag]:

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..core.commands import Pause, Release, UpdateWeights
-from ..core.facts import Grade
+from ..core.facts import Grade, Stage, Tag
 from ..core.policy import ACCEPT
+from ..core.readings import Reading
 from ..core.sources import FromDisk, Kept, Pushed, version_of
+from ..core.units import mib
 from ..core.verdicts import NotApplicable, Proved, Unmeasurable, Verdict
 from .checksums import by_model_role, changed
-from .evidence import Context, EvidenceKind
+from .evidence import Context, EvidenceKind, targets
+from .memory import visible_bytes
 from .weights import invalid_weights
 
 Check = Callable[[Context], str | None]
@@ -110,7 +113,8 @@ def still_idle(context: Context) -> str | None:
 def memory_saver_enabled(context: Context) -> str | None:
     """The engine was started so that a release frees memory; without it the release answers and frees nothing."""
     if context.capabilities.memory_saver is False:
-        return "it was started without its memory saver, so a release would free nothing; start it with that option"
+        option = context.capabilities.saver_option or "its memory saver"
+        return f"it was started without its memory saver, so a release would free nothing; start it with {option}"
     return None
 
 
@@ -160,6 +164,48 @@ def weights_recoverable(context: Context) -> str | None:
             )
         case FromDisk() | Pushed():
             return unloadable(context, command.weights)
+
+
+#: The device of an engine of which nothing was read yet: all its ranks are taken to share one.
+_ONE_DEVICE = Reading({"": 0}, (), "none")
+
+
+@guard(static=True)
+def bytes_visible(context: Context) -> str | None:
+    """What is released is enough to be seen to go and to come back, where its proofs rest on that.
+
+    A release whose restore could not be proved would leave an engine that no command brings home.
+    """
+    assert isinstance(context.command, Release)
+    acted_on = context.targets or targets(context.command, context.facts, context.capabilities)
+    now, before = context.evidence.residual, context.calibration.reading_all_mapped
+    reading = now if isinstance(now, Reading) else before
+    size = context.size(acted_on, reading or _ONE_DEVICE)
+    unseen = _resting_on_bytes(context, acted_on)
+    if not acted_on or size is None or not unseen:
+        return None
+    least = context.policy.visible_bytes if reading is None else visible_bytes(context.policy, reading)
+    if size.at_most_bytes >= least:
+        return None
+    beside = "" if reading is None else f" beside {mib(reading.resident_bytes)} resident"
+    accept = ", ".join(f"{claim!r}: Grade.ACKNOWLEDGED" for claim in unseen)
+    return (
+        f"{', '.join(sorted(acted_on))} hold {mib(size.total_bytes)}, too little to see: less than {mib(least)} move "
+        f"unseen{beside}, "
+        "so that neither their release nor their restore could be proved; release more tags with them, or accept it "
+        f"unseen: Policy(accept={{{accept}}})"
+    )
+
+
+def _resting_on_bytes(context: Context, acted_on: frozenset[Tag]) -> list[str]:
+    """The claims about these tags that only bytes can prove as well as the policy asks for."""
+    says = context.capabilities.reports_released or context.evidence.observed.released_tags is not None
+    stages: dict[str, Stage] = {"weights_mapped": "weights", "kv_mapped": "kv"}
+    restores = [claim for claim, stage in stages.items() if acted_on & context.capabilities.stage(stage)]
+    claims = ["memory_returned", "tags_unmapped", *restores]
+    best = {"memory_returned": Grade.ACKNOWLEDGED}
+    known = Grade.REPORTED if says else Grade.ACKNOWLEDGED
+    return [claim for claim in claims if context.policy.least_grade(claim) > best.get(claim, known)]
 
 
 @guard(EvidenceKind.HOST_ROOM, least=Grade.ACKNOWLEDGED)

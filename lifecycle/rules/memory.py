@@ -11,16 +11,17 @@ has its own story, of an engine that answered and did something else, and the ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.facts import Grade
+from ..core.facts import Grade, Tag
 from ..core.policy import SET_THRESHOLD, Policy
 from ..core.readings import Reading
 from ..core.units import mib
 from ..core.verdicts import Pending, Proved, Refuted, Unmeasurable, Verdict
 from .evidence import Context
+from .sizes import HINTED, Size
 
 #: A share of a tag's bytes that measuring may err by, where sizes are compared.
 SLACK = 0.1
@@ -41,31 +42,115 @@ def freed_everywhere(before: Reading, after: Reading) -> int:
     return min(freed_by_device(before, after).values(), default=0)
 
 
+# how much must have moved
+
+
+def least_moved(context: Context, tags: frozenset[Tag], reading: Reading) -> float | None:
+    """The fewest bytes that show that these tags moved together; None where no size is known.
+
+    A size that is only reported may be wrong, but not so wrong that one of the tags moved nothing, or half.
+    """
+    size, fraction = context.size(tags, reading), context.policy.returned_fraction
+    if size is None:
+        return None
+    if not size.is_hint:
+        return fraction * size.total_bytes
+    visible, short = visible_bytes(context.policy, reading), []
+    for tag in tags:
+        alone = context.size(frozenset({tag}), reading)
+        if alone is not None and alone.total_bytes >= visible:
+            short.append((1 - (HINTED if alone.is_hint else fraction)) * alone.total_bytes)
+    return min(fraction * size.total_bytes, size.total_bytes - min(short, default=0))
+
+
 # a release
 
 
-def judge_release(context: Context, before: Reading, after: Reading, expected: int | None) -> Verdict:
-    """Whether a release returned `expected` bytes (None: any that can be seen), and left no more than is allowed."""
+def judge_release(context: Context, before: Reading, after: Reading, expected: Size | None) -> Verdict:
+    """Whether a release returned what is expected (None: as much as can be seen), and left no more than is allowed."""
     policy = context.policy
     staying = frozenset(tag for tag, mapped in context.facts.mapped.items() if mapped is not False)
     allowed = policy.threshold_bytes + (context.share_bytes(staying, before) or 0)
     returned = freed_everywhere(before, after)
     by_call = _freed_by_call(context, before, after)
-    figures = _figures(before, after, returned=returned, expected=expected, allowed=allowed)
+    total = None if expected is None else expected.total_bytes
+    figures = _figures(before, after, returned=returned, expected=total, allowed=allowed)
     if context.readings_per_call:
         figures["returned_by_tag"] = by_call
-    summary = f"returned {mib(returned)} of {'unknown' if expected is None else mib(expected)} expected"
+    least = visible_bytes(policy, before) if expected is None else policy.returned_fraction * expected.total_bytes
+    summary = f"returned {mib(returned)} of {'unknown' if total is None else mib(total)} expected"
     kept = f"{mib(after.resident_bytes)} resident, threshold {mib(policy.threshold_bytes)}; {_biggest(after)}"
-    least = visible_bytes(policy, before) if expected is None else policy.returned_fraction * expected
+    if expected is not None and expected.is_hint:
+        figures["expected_is"] = "reported"
+        summary += " (a size that the engine reports)"
+        if returned < least:
+            less = _less_than_hinted(context, before, after, by_call)
+            if less:
+                missing = _missing_tags(context, before, returned)
+                return Pending(reason=f"{summary}{missing}{less}; {kept}", figures=figures)
+            least = 0
     if returned < least:
         return Pending(reason=f"{summary}{_missing_tags(context, before, returned)}; {kept}", figures=figures)
-    unseen = _not_seen_to_go(context, before, by_call, (expected or 0) - returned) or _held_since(context, after)
+    unseen = _not_seen_to_go(context, before, by_call, (total or 0) - returned) or _held_since(context, after)
     if unseen:
         return Pending(reason=f"{summary}, and the release of {unseen} gave nothing back; {kept}", figures=figures)
     if after.resident_bytes > allowed:
         exceeds = f"{mib(after.resident_bytes)} resident exceeds {mib(allowed)} allowed"
         return Pending(reason=f"{exceeds}; {kept}; the threshold is set by {SET_THRESHOLD}", figures=figures)
     return Proved(grade=Grade.MEASURED, reason=summary, figures=figures)
+
+
+def _less_than_hinted(context: Context, before: Reading, after: Reading, by_call: Mapping[str, int]) -> str:
+    """What contradicts that all of a release came back whose reported size was not met; empty where nothing does.
+
+    The bytes that were seen to go with each call decide. Where they are not known, those of the whole release do.
+    """
+    calls = [tags for tags, _ in context.readings_per_call] if by_call else [context.targets]
+    for tags in calls:
+        freed = by_call[_name(tags)] if by_call else freed_everywhere(before, after)
+        least = least_moved(context, tags, before)
+        if least is not None and freed < least:
+            seen = f"only {mib(freed)} were seen to go with {_name(tags)}"
+            return f", and {seen}, of which at least {mib(round(least))} must"
+    return _ranks_that_kept_theirs(context, before, after)
+
+
+def _ranks_that_kept_theirs(context: Context, before: Reading, after: Reading) -> str:
+    """Where several ranks share a device: how many of them were not seen to give their part back."""
+    per_rank, ranks = context.expected_bytes(context.targets), context.capabilities.ranks
+    if not per_rank or ranks <= len(before.devices) or len(before.holders) < ranks:
+        return ""
+    now = {(holder.pid, holder.device): holder.resident_bytes for holder in after.holders}
+    freed = [holder.resident_bytes - now.get((holder.pid, holder.device), 0) for holder in before.holders]
+    gave = sum(max(0, int(size // (HINTED * per_rank))) for size in freed)
+    return "" if gave >= ranks else f", and only {gave} of {ranks} ranks were seen to give their part back"
+
+
+def learned_from_release(
+    context: Context, returned: Verdict | None, calls: Sequence[frozenset[Tag]]
+) -> Mapping[frozenset[Tag], int]:
+    """The bytes per rank that tags are measured to hold, with what this release shows of them.
+
+    What the engine only reported, or nobody knew, is replaced once: by what came back with each of the `calls` where
+    every one was seen to give something back, else by what came back of all. What is known better stays.
+    """
+    measured, before = context.calibration.bytes_by_tags, context.baseline.residual
+    if not isinstance(returned, Proved) or not isinstance(before, Reading) or not context.targets:
+        return measured
+    by_call = returned.figures.get("returned_by_tag") or {}
+    sizes = {tags: int(by_call.get(_name(tags), 0)) for tags in calls if tags}
+    if not sizes or min(sizes.values()) < visible_bytes(context.policy, before):
+        sizes = {context.targets: int(returned.figures["returned_bytes"])}
+    learned = dict(measured)
+    for tags, size_bytes in sizes.items():
+        known = context.size(tags, before)
+        if known is None or known.is_hint:
+            learned[tags] = size_bytes * len(before.devices) // context.capabilities.ranks
+    return learned
+
+
+def _name(tags: frozenset[Tag]) -> str:
+    return "+".join(sorted(tags))
 
 
 def _figures(before: Reading, after: Reading, *, returned: int, expected: int | None, allowed: int) -> dict[str, Any]:
@@ -105,7 +190,7 @@ def _freed_by_call(context: Context, before: Reading, after: Reading) -> dict[st
             reading = after
         if isinstance(reading, Unmeasurable):
             return {}
-        found["+".join(sorted(tags))] = freed_everywhere(before, reading)
+        found[_name(tags)] = freed_everywhere(before, reading)
         before = reading
     return found
 
@@ -114,7 +199,7 @@ def _not_seen_to_go(context: Context, before: Reading, freed: Mapping[str, int],
     """The tags of each call that was not seen to give anything back, where as much as they hold is missing."""
     found: list[str] = []
     for tags, _ in context.readings_per_call:
-        share, name = context.share_bytes(tags, before) or 0, "+".join(sorted(tags))
+        share, name = context.share_bytes(tags, before) or 0, _name(tags)
         visible = share >= visible_bytes(context.policy, before)
         if visible and missing >= (1 - SLACK) * share and freed.get(name, 0) <= SLACK * share:
             found.append(name)
@@ -133,18 +218,32 @@ def _held_since(context: Context, after: Reading) -> str:
 
 
 def freed_beyond_named(context: Context, before: Reading, after: Reading) -> Verdict | None:
-    """The refutation where so much came back that a tag which was not named must have gone with those that were."""
-    named = context.share_bytes(context.targets, before)
+    """The refutation where so much came back that a tag which was not named may have gone with those that were.
+
+    More than a reported size may be that size, told too small, or a tag that was not named: where both fit, it is
+    unknown which.
+    """
+    named = context.size(context.targets, before)
     staying = frozenset(tag for tag, mapped in context.facts.mapped.items() if mapped) - context.targets
-    sizes = [context.share_bytes(frozenset({tag}), before) for tag in staying]
-    seen = [size for size in sizes if size is not None and size >= visible_bytes(context.policy, before)]
-    if named is None or not seen:
+    others = [least for tag in staying if (least := _least_if_visible(context, tag, before)) is not None]
+    if named is None or not others:
         return None
-    freed = freed_everywhere(before, after)
-    if freed < named + context.policy.returned_fraction * min(seen):
+    freed, fewest = freed_everywhere(before, after), min(others)
+    if named.is_hint:
+        beyond = freed > (1 + SLACK) * named.total_bytes and freed - fewest >= HINTED * named.total_bytes
+    else:
+        beyond = freed >= named.total_bytes + fewest
+    if not beyond:
         return None
-    summary = f"{mib(freed)} came back, and {', '.join(sorted(context.targets))} held {mib(named)}"
+    summary = f"{mib(freed)} came back, and {', '.join(sorted(context.targets))} held {mib(named.total_bytes)}"
     return Refuted(reason=f"{summary}: more than what was named was released", denied=staying)
+
+
+def _least_if_visible(context: Context, tag: Tag, reading: Reading) -> float | None:
+    """The fewest bytes that this tag holds; None where they are not known, or too few to see."""
+    size = context.share_bytes(frozenset({tag}), reading)
+    visible = size is not None and size >= visible_bytes(context.policy, reading)
+    return least_moved(context, frozenset({tag}), reading) if visible else None
 
 
 # bytes that go or come
@@ -160,12 +259,14 @@ class Moved:
 
 def moved(context: Context, more: Reading, less: Reading) -> Moved | None:
     """How far the targets' bytes moved: `more` holds them and `less` does not. None where they are too few to see."""
-    expected = context.share_bytes(context.targets, more)
-    visible = visible_bytes(context.policy, more)
-    if expected is not None and expected < visible:
-        return None
-    least = visible if expected is None else context.policy.returned_fraction * expected
-    return Moved(freed_everywhere(more, less), least)
+    expected, least = context.size(context.targets, more), least_moved(context, context.targets, more)
+    visible, went = visible_bytes(context.policy, more), freed_everywhere(more, less)
+    if expected is not None and expected.total_bytes < visible:
+        return Moved(went, visible) if expected.is_hint and went >= visible else None
+    if context.readings_per_call and least is not None:  # a release: each call is judged by itself (judge_release)
+        by_call = [least_moved(context, tags, more) or 0.0 for tags, _ in context.readings_per_call]
+        least = min(least, sum(by_call))
+    return Moved(went, visible if least is None else least)
 
 
 def resident_as_before(context: Context, after: Reading) -> bool:
@@ -173,12 +274,34 @@ def resident_as_before(context: Context, after: Reading) -> bool:
 
     A release that freed nothing leaves nothing to grow by: its tags are seen to be there by the level alone.
     """
-    full = context.calibration.reading_all_mapped
-    if full is None or set(full.devices) != set(after.devices):
-        return False
-    missing = context.share_bytes(context.facts.unmapped(), after)
     share = context.share_bytes(context.targets, after)
-    if missing is None or share is None or share < visible_bytes(context.policy, after):
+    if share is None or share < visible_bytes(context.policy, after):
         return False
-    slack = (1 - context.policy.returned_fraction) * share
-    return all(after.devices[device] >= held - missing - slack for device, held in full.devices.items())
+    return _at_level(context, after, slack=(1 - context.policy.returned_fraction) * share) is True
+
+
+def resident_as_a_whole(context: Context, before: Reading | Unmeasurable, after: Reading) -> bool | None:
+    """Whether tags that are too small to see by themselves came back, by what all tags hold together.
+
+    So is their release proved, and what was accepted on the way out is accepted on the way back. What can be seen of
+    their own bytes must not deny it. None where the level before the release is not known.
+    """
+    policy, every = context.policy, frozenset(context.facts.mapped)
+    whole, share = context.share_bytes(every, after), context.share_bytes(context.targets, after)
+    full = context.calibration.reading_all_mapped
+    if full is None or whole is None or share is None or whole < visible_bytes(policy, full):
+        return None
+    if isinstance(before, Reading) and share >= policy.visible_bytes:
+        came = freed_everywhere(after, before)
+        if came < HINTED * share:
+            return False
+    return _at_level(context, after, slack=(1 - policy.returned_fraction) * whole)
+
+
+def _at_level(context: Context, after: Reading, *, slack: float) -> bool | None:
+    """Whether as much is resident as when all was mapped, less what is unmapped; None where that cannot be said."""
+    full, missing = context.calibration.reading_all_mapped, context.size(context.facts.unmapped(), after)
+    if full is None or missing is None or set(full.devices) != set(after.devices):
+        return None
+    less = (HINTED if missing.is_hint else 1) * missing.total_bytes + slack
+    return all(after.devices[device] >= held - less for device, held in full.devices.items())

@@ -14,6 +14,7 @@ from typing import Any
 from ..core.commands import UpdateWeights
 from ..core.facts import Fact, Grade, Tag
 from ..core.policy import ACCEPT
+from ..core.readings import Reading
 from ..core.sources import version_of
 from ..core.units import mib
 from ..core.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
@@ -66,6 +67,16 @@ def proof(
         return Proof(check.__name__, check, frozenset(needs), learns, doubts, condition, check.__doc__ or "")
 
     return make
+
+
+def unread_by(proof: Proof, verdict: Verdict, context: Context) -> bool:
+    """Whether a proof does not hold for want of a reading, of an engine that was measured when its command began.
+
+    It is asked again: one reading that fails says nothing of the engine.
+    """
+    measured = isinstance(context.baseline.residual, Reading) and EvidenceKind.RESIDUAL in proof.needs
+    lacking = isinstance(context.evidence.residual, Unmeasurable)
+    return measured and lacking and isinstance(verdict, Unmeasurable | Proved)
 
 
 def _closed(context: Context, verdict: Proved) -> Mapping[Fact, Any]:
@@ -128,7 +139,8 @@ def memory_returned(context: Context) -> Verdict:
 
     Per device: freed >= 0.9 x the bytes expected of the released tags, and resident <= the threshold plus the bytes
     expected of the tags that stay mapped. Equality passes. Where as much is missing as a tag holds whose own release
-    was not seen to give it back, that tag is taken to be there still.
+    was not seen to give it back, that tag is taken to be there still. Where the engine only reports what its tags hold
+    and that is not met, more than half of it must have been seen to go with each call.
     """
     if not context.targets:
         return NotApplicable(reason="nothing was mapped that could be returned")
@@ -137,10 +149,13 @@ def memory_returned(context: Context) -> Verdict:
         return before
     if isinstance(after, Unmeasurable):
         return after
-    share = context.share_bytes(context.targets, before)
-    if share is not None and share < memory.visible_bytes(context.policy, before):
-        return Unmeasurable(reason=f"{mib(share)} is too little to see beside {mib(before.resident_bytes)} resident")
-    return memory.judge_release(context, before, after, share)
+    size, visible = context.size(context.targets, before), memory.visible_bytes(context.policy, before)
+    if size is not None and size.total_bytes < visible <= size.at_most_bytes:
+        size = None  # the engine reports too little to see, and there may be more
+    if size is not None and size.total_bytes < visible:
+        little = f"{mib(size.total_bytes)} is too little to see beside {mib(before.resident_bytes)} resident"
+        return Unmeasurable(reason=little)
+    return memory.judge_release(context, before, after, size)
 
 
 def _targets_mapped(context: Context, verdict: Proved) -> Mapping[Fact, Any]:
@@ -224,9 +239,22 @@ def _stage_mapped(context: Context, stage: frozenset[Tag]) -> Verdict:
     if memory.resident_as_before(context, after):
         reason = f"{mib(after.resident_bytes)} are resident, as before the release"
         return Proved(grade=Grade.MEASURED, reason=reason)
-    if isinstance(before, Unmeasurable):
+    moved = None if isinstance(before, Unmeasurable) else memory.moved(context, after, before)
+    if moved is None and context.evidence.observed.released_tags is None:
+        return _mapped_as_a_whole(context, before, after)
+    return _bytes_moved(context, moved, "its bytes have not come back")
+
+
+def _mapped_as_a_whole(context: Context, before: Reading | Unmeasurable, after: Reading) -> Verdict:
+    """Whether the targets came back, whose own bytes cannot be seen, by what is resident of all tags."""
+    whole = memory.resident_as_a_whole(context, before, after)
+    if whole is None:
         return _reported_or_acknowledged(context)
-    return _bytes_moved(context, memory.moved(context, after, before), "its bytes have not come back")
+    level = f"{mib(after.resident_bytes)} are resident"
+    if whole:
+        reason = f"acknowledged, and {level}, as before the release; its own bytes are too few to see"
+        return Proved(grade=Grade.MEASURED, reason=reason)
+    return Pending(reason=f"acknowledged, and its bytes have not come back: {level}")
 
 
 def _bytes_moved(context: Context, moved: memory.Moved | None, otherwise: str) -> Verdict:

@@ -56,6 +56,7 @@ _RELEASE_GUARDS = (
     g.hook_mode_safe,
     g.tags_releasable,
     g.weights_recoverable,
+    g.bytes_visible,
     g.host_has_room,
 )
 _RELEASED = (p.tags_unmapped, p.memory_returned)

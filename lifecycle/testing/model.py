@@ -2,7 +2,7 @@
 
 It behaves as SGLang does. Source: sglang 0.5.23, measured: a release while requests run, a release of a released tag
 and a restore of a mapped tag each end the process. Without the memory saver a release answers and frees nothing. A load
-stores whatever version it is given.
+stores whatever version it is given. A push that was not ended makes the next one fail.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class ScriptedEngine:
         self.resident = dict(self.sizes)
         self.leaked_bytes = 0
         self.pushed: str | None = None
-        self._pushing = False
+        self.pushing = False
 
     # its process and its requests
 
@@ -130,6 +130,7 @@ class ScriptedEngine:
             "begin_update": self._begin_update,
             "push_tensor": self._push,
             "end_update": self._end_update,
+            "close_update": self._close_update,
         }
         effects[name](**args)
 
@@ -219,20 +220,25 @@ class ScriptedEngine:
         return None
 
     def _begin_update(self) -> None:
-        self._pushing, self.pushed, self.cache_fresh = True, None, False
+        if self.pushing:
+            raise Rejection("a push is open already; end it first")
+        self.pushing, self.pushed, self.cache_fresh = True, None, False
         self.contents = dict.fromkeys(self.contents, GARBAGE)
 
     def _push(self, version: str, **args: Any) -> None:
-        if not self._pushing:
+        if not self.pushing:
             raise Rejection("no update was begun")
         self.pushed = self.label = version
 
     def _end_update(self) -> None:
-        if not self._pushing:
+        if not self.pushing:
             raise Rejection("no update was begun")
         if self.pushed is not None:
             self.contents = {tag: Contents("loaded", self.pushed) for tag in self.contents}
-        self._pushing = False
+        self.pushing = False
+
+    def _close_update(self) -> None:
+        self.pushing = False
 
     def _serve(self) -> None:
         if self.unmapped:

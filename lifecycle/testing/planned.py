@@ -46,6 +46,13 @@ def push_call(how: str, args: Mapping[str, Any], version: str) -> Call:
     return Call("push_tensor", {"version": version, **args})
 
 
+def close_push(capabilities: Capabilities) -> Call:
+    """Returns the call that ends a push which failed."""
+    half: dict[Tag, Contents | None] = dict.fromkeys(capabilities.stage("weights"))
+    effect: dict[Fact, Any] = {Fact.CONTENTS: half, Fact.CACHE_FRESH: False}
+    return Call("close_update", {}, effect, repeatable=True, refusal_is_untouched=True, push="ends")
+
+
 def _pause(mode: PauseMode) -> tuple[Call, ...]:
     effect: dict[Fact, Any] = {Fact.ADMISSION: "closed", Fact.PAUSED_BY: mode, Fact.RUNNING: None}
     call = Call("pause", {"mode": mode}, effect, repeatable=True, refusal_is_untouched=True)
@@ -76,8 +83,9 @@ def _load(source: FromDisk, facts: Facts, capabilities: Capabilities) -> Call:
 
 def _pushed(source: Pushed, capabilities: Capabilities) -> tuple[Call, ...]:
     half: dict[Tag, Contents | None] = dict.fromkeys(capabilities.stage("weights"))
-    begin = Call("begin_update", {}, {Fact.CONTENTS: half, Fact.CACHE_FRESH: False})
-    return begin, PUSH, Call("end_update", {}, {Fact.CONTENTS: _loaded(source.version, capabilities)}), FLUSH
+    begin = Call("begin_update", {}, {Fact.CONTENTS: half, Fact.CACHE_FRESH: False}, push="begins")
+    end = Call("end_update", {}, {Fact.CONTENTS: _loaded(source.version, capabilities)}, push="ends")
+    return begin, PUSH, end, FLUSH
 
 
 def _loaded(version: str, capabilities: Capabilities) -> dict[Tag, Contents]:

@@ -168,6 +168,10 @@ class ScriptedAdapter:
         """Returns one call of a push."""
         return planned.push_call(how, args, version)
 
+    def close_push_call(self) -> Call:
+        """Returns the call that ends a push which failed."""
+        return planned.close_push(self.capabilities)
+
     async def send(self, call: Call, *, deadline_s: float) -> Reply:
         """Sends one call, as scripted. The journal has it before it is sent, and its reply afterwards."""
         self._note("call", call.name, call.args)

@@ -22,7 +22,7 @@ LEGAL = {
 
 #: Written by hand: what each row asks before, and sees after.
 _RELEASE = (
-    "still_idle memory_saver_enabled hook_mode_safe tags_releasable weights_recoverable host_has_room",
+    "still_idle memory_saver_enabled hook_mode_safe tags_releasable weights_recoverable bytes_visible host_has_room",
     "tags_unmapped memory_returned",
 )
 _RESUME = ("all_mapped weights_valid cache_fresh", "answers")

@@ -27,15 +27,19 @@ from lifecycle import (
     RestoreKV,
     RestoreWeights,
     Resume,
+    TagSpec,
     Unmeasurable,
     UpdateWeights,
 )
 from lifecycle.core.facts import GARBAGE
+from lifecycle.core.readings import Reading
 from lifecycle.rules import guards as g
 from lifecycle.rules.evidence import Context, Evidence
 from lifecycle.rules.guards import Guard
 from lifecycle.rules.table import OPERATIONS
-from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, capabilities
+from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, WEIGHTS, capabilities
+
+MIB = 1 << 20
 
 
 async def nothing(engines: Sequence[Engine]) -> None:
@@ -51,14 +55,14 @@ def context(command: Any = None, /, *, caps: Any = None, **changes: Any) -> Cont
     known = {name: changes.pop(name) for name in list(changes) if name in {str(fact) for fact in Fact}}
     evidence = {
         name: changes.pop(name)
-        for name in ("idle", "hook_mode", "device_room", "host_room", "cotenants")
+        for name in ("residual", "idle", "hook_mode", "device_room", "host_room", "cotenants")
         if name in changes
     }
     return context_of(
         command or Resume(),
         facts(**known),
         caps or capabilities(),
-        Policy(),
+        changes.pop("policy", Policy()),
         evidence=Evidence(**evidence),
         attached_boot="boot-1",
         **changes,
@@ -68,7 +72,14 @@ def context(command: Any = None, /, *, caps: Any = None, **changes: Any) -> Cont
 KEPT = capabilities(KEPT_WEIGHTS, KV_CACHE)
 NO_DISK = capabilities(update=frozenset({"push"}))
 NO_PUSH = capabilities(update=frozenset({"disk"}))
+NO_SAVER = capabilities(memory_saver=False, saver_option="--enable-memory-saver")
 ONE_BY_ONE = capabilities(releasable=frozenset({frozenset({"weights"}), frozenset({"kv_cache"})}))
+TINY = capabilities(TagSpec("weights", "weights", "kept", 20 * MIB), TagSpec("kv_cache", "kv", "kept", 40 * MIB))
+SMALL_KV = capabilities(WEIGHTS, TagSpec("kv_cache", "kv", "discarded", 3328 * MIB))
+HELD_70_GIB = Reading({"gpu-0": 70 * 1024 * MIB}, (), "a test")
+UNSEEN = Policy(
+    accept=dict.fromkeys(("memory_returned", "tags_unmapped", "weights_mapped", "kv_mapped"), Grade.ACKNOWLEDGED)
+)
 
 #: guard, the case it is for, words of its reason
 REFUSES: list[tuple[Guard, Context, str]] = [
@@ -85,6 +96,7 @@ REFUSES: list[tuple[Guard, Context, str]] = [
     (g.still_idle, context(Release(None, V1), idle=Unmeasurable(reason="frozen")), "kills the engine"),
     (g.still_idle, context(Release(None, V1)), "not asked"),
     (g.memory_saver_enabled, context(caps=capabilities(memory_saver=False)), "without its memory saver"),
+    (g.memory_saver_enabled, context(caps=NO_SAVER), "start it with --enable-memory-saver"),
     (g.hook_mode_safe, context(hook_mode=Refuted(reason="preload on sm_100")), "preload on sm_100"),
     (g.tags_releasable, context(Release(frozenset(), V1)), "no tag is named"),
     (g.tags_releasable, context(Release(frozenset({"kv"}), V1)), "unknown tag kv; it has kv_cache, weights"),
@@ -93,6 +105,17 @@ REFUSES: list[tuple[Guard, Context, str]] = [
     (g.weights_recoverable, context(Release(None, Kept())), "keeps no backup of weights"),
     (g.weights_recoverable, context(Release(None, V1), caps=NO_DISK), "cannot load weights from"),
     (g.weights_recoverable, context(Release(None, PUSH), caps=NO_PUSH), "it can: disk"),
+    (g.bytes_visible, context(Release(None, V1), caps=TINY), "kv_cache, weights hold 60 MiB, too little to see"),
+    (
+        g.bytes_visible,
+        context(Release(frozenset({"kv_cache"}), V1), caps=SMALL_KV, residual=HELD_70_GIB),
+        "kv_cache hold 3328 MiB, too little to see: less than 3584 MiB move unseen beside 71680 MiB resident",
+    ),
+    (
+        g.bytes_visible,
+        context(Release(frozenset({"kv_cache"}), V1), caps=SMALL_KV, full=HELD_70_GIB),
+        "release more tags with them, or accept it unseen: Policy(accept={'memory_returned': Grade.ACKNOWLEDGED",
+    ),
     (g.host_has_room, context(host_room=Refuted(reason="12 GiB short")), "12 GiB short"),
     (g.device_has_room, context(device_room=Pending(reason="pid 7 holds 9 GiB")), "pid 7 holds 9 GiB"),
     (g.cotenants_within_budget, context(cotenants=Refuted(reason="the trainer is over")), "the trainer is over"),
@@ -135,6 +158,12 @@ PASSES: list[tuple[Guard, Context]] = [
     (g.weights_recoverable, context(Release(frozenset({"kv_cache"})))),
     (g.weights_recoverable, context(Release(None, Kept()), caps=KEPT)),
     (g.weights_recoverable, context(Release(), caps=KEPT)),
+    (g.bytes_visible, context(Release(None, V1))),
+    (g.bytes_visible, context(Release(None, V1), caps=SMALL_KV, residual=HELD_70_GIB)),
+    (g.bytes_visible, context(Release(frozenset({"kv_cache"}), V1), caps=SMALL_KV)),
+    (g.bytes_visible, context(Release(None, V1), caps=TINY, policy=UNSEEN)),
+    (g.bytes_visible, context(Release(None, V1), caps=capabilities(TagSpec("weights", "weights", "kept"), KV_CACHE))),
+    (g.bytes_visible, context(Release(None, V1), caps=TINY, mapped={"weights": False, "kv_cache": False})),
     (g.host_has_room, context(host_room=YES)),
     (g.host_has_room, context(host_room=NotApplicable(reason="no backup"))),
     (g.device_has_room, context(RestoreWeights(), device_room=YES)),

@@ -22,6 +22,7 @@ from lifecycle import (
     InvalidTransition,
     NotProved,
     OperationFailed,
+    Preempted,
     Refuted,
     Rejected,
     State,
@@ -94,6 +95,7 @@ EVERY_ERROR = [
     DeadlineExceeded("late", deadline_s=3.0, **WHO),
     Rejected("no", status=503, detail="\ufffd", **WHO),
     NotProved({"idle": Refuted(reason="1 runs", figures={"count": 1})}, **WHO).settle(State.PAUSED),
+    Preempted("resume(preempt=True)", **WHO).settle(State.PAUSED),
     FleetError.of("1 of 2 engines", [Unreachable("no answer", **WHO).settle(State.GONE)], [EDGE]),
 ]
 

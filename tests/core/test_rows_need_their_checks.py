@@ -65,6 +65,11 @@ def without_memory_saver(engine: Engine, patch: Patch) -> None:
     patch(engine._session, "_capabilities", replace(engine.capabilities, memory_saver=False))
 
 
+def of_few_bytes(engine: Engine, patch: Patch) -> None:
+    few = tuple(replace(spec, expected_bytes=1 << 20) for spec in engine.capabilities.tags)
+    patch(engine._session, "_capabilities", replace(engine.capabilities, tags=few))
+
+
 #: How a guard alone is made to refuse: what is done to the engine, and the command if it is another one.
 GUARDS: dict[str, tuple[Callable[[Engine, Patch], None], Command | None]] = {
     "mode_supported": (lambda engine, patch: None, Pause("nap")),  # type: ignore[arg-type]
@@ -76,6 +81,7 @@ GUARDS: dict[str, tuple[Callable[[Engine, Patch], None], Command | None]] = {
     "hook_mode_safe": (lambda engine, patch: shown(patch, 0, hook_mode=NO), None),
     "tags_releasable": (lambda engine, patch: None, Release(frozenset({"kv"}), V1)),
     "weights_recoverable": (lambda engine, patch: None, Release(None, None)),
+    "bytes_visible": (of_few_bytes, None),
     "host_has_room": (lambda engine, patch: shown(patch, 0, host_room=NO), None),
     "device_has_room": (lambda engine, patch: shown(patch, 0, device_room=NO), None),
     "cotenants_within_budget": (lambda engine, patch: shown(patch, 0, cotenants=NO), None),

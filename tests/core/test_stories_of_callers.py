@@ -17,10 +17,7 @@ from lifecycle import (
     State,
     Unreachable,
 )
-from lifecycle.testing import (
-    HANG,
-    HANG_LATE,
-)
+from lifecycle.testing import HANG, HANG_LATE, Act
 
 # callers that give up
 
@@ -93,12 +90,24 @@ async def test_a_cancellation_while_asking_leaves_the_state_as_it_was() -> None:
     await engine.release(weights=V1)
 
 
-async def test_a_cancelled_proof_is_failed_and_recovers() -> None:
+async def test_a_cancelled_drain_has_sent_nothing_and_is_paused() -> None:
     engine = await engine_in(State.PAUSED)
+    facts = engine.facts
     engine.adapter.script("prove_idle", HANG)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await engine.drain()
+    assert (engine.state, engine.facts, engine.busy) == (State.PAUSED, facts, None)
+    assert sent(engine) == []
+    await engine.drain()
+
+
+async def test_a_cancelled_proof_of_a_command_that_sent_something_is_failed_and_recovers() -> None:
+    engine = await engine_in(State.SERVING)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            engine.adapter.script("pause", Act(then=lambda _: engine.adapter.script("observe", HANG)))
+            await engine.pause()
     assert engine.state is State.FAILED
     assert (await engine.recover()).state is State.DRAINED
 

@@ -18,6 +18,7 @@ from lifecycle import (
     Rejected,
     State,
     TagSpec,
+    Unmeasurable,
     Unreachable,
 )
 from lifecycle.testing import (
@@ -315,10 +316,18 @@ async def test_an_engine_met_while_it_is_paused_is_not_claimed_to_be_anything() 
 
 
 async def test_what_is_known_too_little_of_is_not_called_proved_in_the_error() -> None:
+    engine = await engine_in(State.DRAINED)
+    engine.adapter.probe.always = Unmeasurable(reason="no driver here")
+    with pytest.raises(NotProved, match=r"tags_unmapped is unmeasurable: .*only acknowledged, and reported is"):
+        await engine.release(weights=V1, deadline_s=0.3)
+
+
+async def test_what_could_not_be_proved_to_come_back_is_not_released() -> None:
     tiny = (replace(KEPT_WEIGHTS, expected_bytes=20 << 20), replace(KV_CACHE, expected_bytes=20 << 20))
     engine = await engine_in(State.DRAINED, *tiny, sizes={"weights": 20 << 20, "kv_cache": 20 << 20})
-    with pytest.raises(NotProved, match=r"tags_unmapped is unmeasurable: .*only acknowledged, and reported is"):
+    with pytest.raises(GuardRefused, match="kv_cache, weights hold 40 MiB, too little to see: less than 64 MiB"):
         await engine.release()
+    assert (engine.state, sent(engine)) == (State.DRAINED, [])
 
 
 # what is opened without being worth it is closed again

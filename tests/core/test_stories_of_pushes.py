@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from rig import V1, engine_in, fleet_of, sent, states
 
 from lifecycle import (
     Contents,
+    DeadlineExceeded,
     Engine,
     EngineBusy,
     Fleet,
@@ -17,10 +20,26 @@ from lifecycle import (
     GuardRefused,
     InvalidTransition,
     NotProved,
+    OperationFailed,
     Pushed,
+    Rejected,
     State,
+    Unreachable,
 )
-from lifecycle.testing import DIE, HANG, REJECTED, Journal
+from lifecycle.rules import knowledge
+from lifecycle.testing import (
+    DIE,
+    HANG,
+    HANG_LATE,
+    LATE,
+    LOST,
+    LOST_AFTER,
+    REJECTED,
+    REJECTED_AFTER,
+    RESTART,
+    Act,
+    Journal,
+)
 
 
 async def push_to_all(engines: Sequence[Engine]) -> None:
@@ -228,6 +247,127 @@ async def test_the_barrier_comes_after_the_last_call_of_a_push_that_failed_elsew
     with pytest.raises(FleetError):
         await fleet.update_weights(Pushed(push_to_all, "v1"), deadline_s=0.3)  # gather() leaves the call to a running
     happened = [line.partition(" -> ")[0] for line in journal.kinds("reply", "barrier") if line.startswith("a: ")]
-    assert happened[-2:] == ["a: reply push_tensor(v1,w)", "a: barrier"]
+    assert happened[-3:] == ["a: reply push_tensor(v1,w)", "a: barrier", "a: reply close_update"]
     assert not fleet["a"].record.uncertain.needs_barrier
     assert states(fleet) == {"a": "drained", "b": "drained"}
+
+
+# a push that fails is ended on the engine, so that the next one is taken
+
+
+async def a_trainer_that_raises(engines: Sequence[Engine]) -> None:
+    raise RuntimeError("NCCL went away")
+
+
+async def a_trainer_that_hangs(engines: Sequence[Engine]) -> None:
+    await asyncio.sleep(60)
+
+
+async def cancelled_in_its_push(engine: Engine) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await engine.update_weights(Pushed(a_trainer_that_hangs, "v1"))
+
+
+async def past_its_deadline(engine: Engine) -> None:
+    with pytest.raises(DeadlineExceeded):
+        await engine.update_weights(Pushed(a_trainer_that_hangs, "v1"), deadline_s=0.3)
+
+
+async def given_up_by_its_trainer(engine: Engine) -> None:
+    with pytest.raises(Unreachable, match="NCCL went away"):
+        await engine.update_weights(Pushed(a_trainer_that_raises, "v1"))
+
+
+@pytest.mark.parametrize("fails", [cancelled_in_its_push, past_its_deadline, given_up_by_its_trainer])
+async def test_after_a_push_that_failed_the_next_one_is_taken(fails: Callable[[Engine], Awaitable[None]]) -> None:
+    engine = await engine_in(State.DRAINED)
+    await fails(engine)
+    assert sent(engine) == ["begin_update", "close_update"]
+    assert not engine.adapter.engine.pushing
+    assert not engine.record.uncertain.push_open
+    assert engine.weights_refusal() is not None
+    if engine.state is State.FAILED:  # the caller gave up, so nothing was asked
+        await engine.recover()
+    assert engine.state is State.DRAINED
+    await engine.update_weights(Pushed(push_to_all, "v2"))
+    await engine.resume()
+    assert engine.adapter.engine.violations == []
+
+
+@pytest.mark.parametrize("act", [LOST, LOST_AFTER, LATE, REJECTED_AFTER, HANG, HANG_LATE], ids=str)
+@pytest.mark.parametrize("call", ["begin_update", "end_update", "close_update"])
+async def test_whatever_becomes_of_a_call_of_it_the_engine_takes_a_push_again(call: str, act: Act) -> None:
+    engine = await engine_in(State.DRAINED)
+    engine.adapter.script(call, act)
+    trainer = a_trainer_that_raises if call == "close_update" else push_to_all
+    with suppress(OperationFailed):  # an end that took effect and was not acknowledged is no failure of the push
+        await engine.update_weights(Pushed(trainer, "v1"), deadline_s=0.3)
+    if engine.state is State.FAILED:
+        assert engine.record.uncertain.push_open
+        await engine.recover()
+    assert engine.state is State.DRAINED
+    assert engine.weights_refusal() is not None
+    await engine.update_weights(Pushed(push_to_all, "v2"))
+    await engine.resume()
+    assert engine.adapter.engine.violations == engine.adapter.engine.deaths == []
+
+
+async def test_an_end_that_nobody_answered_needs_a_barrier() -> None:
+    engine = await engine_in(State.DRAINED)
+    engine.adapter.script("close_update", LOST)
+    with pytest.raises(Unreachable):
+        await engine.update_weights(Pushed(a_trainer_that_raises, "v1"))
+    assert engine.state is State.FAILED
+    assert engine.record.uncertain.needs_barrier
+    assert engine.record.uncertain.push_open
+    engine.adapter.journal.clear()
+    assert (await engine.recover()).state is State.DRAINED
+    assert engine.adapter.journal.kinds("call", "barrier") == ["e: barrier -> True", "e: call close_update"]
+
+
+async def test_a_push_that_somebody_else_left_open_is_ended_and_the_error_says_so() -> None:
+    engine = await engine_in(State.DRAINED)
+    engine.adapter.engine.apply("begin_update", {})
+    with pytest.raises(Rejected, match="end it first"):
+        await engine.update_weights(Pushed(push_to_all, "v1"))
+    assert engine.state is State.DRAINED
+    await engine.update_weights(Pushed(push_to_all, "v1"))
+
+
+async def test_a_push_left_open_by_a_process_that_was_killed_is_ended_before_the_next_update() -> None:
+    engine = await engine_in(State.DRAINED)
+    record = engine.record
+    desired = replace(record.desired, source=Pushed(None, "v1"), version="v1")
+    killed = knowledge.interrupted(replace(record, state=State.UPDATING_IN_PLACE, desired=desired))
+    assert killed.uncertain == replace(record.uncertain, needs_barrier=True, push_open=True)
+    pushed = replace(record, uncertain=replace(record.uncertain, push_open=True))
+    engine._session.commit(pushed)
+    engine.adapter.engine.apply("begin_update", {})
+    await engine.update_weights(Pushed(push_to_all, "v1"))
+    assert sent(engine)[:2] == ["close_update", "begin_update"]
+
+
+async def test_of_another_process_no_push_is_open() -> None:
+    engine = await engine_in(State.DRAINED)
+    engine.adapter.script("push_tensor", RESTART)
+    with pytest.raises(OperationFailed):
+        await engine.update_weights(Pushed(push_to_all, "v1"))
+    assert not engine.record.uncertain.push_open
+    assert "close_update" not in sent(engine)
+
+
+async def test_no_push_is_ended_on_an_engine_that_admits_requests() -> None:
+    """The end waits for the requests that run, and new ones wait behind it."""
+    engine = await engine_in(State.DRAINED)
+    engine.adapter.always("close_update", LOST)
+    with pytest.raises(Unreachable):
+        await engine.update_weights(Pushed(a_trainer_that_raises, "v1"))
+    engine.adapter.as_modelled()
+    engine.adapter.engine.admission = "open"
+    engine.adapter.journal.clear()
+    assert (await engine.recover()).state is State.PAUSED
+    assert sent(engine) == ["pause(abort)"]
+    await engine.drain()
+    await engine.update_weights(Pushed(push_to_all, "v1"))
+    assert sent(engine)[:3] == ["pause(abort)", "close_update", "begin_update"]

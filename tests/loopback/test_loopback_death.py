@@ -79,9 +79,6 @@ def test_release_of_a_waiting_queue_that_is_not_paused() -> None:
         (lambda engine: release(engine, "kv_cache"), lambda engine: resume(engine)),
         (lambda engine: release(engine, "kv_cache"), lambda engine: resume(engine, "kv_cache", "weights")),
         (lambda engine: (release(engine), resume(engine)), lambda engine: resume(engine, "kv_cache")),
-        (lambda engine: None, lambda engine: post(engine, "/update_weights_from_tensor", TENSORS)),
-        (lambda engine: None, lambda engine: post(engine, "/end_weight_update")),
-        (lambda engine: post(engine, "/begin_weight_update"), lambda engine: post(engine, "/begin_weight_update")),
         (lambda engine: None, lambda engine: post(engine, "/update_weights_from_disk", BAD_FORMAT)),
     ],
     ids=[
@@ -91,9 +88,6 @@ def test_release_of_a_waiting_queue_that_is_not_paused() -> None:
         "resumed-all-of-some",
         "resumed-one-too-many",
         "resumed-twice",
-        "tensor-without-session",
-        "end-without-session",
-        "two-sessions",
         "unknown-load-format",
     ],
 )
@@ -103,7 +97,6 @@ def test_a_wrong_call_is_fatal(first: Act, then: Act) -> None:
         kills(engine, then)
 
 
-TENSORS = {"serialized_named_tensors": [], "load_format": "safetensors"}
 BAD_FORMAT = {"model_path": "anywhere", "load_format": "nonsense"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 
 import pytest
@@ -123,3 +124,31 @@ def test_every_start_has_another_identity(engine: LoopbackProcess) -> None:
     assert mine["random_seed"] != its["random_seed"]
     assert mine["startup_time"] != its["startup_time"]
     assert its["disaggregation_mode"] == "decode"
+
+
+def test_log_probabilities_are_those_of_the_tokens_that_were_chosen(engine: LoopbackProcess) -> None:
+    plain = generate(engine, "hello", 5)
+    wanted = generate(engine, "hello", 5, return_logprob=True, top_logprobs_num=3)
+    assert wanted["output_ids"] == plain["output_ids"]
+    meta = wanted["meta_info"]
+    chosen = meta["output_token_logprobs"]
+    assert [token for _, token, _ in chosen] == wanted["output_ids"]
+    assert meta["output_token_logprobs_length"] == len(chosen) == len(meta["output_top_logprobs"]) == 5
+    for (logprob, token, _), top in zip(chosen, meta["output_top_logprobs"], strict=True):
+        assert top[0][:2] == [logprob, token]  # greedy: the likeliest
+        assert sorted(top, key=lambda each: -each[0]) == top
+        assert sum(math.exp(each[0]) for each in top) <= 1.0 + 1e-5
+    assert (meta["input_token_logprobs"], meta["input_top_logprobs"]) == ([], [])
+    assert not {"output_token_logprobs", "output_top_logprobs"} & plain["meta_info"].keys()
+
+
+def test_all_log_probabilities_of_a_token_sum_up_to_one(engine: LoopbackProcess) -> None:
+    meta = generate(engine, "hello", 1, return_logprob=True, top_logprobs_num=100_000)["meta_info"]
+    assert sum(math.exp(each[0]) for each in meta["output_top_logprobs"][0]) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_log_probabilities_that_are_not_computed_are_refused(engine: LoopbackProcess) -> None:
+    for more in ({"logprob_start_len": 0}, {"token_ids_logprob": [1]}, {"top_logprobs_num": -1}):
+        reply = post(engine, "/generate", prompt_body("hello", 3, return_logprob=True, **more))
+        assert (more, reply.status) == (more, 400)
+        assert reply.json["error"]["message"]

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from lifecycle.adapters.loopback import LoopbackProcess, StartFailed
 from lifecycle.adapters.loopback.cli import main
 from loopback_client import (
+    GONE,
     SLOW_STEPS,
     SMALL,
     alive,
@@ -23,6 +25,8 @@ from loopback_client import (
     get,
     ids,
     pause,
+    post,
+    prompt_body,
     release,
     running,
     start_generate,
@@ -67,8 +71,8 @@ def test_sigterm_does_not_wait_for_a_call_that_hangs() -> None:
 
 
 @pytest.mark.parametrize("mode", ["abort", "retract"])
-def test_sigterm_while_paused_over_requests_drains_for_ever(mode: str) -> None:
-    with fresh(*SLOW_STEPS) as engine:
+def test_sigterm_while_paused_over_requests_waits_for_them(mode: str) -> None:
+    with fresh(*SLOW_STEPS, "--shutdown-timeout-s", "60") as engine:
         flight = start_generate(engine, "hello", 60) if mode == "retract" else None
         running(engine, 1 if flight else 0)
         pause(engine, mode)
@@ -82,6 +86,27 @@ def test_sigterm_while_paused_over_requests_drains_for_ever(mode: str) -> None:
         unpause(engine)
         assert held.result(5)["output_ids"]
         assert engine.wait(5) == 0
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["one reply", "stream"])
+def test_sigterm_ends_it_in_bounded_time_with_a_held_request_too(stream: bool) -> None:
+    with fresh("--shutdown-timeout-s", "0.3", ranks=2) as engine:
+        pause(engine, "abort")
+        held = background(lambda: post(engine, "/generate", prompt_body("held", 4, stream=stream)))
+        until(lambda: _requests_held(engine))
+        os.kill(engine.pid, signal.SIGTERM)
+        assert engine.wait(5) == 0
+        until(lambda: not any(map(alive, engine.pids)))
+        with suppress(*GONE):
+            held.result(5)
+
+
+def test_by_default_a_held_request_is_dropped_within_the_time_that_stop_gives() -> None:
+    with fresh() as engine:
+        pause(engine, "abort")
+        start_generate(engine, "held", 4)
+        until(lambda: _requests_held(engine))
+        assert engine.stop() == 0
 
 
 def test_stop_kills_what_does_not_stop() -> None:

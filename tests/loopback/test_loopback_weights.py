@@ -178,6 +178,59 @@ def test_tensors_are_pushed_in_a_session(own: LoopbackProcess, other: Path, othe
     assert get(own, "/model_info").json["weight_version"] == "v9"
 
 
+NO_TENSORS = {"serialized_named_tensors": [], "load_format": "safetensors"}
+
+
+def test_a_call_outside_its_session_is_refused_and_the_engine_lives(own: LoopbackProcess) -> None:
+    """As a real SGLang 0.5.23 answers; older builds ended."""
+    truth, proof = ids(own, "hello"), checksum(own)
+    end, begin = ("/end_weight_update", {}), ("/begin_weight_update", {})
+    tensor = ("/update_weights_from_tensor", NO_TENSORS)
+    asked = [
+        (end, 400),
+        (tensor, 400),
+        (begin, 200),
+        (begin, 400),
+        (tensor, 200),
+        (end, 200),
+        (end, 400),
+        (tensor, 400),
+    ]
+    for (path, body), status in asked:
+        reply = post(own, path, body)
+        assert (path, reply.status, reply.json["success"]) == (path, status, status == 200)
+        assert reply.json["message"]
+    assert post(own, "/begin_weight_update", {"selector": "nonsense"}).status == 400
+    assert own.returncode is None
+    assert (ids(own, "hello"), checksum(own)) == (truth, proof)
+
+
+def test_a_session_waits_for_requests_in_flight_unless_paused(slow: LoopbackProcess) -> None:
+    flight = start_generate(slow, "hello", 90)
+    running(slow, 1)
+    begun = background(lambda: post(slow, "/begin_weight_update"))
+    stays_silent(begun, 0.1)
+    assert flight.result(10)["output_ids"]
+    assert begun.result(10).status == 200
+    assert post(slow, "/end_weight_update").status == 200
+
+
+def test_each_version_that_generated_a_token_has_a_span(slow: LoopbackProcess, other: Path) -> None:
+    flight = start_generate(slow, "hello", 90)
+    running(slow, 1)
+    unseen = start_generate(slow, "queued behind nothing", 0)
+    assert unseen.result(10)["meta_info"]["weight_versions"] == [{"version": "default", "start": 0, "end": 0}]
+    pause(slow, "retract")
+    assert update(slow, other, weight_version="v2").status == 200
+    unpause(slow)
+    meta = flight.result(10)["meta_info"]
+    (old, new) = meta["weight_versions"]
+    assert (old["version"], old["start"], new["version"], new["end"]) == ("default", 0, "v2", 90)
+    assert 0 < old["end"] == new["start"] < 90
+    assert meta["weight_version"] == "v2"
+    assert generate(slow, "after", 3)["meta_info"]["weight_versions"] == [{"version": "v2", "start": 0, "end": 3}]
+
+
 def test_a_bad_tensor_is_refused_whole(engine: LoopbackProcess) -> None:
     proof = checksum(engine)
     post(engine, "/begin_weight_update")

@@ -55,6 +55,9 @@ GENERATE: Sequence[Row] = [
     ("generate_input_ids", "POST", "/generate", {"input_ids": [5, 6, 7], "sampling_params": {"max_new_tokens": 4}}),
     ("generate_rid", "POST", "/generate", greedy("hello", 4, rid="mine-1")),
     ("generate_logprob", "POST", "/generate", greedy("hello", 3, return_logprob=True, top_logprobs_num=2)),
+    ("generate_logprob_no_top", "POST", "/generate", greedy("hello", 3, return_logprob=True)),
+    ("generate_logprob_stream", "POST", "/generate", greedy("hello", 3, return_logprob=True, stream=True)),
+    ("generate_bad_logprob", "POST", "/generate", greedy("hello", 3, return_logprob="perhaps")),
     ("generate_no_body", "POST", "/generate"),
     ("generate_empty", "POST", "/generate", {}),
     ("generate_bad_json", "POST", "/generate", b"{not json"),
@@ -114,12 +117,19 @@ FLUSH_AND_ABORT: Sequence[Row] = [
     ("abort_get", "GET", "/abort_request"),
 ]
 
+#: SGLang reads no tensor where no session is open, so that it does not come to the format, which loopback knows alone.
+SAFE = {"load_format": "safetensors"}
 NO_ABORT = {"new_version": "v2", "abort_all_requests": False}
 
 
 def weights(first: str, second: str) -> Sequence[Row]:
     """The calls that move weights from the checkpoint `first` to `second` and back, and those that fail to."""
-    update = "/update_weights_from_disk"
+    update, tensor, begin, end = (
+        "/update_weights_from_disk",
+        "/update_weights_from_tensor",
+        "/begin_weight_update",
+        "/end_weight_update",
+    )
     return [
         ("checker_default", "GET", "/weights_checker"),
         ("checker_post", "POST", "/weights_checker", {"action": "checksum"}),
@@ -143,10 +153,20 @@ def weights(first: str, second: str) -> Sequence[Row]:
         ("update_bad_path", "POST", update, {"model_path": "/no/such/checkpoint"}),
         ("update_bad_path_labelled", "POST", update, {"model_path": "/no/such", "weight_version": "v9"}),
         ("update_wrong_type", "POST", update, {"model_path": 5}),
-        ("begin_no_body", "POST", "/begin_weight_update"),
-        ("begin_update", "POST", "/begin_weight_update", {}),
-        ("end_update", "POST", "/end_weight_update", {}),
-        ("begin_get", "GET", "/begin_weight_update"),
+        ("begin_no_body", "POST", begin),
+        ("begin_get", "GET", begin),
+        ("begin_bad_selector", "POST", begin, {"selector": "nonsense"}),
+        ("end_without_session", "POST", end, {}),
+        ("tensor_without_session", "POST", tensor, {"serialized_named_tensors": ["AAAA"], **SAFE}),
+        ("begin_update", "POST", begin, {}),
+        ("begin_twice", "POST", begin, {}),
+        ("update_within_session", "POST", update, {"model_path": first}),
+        ("end_update", "POST", end, {}),
+        ("end_twice", "POST", end, {}),
+        ("begin_again", "POST", begin, {"selector": "target"}),
+        ("end_again", "POST", end, {}),
+        ("model_info_after_sessions", "GET", "/model_info"),
+        ("generate_after_sessions", "POST", "/generate", greedy("hello", 4)),
         ("update_good", "POST", update, {"model_path": second, "weight_version": "v3"}),
         ("model_info_updated", "GET", "/model_info"),
         ("generate_updated", "POST", "/generate", greedy("hello")),

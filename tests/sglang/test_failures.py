@@ -69,6 +69,7 @@ async def test_without_its_memory_saver_nothing_is_sent(start, checkpoint: Path,
         (error,) = refused.value.exceptions
         assert isinstance(error, GuardRefused)
         assert error.engine == "plain"
+        assert "start it with --enable-memory-saver" in str(error)
         assert recorder.calls == []
         assert [engine.state for engine in fleet] == [State.SERVING, State.SERVING]
 

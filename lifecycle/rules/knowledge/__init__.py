@@ -23,6 +23,8 @@ from .calls import after_cancelled, after_push, after_reply, command_began, comm
 from .measured import decided_by_bytes
 from .observed import (
     after_observation,
+    another_answered,
+    attached,
     barrier_returned,
     confirmed,
     first_seen,
@@ -41,7 +43,9 @@ __all__ = [
     "after_push",
     "after_refuted",
     "after_reply",
+    "another_answered",
     "asserted",
+    "attached",
     "barrier_returned",
     "command_began",
     "command_ended",

@@ -20,15 +20,19 @@ def after_reply(record: Record, call: Call, reply: Reply, command: Context | Non
     `command` is the context of the command that the call belongs to; with it bytes can decide later what a lost call
     did.
     """
+    if reply.refused:
+        return record
+    record = _push_open(record, call, acknowledged=reply.outcome == "done")
     if reply.outcome == "done":
         return _acknowledged(record, call)
-    if reply.refused or (reply.outcome == "rejected" and call.refusal_is_untouched):
+    if reply.outcome == "rejected" and call.refusal_is_untouched:
         return record
     return _uncertain(record, call, command, may_run_still=reply.outcome == "lost")
 
 
 def after_cancelled(record: Record, call: Call, command: Context | None = None) -> Record:
     """What is known once the caller gave up on this call before it was answered."""
+    record = _push_open(record, call, acknowledged=False)
     return _uncertain(record, call, command, may_run_still=True)
 
 
@@ -37,6 +41,13 @@ def after_push(record: Record, call: Call, *, failed: bool) -> Record:
     if not failed:
         return replace(record, facts=record.facts.learn(call.effect, Grade.ACKNOWLEDGED, cause=call.name))
     return _uncertain(record, call, None, may_run_still=True)
+
+
+def _push_open(record: Record, call: Call, *, acknowledged: bool) -> Record:
+    """A push is open from the call that begins it, whatever was answered, until one that ends it is acknowledged."""
+    if call.push == "begins" or (call.push == "ends" and acknowledged):
+        return replace(record, uncertain=replace(record.uncertain, push_open=call.push == "begins"))
+    return record
 
 
 def _acknowledged(record: Record, call: Call) -> Record:
@@ -61,7 +72,8 @@ def uncertain_call(record: Record, effect: Mapping[Fact, Any], command: Context)
 
 def command_began(record: Record) -> Record:
     """What is known when a command begins: what an earlier one left unknown stays so, and no bytes decide it later."""
-    return replace(record, uncertain=Uncertain(needs_barrier=record.uncertain.needs_barrier))
+    before = record.uncertain
+    return replace(record, uncertain=Uncertain(needs_barrier=before.needs_barrier, push_open=before.push_open))
 
 
 def command_ended(record: Record) -> Record:

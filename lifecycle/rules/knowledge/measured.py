@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.capabilities import Capabilities
-from ...core.facts import Fact, Facts, Grade
+from ...core.facts import Fact, Facts, Grade, Tag
 from ...core.policy import Policy
 from ...core.readings import Reading
 from ...core.record import Record, UncertainCall
@@ -18,13 +18,15 @@ def decided_by_bytes(record: Record, reading: Reading, capabilities: Capabilitie
     """The record with the mapping that was unknown decided by what is resident, where only one answer fits.
 
     Where a call is in doubt the bytes that moved since it was sent decide, and with them everything that the call would
-    have changed; else the level alone decides.
+    have changed. Where they do not, or no call is in doubt, the level alone decides, as it does of an engine that is
+    met.
     """
     call, facts, calibration = record.uncertain.call, record.facts, record.calibration
-    if call is None:
-        decided = mapping.mapping_from_resident_bytes(facts, reading, capabilities, calibration, policy)
-    else:
+    decided: Mapping[Tag, bool] = {}
+    if call is not None:
         decided = mapping.mapping_from_freed_bytes(facts, call, reading, capabilities, calibration, policy)
+    if not decided:
+        decided = mapping.mapping_from_resident_bytes(facts, reading, capabilities, calibration, policy)
     facts = facts.learn({Fact.MAPPED: decided}, Grade.MEASURED, cause="residual") if decided else facts
     return replace(record, facts=facts if call is None else _call_decided(facts, call))
 

@@ -11,8 +11,10 @@ from ...core.facts import GARBAGE, Contents, Fact, Facts, Grade, Tag
 from ...core.frozen import FrozenMap
 from ...core.observation import Observation
 from ...core.record import Record
-from ...core.states import State
-from ...core.verdicts import Verdict
+from ...core.sources import Pushed
+from ...core.states import UPDATING, State
+from ...core.verdicts import Refuted, Verdict
+from .. import identity
 
 #: The cause of what an observation told.
 OBSERVED = "observation"
@@ -22,23 +24,59 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
     """What is known once the engine was observed, with nothing running on it any more.
 
     A process that is gone leaves nothing. One that did not answer changes nothing. Of another boot what is known is
-    what is taken of a process that is met. An engine that an acknowledged call found in another process, or that was
-    opened while its memory was released, may have any memory mapped and anything in it.
+    what is taken of a process that is met, where it is certain that the other has ended. An engine that an acknowledged
+    call found in another process, or that was opened while its memory was released, may have any memory mapped and
+    anything in it. Where two processes answer, nothing is taken of either.
     """
     if seen.alive is False:
-        gone = replace(record.uncertain, needs_barrier=False)
-        return replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
+        gone = replace(record.uncertain, needs_barrier=False, push_open=False)
+        record = replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
+        return record.with_condition(identity.IDENTITY, None)
     if seen.boot is None:
         return record
-    boot = record.facts.boot
+    why = identity.dispute(record, seen)
+    if why is not None:
+        return _disputed(record, seen, capabilities, why)
+    contested, boot = identity.is_contested(record), record.facts.boot
+    record = identity.sighted(record, seen.boot).with_condition(identity.IDENTITY, None)
     if boot is None:
         return replace(record, facts=unknown(seen, capabilities))
-    if boot == seen.boot:
+    likeness = identity.compare(boot, seen.boot)
+    if likeness == "same":
         return _same_process(record, seen, capabilities)
     moved = record.uncertain.acked_unrepeatable
-    record = replace(record, facts=_met(seen, capabilities), conditions=FrozenMap())
-    record = replace(record, uncertain=replace(record.uncertain, call=None))
+    met = _met(seen, capabilities) if likeness == "other" and not contested else unknown(seen, capabilities)
+    record = _of_another(record, met)
     return _memory_moved_by_others(record, seen, capabilities) if moved else record
+
+
+def another_answered(record: Record, seen: Observation) -> Record:
+    """What is known once an answer of another process than the one that the facts are about was received."""
+    return identity.sighted(record, seen.boot)
+
+
+def _of_another(record: Record, facts: Facts) -> Record:
+    """What is known once the facts are about another process than before."""
+    calibration = record.calibration.of_another_process()
+    uncertain = replace(record.uncertain, call=None, push_open=False)
+    return replace(record, facts=facts, conditions=FrozenMap(), uncertain=uncertain, calibration=calibration)
+
+
+def _disputed(record: Record, seen: Observation, capabilities: Capabilities, why: str) -> Record:
+    """What is known where two processes answer at the address: what was known of the one that the facts are about.
+
+    Either of them may have taken the calls that were acknowledged. So what those of the present command moved in memory
+    is unknown.
+    """
+    if identity.same_process(record.facts.boot, seen.boot):
+        record = _same_process(record, seen, capabilities)
+    if record.uncertain.acked_unrepeatable:
+        record = _memory_moved_by_others(record, seen, capabilities)
+    record = record.with_condition("memory_returned", None)
+    for boot in (*seen.others, seen.boot):
+        record = identity.sighted(record, boot)
+    advice = "give each engine an address of its own, and recover() looks again"
+    return record.with_condition(identity.IDENTITY, Refuted(reason=f"{why}; {advice}"))
 
 
 def _same_process(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
@@ -59,10 +97,31 @@ def _memory_moved_by_others(record: Record, seen: Observation, capabilities: Cap
     return record.with_condition("memory_returned", None)
 
 
+def attached(record: Record, kept: Record | None, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known of an engine once it was first observed by this process, which has `kept` of an earlier one.
+
+    The kept record counts where it is about the process that answers, or about one that still runs beside it.
+    """
+    if kept is None or kept.facts.boot is None or seen.boot is None:
+        return first_seen(record, seen, capabilities)
+    record = replace(record, calibration=replace(record.calibration, boots=kept.calibration.boots))
+    record = identity.sighted(replace(record, facts=Facts(boot=kept.facts.boot)), kept.facts.boot)
+    why, likeness = identity.dispute(record, seen), identity.compare(kept.facts.boot, seen.boot)
+    if set(kept.facts.mapped) == {spec.name for spec in capabilities.tags} and (why or likeness == "same"):
+        return replace(seen_again(kept, seen, capabilities), state=record.state)
+    if why is not None:
+        return _disputed(replace(record, facts=unknown(seen, capabilities)), seen, capabilities, why)
+    met = first_seen(record, seen, capabilities)
+    return replace(met, facts=unknown(seen, capabilities)) if likeness == "moved" else met
+
+
 def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that is met for the first time by this process."""
-    calibration = replace(record.calibration, attached_boot=seen.boot)
-    return replace(record, facts=_met(seen, capabilities), calibration=calibration)
+    same = record.facts.boot is None or identity.same_process(record.facts.boot, seen.boot)
+    calibration = record.calibration if same else record.calibration.of_another_process()
+    calibration = replace(calibration, attached_boot=seen.boot)
+    record = replace(record, facts=_met(seen, capabilities), calibration=calibration)
+    return identity.sighted(record, seen.boot)
 
 
 def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
@@ -74,11 +133,18 @@ def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> R
     returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
     record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
     record = record if kept.state.stable else interrupted(record)
-    return _same_process(record, seen, capabilities)
+    record = identity.sighted(record, kept.facts.boot)
+    why = identity.dispute(record, seen)
+    if why is not None:
+        return _disputed(record, seen, capabilities, why)
+    return _same_process(identity.sighted(record, seen.boot), seen, capabilities)
 
 
 def interrupted(record: Record) -> Record:
-    """What is left of the record of an engine whose command was under way: which of its calls ran is unknown."""
+    """What is left of the record of an engine whose command was under way: which of its calls ran is unknown.
+
+    A push that was under way may still be open.
+    """
     facts = record.facts.doubt(
         {
             Fact.ADMISSION: None,
@@ -89,7 +155,9 @@ def interrupted(record: Record) -> Record:
             Fact.CACHE_FRESH: None,
         }
     )
-    return replace(record, facts=facts, uncertain=replace(record.uncertain, needs_barrier=True))
+    pushing = record.state in UPDATING and isinstance(record.desired.source, Pushed)
+    uncertain = replace(record.uncertain, needs_barrier=True, push_open=record.uncertain.push_open or pushing)
+    return replace(record, facts=facts, uncertain=uncertain)
 
 
 def confirmed(record: Record, seen: Observation, capabilities: Capabilities) -> Record:

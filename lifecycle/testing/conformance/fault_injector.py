@@ -57,6 +57,10 @@ class FaultInjector:
         """Passed on."""
         return self.inner.push_call(how, args, version)
 
+    def __getattr__(self, name: str) -> Any:
+        """What the inner adapter has beside the port."""
+        return getattr(self.inner, name)
+
     async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
         """Passed on."""
         return await self.inner.observe(want, deadline_s=deadline_s)
