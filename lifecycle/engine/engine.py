@@ -266,7 +266,8 @@ class Engine(EngineView):
     async def preempt_drain(self, deadline_s: float | None = None) -> float:
         """A drain under way was given up for a resume; returns what is left of the resume's deadline."""
         deadline = Deadline(self.policy.deadline_s(Resume.name, deadline_s))
-        await preempt(self._session, deadline)
+        with self.advising(Resume()):
+            await preempt(self._session, deadline)
         return deadline.look_s()
 
     def set_desired(self, source: Source) -> None:

@@ -11,6 +11,8 @@ from rig import V1, V2, engine_in, fleet_of, put, sent, serving, states
 from lifecycle import (
     Advice,
     Choice,
+    Condition,
+    Fact,
     Fleet,
     FleetError,
     FromDisk,
@@ -19,12 +21,15 @@ from lifecycle import (
     LifecycleError,
     Pushed,
     Recovery,
+    Refuted,
     Rejected,
     State,
 )
 from lifecycle.core.observer import Observers
 from lifecycle.fleet.connect import member
+from lifecycle.rules.advice import after_recovery
 from lifecycle.rules.desired import source_to_serve
+from lifecycle.rules.identity import IDENTITY
 from lifecycle.testing import KV_CACHE, LOST, QUICK, REJECTED_AFTER, WEIGHTS
 
 LAUNCHED = FromDisk("/models/launched", "v0")
@@ -33,7 +38,7 @@ LAUNCHED = FromDisk("/models/launched", "v0")
 async def test_recover_says_why_it_failed_and_what_to_type() -> None:
     small = (replace(WEIGHTS, expected_bytes=20 << 20), replace(KV_CACHE, expected_bytes=20 << 20))
     engine = await serving("e", *small)
-    put(engine, state=State.FAILED, facts=engine.facts.doubt({"mapped": {"weights": True}}))  # type: ignore[dict-item]
+    put(engine, state=State.FAILED, facts=engine.facts.doubt({Fact.MAPPED: {"weights": True}}))
     engine.adapter.engine.admission = "closed"
     found = await engine.recover()
     assert found.state is State.FAILED
@@ -87,6 +92,18 @@ async def test_an_adapter_that_breaks_is_a_reason_too(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(fleet["a"].adapter, "barrier", broken)
     assert (await fleet.recover())["a"].reason == "KeyError: 'a mistake'"
+
+
+async def test_where_two_processes_answer_no_state_is_to_be_asserted() -> None:
+    engine = await serving()
+    engine._session.go("contradicted", reason="a test")
+    put(engine, facts=engine.facts.doubt({Fact.MAPPED: {"weights": None}}))
+    assert "override" in str(after_recovery(engine.where))
+    put(engine, conditions={IDENTITY: Condition(Refuted(reason="two processes answer"))})
+    assert [choice.first for choice in after_recovery(engine.where).choices] == [
+        "give each engine an address of its own",
+        "start it anew",
+    ]
 
 
 # onload(weights=...)

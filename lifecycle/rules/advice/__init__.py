@@ -26,6 +26,7 @@ from ...core.sources import Pushed
 from ...core.states import RING, UNCLAIMED, State
 from ...core.verdicts import Unmeasurable
 from ..desired import source_to_serve
+from ..identity import is_contested
 from ..planner import Goal, next_command
 from ..table import fits, row
 from .guards import after_guard
@@ -39,7 +40,9 @@ def advice(where: Where, asked: Asked | None, error: LifecycleError) -> Advice:
     """What a message names that is about this engine: `where` it is now, and what was `asked` of it."""
     if isinstance(error, EngineBusy):
         wait = f"wait until {error.busy_with} has ended, or cancel it"
-        return Advice((Choice(first=wait) if asked is None else asking(where, asked, wait),))
+        waiting = Choice(first=wait) if asked is None else asking(where, asked, wait)
+        gives_up = isinstance(asked, Resume) and error.busy_with == Drain.name
+        return Advice((Choice("engine.resume(preempt=True)"), waiting) if gives_up else (waiting,))
     if where.state in UNCLAIMED or not where.state.stable:
         return towards_serving(where)
     match error:
@@ -98,6 +101,8 @@ def after_recovery(where: Where) -> Advice:
     """What leads on once the engine was observed. Failed, a person says which of the states that fit it is in."""
     if where.state is not State.FAILED:
         return towards_serving(where)
+    if is_contested(where.record):
+        return Advice((recover(where, "give each engine an address of its own"), recover(where, ANEW)))
     choices = [_overriding(where, state) for state in candidates(where.record, where.capabilities)]
     return Advice((*choices, recover(where, "change what the reason names"), recover(where, ANEW)))
 
