@@ -54,25 +54,6 @@ def member(
     )
 
 
-async def connected(engines: Sequence[Engine]) -> None:
-    """Every engine was observed. ConfigurationError has a line for each reason why some could not be."""
-    results = await asyncio.gather(*(engine.connect() for engine in engines), return_exceptions=True)
-    problems: list[tuple[str, str]] = []
-    for engine, result in zip(engines, results, strict=True):
-        if isinstance(result, ConfigurationError):
-            problems.append(_said(engine, str(result)))
-        elif isinstance(result, BaseException):
-            raise result
-    if problems:
-        raise ConfigurationError("\n".join(by_reason(problems)))
-
-
-def _said(engine: Engine, message: str) -> tuple[str, str]:
-    """The name of the engine that the message begins with, if it does, and the rest of it."""
-    name, colon, reason = message.partition(": ")
-    return (name, reason) if colon and name in (engine.name, engine.adapter.url) else ("", message)
-
-
 def check_distinct(engines: Sequence[Engine]) -> None:
     """Every engine is a server of its own; ConfigurationError names two that are one, or that share a process.
 
@@ -110,6 +91,26 @@ def _one_engine(one: Engine, other: Engine, shared: str) -> ConfigurationError:
         f"{one.name} ({one.adapter.url}) and {other.name} ({other.adapter.url}) are one engine: they share {shared}. "
         "An engine belongs in a fleet once; leave one out, or correct its pid="
     )
+
+
+async def connected(engines: Sequence[Engine]) -> None:
+    """Every engine was observed. ConfigurationError has a line for each reason why some could not be."""
+    results = await asyncio.gather(*(engine.connect() for engine in engines), return_exceptions=True)
+    problems: list[tuple[str, str]] = []
+    for engine, result in zip(engines, results, strict=True):
+        if isinstance(result, ConfigurationError):
+            problems.append(_said(engine, str(result)))
+        elif isinstance(result, BaseException):
+            raise result
+    if problems:
+        raise ConfigurationError("\n".join(by_reason(problems)))
+    check_distinct(engines)
+
+
+def _said(engine: Engine, message: str) -> tuple[str, str]:
+    """The name of the engine that the message begins with, if it does, and the rest of it."""
+    name, colon, reason = message.partition(": ")
+    return (name, reason) if colon and name in (engine.name, engine.adapter.url) else ("", message)
 
 
 def _offload(url: str, options: dict[str, str]) -> bool:

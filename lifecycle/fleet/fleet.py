@@ -21,9 +21,9 @@ from ..core.transition import Transition
 from ..engine.engine import Engine, store_given
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
-from .connect import check_distinct, connected, member
+from .connect import connected, member
 from .groups import Group
-from .move import Between, Move, at_once, claimed
+from .move import Between, Move, at_once, claimed, verify_all
 from .preflight import check_allowed, check_static
 from .recovery import recovered
 from .routing import Routing
@@ -333,6 +333,7 @@ class Fleet:
         participants = self.participants(engines)
         _check_deadline(deadline_s)
         if all_must:
+            await verify_all([each for each in participants if each.state is State.RELEASED], deadline_s)
             check_allowed(participants, command)
         with claimed(participants, what):
             return await self._together([(engine, command(engine)) for engine in participants], deadline_s)
@@ -348,7 +349,6 @@ class Fleet:
 
     async def _connect(self) -> None:
         await connected(self.engines)
-        check_distinct(self.engines)
 
     def _check(self) -> None:
         for what, values in (

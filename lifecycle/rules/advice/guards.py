@@ -87,6 +87,12 @@ def _found_out(where: Where, asked: Asked | None) -> list[Choice]:
     return [recover(where)]
 
 
+def _borne_out(where: Where, asked: Asked | None) -> list[Choice]:
+    """What is resident decides, or cannot be read."""
+    changed = "change what mapping_borne_out names"
+    return [recover(where), Choice(first=changed) if asked is None else asking(where, asked, changed)]
+
+
 def _stored(where: Where, asked: Asked | None) -> list[Choice]:
     first = "make its store writable"
     return [Choice(first=first) if asked is None else asking(where, asked, first)]
@@ -99,6 +105,7 @@ _BY_GUARD: Mapping[str, Callable[[Where, Asked | None], list[Choice]]] = {
     "mode_drains": _other_mode,
     "derouted": _closed_router,
     "still_idle": _found_out,
+    "mapping_borne_out": _borne_out,
     "memory_saver_enabled": _with_saver,
     "tags_releasable": _other_tags,
     "weights_recoverable": _named_source,
