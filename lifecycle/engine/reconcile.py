@@ -57,16 +57,16 @@ async def reconcile_failed(
     """The error, which now says where the engine is. The engine is in a stable state, or failed."""
     session.go(trigger, command=error.command, reason=error.why)
     try:
-        await reconcile(session, deadline, must_close=isinstance(command, Resume))
+        found = await reconcile(session, deadline, must_close=isinstance(command, Resume))
     except BaseException as interrupted:
         error.settle(session.state, " (looking was interrupted)")
         raise interrupted from error
-    return error.settle(session.state, _advice(session.record, command))
+    return error.settle(found.state, _note(session.record, command, found.reason))
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where an engine was found, and why no state was entered; the reason is empty where one was."""
+    """Where an engine was found, and why no state of the ring was entered; the reason is empty where one was."""
 
     state: State
     reason: str = ""
@@ -168,14 +168,15 @@ def _about_this(known: Record, seen: Observation, session: Session) -> bool:
 async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = False) -> Found:
     """The engine is in the first state that its facts make; failed where they make none or it does not answer.
 
-    `must_close`: it is closed first even where it is worth serving.
+    Returns that state, and why it is that one. `must_close`: it is closed first even where it is worth serving.
     """
     settled = await session.adapter.barrier(deadline_s=deadline.look_s(0.5))
     seen = await _observed(session, deadline)
     if seen.alive is False:
         gone = knowledge.after_observation(session.record, seen, session.capabilities)
-        session.commit(gone, Edge(f"observed_{State.GONE}", reason=seen.detail or "its process is gone"))
-        return Found(session.state)
+        reason = seen.detail or "its process is gone"
+        session.commit(gone, Edge(f"observed_{State.GONE}", reason=reason))
+        return Found(session.state, reason)
     if session.state is State.GONE and seen.boot is not None:
         session.go(f"observed_{State.FAILED}", reason="a process answers in its place")
     if seen.boot is None:
@@ -320,15 +321,10 @@ async def _confirmed(session: Session, deadline: Deadline) -> bool:
     return True
 
 
-def _advice(record: Record, command: Command) -> str:
-    """What an error says beside the state to which its engine settled."""
-    if record.state is State.FAILED and IDENTITY in record.conditions:
-        return f" ({record.conditions[IDENTITY].verdict.reason})"
-    if record.state is State.FAILED:
-        return (
-            f" ({record.facts}). recover() looks again; override_state(state, by=..., reason=...) asserts what you "
-            "know of it"
-        )
+def _note(record: Record, command: Command, reason: str) -> str:
+    """What an error says of the state to which its engine settled, beside its name."""
+    if record.state in (State.FAILED, State.GONE):
+        return f" ({reason})"
     condition = record.conditions.get("memory_returned")
     if record.state is State.RELEASED and condition is not None and not record.memory_is_free:
         return f", memory_returned is {condition.verdict.word}: its device is not free for others"
