@@ -37,7 +37,7 @@ from ..rules import knowledge, trend
 from ..rules.checksums import by_model_role
 from ..rules.contradiction import contradiction, other_process
 from ..rules.desired import desired_unless_touched, set_desired, was_loaded
-from ..rules.evidence import Context, Evidence, EvidenceKind, targets
+from ..rules.evidence import Context, Evidence, EvidenceKind, believed_only, targets
 from ..rules.machine import Refusals
 from ..rules.memory import learned_from_release
 from ..rules.proofs import unread_by
@@ -171,6 +171,8 @@ class Attempt:
             kinds -= {EvidenceKind.CHECKSUM}
         if self.session.facts.admission is not None:
             kinds |= {EvidenceKind.ADMISSION}
+        if EvidenceKind.RESIDUAL not in needed_by_proofs and not believed_only(self.session.record):
+            kinds -= {EvidenceKind.RESIDUAL}
         return kinds
 
     def _keeps(self, acted_on: frozenset[Tag]) -> bool:
@@ -300,7 +302,7 @@ class Attempt:
         context = replace(context, record=session.record, evidence=evidence, readings_per_call=tuple(self._readings))
         other = other_process(session.facts, evidence.observed)
         if other is not None:
-            session.commit(knowledge.another_answered(session.record, evidence.observed))
+            self.session.commit(knowledge.another_answered(self.session.record, evidence.observed))
             raise Unreachable(other, **self._about)
         return {proof.name: proof(context) for proof in self.row.proofs}, context
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.capabilities import Capabilities
-from ...core.facts import GARBAGE, Contents, Fact, Facts, Grade, Tag
+from ...core.facts import GARBAGE, Basis, Contents, Fact, Facts, Grade, Tag
 from ...core.frozen import FrozenMap
 from ...core.observation import Observation
 from ...core.record import Record
@@ -15,9 +15,11 @@ from ...core.sources import Pushed
 from ...core.states import UPDATING, State
 from ...core.verdicts import Refuted, Verdict
 from .. import identity
+from ..evidence import LAUNCHED
 
-#: The cause of what an observation told.
+#: The cause of what an observation told, and of what only an earlier process knew.
 OBSERVED = "observation"
+REMEMBERED = "remembered"
 
 
 def after_observation(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
@@ -25,8 +27,8 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
 
     A process that is gone leaves nothing. One that did not answer changes nothing. Of another boot what is known is
     what is taken of a process that is met, where it is certain that the other has ended. An engine that an acknowledged
-    call found in another process, or that was opened while its memory was released, may have any memory mapped and
-    anything in it. Where two processes answer, nothing is taken of either.
+    call found in another process, or that somebody else opened or closed, may have any memory mapped and anything in
+    it. Where two processes answer, nothing is taken of either.
     """
     if seen.alive is False:
         gone = replace(record.uncertain, needs_barrier=False, push_open=False)
@@ -49,7 +51,7 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
     calibration = record.calibration.of_another_process()
     record = replace(record, facts=met, conditions=FrozenMap(), calibration=calibration)
     record = replace(record, uncertain=replace(record.uncertain, call=None, push_open=False))
-    return _memory_moved_by_others(record, seen, capabilities) if moved else record
+    return moved_by_others(record, seen, capabilities) if moved else record
 
 
 def another_answered(record: Record, seen: Observation) -> Record:
@@ -66,7 +68,7 @@ def _disputed(record: Record, seen: Observation, capabilities: Capabilities, why
     if identity.same_process(record.facts.boot, seen.boot):
         record = _same_process(record, seen, capabilities)
     if record.uncertain.acked_unrepeatable:
-        record = _memory_moved_by_others(record, seen, capabilities)
+        record = moved_by_others(record, seen, capabilities)
     record = record.with_condition("memory_returned", None)
     for boot in (*seen.others, seen.boot):
         record = identity.sighted(record, boot)
@@ -75,13 +77,25 @@ def _disputed(record: Record, seen: Observation, capabilities: Capabilities, why
 
 
 def _same_process(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
-    """What is known of the process that the facts are about; opened while memory was released, others opened it."""
-    opened = record.facts.admission != "open" and seen.admission == "open" and bool(record.facts.unmapped())
+    """What is known of the process that the facts are about, which somebody else may have opened or closed."""
+    others = _others_acted(record.facts, seen)
     record = replace(record, facts=_merged(record.facts, seen, capabilities))
-    return _memory_moved_by_others(record, seen, capabilities) if opened else record
+    return moved_by_others(record, seen, capabilities) if others else record
 
 
-def _memory_moved_by_others(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+def _others_acted(facts: Facts, seen: Observation) -> bool:
+    """Whether no call of ours explains the admission that is seen.
+
+    Who closed an open engine may have released its memory, and who opened a closed one may have restored it, with any
+    weights. Where it is not known how a call of ours left the admission, that call explains it, unless memory is
+    unmapped: no call of ours opens an engine then.
+    """
+    if seen.admission is None or seen.admission == facts.admission:
+        return False
+    return facts.admission is not None or (seen.admission == "open" and bool(facts.unmapped()))
+
+
+def moved_by_others(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What its memory is and holds is unknown, but for what it reports; no device of it is free."""
     contents = dict.fromkeys(capabilities.stage("weights"))
     facts = record.facts.doubt({Fact.CONTENTS: contents, Fact.CACHE_FRESH: None})
@@ -122,13 +136,19 @@ def first_seen(record: Record, seen: Observation, capabilities: Capabilities) ->
 def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that an earlier process kept this record of, about the boot that was seen.
 
-    Of its conditions only `memory_returned` of a released engine still says something. What was under way when that
-    process ended is unknown. One that was opened since, while its memory was released, may have any of it mapped.
+    Of its conditions only `memory_returned` of a released engine still says something, once its memory is read again.
+    What was under way when that process ended is unknown, and so is whether a router sends to the engine. One that was
+    opened or closed since may have any memory mapped. Otherwise the mapping is remembered, not measured: others may
+    have moved memory and left the admission as it was.
     """
     returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
     record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
     record = record if kept.state.stable else interrupted(record)
     record = identity.sighted(record, kept.facts.boot)
+    facts = record.facts.doubt({Fact.ROUTED: None})
+    if Fact.MAPPED in facts.basis:
+        facts = replace(facts, basis=FrozenMap({**facts.basis, Fact.MAPPED: Basis(Grade.ASSERTED, REMEMBERED)}))
+    record = replace(record, facts=facts)
     why = identity.dispute(record, seen)
     if why is not None:
         return _disputed(record, seen, capabilities, why)
@@ -181,7 +201,7 @@ def launched(seen: Observation, capabilities: Capabilities) -> Facts:
         Fact.CONTENTS: contents,
         Fact.CACHE_FRESH: True,
     }
-    return _merged(Facts().learn(effect, Grade.ASSERTED, cause="launch"), seen, capabilities)
+    return _merged(Facts().learn(effect, Grade.ASSERTED, cause=LAUNCHED), seen, capabilities)
 
 
 def unknown(seen: Observation, capabilities: Capabilities) -> Facts:
