@@ -12,9 +12,13 @@ from typing import Any
 import aiohttp
 
 from lifecycle.core.errors import DETAIL_LIMIT
+from lifecycle.core.units import MIB, mib
 
-#: The most bytes of a response body that are read; an engine's state fits in far less.
-BODY_LIMIT = 16 << 20
+#: The most bytes of a response body, unless the caller gives more: a control answer fits in far less.
+BODY_LIMIT = MIB
+
+#: The most objects and lists in a body that is parsed. Each takes some 64 bytes of memory and 3 bytes of the body.
+MOST_CONTAINERS = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +47,11 @@ class Answer:
         return self.body[:DETAIL_LIMIT].decode(errors="replace").strip() if self.status is not None else self.error
 
     def json(self) -> Any:
-        """The body parsed as JSON; None where it is not valid JSON."""
-        try:
-            return json.loads(self.body)
-        except ValueError:
-            return None
+        """The body parsed as JSON, with None for NaN and infinity; None where it is not valid JSON, or too much of it.
+
+        A body is too much where it nests deeper than the parser goes, or has more than `MOST_CONTAINERS` parts.
+        """
+        return parsed(self.body)
 
 
 class HttpClient:
@@ -70,11 +74,17 @@ class HttpClient:
         json_body: Any = None,
         params: Mapping[str, str] | None = None,
         key: str | None = None,
+        limit: int = BODY_LIMIT,
     ) -> Answer:
-        """Sends the request once and returns the response, within `deadline_s`. Redirects are not followed."""
+        """Sends the request once and returns the response, within `deadline_s`. Redirects are not followed.
+
+        A response whose body has more than `limit` bytes counts as none. Of an error only the beginning is read.
+        """
         if deadline_s <= 0:
             return Answer(None, error="no time was left to send it", refused=True, late=True)
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        headers = {"Accept-Encoding": "identity"}  # a compressed body may be any size
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
         data = None
         if json_body is not None:
             headers["Content-Type"] = "application/json"
@@ -91,8 +101,12 @@ class HttpClient:
                     allow_redirects=False,
                 ) as response,
             ):
-                limit = BODY_LIMIT if response.status < 300 else DETAIL_LIMIT
-                return Answer(response.status, await _read(response, limit))
+                if response.status >= 300:
+                    return Answer(response.status, (await read_body(response, DETAIL_LIMIT))[:DETAIL_LIMIT])
+                body = await read_body(response, limit)
+                if len(body) > limit:
+                    return Answer(None, error=f"its answer has more than {mib(limit)}, too much for {path}")
+                return Answer(response.status, body)
         except TimeoutError:
             return Answer(None, error=f"no answer in {deadline_s:.1f} s", late=True)
         except aiohttp.ClientConnectorError as error:
@@ -104,7 +118,7 @@ class HttpClient:
         if self._session is None or self._session.closed:
             connector = aiohttp.TCPConnector(limit=0, force_close=True)
             no_limit = aiohttp.ClientTimeout(total=None, sock_connect=None)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=no_limit)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=no_limit, auto_decompress=False)
         return self._session
 
     async def aclose(self) -> None:
@@ -113,12 +127,23 @@ class HttpClient:
             await self._session.close()
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+def parsed(body: bytes) -> Any:
+    """A body parsed as JSON; None where it is not valid JSON, or too much of it."""
+    if body.count(b"{") + body.count(b"[") > MOST_CONTAINERS:
+        return None
+    try:
+        return json.loads(body, parse_constant=lambda constant: None)
+    except (ValueError, RecursionError):
+        return None
+
+
+async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body of a response; of one that is longer than `limit`, more than that many bytes."""
     parts: list[bytes] = []
     size = 0
     async for part in response.content.iter_any():
         parts.append(part)
         size += len(part)
-        if size >= limit:
+        if size > limit:
             break
-    return b"".join(parts)[:limit]
+    return b"".join(parts)

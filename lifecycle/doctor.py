@@ -9,7 +9,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from .core.errors import ConfigurationError, EngineHeld
-from .core.facts import Grade
+from .core.facts import Grade, SizeGrade, TagSpec
 from .core.policy import SET_THRESHOLD
 from .core.readings import Reading
 from .core.units import mib
@@ -164,12 +164,18 @@ async def tags(engine: Engine) -> Finding:
     """It has memory that can be released, of known size."""
     specs = engine.capabilities.tags
     sizes = {spec.name: spec.expected_bytes for spec in specs}
-    listed = ", ".join(f"{name} {'?' if size is None else mib(size)}" for name, size in sizes.items())
+    listed = ", ".join(f"{spec.name} {_size(spec)}" for spec in specs)
     if not specs:
         return Finding("tags", "failure", "it has nothing to release")
     if None in sizes.values():
         return Finding("tags", "warning", listed, "an unknown size is learned in the first proved cycle")
     return Finding("tags", "ok", f"{listed} per rank, {engine.capabilities.ranks} ranks")
+
+
+def _size(spec: TagSpec) -> str:
+    if spec.expected_bytes is None:
+        return "?"
+    return mib(spec.expected_bytes) + (" (a hint)" if spec.size_grade is SizeGrade.REPORTED else "")
 
 
 async def processes(engine: Engine) -> Finding:

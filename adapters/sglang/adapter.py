@@ -20,9 +20,11 @@ from lifecycle.core.readings import Process
 from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
 from lifecycle.nodes.address import Address
 from lifecycle.nodes.locate import ended, find_processes
-from lifecycle.nodes.processes import process_trees
+from lifecycle.nodes.processes import is_alive, process_trees
+from lifecycle.rules.identity import boot_identity, same_process
 
-from ..http import Answer, HttpClient
+from ..http import BODY_LIMIT, Answer, HttpClient
+from .answers import LIMITS, generated, is_empty, loads, server_info, weights_label, whole, why_not
 from .capabilities import boot_of, capabilities_of, sizes_of
 from .checksums import by_role, of_engine
 from .plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
@@ -64,9 +66,12 @@ class SGLangAdapter:
         self._capabilities: Capabilities | None = None
         self._disaggregated = False
         self._dp_size = 1
-        self._boot: str | None = None
+        self._own_identity = ""
         self._processes: tuple[Process, ...] | None = None
         self._family: tuple[Process, ...] = ()
+        self._were_found = False
+        #: The boot that answered at connect, until the first observation after it.
+        self._at_connect: str | None = None
 
     @property
     def url(self) -> str:
@@ -80,20 +85,21 @@ class SGLangAdapter:
         """
         clock = Deadline(deadline_s)
         answer = await self._get("/server_info", clock.left_s)
-        info = answer.json() if answer.ok else None
-        if not isinstance(info, dict) or "internal_states" not in info:
-            raise ConfigurationError(f"{self.url}: {_why_not_sglang(answer)}")
+        info = server_info(answer)
+        if info is None:
+            raise ConfigurationError(f"{self.url}: {why_not(answer)}")
         # An abort without a body passes the key check of the control endpoints and is then refused with 400. A version
         # that accepted it would abort nothing, since it names no request.
         control = await self._http.request("POST", "/abort_request", deadline_s=clock.left_s, key=self._admin_key)
         if control.status in (401, 403):
             raise ConfigurationError(f"{self.url}: the control endpoints refuse the key; give admin_api_key_env=NAME")
         self._disaggregated = info.get("disaggregation_mode") not in (None, "null")
-        self._dp_size = int(info.get("dp_size") or 1)
+        self._dp_size = whole(info.get("dp_size")) or 1
         self._capabilities = capabilities_of(info, self._tags(), self._sizes)
-        self._boot = boot_of(info)
-        self._processes = await find_processes(self._address, deadline_s=clock.left_s)
-        self._family = process_trees(self._processes or ())
+        self._own_identity = boot_of(info)
+        self._has(await find_processes(self._address, deadline_s=clock.left_s))
+        self._were_found = bool(self._processes)
+        self._at_connect = boot_identity(self._own_identity, self._processes or ())
         return self._capabilities
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
@@ -126,24 +132,28 @@ class SGLangAdapter:
         return Reply("done", status=answer.status, value=value)
 
     async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
-        """Reads `/server_info`, which passes through the scheduler, then what `want` names. Never reads `/health`."""
-        end = time.monotonic() + min(deadline_s, READ_S)
-        info = await self._get("/server_info", end - time.monotonic())
-        if not info.ok:
-            return await self._unanswered(info)
-        parts: dict[str, Any] = {}
+        """Reads `/server_info`, which passes through the scheduler, then what `want` names. Never reads `/health`.
+
+        An answer that connect() would refuse is silence, and never another process.
+        """
+        whole_s, clock = Deadline(deadline_s), Deadline(min(deadline_s, READ_S))
+        end = time.monotonic() + clock.total_s
+        answer = await self._get("/server_info", clock.left_s)
+        info = server_info(answer)
+        if info is None:
+            return await self._unanswered(answer, clock)
+        boot, parts = await self._boot(boot_of(info), clock), dict[str, Any]()
+        if self._at_connect is not None and not same_process(self._at_connect, boot):
+            parts["others"] = (self._at_connect,)
+        self._at_connect = None
         if Fact.ADMISSION in want:
             parts["admission"] = await self._admission(end)
         if Fact.RUNNING in want:
             parts["running"] = await self._running(end)
         if Fact.CONTENTS in want:
-            model = (await self._get("/model_info", end - time.monotonic())).json() or {}
-            parts["weights_label"] = model.get("weight_version")
+            parts["weights_label"] = weights_label(await self._get("/model_info", clock.left_s))
         if Fact.CHECKSUM in want and self._checksums:
-            parts |= await self._checksums_now(deadline_s)
-        boot = boot_of(info.json() or {})
-        if boot != self._boot:
-            await self._restarted(boot, end)
+            parts |= await self._checksums_now(whole_s.left_s)
         return Observation(boot=boot, alive=True, sampled_at=time.monotonic(), **parts)
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
@@ -152,13 +162,14 @@ class SGLangAdapter:
         Without `timeout`, requests that a retract has put back into the queue do not count. With one, the flush waits
         for the queue to empty, which a paused scheduler never does. Source: sglang 0.5.23, measured.
         """
-        answer = await self._http.request("POST", "/flush_cache", deadline_s=deadline_s, key=self._admin_key)
+        clock = Deadline(deadline_s)
+        answer = await self._http.request("POST", "/flush_cache", deadline_s=clock.left_s, key=self._admin_key)
         if answer.status == 400:
             return Pending(reason=f"requests still run ({answer.detail})")
         if not answer.ok:
             return Pending(reason=f"/flush_cache answered {answer.status or answer.error}")
         if self._dp_size > 1:
-            running = await self._running(time.monotonic() + min(deadline_s, READ_S))
+            running = await self._running(time.monotonic() + min(clock.left_s, READ_S))
             if running is None:
                 return Unmeasurable(reason="it has several data-parallel ranks, and their load counts are frozen")
             if running:
@@ -172,7 +183,7 @@ class SGLangAdapter:
         after a release whose client had disconnected, it returned when the release had run.
         """
         answer = await self._get("/server_info", deadline_s)
-        return answer.ok or answer.refused
+        return answer.refused or server_info(answer) is not None
 
     async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
         """Generates a token, then checks `/ready`.
@@ -204,22 +215,36 @@ class SGLangAdapter:
     # reads
 
     async def _get(self, path: str, deadline_s: float) -> Answer:
-        return await self._http.request("GET", path, deadline_s=deadline_s, key=self._key)
+        limit = LIMITS.get(path, BODY_LIMIT)
+        return await self._http.request("GET", path, deadline_s=deadline_s, key=self._key, limit=limit)
 
-    async def _restarted(self, boot: str, end: float) -> None:
-        """Finds the processes of a server that was restarted; unknown where they cannot be found."""
-        self._boot, self._processes = boot, None
-        with suppress(ConfigurationError):  # `pid=` named a process of the server before the restart
-            self._processes = await find_processes(self._address, deadline_s=max(0.1, end - time.monotonic()))
-        self._family = process_trees(self._processes or ())
+    def _has(self, processes: tuple[Process, ...] | None) -> None:
+        self._processes, self._family = processes, process_trees(processes or ())
 
-    async def _unanswered(self, answer: Answer) -> Observation:
+    async def _boot(self, own_identity: str, clock: Deadline) -> str:
+        """The boot identity of the server that answered. Its processes are looked for where they are not as before.
+
+        Where none is found, and those from before may still run, they count as its own: `rules.identity` then finds two
+        identities in one process, and takes neither for a fresh one.
+        """
+        before = self._processes or ()
+        gone = self._were_found and not (before and all(is_alive(each) for each in before if each.agent is None))
+        if own_identity != self._own_identity or gone:
+            found = None
+            with suppress(ConfigurationError):  # `pid=` named a process of the server before the restart
+                found = await find_processes(self._address, deadline_s=clock.look_s())
+            if not found and before and not await ended(before, deadline_s=clock.look_s()):
+                found = before
+            self._own_identity = own_identity
+            self._has(found)
+        return boot_identity(own_identity, self._processes or ())
+
+    async def _unanswered(self, answer: Answer, clock: Deadline) -> Observation:
         """The observation of a server that did not answer: not alive where its processes have ended, else unknown."""
-        if answer.refused and self._family and await ended(self._family, deadline_s=READ_S):
+        if answer.refused and self._family and await ended(self._family, deadline_s=clock.left_s):
             pids = ", ".join(str(process.pid) for process in self._family)
             return Observation(alive=False, detail=f"pid {pids} has ended", sampled_at=time.monotonic())
-        said = f"{answer.status}: {answer.detail}" if answer.status else answer.error
-        return Observation(detail=said, sampled_at=time.monotonic())
+        return Observation(detail=why_not(answer), sampled_at=time.monotonic())
 
     async def _admission(self, end: float) -> Admission | None:
         """Open where `/ready` is 200; closed where it is 503 and `/ping` is 200; else unknown.
@@ -227,10 +252,10 @@ class SGLangAdapter:
         A `/health` asked of a paused server makes both 503, paused or serving, until the next `/health` succeeds.
         """
         ready = await self._get("/ready", end - time.monotonic())
-        if ready.ok:
+        if is_empty(ready, 200):
             return "open"
         ping = await self._get("/ping", end - time.monotonic())
-        return "closed" if ready.status == 503 and ping.ok else None
+        return "closed" if is_empty(ready, 503) and is_empty(ping, 200) else None
 
     async def _running(self, end: float) -> int | None:
         """Requests that run or wait in the scheduler; None where the load counts are not updated within a second.
@@ -241,18 +266,15 @@ class SGLangAdapter:
         while first is not None and time.monotonic() < min(end, first[2] + 1.0):
             await asyncio.sleep(0.1)
             again = await self._loads(end)
-            if again is not None and all(now != then for now, then in zip(again[1], first[1], strict=False)):
+            if again is None or len(again[1]) != len(first[1]):
+                continue
+            if all(now != then for now, then in zip(again[1], first[1], strict=True)):
                 return again[0]
         return None
 
-    async def _loads(self, end: float) -> tuple[int, tuple[Any, ...], float] | None:
-        answer = await self._get("/v1/loads?include=core,queues", end - time.monotonic())
-        body = answer.json() if answer.ok else None
-        loads = body.get("loads") if isinstance(body, dict) else None
-        if not loads:
-            return None
-        count = sum(int(load.get(name) or 0) for load in loads for name in ("num_running_reqs", "num_waiting_reqs"))
-        return count, tuple(load.get("timestamp") for load in loads), time.monotonic()
+    async def _loads(self, end: float) -> tuple[int, tuple[float, ...], float] | None:
+        found = loads(await self._get("/v1/loads?include=core,queues", end - time.monotonic()))
+        return None if found is None else (*found, time.monotonic())
 
     async def _await_idle(self, deadline_s: float) -> Reply:
         """Done once two reads in a row found no request running or queued. For a server behind a closed router."""
@@ -276,7 +298,7 @@ class SGLangAdapter:
                 await asyncio.wait({asking}, timeout=max(0.05, min(QUEUED_S, clock.left_s)))
                 if not asking.done() and await self._others_get_tokens(clock) and not asking.done():
                     return Proved(grade=Grade.MEASURED, reason="kept requests get tokens; a new one queues")
-            return _generated(asking.result())
+            return generated(asking.result())
         finally:
             asking.cancel()
             await asyncio.wait({asking})
@@ -293,7 +315,12 @@ class SGLangAdapter:
         """The checksum of all weights and those of each model role, from one response."""
         body = {"action": "checksum"}
         answer = await self._http.request(
-            "POST", "/weights_checker", deadline_s=deadline_s, json_body=body, key=self._admin_key
+            "POST",
+            "/weights_checker",
+            deadline_s=deadline_s,
+            json_body=body,
+            key=self._admin_key,
+            limit=LIMITS["/weights_checker"],
         )
         report = answer.json() if answer.ok else None
         return {"checksum": of_engine(report), "checksums": by_role(report)} if isinstance(report, dict) else {}
@@ -311,28 +338,6 @@ class SGLangAdapter:
         if not tags:
             raise ConfigurationError(f"{self.url}: tags names none; leave it out to mean weights,kv_cache")
         return tags
-
-
-def _generated(answer: Answer) -> Verdict:
-    """Proved where the answer to a generate request has a token, else Refuted."""
-    body = answer.json() if answer.ok else None
-    if not isinstance(body, dict):
-        return Refuted(reason=f"it generated nothing ({answer.status or ''} {answer.detail})")
-    meta = body.get("meta_info") or {}
-    if not meta.get("completion_tokens") or (meta.get("finish_reason") or {}).get("type") == "abort":
-        return Refuted(reason=f"it generated no token ({meta.get('finish_reason')})")
-    ids = tuple(body.get("output_ids") or ())
-    return Proved(grade=Grade.MEASURED, reason="it generated a token", figures={"output_ids": ids})
-
-
-def _why_not_sglang(answer: Answer) -> str:
-    if answer.status in (401, 403):
-        return "it refuses the key; give api_key_env=NAME"
-    if answer.refused:
-        return f"nothing listens there ({answer.error}); start the engine, or correct the address"
-    if answer.status is None:
-        return f"it did not answer: {answer.error}"
-    return f"what listens there is no SGLang server (/server_info answered {answer.status})"
 
 
 def _key(address: Address, name: str) -> str | None:

@@ -13,13 +13,18 @@ from lifecycle.core.facts import Grade, PauseMode, SizeGrade, TagSpec
 from lifecycle.core.units import GIB
 from lifecycle.nodes.address import Address
 
+from .answers import number, whole
+
 
 def boot_of(info: Mapping[str, Any]) -> str:
     """The identity of the server process, a hash of its start-up durations and its random seed.
 
     Both differ at every start. Source: sglang 0.5.23, `startup_time` is a tree of durations measured in nanoseconds.
     """
-    parts = json.dumps([info.get("startup_time"), info.get("random_seed")], sort_keys=True)
+    try:
+        parts = json.dumps([info.get("startup_time"), info.get("random_seed")], sort_keys=True)
+    except RecursionError:
+        parts = "nested too deep"
     return hashlib.sha256(parts.encode()).hexdigest()[:12]
 
 
@@ -33,18 +38,18 @@ def capabilities_of(
     allocations distort it: no more than a hint. What the caller gives in `sizes` are bytes of tensors.
     Source: sglang 0.5.23, measured: 0.118 to 0.299 where the tensors have 0.268, on a busy CPU.
     """
-    backup = bool(info.get("enable_weights_cpu_backup"))
+    backup = info.get("enable_weights_cpu_backup") is True
     return Capabilities(
         engine="SGLang",
-        version=str(info.get("version", "unknown")),
+        version=str(info.get("version", "unknown"))[:80],
         tags=tuple(_tag(tag, _memory_usage(info), backup, (sizes or {}).get(tag)) for tag in tags),
         pause=_pause_modes(info),
-        memory_saver=bool(info.get("enable_memory_saver")),
+        memory_saver=info.get("enable_memory_saver") is True,
         saver="torch_memory_saver",
         saver_option="--enable-memory-saver",
         update=frozenset({"disk", "push", "live"}),
         device=_device(info),
-        ranks=int(info.get("tp_size") or 1) * int(info.get("pp_size") or 1),
+        ranks=(whole(info.get("tp_size")) or 1) * (whole(info.get("pp_size")) or 1),
         evidence={"idle": Grade.REPORTED, "weights_match": Grade.MEASURED, "answers": Grade.MEASURED},
         notes=_notes(info),
     )
@@ -56,8 +61,9 @@ def _device(info: Mapping[str, Any]) -> Literal["cuda", "cpu"] | None:
 
 
 def _memory_usage(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    states = info.get("internal_states") or [{}]
-    usage = states[0].get("memory_usage")
+    states = info.get("internal_states")
+    first = states[0] if isinstance(states, list) and states else None
+    usage = first.get("memory_usage") if isinstance(first, dict) else None
     return usage if isinstance(usage, dict) else {}
 
 
@@ -71,8 +77,8 @@ def sizes_of(address: Address) -> dict[str, int]:
 
 def _tag(name: str, usage: Mapping[str, Any], backup: bool, given: int | None) -> TagSpec:
     stage: Literal["weights", "kv"] = "weights" if name == "weights" else "kv"
-    size_gib = usage.get({"weights": "weight", "kv_cache": "kvcache"}.get(name, name))
-    expected = round(size_gib * GIB) if isinstance(size_gib, int | float) and size_gib > 0 else None
+    size_gib = number(usage.get({"weights": "weight", "kv_cache": "kvcache"}.get(name, name)))
+    expected = round(size_gib * GIB) if size_gib else None
     on_release: Literal["kept", "discarded"] = "kept" if stage == "weights" and backup else "discarded"
     by_tensors = given is not None or name == "kv_cache"
     return TagSpec(name, stage, on_release, given or expected, SizeGrade.TENSORS if by_tensors else SizeGrade.REPORTED)
@@ -91,7 +97,7 @@ def _pause_modes(info: Mapping[str, Any]) -> dict[PauseMode, PauseTraits]:
         "wait": PauseTraits(drains=True, needs_router=True, unsafe_from=frozenset({"freeze"})),
     }
     disaggregated = info.get("disaggregation_mode") not in (None, "null")
-    if not disaggregated and int(info.get("dp_size") or 1) == 1:
+    if not disaggregated and (whole(info.get("dp_size")) or 1) == 1:
         modes["keep"] = PauseTraits(drains=True, keeps_requests=True)
     if not disaggregated:
         modes["freeze"] = PauseTraits(drains=False, keeps_requests=True, keeps_kv=True, live_update=True)
@@ -100,8 +106,8 @@ def _pause_modes(info: Mapping[str, Any]) -> dict[PauseMode, PauseTraits]:
 
 def _notes(info: Mapping[str, Any]) -> tuple[str, ...]:
     notes = []
-    if not info.get("enable_memory_saver"):
+    if info.get("enable_memory_saver") is not True:
         notes.append("started without --enable-memory-saver: a release would answer 200 and free nothing")
-    if int(info.get("tokenizer_worker_num") or 1) > 1:
+    if (whole(info.get("tokenizer_worker_num")) or 1) > 1:
         notes.append("several tokenizer workers: an abort waits for the requests of one of them only")
     return tuple(notes)

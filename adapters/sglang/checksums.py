@@ -21,26 +21,34 @@ def of_engine(report: Mapping[str, Any]) -> str | None:
 
 
 def by_role(report: Mapping[str, Any]) -> dict[str, str]:
-    """The checksum of each model role that the engine has; empty where the report has no ranks."""
+    """The checksum of each model role that the engine has; empty where the report has no ranks, or an odd one."""
+    ranks = report.get("ranks")
+    by_rank = [_of_rank(rank) for rank in ranks] if isinstance(ranks, list) else []
     found: dict[str, list[str]] = {}
-    for rank in report.get("ranks") or ():
-        for role, checksums in _of_rank(rank).items():
+    for roles in by_rank:
+        if roles is None:
+            return {}
+        for role, checksums in roles.items():
             found.setdefault(role, []).append(_digest(f"{name}{checksums[name]}" for name in sorted(checksums)))
     return {role: _digest(ranks) for role, ranks in found.items()}
 
 
-def _of_rank(rank: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """The checksums of this rank's tensors, by model role and tensor name."""
+def _of_rank(rank: Any) -> dict[str, dict[str, str]] | None:
+    """The checksums of this rank's tensors, by model role and tensor name; None where the row is odd."""
+    checksums = rank.get("checksums") if isinstance(rank, dict) else None
+    if not isinstance(checksums, dict) or not all(isinstance(value, str) for value in checksums.values()):
+        return None
     draft_prefixes = tuple(f"{role}." for role in _roles(rank) if role != "target")
     found: dict[str, dict[str, str]] = {}
-    for name, value in rank["checksums"].items():
+    for name, value in checksums.items():
         found.setdefault("draft" if name.startswith(draft_prefixes) else "target", {})[name] = value
     return found
 
 
 def _roles(rank: Mapping[str, Any]) -> list[str]:
-    return [str(each["role"]) for each in rank.get("parallelism_info") or ()]
+    rows = rank.get("parallelism_info")
+    return [str(row.get("role")) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
 def _digest(parts: Iterable[str]) -> str:
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
+    return hashlib.sha256("".join(parts).encode(errors="replace")).hexdigest()

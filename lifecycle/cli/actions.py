@@ -15,6 +15,7 @@ from ..core.states import State
 from ..core.transition import Transition
 from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
+from ..fleet.move import verify_all
 from ..rules.desired import source_after_release
 from ..rules.dry_run import Step, commands_of
 from ..rules.planner import Goal
@@ -106,7 +107,7 @@ async def _carry_out(step: Step, fleet: Fleet, engines: Sequence[Engine], deadli
     """The step has been carried out by the method that the fleet has for it.
 
     A command is not given to engines that are where it leads. They may be released without proof that their memory
-    came back, though, so that a release asks for the move: it sends nothing there, or refuses.
+    came back, though, so that a release verifies them, and asks for the move: it sends nothing there, or refuses.
     """
     if isinstance(step, Goal) and step.state is State.SERVING:
         return await fleet.onload(engines=engines, deadline_s=deadline_s)
@@ -114,6 +115,8 @@ async def _carry_out(step: Step, fleet: Fleet, engines: Sequence[Engine], deadli
         return await fleet.offload(
             step.tags, weights=step.weights, mode=step.mode, engines=engines, deadline_s=deadline_s
         )
+    if isinstance(step, Release):
+        await verify_all([engine for engine in engines if engine.state is State.RELEASED], deadline_s)
     there = [engine for engine in engines if arrived(engine, [step])]
     rest = [engine for engine in engines if engine not in there]
     match step:

@@ -13,7 +13,8 @@ class Observation:
     """What reads alone told; None is unknown. `alive` is False only where the process is known not to exist.
 
     `checksum` is of all weights together; `checksums` are of each owner (target, draft) where the engine tells them
-    apart. `weights_label` is one for all of them: no engine known here has a label for each.
+    apart. `weights_label` is one for all of them: no engine known here has a label for each. `others` are boots other
+    than `boot` that answered at the same address in the same look, or at connect and not since.
     """
 
     boot: str | None = None
@@ -24,6 +25,7 @@ class Observation:
     weights_label: str | None = None
     checksum: str | None = None
     checksums: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
     detail: str = ""
     sampled_at: float = 0.0
 

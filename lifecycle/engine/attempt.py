@@ -37,7 +37,7 @@ from ..rules import knowledge, trend
 from ..rules.checksums import by_model_role
 from ..rules.contradiction import contradiction, other_process
 from ..rules.desired import desired_unless_touched, set_desired, was_loaded
-from ..rules.evidence import Context, Evidence, EvidenceKind, targets
+from ..rules.evidence import Context, Evidence, EvidenceKind, believed_only, targets
 from ..rules.machine import Refusals
 from ..rules.mapping import since_call_before
 from ..rules.memory import learned_from_release
@@ -156,6 +156,7 @@ class Attempt:
         """What contradicts the facts ends the command."""
         denied = contradiction(self.session.record, evidence.observed)
         if denied is not None:
+            self.session.commit(knowledge.another_answered(self.session.record, evidence.observed))
             error = Unreachable(denied, **self._about)
             self._fail_collective(error)
             raise await reconcile_failed(self.session, error, self.deadline, self.command, trigger="contradicted")
@@ -171,6 +172,8 @@ class Attempt:
             kinds -= {EvidenceKind.CHECKSUM}
         if self.session.facts.admission is not None:
             kinds |= {EvidenceKind.ADMISSION}
+        if EvidenceKind.RESIDUAL not in needed_by_proofs and not believed_only(self.session.record):
+            kinds -= {EvidenceKind.RESIDUAL}
         return kinds
 
     def _keeps(self, acted_on: frozenset[Tag]) -> bool:
@@ -302,6 +305,7 @@ class Attempt:
         context = replace(context, record=session.record, evidence=evidence, readings_per_call=tuple(self._readings))
         other = other_process(session.facts, evidence.observed)
         if other is not None:
+            self.session.commit(knowledge.another_answered(self.session.record, evidence.observed))
             raise Unreachable(other, **self._about)
         return {proof.name: proof(context) for proof in self.row.proofs}, context
 

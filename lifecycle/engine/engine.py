@@ -24,14 +24,13 @@ from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
 from ..core.verdicts import Unmeasurable, Verdict
 from ..rules import knowledge
-from ..rules.contradiction import contradiction
 from ..rules.desired import set_desired
 from ..rules.table import not_allowed, row
 from ..rules.weights import invalid_weights
 from . import attach, canary, ownership
 from .attempt import Attempt
 from .collective import Collective
-from .gather import EVERYTHING, residual
+from .gather import residual
 from .override import override
 from .ownership import LeaseChoice, chosen_lease
 from .preconditions import hook_mode_of
@@ -39,6 +38,7 @@ from .preempt import preempt
 from .push import Pushes
 from .reconcile import reconcile
 from .session import NotSaved, Session
+from .verify import VERIFY_S, verify
 from .view import EngineView
 
 
@@ -121,7 +121,14 @@ class Engine(EngineView):
         weights: Source | None = None,
         deadline_s: float | None = None,
     ) -> Transition:
-        """The memory of `tags` (None: all) is back, measured; `weights` says where their contents will come from."""
+        """The memory of `tags` (None: all) is back, measured; `weights` says where their contents will come from.
+
+        One that is believed released is verified first, and refused as what it is found to be.
+        """
+        if self.state is State.RELEASED and self._session.holder() is None:
+            with self._session.claimed(Release.name):
+                limit_s = self.policy.deadline_s(Release.name, deadline_s)
+                await verify(self._session, Deadline(limit_s), held=True)
         named = None if tags is None else frozenset(tags)
         return await self.execute(Release(named, weights or self.desired.rollback_source), deadline_s=deadline_s)
 
@@ -192,23 +199,13 @@ class Engine(EngineView):
 
     # finding out where it is
 
-    async def verify(self, *, deadline_s: float = 10.0) -> State:
-        """The state it is in, observed just now: a claim that the observation denies was given up.
+    async def verify(self, *, deadline_s: float = VERIFY_S, for_move: bool = False) -> State:
+        """The state it is in, observed just now: a claim that what was seen denies was given up.
 
-        Only looks: while a command or a move has the engine it is not interfered with.
+        Of a released engine `memory_returned` is judged anew, by what is resident now. Only looks: while a command or a
+        move has the engine it is not interfered with (`for_move`: asked by the move that has it).
         """
-        session, deadline, known = self._session, Deadline(deadline_s), self.facts
-        seen = await self.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
-        if session.holder() is not None or session.facts is not known:
-            return session.state
-        denied = None if session.state in UNCLAIMED else contradiction(session.record, seen)
-        returned = session.state is State.GONE and seen.boot is not None
-        if denied is None and not returned:
-            return session.state
-        with session.claimed("verify"):
-            trigger = "contradicted" if denied else f"observed_{State.FAILED}"
-            session.go(trigger, reason=denied or "a process answers in its place")
-            return await reconcile(session, deadline)
+        return (await verify(self._session, Deadline(deadline_s), for_move=for_move)).state
 
     async def recover(self, *, deadline_s: float = 30.0) -> State:
         """The state that barrier and observation make; failed where a fact stays unknown.
@@ -219,7 +216,8 @@ class Engine(EngineView):
         async with ownership.of_command(session, "recover", deadline):
             if session.state not in UNCLAIMED:
                 session.go("contradicted", reason="recover() was asked for")
-            return await reconcile(session, deadline)
+            found = await reconcile(session, deadline)
+            return found.state
 
     def override_state(self, state: State, *, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so; every fact of it is graded asserted.

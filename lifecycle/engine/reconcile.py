@@ -4,24 +4,27 @@ Attaching to an engine, looking at one that failed, and settling a command that 
 
 1. **Barrier.** While an effect that was sent may still be running, nothing that is seen counts.
 2. **Observe.** A process that is gone makes `gone`. One that does not answer is asked again for a while, since a
-   process takes some time to end; then it stays `failed`. What is known afterwards: `rules.knowledge`.
+   process takes some time to end; then it stays `failed`. Where another process answers than before, several looks
+   must see that one alone. What is known afterwards: `rules.knowledge`; which process it is: `rules.identity`.
 3. **End a push that failed**, where the engine may still wait for the rest of it and admits no requests.
 4. **Decide** (`rules.decision`, pure), do what was decided, and decide again: read what is resident where the mapping
-   is unknown; close an engine that admits requests and is not worth serving; enter a state, or stay.
+   is unknown, or only remembered; close an engine that admits requests and is not worth serving; enter a state, or stay
+   for a reason that names the states it may be in and what would decide.
 
 Attaching differs in two things: what is known at the beginning (the kept record of this boot, or what is taken of a
-process met for the first time), and that it closes nothing: who only attaches acts on nobody's engine.
+process met for the first time), and that it closes nothing: who only attaches acts on nobody's engine. Verifying
+(`engine.verify`) reconciles only what an observation, or what is resident, denies.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..core.commands import Command, Pause, Resume
 from ..core.deadline import Deadline
-from ..core.errors import EngineHeld, OperationFailed, Unreachable
+from ..core.errors import ConfigurationError, EngineHeld, OperationFailed, Unreachable
 from ..core.facts import Fact, PauseMode
 from ..core.lease import Lease
 from ..core.observation import Observation
@@ -29,8 +32,9 @@ from ..core.readings import Reading
 from ..core.record import Record
 from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
-from ..rules import knowledge
+from ..rules import knowledge, mapping
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
+from ..rules.identity import IDENTITY, is_contested, needs_confirming, same_process, two_answer
 from .call import send
 from .gather import EVERYTHING, residual, residual_again
 from .push import closing_call
@@ -38,6 +42,13 @@ from .session import Edge, Session
 
 #: How long a process may listen no more and still be there: the kernel frees its memory in between.
 ENDING_S = 1.0
+
+#: Further looks that must see the same process where another one answers than before. Of a load balancer that chooses
+#: one of two at random, so many agree once in 4096 times.
+CONFIRMING_LOOKS = 12
+
+#: The same, of an engine that is met: of one that takes turns, two looks never agree.
+ATTACHING_LOOKS = 2
 
 
 async def reconcile_failed(
@@ -53,28 +64,47 @@ async def reconcile_failed(
     return error.settle(session.state, _advice(session.record, command))
 
 
-async def attach(session: Session, deadline: Deadline, *, known_here: Record | None = None) -> None:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where an engine was found, and why no state was entered; the reason is empty where one was."""
+
+    state: State
+    reason: str = ""
+
+
+async def attach(
+    session: Session, deadline: Deadline, *, known_here: Record | None = None, reads: bool = True
+) -> Reading | Unmeasurable | None:
     """The engine is in the state that its facts make: those kept of this boot, else those of the first observation.
 
-    `known_here` is what counts as kept where no store has anything of it.
+    `known_here` is what counts as kept where no store has anything of it. With `reads` the result is what is resident
+    now: of a released engine `memory_returned` is judged by it, and of one that admits requests it is remembered.
     """
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
-    record = knowledge.first_seen(Record(state=session.state), seen, session.capabilities)
+    seen = await _confirmed_alone(session, seen, deadline, looks=ATTACHING_LOOKS)
+    if seen.others:
+        boots = two_answer((seen.boot or "", *seen.others))
+        raise ConfigurationError(f"{session.name}: {boots}; give each engine a URL of its own")
     used_by_others = session.owner.met(seen.boot)
     stored = session.kept()
     refuse_while_called(session, seen.boot, stored)
     kept = stored or (None if used_by_others else known_here)
-    known = kept is not None and _about_this(kept, seen, session)
-    if kept is not None and known:
-        record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
+    record = knowledge.attached(Record(state=session.state), kept, seen, session.capabilities)
+    known = kept is not None and bool(kept.facts.mapped) and same_process(kept.facts.boot, record.facts.boot)
     session.commit(record)
     if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.left_s):
         session.commit(knowledge.barrier_returned(session.record))
-    state = await _decided(session, deadline, may_close=False) or State.FAILED
+    step = await _decided(session, deadline, may_close=False)
+    state, reason = (step.state, "attached") if isinstance(step, Enter) else (State.FAILED, step.reason)
+    reading = await residual(session, deadline_s=deadline.left_s) if reads else None
     if state is not State.RELEASED:  # what was kept of it was about a release
         session.commit(session.record.with_condition("memory_returned", None))
+    record = _with_reading(session, state, reading)
+    contested = record.conditions.get(IDENTITY)
+    reason = reason if contested is None else contested.verdict.reason
     # Attaching takes nothing from another process, which may be in the middle of a command: what it kept stays.
-    session.commit(session.record, Edge(f"observed_{state}", reason="attached"), save="no" if known else "try")
+    session.commit(record, Edge(f"observed_{state}", reason=reason), save="no" if known else "try")
+    return reading
 
 
 def refuse_while_called(session: Session, boot: str | None, kept: Record | None) -> None:
@@ -109,26 +139,38 @@ async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
     session.commit(record)
     if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.look_s(0.5)):
         session.commit(knowledge.barrier_returned(session.record))
-    state = await _decided(session, deadline, may_close=False)
-    if state is not State.RELEASED:
+    step = await _decided(session, deadline, may_close=False)
+    found = step.state if isinstance(step, Enter) else State.FAILED
+    if found is State.RELEASED:
+        reading = await residual(session, deadline_s=deadline.look_s(0.5))
+        session.commit(_with_reading(session, found, reading))
+    else:
         session.commit(session.record.with_condition("memory_returned", None))
-    if state is session.state:
+    if found is session.state:
         return
     if session.state not in UNCLAIMED:
         session.go("contradicted", reason=f"another driver used it: {by}")
-    if state is None:
-        await reconcile(session, deadline)
+    if isinstance(step, Enter):
+        session.commit(session.record, Edge(f"observed_{found}", reason=f"another driver left it so: {by}"))
     else:
-        session.commit(session.record, Edge(f"observed_{state}", reason=f"another driver left it so: {by}"))
+        await reconcile(session, deadline)
 
 
-def _about_this(kept: Record, seen: Observation, session: Session) -> bool:
-    """Whether a kept record is about the process that answers, with the tags that it has."""
+def _about_this(known: Record, seen: Observation, session: Session) -> bool:
+    """Whether a record is about the process that answers, with the tags that it has."""
     tags = {spec.name for spec in session.capabilities.tags}
-    return kept.facts.boot == seen.boot and set(kept.facts.mapped) == tags
+    return same_process(known.facts.boot, seen.boot) and set(known.facts.mapped) == tags
 
 
-async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = False) -> State:
+def _with_reading(session: Session, state: State, reading: Reading | Unmeasurable | None) -> Record:
+    """What is known of an engine that will be in this state, with what is resident."""
+    reading = Unmeasurable(reason="what is resident was not read") if reading is None else reading
+    record = replace(session.record, state=state)
+    record = knowledge.read_at_rest(record, reading, session.capabilities, session.policy)
+    return replace(record, state=session.state)
+
+
+async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = False) -> Found:
     """The engine is in the first state that its facts make; failed where they make none or it does not answer.
 
     `must_close`: it is closed first even where it is worth serving.
@@ -138,21 +180,24 @@ async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = 
     if seen.alive is False:
         gone = knowledge.after_observation(session.record, seen, session.capabilities)
         session.commit(gone, Edge(f"observed_{State.GONE}", reason=seen.detail or "its process is gone"))
-        return session.state
+        return Found(session.state)
     if session.state is State.GONE and seen.boot is not None:
         session.go(f"observed_{State.FAILED}", reason="a process answers in its place")
-    if not settled or seen.boot is None:
-        return session.state
+    if seen.boot is None:
+        return Found(session.state, f"it does not answer{f' ({seen.detail})' if seen.detail else ''}")
+    if not settled:
+        return Found(session.state, "its barrier has not returned: what was sent before may still run")
     here = knowledge.barrier_returned(session.record)
     session.commit(knowledge.after_observation(here, seen, session.capabilities))
-    open_push = closing_call(session)
+    open_push = None if is_contested(session.record) else closing_call(session)
     if open_push is not None:
         await send(session, open_push, deadline_s=deadline.look_s(0.5))
-    state = await _decided(session, deadline, may_close=True, must_close=must_close)
-    if state is not None:
-        record = knowledge.command_ended(session.record)
-        session.commit(record, Edge(f"observed_{state}", reason="its facts make this state"))
-    return session.state
+    step = await _decided(session, deadline, may_close=True, must_close=must_close)
+    if isinstance(step, Stay):
+        return Found(session.state, step.reason)
+    record = knowledge.command_ended(session.record)
+    session.commit(record, Edge(f"observed_{step.state}", reason="its facts make this state"))
+    return Found(session.state)
 
 
 async def _observed(session: Session, deadline: Deadline) -> Observation:
@@ -160,33 +205,68 @@ async def _observed(session: Session, deadline: Deadline) -> Observation:
     end = Deadline(min(ENDING_S, deadline.left_s / 2))
     while True:
         seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
+        if seen.boot is not None and needs_confirming(session.record, seen):
+            return await _confirmed_alone(session, seen, deadline, looks=CONFIRMING_LOOKS)
         if seen.boot is not None or seen.alive is False or not end.left_s:
             return seen
         await asyncio.sleep(min(session.policy.poll_s, end.left_s))
 
 
-async def _decided(session: Session, deadline: Deadline, *, may_close: bool, must_close: bool = False) -> State | None:
-    """The state to enter; None where no state fits."""
+async def _confirmed_alone(session: Session, seen: Observation, deadline: Deadline, *, looks: int) -> Observation:
+    """What was seen, with the other boots that further looks saw in its place; silence where those got no answer."""
+    others: dict[str, None] = dict.fromkeys(seen.others)
+    for _ in range(looks if seen.boot is not None else 0):
+        again = await session.adapter.observe(frozenset({Fact.BOOT}), deadline_s=deadline.look_s(0.5))
+        if again.boot is None:
+            return Observation(
+                detail=f"boot {seen.boot} answered, and then {again.detail or 'nothing did'}",
+                sampled_at=again.sampled_at,
+            )
+        if not same_process(seen.boot, again.boot):
+            others[again.boot] = None
+    return replace(seen, others=tuple(others))
+
+
+async def _decided(session: Session, deadline: Deadline, *, may_close: bool, must_close: bool = False) -> Enter | Stay:
+    """The state to enter, or why none fits."""
     tried: frozenset[type] = frozenset()
+    undecided = mapping.Undecided()
     while True:
-        step = decide(session.record, session.capabilities, tried=tried, may_close=may_close, must_close=must_close)
+        step = decide(
+            session.record,
+            session.capabilities,
+            tried=tried,
+            may_close=may_close,
+            must_close=must_close,
+            undecided=undecided,
+        )
         tried |= {type(step)}
         match step:
             case ReadBytes():
-                reading = await _resident(session, deadline)
-                if isinstance(reading, Reading):
-                    decided = knowledge.decided_by_bytes(session.record, reading, session.capabilities, session.policy)
-                    session.commit(decided)
+                undecided = await _decide_by_bytes(session, deadline)
             case Close():
                 if not _may_act(session, deadline):
-                    return None
+                    return Stay("it is not closed, since another driver has it or used it; recover() finds out")
                 await _close(session, deadline)
-                if session.record.uncertain.needs_barrier or not await _confirmed(session, deadline):
-                    return None
-            case Enter(state=state):
-                return state
-            case Stay():
-                return None
+                if session.record.uncertain.needs_barrier:
+                    return Stay("the call that closes it got no answer, and may still run")
+                if not await _confirmed(session, deadline):
+                    return Stay("it was told to close, and did not answer as the same process afterwards")
+            case Enter() | Stay():
+                return step
+
+
+async def _decide_by_bytes(session: Session, deadline: Deadline) -> mapping.Undecided:
+    """What is resident has decided which tags are mapped; why not, where it has not."""
+    reading = await _resident(session, deadline)
+    if isinstance(reading, Unmeasurable):
+        return mapping.Undecided(f"what is resident cannot be read ({reading.reason})")
+    capabilities, policy = session.capabilities, session.policy
+    session.commit(knowledge.decided_by_bytes(session.record, reading, capabilities, policy))
+    record = session.record
+    if None not in record.facts.mapped.values():
+        return mapping.Undecided()
+    return mapping.undecided(record, reading, capabilities, policy)
 
 
 def _may_act(session: Session, deadline: Deadline) -> bool:
@@ -238,7 +318,8 @@ async def _confirmed(session: Session, deadline: Deadline) -> bool:
     """
     counted = {Fact.RUNNING} if False in session.facts.mapped.values() else set()
     seen = await session.adapter.observe(frozenset({Fact.ADMISSION} | counted), deadline_s=deadline.look_s())
-    if seen.boot != session.facts.boot:
+    if not same_process(seen.boot, session.facts.boot):
+        session.commit(knowledge.another_answered(session.record, seen))
         return False
     session.commit(knowledge.confirmed(session.record, seen, session.capabilities))
     return True
@@ -246,6 +327,8 @@ async def _confirmed(session: Session, deadline: Deadline) -> bool:
 
 def _advice(record: Record, command: Command) -> str:
     """What an error says beside the state to which its engine settled."""
+    if record.state is State.FAILED and IDENTITY in record.conditions:
+        return f" ({record.conditions[IDENTITY].verdict.reason})"
     if record.state is State.FAILED:
         return (
             f" ({record.facts}). recover() looks again; override_state(state, by=..., reason=...) asserts what you "

@@ -232,9 +232,9 @@ class Session:
             if not waiting.done():
                 waiting.set_result(None)
 
-    async def until_free(self, deadline: Deadline) -> None:
-        """No command and no move has the engine, or the deadline has passed."""
-        while self.holder() is not None and deadline.left_s:
+    async def until_left(self, holder: str, deadline: Deadline) -> None:
+        """This command or move does not have the engine, or the deadline has passed."""
+        while self.holder() == holder and deadline.left_s:
             left = asyncio.get_running_loop().create_future()
             self._waiting.add(left)
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..core.errors import ConfigurationError, by_reason
@@ -12,6 +12,8 @@ from ..core.policy import Policy
 from ..core.ports import LeaseHolder, ResidualProbe, StateStore
 from ..engine.engine import Engine
 from ..nodes.address import parse
+from ..nodes.processes import above, node_name
+from ..rules.identity import own_identity, processes_of, same_process
 from .groups import Group
 from .registry import adapter_for
 
@@ -48,6 +50,45 @@ def member(
     )
 
 
+def check_distinct(engines: Sequence[Engine]) -> None:
+    """Every engine is a server of its own; ConfigurationError names two that are one, or that share a process.
+
+    One server under two names would be released twice, which kills it. Compared is what was observed at connect.
+    """
+    by_own: dict[str, list[Engine]] = {}
+    by_pid: dict[tuple[str, int], Engine] = {}
+    for engine in engines:
+        boot = engine.facts.boot
+        if boot is None:
+            continue
+        for other in by_own.setdefault(own_identity(boot), []):
+            if same_process(other.facts.boot, boot):
+                raise _one_engine(other, engine, f"the boot {own_identity(boot)}")
+        by_own[own_identity(boot)].append(engine)
+        for process in processes_of(boot):
+            other = by_pid.setdefault((process.node, process.pid), engine)
+            if other is not engine:
+                raise _one_engine(other, engine, f"the process {process.pid} on {process.node}")
+    _check_trees(by_pid)
+
+
+def _check_trees(by_pid: Mapping[tuple[str, int], Engine]) -> None:
+    """No process of an engine is below that of another, as far as this host can tell."""
+    here = node_name()
+    for (node, pid), engine in by_pid.items():
+        for parent in above(pid) if node == here else ():
+            other = by_pid.get((here, parent), engine)
+            if other is not engine:
+                raise _one_engine(other, engine, f"a process tree: {pid} is below {parent} on {here}")
+
+
+def _one_engine(one: Engine, other: Engine, shared: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{one.name} ({one.adapter.url}) and {other.name} ({other.adapter.url}) are one engine: they share {shared}. "
+        "An engine belongs in a fleet once; leave one out, or correct its pid="
+    )
+
+
 async def connected(engines: Sequence[Engine]) -> None:
     """Every engine was observed. ConfigurationError has a line for each reason why some could not be."""
     results = await asyncio.gather(*(engine.connect() for engine in engines), return_exceptions=True)
@@ -59,6 +100,7 @@ async def connected(engines: Sequence[Engine]) -> None:
             raise result
     if problems:
         raise ConfigurationError("\n".join(by_reason(problems)))
+    check_distinct(engines)
 
 
 def _said(engine: Engine, message: str) -> tuple[str, str]:

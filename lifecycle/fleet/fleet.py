@@ -23,7 +23,7 @@ from ..rules.desired import source_after_release
 from ..rules.planner import Goal
 from .connect import connected, member
 from .groups import Group
-from .move import Between, Move, at_once, claimed, leased
+from .move import Between, Move, at_once, claimed, leased, verify_all
 from .preflight import check_allowed, check_static
 from .routing import Routing
 from .window import CANCELLED, restore_on_error, window_lock
@@ -353,6 +353,7 @@ class Fleet:
         participants = self.participants(engines)
         _check_deadline(deadline_s)
         if all_must:
+            await verify_all([each for each in participants if each.state is State.RELEASED], deadline_s)
             check_allowed(participants, all_must)
         async with claimed(participants, what):
             return await self._together([(engine, command(engine)) for engine in participants], deadline_s)

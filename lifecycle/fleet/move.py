@@ -9,6 +9,10 @@ before all are drained. Groups drain in waves (`drain_after`). The planner is as
 that is already there, or was found elsewhere, gets the command that it needs and no other. What can be refused without
 sending anything is refused first (`preflight`).
 
+Before that, the engines that are believed to be there already are looked at: those that are released before an offload,
+those that serve before an onload. What is found otherwise is planned for as it was found. An offload whose other
+engines took their time looks at them once more, so nothing older than the move says that memory is free.
+
 What becomes of the others, and of those that failed, is not decided here: `failure_policy` is the table. An engine that
 somebody else moved meanwhile counts as failed, since the phases to come would pass it by.
 """
@@ -33,6 +37,7 @@ from ..core.states import State
 from ..core.transition import Transition
 from ..engine.collective import Collective
 from ..engine.engine import Engine
+from ..engine.verify import VERIFY_S
 from ..rules.desired import needs_trainer
 from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command
 from ..rules.table import allowed, not_allowed
@@ -102,6 +107,14 @@ async def claimed(engines: Sequence[Engine], move: str) -> AsyncIterator[None]:
         yield
 
 
+async def verify_all(engines: Sequence[Engine], deadline_s: float | None = None, *, for_move: bool = False) -> None:
+    """These engines were verified, all at once: what is denied of them was given up."""
+    limit_s = VERIFY_S if deadline_s is None else deadline_s
+    async with asyncio.TaskGroup() as group:
+        for engine in engines:
+            group.create_task(engine.verify(deadline_s=limit_s, for_move=for_move))
+
+
 async def at_once(commands: Sequence[tuple[Engine, Command]], deadline_s: float | None = None) -> list[Outcome]:
     """Every command has ended, all having run at once; results stand in the order given. A cancellation reaches all.
 
@@ -157,6 +170,7 @@ class Move:
 
         Raises FleetError; where the policy restores, the engines that did not fail serve again by then.
         """
+        await self._verify(self._in(State.RELEASED))
         preflight(self.engines, goals)
         before = {engine.name: engine.desired for engine in self.engines}
         begun, failed = self._begins("offload", "", self.engines), list[Outcome]()
@@ -171,9 +185,12 @@ class Move:
     ) -> list[Transition]:
         """The phases of an offload; `failed` takes in who failed."""
         done: list[Outcome] = []
+        there = self._in(State.RELEASED)
         for kind in OFFLOAD:
             course = _Course(list(self.engines))
             done = await self._phase("offload", kind, self.engines, goals)
+            if kind is Release and done:
+                await self._verify(there)
             if not course.ended(done):
                 course.ended(self._externally_modified(kind, goals))
             if course.failed:
@@ -194,6 +211,7 @@ class Move:
         called once the weights are back and before the KV cache is: what it raises comes through, with a note, and the
         engines stay where they are.
         """
+        await self._verify(self._in(State.SERVING))
         begun = self._begins("onload", "", self.engines)
         course = _Course(list(self.engines))
         try:
@@ -212,6 +230,14 @@ class Move:
             raise course.error(problems)
         resumed = [each.transition for each in course.done if each.transition is not None]
         return [transition for transition in resumed if transition.command == Resume.name]
+
+    # what is believed
+
+    def _in(self, state: State) -> list[Engine]:
+        return [engine for engine in self.engines if engine.state is state]
+
+    async def _verify(self, engines: Sequence[Engine]) -> None:
+        await verify_all(engines, self._deadline_s, for_move=True)
 
     # phases
 

@@ -8,6 +8,7 @@ ValueError for values of another shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from typing import Any, Literal, TypeVar
 
 from ..core.facts import Grade
@@ -17,6 +18,9 @@ from .port import FreeMemory, ProcessEnv
 
 #: Raised when a question is renamed or an answer no longer means what it meant. Both ends must have the same.
 PROTOCOL = 2
+
+#: The largest pid that Linux gives.
+MOST_PID = 1 << 22
 
 #: The questions: the last part of the path.
 Question = Literal["about", "find", "alive", "residual", "hook_mode", "process_env", "free_memory"]
@@ -36,9 +40,19 @@ def decode_processes(value: Any, *, node: str, agent: str | None = None) -> tupl
     if not isinstance(value, list):
         raise ValueError(f"processes must be a list, got {value!r:.80}")
     try:
-        return tuple(Process(node, int(each["pid"]), float(each["start_time"]), agent=agent) for each in value)
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"a process is {{pid, start_time}}, got {value!r:.80}") from None
+        found = tuple(Process(node, int(each["pid"]), float(each["start_time"]), agent=agent) for each in value)
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        found = None
+    if found is None or not all(0 < each.pid <= MOST_PID and isfinite(each.start_time) for each in found):
+        raise ValueError(f"a process is {{pid, start_time}}, got {value!r:.80}")
+    return found
+
+
+def decode_alive(answer: Mapping[str, Any]) -> bool:
+    """Returns whether any of the processes exists; ValueError for anything but true or false."""
+    if not isinstance(answer["alive"], bool):
+        raise ValueError(f"alive must be true or false, got {answer['alive']!r:.80}")
+    return answer["alive"]
 
 
 def encode_reading(reading: Reading | Unmeasurable) -> dict[str, Any]:

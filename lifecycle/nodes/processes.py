@@ -89,6 +89,14 @@ def process_trees(roots: Sequence[Process]) -> tuple[Process, ...]:
     return (*roots, *_still_there(below))
 
 
+def above(pid: int) -> tuple[int, ...]:
+    """Returns the pids of the processes above this one, its parent first; none where it has ended."""
+    try:
+        return tuple(parent.pid for parent in psutil.Process(pid).parents())
+    except psutil.NoSuchProcess:
+        return ()
+
+
 def root_processes(processes: Sequence[Process]) -> tuple[Process, ...]:
     """Returns those of these processes that are below no other of them."""
     if len(processes) < 2:

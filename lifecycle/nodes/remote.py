@@ -6,13 +6,14 @@ import asyncio
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.readings import Process, Reading
 from ..core.verdicts import Unmeasurable, Verdict
 from .agent_protocol import (
     PROTOCOL,
     Question,
+    decode_alive,
     decode_free_memory,
     decode_process_env,
     decode_processes,
@@ -22,11 +23,15 @@ from .agent_protocol import (
 )
 from .port import FreeMemory, Kind, ProcessEnv, Scope
 
+if TYPE_CHECKING:
+    import aiohttp
+
 #: The variable that holds the token, on both ends.
 TOKEN = "LIFECYCLE_AGENT_TOKEN"
 
-#: Bytes of an agent's reply that are read.
+#: Bytes of an agent's reply that are read, and objects and lists in it that are parsed.
 MAX_REPLY_BYTES = 1 << 22
+MAX_REPLY_PARTS = 100_000
 
 T = TypeVar("T")
 
@@ -59,7 +64,7 @@ class RemoteNode:
     async def any_alive(self, processes: Sequence[Process], *, deadline_s: float) -> bool | None:
         """Returns whether any of these processes still exists there; None where the agent does not answer."""
         body = _about_processes(processes, deadline_s)
-        alive = await self._ask("alive", body, lambda answer: bool(answer["alive"]), deadline_s)
+        alive = await self._ask("alive", body, decode_alive, deadline_s)
         return None if isinstance(alive, Unmeasurable) else alive
 
     async def read(
@@ -105,8 +110,8 @@ class RemoteNode:
             return refusal
         try:
             return decode(answer)
-        except (KeyError, TypeError, ValueError) as error:
-            return self._no_answer(f"gave an answer that cannot be decoded ({error!r})")
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            return self._no_answer(f"gave an answer that cannot be decoded ({error!r:.200})")
 
     def _refusal(self, status: int, answer: Any) -> Unmeasurable | None:
         """Why this reply carries no answer; None where it does."""
@@ -115,12 +120,13 @@ class RemoteNode:
         if not isinstance(answer, dict) or "protocol" not in answer:
             return Unmeasurable(reason=f"what listens at {self.address} is no lifecycle agent (it answered {status})")
         if answer["protocol"] != PROTOCOL:
+            version = answer.get("version", "unknown")
             return self._no_answer(
-                f"speaks protocol {answer['protocol']} (engine-lifecycle {answer.get('version', 'unknown')}), "
+                f"speaks protocol {answer['protocol']!s:.20} (engine-lifecycle {version!s:.20}), "
                 f"and this is {PROTOCOL}; install the same version of engine-lifecycle on both"
             )
         if status != 200:
-            return self._no_answer(f"answered {status}: {answer.get('detail', 'no reason given')}")
+            return self._no_answer(f"answered {status}: {answer.get('detail', 'no reason given')!s:.500}")
         return None
 
     def _no_answer(self, reason: str) -> Unmeasurable:
@@ -138,14 +144,26 @@ class RemoteNode:
                 aiohttp.ClientSession(headers=headers) as session,
                 session.post(url, json=dict(body), allow_redirects=False) as response,
             ):
-                status, raw = response.status, await response.content.read(MAX_REPLY_BYTES)
+                status, raw = response.status, await _read(response.content)
         except aiohttp.ClientError as error:
             # Not every one of them is an OSError: a connection that the agent closes is not.
             raise ConnectionError(str(error)) from error
+        if raw.count(b"{") + raw.count(b"[") > MAX_REPLY_PARTS:
+            return status, None
         try:
             return status, json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             return status, None
+
+
+async def _read(content: aiohttp.StreamReader) -> bytes:
+    """The body of a reply; nothing of one that is longer than it may be."""
+    raw = b""
+    async for part in content.iter_any():
+        raw += part
+        if len(raw) > MAX_REPLY_BYTES:
+            return b""
+    return raw
 
 
 def _about_processes(processes: Sequence[Process], deadline_s: float, **rest: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from ..core.facts import Facts, Tag
 from ..core.observation import Observation
 from ..core.record import Record
 from ..core.states import State
+from .identity import same_process
 
 
 def other_process(facts: Facts, seen: Observation) -> str | None:
@@ -14,9 +15,9 @@ def other_process(facts: Facts, seen: Observation) -> str | None:
         return f"its process is gone{_because(seen)}"
     if seen.boot is None:
         return f"it stopped answering{_because(seen)}"
-    if facts.boot is not None and seen.boot != facts.boot:
-        return f"it is another process now (boot {facts.boot} became {seen.boot})"
-    return None
+    if facts.boot is None or same_process(facts.boot, seen.boot):
+        return None
+    return f"it is another process now (boot {facts.boot} became {seen.boot})"
 
 
 def contradiction(record: Record, seen: Observation) -> str | None:

@@ -8,6 +8,7 @@ from ..core.capabilities import Capabilities
 from ..core.record import Record
 from ..core.sources import FromDisk, Kept, Pushed, Source, version_of
 from ..core.states import State
+from .identity import same_process
 from .weights import invalid_weights
 
 
@@ -29,7 +30,8 @@ def was_loaded(record: Record, source: Source) -> Record:
 def desired_unless_touched(record: Record, before: Record) -> Record:
     """The record with what was desired before a command, where that command changed neither memory nor weights."""
     now, then = record.facts, before.facts
-    if (now.boot, now.mapped, now.contents) != (then.boot, then.mapped, then.contents):
+    same = now.boot == then.boot or same_process(now.boot, then.boot)
+    if not same or (now.mapped, now.contents) != (then.mapped, then.contents):
         return record
     undone = replace(before.desired, rollback_source=record.desired.rollback_source)
     return replace(record, desired=undone)

@@ -17,7 +17,8 @@ from ..core.sources import FromDisk, Kept, Pushed, version_of
 from ..core.units import mib
 from ..core.verdicts import NotApplicable, Proved, Unmeasurable, Verdict
 from .checksums import by_model_role, changed
-from .evidence import Context, EvidenceKind, targets
+from .evidence import Context, EvidenceKind, believed_only, taken_as_launched, targets
+from .mapping import denied_by_bytes
 from .memory import visible_bytes
 from .weights import invalid_weights
 
@@ -247,6 +248,24 @@ def live_update_supported(context: Context) -> str | None:
     if "live" not in context.capabilities.update or traits is None or not traits.live_update:
         return f"an update while paused by {mode!r} would mix weights inside requests; drain it first"
     return None
+
+
+@guard(EvidenceKind.RESIDUAL, least=Grade.REPORTED)
+def mapping_borne_out(context: Context) -> str | None:
+    """What is only remembered or asserted of the mapping is borne out by what is resident now.
+
+    Accepted as asserted (Policy.accept), it is taken on trust even where bytes deny it. What a process is taken to have
+    launched with passes where nothing can be measured. A mapping that was measured passes unless less is resident, as
+    far as that is read, than its mapped tags hold.
+    """
+    record, reading = context.record, context.evidence.residual
+    if context.policy.least_grade("mapping_borne_out") is Grade.ASSERTED:
+        return None
+    if isinstance(reading, Unmeasurable):
+        trusted = not believed_only(record) or taken_as_launched(record)
+        return None if trusted else _unless_accepted(context, "mapping_borne_out", reading)
+    denied = denied_by_bytes(record, reading, context.capabilities, context.policy)
+    return None if denied is None else f"{denied}; recover() finds out which tags are mapped"
 
 
 @guard()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..core.capabilities import Capabilities
 from ..core.facts import Contents
 from ..core.record import Record
+from .identity import same_process
 
 
 def invalid_weights(record: Record, capabilities: Capabilities) -> str | None:
@@ -21,7 +22,7 @@ def _invalid(record: Record, contents: Contents | None) -> str | None:
         return "contents unknown"
     if contents.origin == "garbage":
         return "whatever was in that memory (it came back unwritten)"
-    if contents.origin == "launched" and record.calibration.attached_boot != record.facts.boot:
+    if contents.origin == "launched" and not same_process(record.calibration.attached_boot, record.facts.boot):
         return "what a restarted process launched with"
     wanted = record.desired.version
     if wanted is not None and contents.version != wanted:

@@ -133,7 +133,7 @@ def test_a_command_that_was_under_way_may_run_still_when_its_engine_is_seen_agai
         },
     )
     stable = knowledge.seen_again(replace(under_way, state=State.DRAINED), Observation(boot="boot-1"), capabilities())
-    assert stable.facts == BEGUN
+    assert stable.facts == BEGUN.learn({Fact.MAPPED: {}}, Grade.ASSERTED, cause="remembered")
     assert not stable.uncertain.needs_barrier
 
 

@@ -36,7 +36,7 @@ from lifecycle.core.observer import MoveEvent, Observers
 from lifecycle.core.record import Desired, Record, UncertainCall
 from lifecycle.core.sources import Source
 from lifecycle.core.units import GIB
-from lifecycle.core.verdicts import Condition, Verdict
+from lifecycle.core.verdicts import Verdict
 from lifecycle.engine.reconcile import _advice
 from lifecycle.engine.session import Edge, NotSaved
 from lifecycle.rules import guards, knowledge
@@ -46,6 +46,8 @@ from lifecycle.rules.machine import NoSuchEdge, next_state
 from lifecycle.store.sqlite import Store
 from lifecycle.testing import DIE, LOST, QUICK, REJECTED, WEIGHTS, capabilities
 from lifecycle.testing.scripted import PAUSE_MODES
+
+EDGE = Transition("e", "default", "pause", State.SERVING, State.PAUSED)
 
 # the machine and the session
 
@@ -184,7 +186,7 @@ async def test_one_that_was_gone_and_answers_again_holds_its_devices_whatever_it
         (Contents, {"type": "Call", "origin": "kept"}, "'Call' is none of Contents"),
         (Verdict, {"type": "Verdict"}, "'Verdict' is none of Proved"),
         (TagSpec, {"name": "t", "stage": "kv", "on_release": "kept", "expected_bytes": True}, "True is no int"),
-        (Condition, {"verdict": encode(Refuted()), "at_s": "noon"}, "'noon' is no float"),
+        (Transition, {**encode(EDGE), "at_s": "noon"}, "'noon' is no float"),
         (tuple[str, int], ["a"], "1 values, and there should be 2"),
         (tuple[str, ...], "ab", "is no list"),
         (Facts, {"mapped": [["weights"]]}, "is no mapping"),
@@ -201,7 +203,7 @@ def test_what_does_not_fit_its_type_is_a_value_error_that_says_where(kind: Any, 
 def test_the_forms_of_values() -> None:
     assert encode(Grade.DECLARED) == "asserted"
     assert encode(frozenset({"b", "a"})) == ["a", "b"]
-    assert decode(Condition, {"verdict": encode(Refuted()), "at_s": 1}).at_s == 1.0
+    assert decode(Transition, {**encode(EDGE), "at_s": 1}).at_s == 1.0
     effect = decode(UncertainCall, encode(replace(IN_DOUBT, effect={Fact.CONTENTS: {"weights": GARBAGE}}))).effect
     assert effect == {Fact.CONTENTS: {"weights": GARBAGE}}
     assert hash(decode(Verdict, encode(Refuted(figures={"by": {"a": [1, {"b": 2}]}}))))

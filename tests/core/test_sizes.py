@@ -22,10 +22,11 @@ from lifecycle import (
 )
 from lifecycle.core.facts import SizeGrade
 from lifecycle.core.readings import Holder, Reading
-from lifecycle.core.record import Calibration
+from lifecycle.core.record import Calibration, UncertainCall
 from lifecycle.rules import memory
 from lifecycle.rules import proofs as p
 from lifecycle.rules.evidence import Context, Evidence
+from lifecycle.rules.mapping import mapping_from_freed_bytes
 from lifecycle.rules.sizes import Size, size_on_device, size_per_rank
 from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, capabilities
 
@@ -161,7 +162,8 @@ def test_a_release_of_all_is_seen_though_a_size_is_wrong(tag: str, weights_mib: 
 async def test_a_hint_that_is_too_small_to_see_may_be_wrong() -> None:
     """As measured on a real server: 92 MiB are reported, 183 MiB are there, and 95 MiB can be seen."""
     small = replace(KEPT_WEIGHTS, expected_bytes=92 * MIB, size_grade=REPORTED)
-    engine = await engine_in(State.DRAINED, small, KV_CACHE, sizes={"weights": 183 * MIB, "kv_cache": 1200 * MIB})
+    pool = replace(KV_CACHE, expected_bytes=1200 * MIB)
+    engine = await engine_in(State.DRAINED, small, pool, sizes={"weights": 183 * MIB})
     for expected in (None, 183 * MIB):
         record = await engine.release(["weights"])
         assert (record.returned_bytes, record.expected_bytes) == (183 * MIB, expected)
@@ -229,6 +231,32 @@ async def test_a_restarted_engine_is_measured_anew() -> None:
     engine.adapter.engine.restart()
     await engine.recover()
     assert engine.record.calibration.bytes_by_tags == {}
+
+
+GONE, THERE = False, True
+
+
+@pytest.mark.parametrize(
+    ("known", "moved_mib", "decided"),
+    [
+        ({"weights": None}, 160 + 229, {"weights": GONE}),
+        ({"weights": None}, 160, {"weights": THERE}),
+        ({"weights": None}, 160 + 100, {}),
+        ({"weights": None, "kv_cache": None}, 160, {"weights": THERE, "kv_cache": GONE}),
+        ({"weights": None, "kv_cache": None}, 0, {"weights": THERE, "kv_cache": THERE}),
+        ({"weights": None, "kv_cache": None}, 443, {"weights": GONE, "kv_cache": GONE}),
+        ({"weights": None, "kv_cache": None}, 389, {}),
+        ({"weights": None, "kv_cache": None}, 600, {}),
+        ({"weights": GONE, "kv_cache": None}, 600, {}),
+    ],
+)
+def test_bytes_decide_about_a_lost_release_as_well_as_the_size_is_known(
+    known: dict[str, bool | None], moved_mib: int, decided: dict[str, bool]
+) -> None:
+    before, now = facts(), facts(mapped={"weights": False, "kv_cache": False, **known})
+    call = UncertainCall({}, before, before, BOTH, held(1937))
+    found = mapping_from_freed_bytes(now, call, held(1937 - moved_mib), reported(), Calibration(), Policy())
+    assert found == decided
 
 
 # what was accepted on the way out is accepted on the way back

@@ -292,8 +292,10 @@ async def test_somebody_else_who_resumes_contradicts_the_claim() -> None:
     engine.adapter.engine.admission = "open"
     with pytest.raises(OperationFailed, match="admission is open, and was left closed: externally modified"):
         await engine.release(weights=V1, deadline_s=1)
-    assert engine.state is State.SERVING
-    assert sent(engine) == []
+    assert engine.state is State.PAUSED, "it was closed: whoever opened it may have loaded other weights"
+    assert engine.facts.contents == {"weights": None}
+    assert sent(engine) == ["pause(abort)"]
+    await serve_again(engine)
 
 
 async def test_somebody_else_who_releases_contradicts_the_claim() -> None:

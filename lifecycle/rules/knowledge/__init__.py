@@ -11,8 +11,10 @@ What is known of an engine changes for five reasons, and each has its functions 
 2. **Proofs were asked** (`after_proofs`, `unproved`). One that holds makes known what it shows, at its grade. One that
    does not, or was not asked any more, makes unknown what it was about.
 3. **The engine was observed** (`after_observation`). What it reports replaces what was known. Another boot voids all.
-   Somebody else's act voids what it could have changed: who opens an engine may have restored its memory too.
-4. **Bytes were measured** (`decided_by_bytes`). After a barrier, and only where one answer fits, they decide.
+   Somebody else's act voids what it could have changed: who opens an engine may have restored its memory too, and who
+   closes it may have released it. What an earlier process knew of the mapping is only remembered.
+4. **Bytes were measured** (`decided_by_bytes`, `read_at_rest`). After a barrier, and only where one answer fits, they
+   decide. What they deny of a mapping that is only remembered or asserted is unknown.
 5. **A person asserts something** (`asserted`), graded lowest, so that the next proof measures it.
 
 A fact that several states of the world explain is unknown: it is never decided for the comfortable one.
@@ -33,14 +35,16 @@ from .calls import (
     needs_intent,
     not_closed,
 )
-from .kept import interrupted, seen_again, used_by_others
-from .measured import decided_by_bytes
+from .kept import attached, interrupted, seen_again, used_by_others
+from .measured import decided_by_bytes, memory_is_unknown, read_at_rest, restored_by_others
 from .observed import (
     after_observation,
+    another_answered,
     barrier_returned,
     confirmed,
     first_seen,
     launched,
+    moved_by_others,
     routed,
     unknown,
 )
@@ -53,7 +57,9 @@ __all__ = [
     "after_push",
     "after_refuted",
     "after_reply",
+    "another_answered",
     "asserted",
+    "attached",
     "barrier_returned",
     "command_began",
     "command_ended",
@@ -65,8 +71,12 @@ __all__ = [
     "intent_over",
     "interrupted",
     "launched",
+    "memory_is_unknown",
+    "moved_by_others",
     "needs_intent",
     "not_closed",
+    "read_at_rest",
+    "restored_by_others",
     "routed",
     "seen_again",
     "unknown",

@@ -9,6 +9,7 @@ from ...core.capabilities import Capabilities
 from ...core.facts import Contents, Fact, Grade, PauseMode
 from ...core.record import Record
 from ...core.states import State
+from ..identity import IDENTITY
 
 #: The cause of what a person asserted.
 ASSERTED = "override_state"
@@ -35,4 +36,4 @@ def asserted(record: Record, state: State, capabilities: Capabilities, paused_by
         effect[Fact.CACHE_FRESH] = True
     facts = record.facts.learn(effect, Grade.ASSERTED, cause=ASSERTED)
     record = replace(record, facts=facts, uncertain=replace(record.uncertain, call=None))
-    return record.with_condition("memory_returned", None)
+    return record.with_condition("memory_returned", None).with_condition(IDENTITY, None)

@@ -7,25 +7,53 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.capabilities import Capabilities
-from ...core.facts import Fact
+from ...core.facts import Basis, Fact, Facts, Grade
 from ...core.frozen import FrozenMap
 from ...core.observation import Observation
 from ...core.record import Record
 from ...core.sources import Pushed
 from ...core.states import UPDATING, State
-from .observed import after_observation
+from .. import identity
+from .observed import after_observation, disputed, first_seen, unknown
+
+#: The cause of what only an earlier process knew.
+REMEMBERED = "remembered"
+
+
+def attached(record: Record, kept: Record | None, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known of an engine once it was first observed by this process, which has `kept` of an earlier one.
+
+    The kept record counts where it is about the process that answers, or about one that still runs beside it.
+    """
+    if kept is None or kept.facts.boot is None or seen.boot is None:
+        return first_seen(record, seen, capabilities)
+    record = replace(record, calibration=replace(record.calibration, boots=kept.calibration.boots))
+    record = identity.sighted(replace(record, facts=Facts(boot=kept.facts.boot)), kept.facts.boot)
+    why, likeness = identity.dispute(record, seen), identity.compare(kept.facts.boot, seen.boot)
+    if set(kept.facts.mapped) == {spec.name for spec in capabilities.tags} and (why or likeness == "same"):
+        return replace(seen_again(kept, seen, capabilities), state=record.state)
+    if why is not None:
+        return disputed(replace(record, facts=unknown(seen, capabilities)), seen, capabilities, why)
+    met = first_seen(record, seen, capabilities)
+    return replace(met, facts=unknown(seen, capabilities)) if likeness == "moved" else met
 
 
 def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that an earlier process kept this record of, about the boot that was seen.
 
-    Of its conditions only `memory_returned` of a released engine still says something. What was under way when that
-    process ended is unknown. One that was opened since, while its memory was released, may have any of it mapped.
+    Of its conditions only `memory_returned` of a released engine still says something, once its memory is read again.
+    What was under way when that process ended is unknown, and so is whether a router sends to the engine. One that was
+    opened or closed since may have any memory mapped. Otherwise the mapping is remembered, not measured: others may
+    have moved memory and left the admission as it was.
     """
     returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
     record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
     record = record if kept.state.stable else interrupted(record)
-    return after_observation(record, seen, capabilities)
+    record = identity.sighted(record, kept.facts.boot)
+    facts = record.facts.doubt({Fact.ROUTED: None})
+    if Fact.MAPPED in facts.basis:
+        facts = replace(facts, basis=FrozenMap({**facts.basis, Fact.MAPPED: Basis(Grade.ASSERTED, REMEMBERED)}))
+    return after_observation(replace(record, facts=facts), seen, capabilities)
 
 
 def interrupted(record: Record) -> Record:

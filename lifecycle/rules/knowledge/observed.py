@@ -11,7 +11,9 @@ from ...core.facts import GARBAGE, Contents, Fact, Facts, Grade, Tag
 from ...core.frozen import FrozenMap
 from ...core.observation import Observation
 from ...core.record import Record
-from ...core.verdicts import Verdict
+from ...core.verdicts import Refuted, Verdict
+from .. import identity
+from ..evidence import LAUNCHED
 
 #: The cause of what an observation told.
 OBSERVED = "observation"
@@ -21,34 +23,76 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
     """What is known once the engine was observed, with nothing running on it any more.
 
     A process that is gone leaves nothing. One that did not answer changes nothing. Of another boot what is known is
-    what is taken of a process that is met. An engine that an acknowledged call found in another process, or that was
-    opened while its memory was released, may have any memory mapped and anything in it.
+    what is taken of a process that is met, where it is certain that the other has ended. An engine that an acknowledged
+    call found in another process, or that somebody else opened or closed, may have any memory mapped and anything in
+    it. Where two processes answer, nothing is taken of either.
     """
     if seen.alive is False:
         gone = replace(record.uncertain, needs_barrier=False, push_open=False)
-        return replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
+        record = replace(record, facts=Facts(boot=record.facts.boot), uncertain=gone)
+        return record.with_condition(identity.IDENTITY, None)
     if seen.boot is None:
         return record
-    boot = record.facts.boot
+    why = identity.dispute(record, seen)
+    if why is not None:
+        return disputed(record, seen, capabilities, why)
+    contested, boot = identity.is_contested(record), record.facts.boot
+    record = identity.sighted(record, seen.boot).with_condition(identity.IDENTITY, None)
     if boot is None:
         return replace(record, facts=unknown(seen, capabilities))
-    if boot == seen.boot:
+    likeness = identity.compare(boot, seen.boot)
+    if likeness == "same":
         return _same_process(record, seen, capabilities)
     moved = record.uncertain.acked_unrepeatable
+    met = _met(seen, capabilities) if likeness == "other" and not contested else unknown(seen, capabilities)
     calibration = record.calibration.of_another_process()
-    record = replace(record, facts=_met(seen, capabilities), conditions=FrozenMap(), calibration=calibration)
+    record = replace(record, facts=met, conditions=FrozenMap(), calibration=calibration)
     record = replace(record, uncertain=replace(record.uncertain, call=None, push_open=False))
-    return _memory_moved_by_others(record, seen, capabilities) if moved else record
+    return moved_by_others(record, seen, capabilities) if moved else record
+
+
+def another_answered(record: Record, seen: Observation) -> Record:
+    """What is known once an answer of another process than the one that the facts are about was received."""
+    return identity.sighted(record, seen.boot)
+
+
+def disputed(record: Record, seen: Observation, capabilities: Capabilities, why: str) -> Record:
+    """What is known where two processes answer at the address: what was known of the one that the facts are about.
+
+    Either of them may have taken the calls that were acknowledged. So what those of the present command moved in memory
+    is unknown.
+    """
+    if identity.same_process(record.facts.boot, seen.boot):
+        record = _same_process(record, seen, capabilities)
+    if record.uncertain.acked_unrepeatable:
+        record = moved_by_others(record, seen, capabilities)
+    record = record.with_condition("memory_returned", None)
+    for boot in (*seen.others, seen.boot):
+        record = identity.sighted(record, boot)
+    advice = "give each engine an address of its own, and recover() looks again"
+    return record.with_condition(identity.IDENTITY, Refuted(reason=f"{why}; {advice}"))
 
 
 def _same_process(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
-    """What is known of the process that the facts are about; opened while memory was released, others opened it."""
-    opened = record.facts.admission != "open" and seen.admission == "open" and bool(record.facts.unmapped())
+    """What is known of the process that the facts are about, which somebody else may have opened or closed."""
+    others = _others_acted(record.facts, seen)
     record = replace(record, facts=_merged(record.facts, seen, capabilities))
-    return _memory_moved_by_others(record, seen, capabilities) if opened else record
+    return moved_by_others(record, seen, capabilities) if others else record
 
 
-def _memory_moved_by_others(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+def _others_acted(facts: Facts, seen: Observation) -> bool:
+    """Whether no call of ours explains the admission that is seen.
+
+    Who closed an open engine may have released its memory, and who opened a closed one may have restored it, with any
+    weights. Where it is not known how a call of ours left the admission, that call explains it, unless memory is
+    unmapped: no call of ours opens an engine then.
+    """
+    if seen.admission is None or seen.admission == facts.admission:
+        return False
+    return facts.admission is not None or (seen.admission == "open" and bool(facts.unmapped()))
+
+
+def moved_by_others(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What its memory is and holds is unknown, but for what it reports; no device of it is free."""
     contents = dict.fromkeys(capabilities.stage("weights"))
     facts = record.facts.doubt({Fact.CONTENTS: contents, Fact.CACHE_FRESH: None})
@@ -61,10 +105,11 @@ def _memory_moved_by_others(record: Record, seen: Observation, capabilities: Cap
 
 def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that is met for the first time by this process."""
-    same = record.facts.boot in (None, seen.boot)
+    same = record.facts.boot is None or identity.same_process(record.facts.boot, seen.boot)
     calibration = record.calibration if same else record.calibration.of_another_process()
     calibration = replace(calibration, attached_boot=seen.boot)
-    return replace(record, facts=_met(seen, capabilities), calibration=calibration)
+    record = replace(record, facts=_met(seen, capabilities), calibration=calibration)
+    return identity.sighted(record, seen.boot)
 
 
 def confirmed(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
@@ -93,7 +138,7 @@ def launched(seen: Observation, capabilities: Capabilities) -> Facts:
         Fact.CONTENTS: contents,
         Fact.CACHE_FRESH: True,
     }
-    return _merged(Facts().learn(effect, Grade.ASSERTED, cause="launch"), seen, capabilities)
+    return _merged(Facts().learn(effect, Grade.ASSERTED, cause=LAUNCHED), seen, capabilities)
 
 
 def unknown(seen: Observation, capabilities: Capabilities) -> Facts:
