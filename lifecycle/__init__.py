@@ -5,6 +5,7 @@ async with Fleet.connect(["sglang://127.0.0.1:30000"]) as fleet:
         train()
 """
 
+from .core.advice import Advice, Choice, Recovery
 from .core.calls import Call, Reply
 from .core.capabilities import Capabilities, PauseTraits
 from .core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
@@ -45,9 +46,11 @@ __all__ = [
     "DEADLINES_S",
     "PAUSE_MODE",
     "RING",
+    "Advice",
     "BaseObserver",
     "Call",
     "Capabilities",
+    "Choice",
     "Command",
     "CommandRefused",
     "Condition",
@@ -89,6 +92,7 @@ __all__ = [
     "PushTarget",
     "Pushed",
     "Record",
+    "Recovery",
     "Refuted",
     "Rejected",
     "Release",

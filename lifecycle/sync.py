@@ -298,6 +298,7 @@ class Fleet(Blocking):
     resume = blocking(fleet_module.Fleet.resume)
     offload = blocking(fleet_module.Fleet.offload)
     onload = blocking(fleet_module.Fleet.onload)
+    recover = blocking(fleet_module.Fleet.recover)
 
     offloaded = windowed(fleet_module.Fleet.offloaded, _as_it_is)
     updating_weights = windowed(fleet_module.Fleet.updating_weights, _blocking_engines)

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.encoding import encode
 from ..core.errors import ConfigurationError
 from ..core.states import RING, State
 from . import FAILED, agent, config, doctor, env, moving, signals
 from .options import ENGINES, URLS, Options, command, one_of
 from .output import say
-from .report import status_lines, status_record
+from .report import recovery_lines, status_lines, status_record
 
 app = typer.Typer(
     name="lifecycle",
@@ -85,18 +86,20 @@ moving.register(app)
 
 @command(app, "urls", "engines", "group", "deadline_s", "threshold_gib", "as_json")
 def recover(options: Options) -> int:
-    """Observe each engine and enter its state; admission is closed where the weights are invalid. Exit 1 if failed."""
+    """Observe each engine and enter its state; say why it is that one, and what leads on. Exit 1 if failed.
+
+    Admission is closed where the weights are invalid.
+    """
 
     async def observe() -> int:
         async with options.fleet(accept_unprovable=True) as fleet:
-            some = options.participants(fleet)
             limit = {} if options.deadline_s is None else {"deadline_s": options.deadline_s}
-            states = {each.name: str(await each.recover(**limit)) for each in some}
+            found = await fleet.recover(engines=options.participants(fleet), **limit)
         if options.as_json:
-            print(json.dumps(states, indent=2))
+            print(json.dumps(encode(found), indent=2))
         else:
-            say(f"{name}  {state}" for name, state in states.items())
-        return FAILED if str(State.FAILED) in states.values() else 0
+            say(recovery_lines(found))
+        return FAILED if any(each.state is State.FAILED for each in found.values()) else 0
 
     return signals.run(observe)
 

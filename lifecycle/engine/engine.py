@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from ..core.advice import Recovery
 from ..core.capabilities import Capabilities
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.deadline import Deadline
-from ..core.errors import CommandRefused, EngineBusy
+from ..core.errors import CommandRefused, EngineBusy, LifecycleError
 from ..core.facts import Grade, PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy
@@ -24,7 +25,9 @@ from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
 from ..core.verdicts import Unmeasurable, Verdict
 from ..rules import knowledge
-from ..rules.desired import set_desired
+from ..rules.advice import TRAINER, after_recovery
+from ..rules.desired import known_source, set_desired
+from ..rules.planner import Goal
 from ..rules.table import not_allowed, row
 from ..rules.weights import invalid_weights
 from . import attach, canary, ownership
@@ -64,8 +67,10 @@ class Engine(EngineView):
         store: StateStore | None = None,
         lease: LeaseChoice = "user",
         memory: StateStore | None = None,
+        address: str | None = None,
     ) -> None:
         self.offloads = offload
+        self._address = address or adapter.url
         self._session = Session(
             adapter,
             name=name or adapter.url,
@@ -162,7 +167,8 @@ class Engine(EngineView):
 
         Returns the engine's answer; raises Rejected, Unreachable or DeadlineExceeded, and the collective fails.
         """
-        return await self._pushes.make(self._session, how, args)
+        with self.advising(UpdateWeights(TRAINER)):
+            return await self._pushes.make(self._session, how, args)
 
     async def execute(
         self,
@@ -183,15 +189,16 @@ class Engine(EngineView):
             async with ownership.of_command(session, command.name, deadline, for_move=for_move):
                 operation = row(command.name, session.state)
                 if operation is None:
-                    hint = "; recover() looks where it is" if session.state in UNCLAIMED else ""
-                    raise not_allowed(**session.about(command.name), hint=hint)
+                    raise not_allowed(**session.about(command.name))
                 self.observers.notify("command_started", self.name, command, session.state)
                 attempt = Attempt(session, command, operation, deadline, pushes=self._pushes, collective=collective)
                 transition = await attempt.run()
         except CommandRefused as error:
-            self.observers.notify("refused", self.name, command, error)
+            self.observers.notify("refused", self.name, command, self.advised(error, command))
             raise
         except BaseException as error:
+            if isinstance(error, LifecycleError):
+                self.advised(error, command)
             self.observers.notify("command_ended", self.name, command, error, time.monotonic() - begun)
             raise
         self.observers.notify("command_ended", self.name, command, transition, time.monotonic() - begun)
@@ -207,24 +214,26 @@ class Engine(EngineView):
         """
         return (await verify(self._session, Deadline(deadline_s), for_move=for_move)).state
 
-    async def recover(self, *, deadline_s: float = 30.0) -> State:
-        """The state that barrier and observation make; failed where a fact stays unknown.
+    async def recover(self, *, deadline_s: float = 30.0) -> Recovery:
+        """The state that barrier and observation make, why it is that one, and what leads on from there.
 
-        An engine that admits requests without being worth serving is closed first.
+        It is failed where a fact stays unknown. An engine that admits requests without being worth serving is closed
+        first.
         """
         session, deadline = self._session, Deadline(deadline_s)
-        async with ownership.of_command(session, "recover", deadline):
-            if session.state not in UNCLAIMED:
-                session.go("contradicted", reason="recover() was asked for")
-            found = await reconcile(session, deadline)
-            return found.state
+        with self.advising():
+            async with ownership.of_command(session, "recover", deadline):
+                if session.state not in UNCLAIMED:
+                    session.go("contradicted", reason="recover() was asked for")
+                found = await reconcile(session, deadline)
+                return Recovery(found.state, found.reason or "its facts make this state", after_recovery(self.where))
 
     def override_state(self, state: State, *, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so; every fact of it is graded asserted.
 
         Only from failed. Refused while what was sent before may still run: nobody can say what is so after it.
         """
-        with ownership.of_assertion(self._session):
+        with self.advising(), ownership.of_assertion(self._session):
             return override(self._session, state, by=by, reason=reason)
 
     def declare(self, state: State, *, by: str, reason: str) -> Transition:
@@ -244,7 +253,8 @@ class Engine(EngineView):
         session = self._session
         holder = session.holder()
         if holder is not None:
-            raise EngineBusy(holder, **session.about(move))
+            asked = {"offload": Goal(State.RELEASED), "onload": Goal(State.SERVING)}.get(move)
+            raise self.advised(EngineBusy(holder, **session.about(move)), asked)
         with ownership.of_move(session, move):
             session.in_move = move
             try:
@@ -266,7 +276,8 @@ class Engine(EngineView):
     async def preempt_drain(self, deadline_s: float | None = None) -> float:
         """A drain under way was given up for a resume; returns what is left of the resume's deadline."""
         deadline = Deadline(self.policy.deadline_s(Resume.name, deadline_s))
-        await preempt(self._session, deadline)
+        with self.advising(Resume()):
+            await preempt(self._session, deadline)
         return deadline.look_s()
 
     def set_desired(self, source: Source) -> None:
@@ -274,16 +285,16 @@ class Engine(EngineView):
         try:
             self._session.commit(set_desired(self._session.record, source, self.capabilities), save="must")
         except NotSaved as problem:
-            raise self._session.not_kept(problem, "set_desired") from problem
+            raise self.advised(self._session.not_kept(problem, "set_desired")) from problem
 
     def rollback_desired(self, before: Desired) -> None:
         """It should serve what it did before: as it is where that is still valid, else what it can be rolled back to.
 
-        Where there is neither, what was named for the window has to do.
+        Where there is nothing to fall back to, what was named for the window has to do.
         """
         record, named = self._session.record, self.desired.source
         record = replace(record, desired=replace(before, rollback_source=record.desired.rollback_source))
-        again = record.desired.rollback_source or named
+        again = record.desired.rollback_source or known_source(record.desired, self.capabilities) or named
         if again is not None and invalid_weights(record, self.capabilities) is not None:
             record = set_desired(record, again, self.capabilities)
         self._session.commit(record)

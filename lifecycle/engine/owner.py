@@ -17,6 +17,7 @@ from ..core.errors import ConfigurationError
 from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
 from ..core.ports import LeaseHolder
 from ..nodes.processes import node_name
+from ..rules.identity import own_identity
 
 #: A number of uses that is none: another driver goes on using the engine, so that what is seen of it now is of before.
 _NEVER = -1
@@ -43,7 +44,7 @@ class Owner:
         """The lease of another driver that has the engine, or may have a call running on it; None where none has."""
         if self.holder is None or self.lease is not None:
             return None
-        found = self.holder.seen(LeasedEngine(self.address, boot))
+        found = self.holder.seen(self._engine(boot))
         if found is None or found.token == self.driver.token:
             return None
         return found if found.held or (found.call_until_s or 0.0) > time.time() else None
@@ -52,7 +53,7 @@ class Owner:
         """What is known of the engine is of now. True where another driver used it since this one looked before."""
         if self.holder is None:
             return False
-        before, found = self._uses, self.holder.seen(LeasedEngine(self.address, boot))
+        before, found = self._uses, self.holder.seen(self._engine(boot))
         uses = 0 if found is None else found.uses
         goes_on = found is not None and found.held and found.token != self.driver.token
         self._uses, self._seen, self.missed = _NEVER if goes_on else uses, found, None
@@ -62,7 +63,7 @@ class Owner:
         """This driver has the engine; `missed` says who used it meanwhile. Raises LeaseHeld where another has it."""
         if self.holder is None:
             return
-        engine, had = LeasedEngine(self.address, boot), self.lease is not None
+        engine, had = self._engine(boot), self.lease is not None
         last = None if had else self.holder.seen(engine)
         self.lease = self.holder.take(self.driver, engine, LeaseUse(what, until_s))
         self._sent = self._sent and had
@@ -75,20 +76,24 @@ class Owner:
         if self.holder is None or self.lease is None or (self._sent and call_until_s is None):
             return
         use = LeaseUse(self.lease.what, self.lease.until_s, call_until_s, sends=True, kept_in=self.kept_in)
-        self.lease = self.holder.take(self.driver, LeasedEngine(self.address, boot), use)
+        self.lease = self.holder.take(self.driver, self._engine(boot), use)
         self._sent, self._uses = True, self.lease.uses
 
     def rests(self, boot: str | None, where: str, *, keep: bool) -> None:
         """No command is under way any more. It is freed, unless it is to be kept."""
         if self.holder is None or self.lease is None:
             return
-        engine = LeasedEngine(self.address, boot)
+        engine = self._engine(boot)
         try:
             self.lease = self.holder.take(self.driver, engine, LeaseUse(f"an engine that it left {where}"))
             if not keep:
                 self.free(boot)
         except (LeaseHeld, ConfigurationError):  # the command has ended as it has; its engine stays this driver's
             logging.getLogger("lifecycle").exception("%s: its lease could not be changed", self.address)
+
+    def _engine(self, boot: str | None) -> LeasedEngine:
+        """The engine as holders know it: by the identity that it reports itself, which every driver reads alike."""
+        return LeasedEngine(self.address, None if boot is None else own_identity(boot))
 
     @property
     def kept_elsewhere(self) -> bool:
@@ -104,7 +109,7 @@ class Owner:
     def free(self, boot: str | None) -> None:
         """This driver does not have the engine any more."""
         if self.holder is not None and self.lease is not None:
-            self.holder.free(self.driver, LeasedEngine(self.address, boot))
+            self.holder.free(self.driver, self._engine(boot))
         self.lease = None
 
 

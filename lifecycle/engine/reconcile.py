@@ -57,16 +57,16 @@ async def reconcile_failed(
     """The error, which now says where the engine is. The engine is in a stable state, or failed."""
     session.go(trigger, command=error.command, reason=error.why)
     try:
-        await reconcile(session, deadline, must_close=isinstance(command, Resume))
+        found = await reconcile(session, deadline, must_close=isinstance(command, Resume))
     except BaseException as interrupted:
         error.settle(session.state, " (looking was interrupted)")
         raise interrupted from error
-    return error.settle(session.state, _advice(session.record, command))
+    return error.settle(found.state, _note(session.record, command, found.reason))
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where an engine was found, and why no state was entered; the reason is empty where one was."""
+    """Where an engine was found, and why no state of the ring was entered; the reason is empty where one was."""
 
     state: State
     reason: str = ""
@@ -81,13 +81,13 @@ async def attach(
     now: of a released engine `memory_returned` is judged by it, and of one that admits requests it is remembered.
     """
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
+    used_by_others = session.owner.met(seen.boot)
+    stored = session.kept()
+    refuse_while_called(session, seen.boot, stored)
     seen = await _confirmed_alone(session, seen, deadline, looks=ATTACHING_LOOKS)
     if seen.others:
         boots = two_answer((seen.boot or "", *seen.others))
         raise ConfigurationError(f"{session.name}: {boots}; give each engine a URL of its own")
-    used_by_others = session.owner.met(seen.boot)
-    stored = session.kept()
-    refuse_while_called(session, seen.boot, stored)
     kept = stored or (None if used_by_others else known_here)
     record = knowledge.attached(Record(state=session.state), kept, seen, session.capabilities)
     known = kept is not None and bool(kept.facts.mapped) and same_process(kept.facts.boot, record.facts.boot)
@@ -105,6 +105,14 @@ async def attach(
     # Attaching takes nothing from another process, which may be in the middle of a command: what it kept stays.
     session.commit(record, Edge(f"observed_{state}", reason=reason), save="no" if known else "try")
     return reading
+
+
+def _with_reading(session: Session, state: State, reading: Reading | Unmeasurable | None) -> Record:
+    """What is known of an engine that will be in this state, with what is resident."""
+    reading = Unmeasurable(reason="what is resident was not read") if reading is None else reading
+    record = replace(session.record, state=state)
+    record = knowledge.read_at_rest(record, reading, session.capabilities, session.policy)
+    return replace(record, state=session.state)
 
 
 def refuse_while_called(session: Session, boot: str | None, kept: Record | None) -> None:
@@ -140,47 +148,39 @@ async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
     if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.look_s(0.5)):
         session.commit(knowledge.barrier_returned(session.record))
     step = await _decided(session, deadline, may_close=False)
-    found = step.state if isinstance(step, Enter) else State.FAILED
-    if found is State.RELEASED:
-        reading = await residual(session, deadline_s=deadline.look_s(0.5))
-        session.commit(_with_reading(session, found, reading))
-    else:
+    state = step.state if isinstance(step, Enter) else None
+    if state is State.RELEASED:
+        session.commit(_with_reading(session, state, await residual(session, deadline_s=deadline.look_s(0.5))))
+    else:  # what was kept of it was about a release
         session.commit(session.record.with_condition("memory_returned", None))
-    if found is session.state:
+    if state is session.state:
         return
     if session.state not in UNCLAIMED:
         session.go("contradicted", reason=f"another driver used it: {by}")
     if isinstance(step, Enter):
-        session.commit(session.record, Edge(f"observed_{found}", reason=f"another driver left it so: {by}"))
+        session.commit(session.record, Edge(f"observed_{step.state}", reason=f"another driver left it so: {by}"))
     else:
         await reconcile(session, deadline)
 
 
 def _about_this(known: Record, seen: Observation, session: Session) -> bool:
-    """Whether a record is about the process that answers, with the tags that it has."""
+    """Whether what is known is about the process that answers, with the tags that it has."""
     tags = {spec.name for spec in session.capabilities.tags}
     return same_process(known.facts.boot, seen.boot) and set(known.facts.mapped) == tags
-
-
-def _with_reading(session: Session, state: State, reading: Reading | Unmeasurable | None) -> Record:
-    """What is known of an engine that will be in this state, with what is resident."""
-    reading = Unmeasurable(reason="what is resident was not read") if reading is None else reading
-    record = replace(session.record, state=state)
-    record = knowledge.read_at_rest(record, reading, session.capabilities, session.policy)
-    return replace(record, state=session.state)
 
 
 async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = False) -> Found:
     """The engine is in the first state that its facts make; failed where they make none or it does not answer.
 
-    `must_close`: it is closed first even where it is worth serving.
+    Returns that state, and why it is that one. `must_close`: it is closed first even where it is worth serving.
     """
     settled = await session.adapter.barrier(deadline_s=deadline.look_s(0.5))
     seen = await _observed(session, deadline)
     if seen.alive is False:
         gone = knowledge.after_observation(session.record, seen, session.capabilities)
-        session.commit(gone, Edge(f"observed_{State.GONE}", reason=seen.detail or "its process is gone"))
-        return Found(session.state)
+        reason = seen.detail or "its process is gone"
+        session.commit(gone, Edge(f"observed_{State.GONE}", reason=reason))
+        return Found(session.state, reason)
     if session.state is State.GONE and seen.boot is not None:
         session.go(f"observed_{State.FAILED}", reason="a process answers in its place")
     if seen.boot is None:
@@ -246,7 +246,7 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
                 undecided = await _decide_by_bytes(session, deadline)
             case Close():
                 if not _may_act(session, deadline):
-                    return Stay("it is not closed, since another driver has it or used it; recover() finds out")
+                    return Stay("it is to be closed, and another driver has it or used it since it was looked at")
                 await _close(session, deadline)
                 if session.record.uncertain.needs_barrier:
                     return Stay("the call that closes it got no answer, and may still run")
@@ -325,15 +325,10 @@ async def _confirmed(session: Session, deadline: Deadline) -> bool:
     return True
 
 
-def _advice(record: Record, command: Command) -> str:
-    """What an error says beside the state to which its engine settled."""
-    if record.state is State.FAILED and IDENTITY in record.conditions:
-        return f" ({record.conditions[IDENTITY].verdict.reason})"
-    if record.state is State.FAILED:
-        return (
-            f" ({record.facts}). recover() looks again; override_state(state, by=..., reason=...) asserts what you "
-            "know of it"
-        )
+def _note(record: Record, command: Command, reason: str) -> str:
+    """What an error says of the state to which its engine settled, beside its name."""
+    if record.state in (State.FAILED, State.GONE):
+        return f" ({reason})"
     condition = record.conditions.get("memory_returned")
     if record.state is State.RELEASED and condition is not None and not record.memory_is_free:
         return f", memory_returned is {condition.verdict.word}: its device is not free for others"

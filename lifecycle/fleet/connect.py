@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from urllib.parse import urlencode
 
 from ..core.errors import ConfigurationError, by_reason
 from ..core.observer import Observers
@@ -16,6 +17,9 @@ from ..nodes.processes import above, node_name
 from ..rules.identity import own_identity, processes_of, same_process
 from .groups import Group
 from .registry import adapter_for
+
+#: Options of a URL that no message repeats.
+SECRETS = ("api_key", "admin_api_key")
 
 
 def member(
@@ -35,6 +39,7 @@ def member(
     given = groups.get(group, Group())
     offload = _offload(url, options)
     after = tuple(each for each in options.pop("drain_after", "").split(",") if each)
+    typed = {name: value for name, value in options.items() if name not in SECRETS}
     groups[group] = replace(given, drain_after=tuple(dict.fromkeys(given.drain_after + after)))
     return Engine(
         adapter_for(replace(address, options=options)),
@@ -47,6 +52,7 @@ def member(
         has_router=has_router,
         store=store,
         lease=lease,
+        address=f"{address}?{urlencode(typed, safe=':/,')}" if typed else str(address),
     )
 
 

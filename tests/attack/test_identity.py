@@ -93,13 +93,13 @@ async def test_an_answer_that_is_none_is_silence(start: Start, checkpoint: Path,
             proxy.instead = always(INFO, body)
             await drive_on(fleet, checkpoint)
             proxy.honest()
-            assert await engine.recover() is State.RELEASED, "nothing was done to it meanwhile"
+            assert (await engine.recover()).state is State.RELEASED, "nothing was done to it meanwhile"
             assert process.returncode is None, process.stderr_tail()
         await fleet.onload()
         proxy.instead = reads(NO_ANSWER[0])
         assert await engine.verify(deadline_s=0.3) is State.FAILED
         proxy.honest()
-        assert await engine.recover() is State.SERVING
+        assert (await engine.recover()).state is State.SERVING
         await fleet.offload(weights=source)
         await fleet.onload()
         assert process.returncode is None

@@ -370,6 +370,6 @@ async def test_a_restore_that_could_not_be_read_in_time_is_decided_once_it_can()
     assert readings.readings > 4, "it was asked again"
     assert engine.state is State.FAILED
     probe.read = readings._read
-    assert await engine.recover() is State.DRAINED, "all is mapped"
+    assert (await engine.recover()).state is State.DRAINED, "all is mapped"
     await engine.resume()
     assert engine.state is State.SERVING
