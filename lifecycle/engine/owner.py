@@ -19,6 +19,9 @@ from ..core.ports import LeaseHolder
 from ..nodes.processes import node_name
 from ..rules.identity import own_identity
 
+#: A number of uses that is none: another driver goes on using the engine, so that what is seen of it now is of before.
+_NEVER = -1
+
 
 class Owner:
     """One driver of one engine. Without a holder every take succeeds, and nobody is kept away."""
@@ -51,8 +54,10 @@ class Owner:
         if self.holder is None:
             return False
         before, found = self._uses, self.holder.seen(self._engine(boot))
-        self._uses, self._seen, self.missed = 0 if found is None else found.uses, found, None
-        return before is not None and before != self._uses
+        uses = 0 if found is None else found.uses
+        goes_on = found is not None and found.held and found.token != self.driver.token
+        self._uses, self._seen, self.missed = _NEVER if goes_on else uses, found, None
+        return before is not None and before != uses
 
     def take(self, boot: str | None, what: str, until_s: float | None) -> None:
         """This driver has the engine; `missed` says who used it meanwhile. Raises LeaseHeld where another has it."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 from ..core.commands import Command, Pause, Resume
 from ..core.deadline import Deadline
-from ..core.errors import ConfigurationError, EngineHeld, OperationFailed
+from ..core.errors import ConfigurationError, EngineHeld, OperationFailed, Unreachable
 from ..core.facts import Fact, PauseMode
 from ..core.lease import Lease
 from ..core.observation import Observation
@@ -66,10 +66,14 @@ async def reconcile_failed(
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where an engine was found, and why no state of the ring was entered; the reason is empty where one was."""
+    """Where an engine was found, and why no state of the ring was entered; the reason is empty where one was.
+
+    `candidates` are the states that it may be in.
+    """
 
     state: State
     reason: str = ""
+    candidates: tuple[State, ...] = ()
 
 
 async def attach(
@@ -129,12 +133,16 @@ def refuse_while_called(session: Session, boot: str | None, kept: Record | None)
 async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
     """What is known of the engine is of now, after another driver used it (`by`, in words).
 
-    What that one kept of it counts, where it can be read here; otherwise nothing does but what is seen. A process that
-    is another one, or silent, is left to the command that follows: it observes the engine before it sends anything.
+    What that one kept of it counts, where it can be read here; otherwise nothing does but what is seen. Another process
+    in its place is left to the command that follows, which observes the engine before it sends anything. Raises
+    Unreachable where nothing answers.
     """
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
     kept = session.kept()
-    if seen.boot is None or not _about_this(session.record, seen, session):
+    if seen.boot is None and seen.alive is not False:
+        why = f"it did not answer, after another driver used it ({by}): {seen.detail or 'no reason given'}"
+        raise Unreachable(why, **session.about("catching up"))
+    if not _about_this(session.record, seen, session):
         return
     if kept is not None and _about_this(kept, seen, session):
         record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
@@ -153,10 +161,10 @@ async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
         return
     if session.state not in UNCLAIMED:
         session.go("contradicted", reason=f"another driver used it: {by}")
-    if state is None:
-        await reconcile(session, deadline)
+    if isinstance(step, Enter):
+        session.commit(session.record, Edge(f"observed_{step.state}", reason=f"another driver left it so: {by}"))
     else:
-        session.commit(session.record, Edge(f"observed_{state}", reason=f"another driver left it so: {by}"))
+        await reconcile(session, deadline)
 
 
 def _about_this(known: Record, seen: Observation, session: Session) -> bool:
@@ -190,7 +198,7 @@ async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = 
         await send(session, open_push, deadline_s=deadline.look_s(0.5))
     step = await _decided(session, deadline, may_close=True, must_close=must_close)
     if isinstance(step, Stay):
-        return Found(session.state, step.reason)
+        return Found(session.state, step.reason, step.candidates)
     record = knowledge.command_ended(session.record)
     session.commit(record, Edge(f"observed_{step.state}", reason="its facts make this state"))
     return Found(session.state)

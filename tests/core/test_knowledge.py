@@ -19,7 +19,7 @@ from lifecycle import (
     UpdateWeights,
 )
 from lifecycle.core.calls import Call
-from lifecycle.core.facts import GARBAGE, Admission
+from lifecycle.core.facts import GARBAGE, Admission, Basis
 from lifecycle.core.observation import Observation
 from lifecycle.core.record import Calibration, Record, Uncertain, UncertainCall
 from lifecycle.rules import knowledge, table
@@ -128,7 +128,7 @@ def test_a_command_that_was_under_way_may_run_still_when_its_engine_is_seen_agai
         running=None,
         basis={
             fact: basis
-            for fact, basis in BEGUN.basis.items()
+            for fact, basis in {**BEGUN.basis, Fact.MAPPED: Basis(Grade.ASSERTED, "remembered")}.items()
             if fact not in (Fact.ADMISSION, Fact.PAUSED_BY, Fact.RUNNING)
         },
     )

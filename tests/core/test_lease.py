@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from rig import V1, V2
 
-from lifecycle import ConfigurationError, Engine, EngineHeld, Fleet, FleetError, InvalidTransition, State
+from lifecycle import ConfigurationError, Engine, EngineHeld, Fleet, FleetError, InvalidTransition, State, Unreachable
 from lifecycle.core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
 from lifecycle.nodes.processes import node_name, start_mark
 from lifecycle.nodes.same_address import address_of
 from lifecycle.store.leases import Leases
-from lifecycle.testing import QUICK, ScriptedAdapter
+from lifecycle.testing import LOST, QUICK, ScriptedAdapter
 
 A = Driver("a", "pid 1 on here")
 B = Driver("b", "pid 2 on here")
@@ -162,7 +162,7 @@ async def test_two_drivers_of_one_engine_one_is_refused_by_name_and_nothing_is_s
     assert await second.verify() is not State.SERVING, "it may look"
     assert adapter.journal.calls() == calls
     await first.resume()
-    assert await second.recover() is State.SERVING
+    assert (await second.recover()).state is State.SERVING
 
 
 async def test_a_lease_is_held_through_a_window_and_freed_after_it(path: Path) -> None:
@@ -181,6 +181,31 @@ async def test_a_lease_is_held_through_a_window_and_freed_after_it(path: Path) -
             pass
         assert adapter.engine.deaths == adapter.engine.violations == []
         assert first.engines[0].desired.version == "v2", "the other's record was read"
+
+
+async def test_what_was_seen_of_an_engine_while_another_driver_had_it_is_of_before(path: Path) -> None:
+    adapter = ScriptedAdapter("e")
+    first = await driver(adapter, Leases(path)).connect()
+    await first.pause()
+    second = await driver(adapter, Leases(path)).connect()
+    assert second.state is State.DRAINED
+    await first.resume()
+    with pytest.raises(InvalidTransition, match="refused in state serving"):
+        await second.release(weights=V1)
+    assert adapter.engine.deaths == []
+
+
+async def test_one_that_does_not_answer_after_another_driver_used_it_is_not_driven(path: Path) -> None:
+    adapter = ScriptedAdapter("e")
+    first = await driver(adapter, Leases(path)).connect()
+    second = await driver(adapter, Leases(path)).connect()
+    async with Fleet([first]).offloaded(weights=V1):
+        pass
+    adapter.script("observe", LOST)
+    with pytest.raises(Unreachable, match="after another driver used it"):
+        await second.pause()
+    await second.pause()
+    assert second.desired.version == "v1", "what it missed is not forgotten"
 
 
 async def test_a_driver_that_is_closed_has_its_engine_no_more(path: Path) -> None:
