@@ -275,6 +275,8 @@ async def test_odd_answers_are_values(start: Start, policy: Policy) -> None:
                     await act()
         proxy.honest()
         await fleet["e"].recover()
+        # A pause that something else acknowledged looks as if somebody had opened the engine since.
+        fleet["e"].set_desired(FromDisk(str(process.weights), "again"))
         await fleet.onload(deadline_s=5)
         assert fleet["e"].state is State.SERVING
         assert process.returncode is None
