@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from ..core.advice import Recovery
 from ..core.capabilities import Capabilities
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.deadline import Deadline
-from ..core.errors import CommandRefused, EngineBusy
+from ..core.errors import CommandRefused, EngineBusy, LifecycleError
 from ..core.facts import Grade, PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy
@@ -24,14 +25,17 @@ from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
 from ..core.verdicts import Unmeasurable, Verdict
 from ..rules import knowledge
-from ..rules.desired import set_desired
+from ..rules.advice import TRAINER, after_recovery
+from ..rules.desired import known_source, set_desired
+from ..rules.planner import Goal
 from ..rules.table import not_allowed, row
 from ..rules.weights import invalid_weights
-from . import attach, canary
+from . import attach, canary, ownership
 from .attempt import Attempt
 from .collective import Collective
 from .gather import residual
 from .override import override
+from .ownership import LeaseChoice, chosen_lease
 from .preconditions import hook_mode_of
 from .preempt import preempt
 from .push import Pushes
@@ -61,9 +65,12 @@ class Engine(EngineView):
         observers: Observers | Iterable[Observer] = (),
         has_router: bool = False,
         store: StateStore | None = None,
+        lease: LeaseChoice = "user",
         memory: StateStore | None = None,
+        address: str | None = None,
     ) -> None:
         self.offloads = offload
+        self._address = address or adapter.url
         self._session = Session(
             adapter,
             name=name or adapter.url,
@@ -74,6 +81,7 @@ class Engine(EngineView):
             adapt_probe=self.adapt_probe,
             has_router=has_router,
             store=store_given(store, memory),
+            lease=chosen_lease(lease),
         )
         self._pushes = Pushes()
 
@@ -92,11 +100,13 @@ class Engine(EngineView):
 
         Raises ConfigurationError where it cannot be driven, or cannot give the evidence that the policy asks for.
         """
+        ownership.prepare(self._session)
         await attach.connect(self._session, offloads=self.offloads, deadline_s=deadline_s)
         return self
 
     async def aclose(self) -> None:
-        """Connections are let go; the engine is left as it is."""
+        """Connections and the lease are let go; the engine is left as it is."""
+        self._session.owner.free(self._session.facts.boot)
         await self.adapter.aclose()
 
     # the verbs
@@ -157,7 +167,8 @@ class Engine(EngineView):
 
         Returns the engine's answer; raises Rejected, Unreachable or DeadlineExceeded, and the collective fails.
         """
-        return await self._pushes.make(self._session, how, args)
+        with self.advising(UpdateWeights(TRAINER)):
+            return await self._pushes.make(self._session, how, args)
 
     async def execute(
         self,
@@ -173,23 +184,21 @@ class Engine(EngineView):
         """
         session, begun = self._session, time.monotonic()
         limit_s = self.policy.deadline_s(command.name, deadline_s)
+        deadline = Deadline(limit_s, reserve_s=self.policy.settle_s)
         try:
-            operation = row(command.name, session.state)
-            holder = session.holder(for_move=for_move)
-            if holder is not None:
-                raise EngineBusy(holder, **session.about(command.name))
-            if operation is None:
-                hint = "; recover() looks where it is" if session.state in UNCLAIMED else ""
-                raise not_allowed(**session.about(command.name), hint=hint)
-            with session.claimed(command.name, for_move=for_move):
+            async with ownership.of_command(session, command.name, deadline, for_move=for_move):
+                operation = row(command.name, session.state)
+                if operation is None:
+                    raise not_allowed(**session.about(command.name))
                 self.observers.notify("command_started", self.name, command, session.state)
-                deadline = Deadline(limit_s, reserve_s=self.policy.settle_s)
                 attempt = Attempt(session, command, operation, deadline, pushes=self._pushes, collective=collective)
                 transition = await attempt.run()
         except CommandRefused as error:
-            self.observers.notify("refused", self.name, command, error)
+            self.observers.notify("refused", self.name, command, self.advised(error, command))
             raise
         except BaseException as error:
+            if isinstance(error, LifecycleError):
+                self.advised(error, command)
             self.observers.notify("command_ended", self.name, command, error, time.monotonic() - begun)
             raise
         self.observers.notify("command_ended", self.name, command, transition, time.monotonic() - begun)
@@ -205,24 +214,28 @@ class Engine(EngineView):
         """
         return (await verify(self._session, Deadline(deadline_s), for_move=for_move)).state
 
-    async def recover(self, *, deadline_s: float = 30.0) -> State:
-        """The state that barrier and observation make; failed where a fact stays unknown.
+    async def recover(self, *, deadline_s: float = 30.0) -> Recovery:
+        """The state that barrier and observation make, why it is that one, and what leads on from there.
 
-        An engine that admits requests without being worth serving is closed first.
+        It is failed where a fact stays unknown. An engine that admits requests without being worth serving is closed
+        first.
         """
-        session = self._session
-        with session.claimed("recover"):
-            if session.state not in UNCLAIMED:
-                session.go("contradicted", reason="recover() was asked for")
-            found = await reconcile(session, Deadline(deadline_s))
-            return found.state
+        session, deadline = self._session, Deadline(deadline_s)
+        with self.advising():
+            async with ownership.of_command(session, "recover", deadline):
+                if session.state not in UNCLAIMED:
+                    session.go("contradicted", reason="recover() was asked for")
+                found = await reconcile(session, deadline)
+                advice = after_recovery(self.where, found.candidates)
+                return Recovery(found.state, found.reason or "its facts make this state", advice)
 
     def override_state(self, state: State, *, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so; every fact of it is graded asserted.
 
         Only from failed. Refused while what was sent before may still run: nobody can say what is so after it.
         """
-        return override(self._session, state, by=by, reason=reason)
+        with self.advising(), ownership.of_assertion(self._session):
+            return override(self._session, state, by=by, reason=reason)
 
     def declare(self, state: State, *, by: str, reason: str) -> Transition:
         """Deprecated name of `override_state`."""
@@ -237,22 +250,35 @@ class Engine(EngineView):
 
     @contextmanager
     def claimed_for(self, move: str) -> Iterator[None]:
-        """The engine belongs to this move; EngineBusy where a command or another move has it."""
+        """The engine belongs to this move; EngineBusy where a command, another move or another driver has it."""
         session = self._session
         holder = session.holder()
         if holder is not None:
-            raise EngineBusy(holder, **session.about(move))
-        session.in_move = move
-        try:
+            asked = {"offload": Goal(State.RELEASED), "onload": Goal(State.SERVING)}.get(move)
+            raise self.advised(EngineBusy(holder, **session.about(move)), asked)
+        with ownership.of_move(session, move):
+            session.in_move = move
+            try:
+                yield
+            finally:
+                session.in_move = None
+                session.let_go()
+
+    @contextmanager
+    def leased_for(self, what: str) -> Iterator[None]:
+        """Its lease is this driver's, for several moves; EngineHeld where another driver has it."""
+        with ownership.of_move(self._session, what):
             yield
-        finally:
-            session.in_move = None
-            session.let_go()
+
+    async def caught_up(self, deadline_s: float | None = None) -> None:
+        """What is known of it is of now, where another driver used it since this one looked. For its move."""
+        await ownership.caught_up(self._session, Deadline(deadline_s or self.policy.settle_s))
 
     async def preempt_drain(self, deadline_s: float | None = None) -> float:
         """A drain under way was given up for a resume; returns what is left of the resume's deadline."""
         deadline = Deadline(self.policy.deadline_s(Resume.name, deadline_s))
-        await preempt(self._session, deadline)
+        with self.advising(Resume()):
+            await preempt(self._session, deadline)
         return deadline.look_s()
 
     def set_desired(self, source: Source) -> None:
@@ -260,16 +286,16 @@ class Engine(EngineView):
         try:
             self._session.commit(set_desired(self._session.record, source, self.capabilities), save="must")
         except NotSaved as problem:
-            raise self._session.not_kept(problem, "set_desired") from problem
+            raise self.advised(self._session.not_kept(problem, "set_desired")) from problem
 
     def rollback_desired(self, before: Desired) -> None:
         """It should serve what it did before: as it is where that is still valid, else what it can be rolled back to.
 
-        Where there is neither, what was named for the window has to do.
+        Where there is nothing to fall back to, what was named for the window has to do.
         """
         record, named = self._session.record, self.desired.source
         record = replace(record, desired=replace(before, rollback_source=record.desired.rollback_source))
-        again = record.desired.rollback_source or named
+        again = record.desired.rollback_source or known_source(record.desired, self.capabilities) or named
         if again is not None and invalid_weights(record, self.capabilities) is not None:
             record = set_desired(record, again, self.capabilities)
         self._session.commit(record)

@@ -19,20 +19,22 @@ process met for the first time), and that it closes nothing: who only attaches a
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, replace
 
 from ..core.commands import Command, Pause, Resume
 from ..core.deadline import Deadline
-from ..core.errors import ConfigurationError, OperationFailed
+from ..core.errors import ConfigurationError, EngineHeld, OperationFailed, Unreachable
 from ..core.facts import Fact, PauseMode
+from ..core.lease import Lease
 from ..core.observation import Observation
 from ..core.readings import Reading
 from ..core.record import Record
-from ..core.states import State
+from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
 from ..rules import knowledge, mapping
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
-from ..rules.identity import IDENTITY, needs_confirming, same_process, two_answer
+from ..rules.identity import IDENTITY, is_contested, needs_confirming, same_process, two_answer
 from .call import send
 from .gather import EVERYTHING, residual, residual_again
 from .push import closing_call
@@ -55,19 +57,23 @@ async def reconcile_failed(
     """The error, which now says where the engine is. The engine is in a stable state, or failed."""
     session.go(trigger, command=error.command, reason=error.why)
     try:
-        await reconcile(session, deadline, must_close=isinstance(command, Resume))
+        found = await reconcile(session, deadline, must_close=isinstance(command, Resume))
     except BaseException as interrupted:
         error.settle(session.state, " (looking was interrupted)")
         raise interrupted from error
-    return error.settle(session.state, _advice(session.record, command))
+    return error.settle(found.state, _note(session.record, command, found.reason))
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where an engine was found, and why no state was entered; the reason is empty where one was."""
+    """Where an engine was found, and why no state of the ring was entered; the reason is empty where one was.
+
+    `candidates` are the states that it may be in.
+    """
 
     state: State
     reason: str = ""
+    candidates: tuple[State, ...] = ()
 
 
 async def attach(
@@ -79,11 +85,14 @@ async def attach(
     now: of a released engine `memory_returned` is judged by it, and of one that admits requests it is remembered.
     """
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
+    used_by_others = session.owner.met(seen.boot)
+    stored = session.kept()
+    refuse_while_called(session, seen.boot, stored)
     seen = await _confirmed_alone(session, seen, deadline, looks=ATTACHING_LOOKS)
     if seen.others:
         boots = two_answer((seen.boot or "", *seen.others))
         raise ConfigurationError(f"{session.name}: {boots}; give each engine a URL of its own")
-    kept = (None if session.store is None else session.store.load(session.adapter.url)) or known_here
+    kept = stored or (None if used_by_others else known_here)
     record = knowledge.attached(Record(state=session.state), kept, seen, session.capabilities)
     known = kept is not None and bool(kept.facts.mapped) and same_process(kept.facts.boot, record.facts.boot)
     session.commit(record)
@@ -110,17 +119,72 @@ def _with_reading(session: Session, state: State, reading: Reading | Unmeasurabl
     return replace(record, state=session.state)
 
 
+def refuse_while_called(session: Session, boot: str | None, kept: Record | None) -> None:
+    """EngineHeld while a call of another driver that cannot be repeated may run, whether that driver lives or not."""
+    now_s, other = time.time(), session.owner.other(boot)
+    if other is not None and (other.call_until_s or 0.0) > now_s:
+        raise session.held_by(replace(other, until_s=other.call_until_s), "connect")
+    intent = None if kept is None else kept.uncertain.intent
+    if intent is not None and intent.until_s > now_s and intent.token != session.owner.driver.token:
+        lease = Lease(intent.token, intent.by, intent.call, False, intent.since_s, call_until_s=intent.until_s)
+        raise session.held_by(lease, "connect")
+
+
+async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
+    """What is known of the engine is of now, after another driver used it (`by`, in words).
+
+    What that one kept of it counts, where it can be read here; otherwise nothing does but what is seen. Another process
+    in its place is left to the command that follows, which observes the engine before it sends anything. Raises
+    Unreachable where nothing answers.
+    """
+    seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
+    kept = session.kept()
+    if seen.boot is None and seen.alive is not False:
+        why = f"it did not answer, after another driver used it ({by}): {seen.detail or 'no reason given'}"
+        raise Unreachable(why, **session.about("catching up"))
+    if not _about_this(session.record, seen, session):
+        return
+    if kept is not None and _about_this(kept, seen, session):
+        record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
+    else:
+        record = knowledge.used_by_others(session.record, seen, session.capabilities)
+    session.commit(record)
+    if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.look_s(0.5)):
+        session.commit(knowledge.barrier_returned(session.record))
+    step = await _decided(session, deadline, may_close=False)
+    state = step.state if isinstance(step, Enter) else None
+    if state is State.RELEASED:
+        session.commit(_with_reading(session, state, await residual(session, deadline_s=deadline.look_s(0.5))))
+    else:  # what was kept of it was about a release
+        session.commit(session.record.with_condition("memory_returned", None))
+    if state is session.state:
+        return
+    if session.state not in UNCLAIMED:
+        session.go("contradicted", reason=f"another driver used it: {by}")
+    if isinstance(step, Enter):
+        session.commit(session.record, Edge(f"observed_{step.state}", reason=f"another driver left it so: {by}"))
+    else:
+        await reconcile(session, deadline)
+
+
+def _about_this(known: Record, seen: Observation, session: Session) -> bool:
+    """Whether what is known is about the process that answers, with the tags that it has."""
+    tags = {spec.name for spec in session.capabilities.tags}
+    return same_process(known.facts.boot, seen.boot) and set(known.facts.mapped) == tags
+
+
 async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = False) -> Found:
     """The engine is in the first state that its facts make; failed where they make none or it does not answer.
 
-    `must_close`: it is closed first even where it is worth serving.
+    Returns that state, and why it is that one. `must_close`: it is closed first even where it is worth serving.
     """
     settled = await session.adapter.barrier(deadline_s=deadline.look_s(0.5))
     seen = await _observed(session, deadline)
     if seen.alive is False:
         gone = knowledge.after_observation(session.record, seen, session.capabilities)
-        session.commit(gone, Edge(f"observed_{State.GONE}", reason=seen.detail or "its process is gone"))
-        return Found(session.state)
+        reason = seen.detail or "its process is gone"
+        session.commit(gone, Edge(f"observed_{State.GONE}", reason=reason))
+        return Found(session.state, reason)
     if session.state is State.GONE and seen.boot is not None:
         session.go(f"observed_{State.FAILED}", reason="a process answers in its place")
     if seen.boot is None:
@@ -129,12 +193,12 @@ async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = 
         return Found(session.state, "its barrier has not returned: what was sent before may still run")
     here = knowledge.barrier_returned(session.record)
     session.commit(knowledge.after_observation(here, seen, session.capabilities))
-    open_push = closing_call(session)
+    open_push = None if is_contested(session.record) else closing_call(session)
     if open_push is not None:
         await send(session, open_push, deadline_s=deadline.look_s(0.5))
     step = await _decided(session, deadline, may_close=True, must_close=must_close)
     if isinstance(step, Stay):
-        return Found(session.state, step.reason)
+        return Found(session.state, step.reason, step.candidates)
     record = knowledge.command_ended(session.record)
     session.commit(record, Edge(f"observed_{step.state}", reason="its facts make this state"))
     return Found(session.state)
@@ -185,6 +249,8 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
             case ReadBytes():
                 undecided = await _decide_by_bytes(session, deadline)
             case Close():
+                if not _may_act(session, deadline):
+                    return Stay("it is to be closed, and another driver has it or used it since it was looked at")
                 await _close(session, deadline)
                 if session.record.uncertain.needs_barrier:
                     return Stay("the call that closes it got no answer, and may still run")
@@ -205,6 +271,18 @@ async def _decide_by_bytes(session: Session, deadline: Deadline) -> mapping.Unde
     if None not in record.facts.mapped.values():
         return mapping.Undecided()
     return mapping.undecided(record, reading, capabilities, policy)
+
+
+def _may_act(session: Session, deadline: Deadline) -> bool:
+    """Whether the engine is this driver's to act on. One that another driver has is left as it is."""
+    try:
+        session.take("reconcile", time.time() + deadline.left_s)
+    except EngineHeld:
+        return False
+    if session.owner.missed is None:
+        return True
+    session.owner.free(session.facts.boot)  # what is known of it is of before: the next command finds out first
+    return False
 
 
 async def _resident(session: Session, deadline: Deadline) -> Reading | Unmeasurable:
@@ -251,15 +329,10 @@ async def _confirmed(session: Session, deadline: Deadline) -> bool:
     return True
 
 
-def _advice(record: Record, command: Command) -> str:
-    """What an error says beside the state to which its engine settled."""
-    if record.state is State.FAILED and IDENTITY in record.conditions:
-        return f" ({record.conditions[IDENTITY].verdict.reason})"
-    if record.state is State.FAILED:
-        return (
-            f" ({record.facts}). recover() looks again; override_state(state, by=..., reason=...) asserts what you "
-            "know of it"
-        )
+def _note(record: Record, command: Command, reason: str) -> str:
+    """What an error says of the state to which its engine settled, beside its name."""
+    if record.state in (State.FAILED, State.GONE):
+        return f" ({reason})"
     condition = record.conditions.get("memory_returned")
     if record.state is State.RELEASED and condition is not None and not record.memory_is_free:
         return f", memory_returned is {condition.verdict.word}: its device is not free for others"

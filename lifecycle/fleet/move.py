@@ -22,8 +22,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from ..core.commands import Command, Drain, Release, RestoreKV, Resume, UpdateWeights
@@ -32,17 +32,17 @@ from ..core.observer import MoveEvent, Observers
 from ..core.policy import OnFailure
 from ..core.ports import Router
 from ..core.record import Desired
-from ..core.sources import Pushed
+from ..core.sources import Pushed, Source
 from ..core.states import State
 from ..core.transition import Transition
 from ..engine.collective import Collective
 from ..engine.engine import Engine
 from ..engine.verify import VERIFY_S
-from ..rules.desired import needs_trainer
+from ..rules.desired import source_to_serve
 from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command
 from ..rules.table import allowed, not_allowed
 from .failure_policy import FAILURE_POLICY, Failed, MoveName, Others, Phase
-from .preflight import not_released, preflight
+from .preflight import check_sources, not_released, preflight, stays_behind
 from .routing import Routing
 
 #: The caller's step between weights and KV. What it returns is awaited where that can be.
@@ -54,6 +54,7 @@ class Outcome:
     """What became of one engine in one phase."""
 
     engine: Engine
+    command: Command | None = None
     transition: Transition | None = None
     error: Exception | None = None
 
@@ -84,12 +85,26 @@ class _Course:
         return FleetError.of(f"{len(lost)} of {len(lost) + len(succeeded)} engines", [*errors, *more], succeeded)
 
 
-@contextmanager
-def claimed(engines: Sequence[Engine], move: str) -> Iterator[None]:
-    """The engines belong to this move; EngineBusy names one that another has, and then none is claimed."""
+@asynccontextmanager
+async def leased(engines: Sequence[Engine], what: str) -> AsyncIterator[None]:
+    """The engines are this driver's, and what is known of them is of now; EngineHeld names one that another has."""
+    with ExitStack() as stack:
+        for engine in engines:
+            stack.enter_context(engine.leased_for(what))
+        await asyncio.gather(*(engine.caught_up() for engine in engines))
+        yield
+
+
+@asynccontextmanager
+async def claimed(engines: Sequence[Engine], move: str) -> AsyncIterator[None]:
+    """The engines belong to this move; EngineBusy names one that another has, and then none is claimed.
+
+    Every lease is taken before anything is sent, so that two drivers never move a half of the same engines each.
+    """
     with ExitStack() as stack:
         for engine in engines:
             stack.enter_context(engine.claimed_for(move))
+        await asyncio.gather(*(engine.caught_up() for engine in engines))
         yield
 
 
@@ -112,11 +127,11 @@ async def at_once(commands: Sequence[tuple[Engine, Command]], deadline_s: float 
         collective = collectives.get(id(command.source)) if isinstance(command, UpdateWeights) else None
         try:
             done = await engine.execute(command, deadline_s=deadline_s, for_move=True, collective=collective)
-            return Outcome(engine, done)
+            return Outcome(engine, command, done)
         except Exception as error:
             if collective is not None:
                 collective.fail(error, who=engine.name)  # also where it was refused before it arrived
-            return Outcome(engine, error=error)
+            return Outcome(engine, command, error=error)
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(engine, command)) for engine, command in commands]
@@ -189,15 +204,24 @@ class Move:
         return [outcome.transition for outcome in done if outcome.transition is not None]
 
     async def onload(
-        self, between: Between | None = None, *, between_deadline_s: float | None = None
+        self,
+        between: Between | None = None,
+        *,
+        weights: Source | None = None,
+        between_deadline_s: float | None = None,
     ) -> list[Transition]:
         """Every engine serves, and its router sends to it again; the results of the resumes, in the engines' order.
 
+        With `weights` they serve those. Refused before anything is sent where nothing brings an engine valid weights.
         What becomes of an engine that fails on the way, and of the others, the failure policy says. `between` is
         called once the weights are back and before the KV cache is: what it raises comes through, with a note, and the
         engines stay where they are.
         """
         await self._verify(self._in(State.SERVING))
+        check_sources(self.engines, weights)
+        for engine in self.engines:
+            if weights is not None and not engine.view(weights).weights_are_valid:
+                engine.set_desired(weights)
         begun = self._begins("onload", "", self.engines)
         course = _Course(list(self.engines))
         try:
@@ -286,7 +310,10 @@ class Move:
         return found
 
     def _home(self) -> dict[str, Goal]:
-        return {engine.name: Goal(State.SERVING, weights=engine.desired.source) for engine in self.engines}
+        return {
+            engine.name: Goal(State.SERVING, weights=source_to_serve(engine.record, engine.capabilities))
+            for engine in self.engines
+        }
 
     # when some fail
 
@@ -302,9 +329,9 @@ class Move:
         lost = {outcome.engine.name for outcome in failed}
         able = [engine for engine in self.engines if engine.name not in lost or engine.state is not State.RELEASED]
         able = [engine for engine in able if engine.state not in (State.FAILED, State.GONE)]
-        stuck = [engine for engine in able if waits_for_trainer(engine)]
-        home = [engine for engine in able if engine not in stuck]
-        problems: list[Exception] = [only_the_trainer(engine) for engine in stuck]
+        stuck = {engine.name: why for engine in able if (why := stays_behind(engine)) is not None}
+        home = [engine for engine in able if engine.name not in stuck]
+        problems: list[Exception] = [*stuck.values()]
         try:
             await Move(home, router=self._routing.router, deadline_s=self._deadline_s).onload()
         except FleetError as error:
@@ -319,6 +346,8 @@ class Move:
             if isinstance(outcome.error, OperationFailed):
                 note = ", where it was released again" if again.error is None else f"; released again: {again.error}"
                 outcome.error.settle(outcome.engine.state, note)
+            if isinstance(outcome.error, LifecycleError):
+                outcome.engine.advised(outcome.error, outcome.command)
 
     # what observers hear
 
@@ -342,17 +371,6 @@ def _come_back_with(engine: Engine, goal: Goal) -> None:
         engine.set_desired(goal.weights)
 
 
-def waits_for_trainer(engine: Engine) -> bool:
-    """Whether nothing but a push brings its weights back."""
-    return needs_trainer(engine.record, engine.capabilities)
-
-
-def only_the_trainer(engine: Engine) -> LifecycleError:
-    """Why an engine is left where it is by an onload."""
-    hint = "; it stays where it is: its weights come by a push, and only the trainer can make that"
-    return not_allowed(**engine.about("onload"), hint=hint)
-
-
 def _unexpected_state(engine: Engine) -> LifecycleError:
-    hint = "; the move cannot go on with it from here; recover() looks where it is"
-    return not_allowed(**engine.about("a move"), hint=hint)
+    hint = "; the move cannot go on with it from here"
+    return engine.advised(not_allowed(**engine.about("a move"), hint=hint))

@@ -18,18 +18,19 @@ may be off by that. What fits several choices, or none, decides nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
+from ..core.calls import Call
 from ..core.capabilities import Capabilities
-from ..core.facts import Facts, Tag
+from ..core.facts import Fact, Facts, Tag
 from ..core.policy import Policy
 from ..core.readings import Reading
 from ..core.record import Calibration, Record, UncertainCall
 from ..core.units import mib
 from ..core.verdicts import Proved
-from .evidence import believed_only, share_bytes, taken_as_launched
-from .memory import SLACK, visible_bytes
+from .evidence import Context, believed_only, share_bytes, taken_as_launched
+from .memory import SLACK, freed_everywhere, visible_bytes
 from .sizes import HINTED, size_on_device
 
 Choice = frozenset[Tag]
@@ -54,8 +55,9 @@ def mapping_from_freed_bytes(
     """The mapping of the tags whose mapping is unknown since a call may have run, told by the bytes that moved since.
 
     All of them moved where at least their share did, and none where nothing did. Where a part of the share moved, the
-    tags moved whose sizes make that part, if only one choice of tags does. Only right after a barrier: a call that may
-    still run could move the bytes later.
+    tags moved whose sizes make that part, if only one choice of tags does. A size that is only reported tells it of one
+    tag, by more than half of it, and of several where they fit it. Only right after a barrier: a call that may still
+    run could move the bytes later.
     """
     unknown = frozenset(tag for tag, mapped in facts.mapped.items() if mapped is None)
     before = call.baseline
@@ -65,9 +67,13 @@ def mapping_from_freed_bytes(
     def size_of(tags: frozenset[Tag]) -> int | None:
         return share_bytes(tags, before, capabilities, calibration.bytes_by_tags)
 
+    def is_hint(tags: frozenset[Tag]) -> bool:
+        size = size_on_device(tags, before, capabilities, calibration.bytes_by_tags)
+        return size is not None and size.is_hint
+
     acknowledged = frozenset(tag for tag in call.targets - unknown if facts.mapped[tag] != call.at_start.mapped[tag])
     share, known = size_of(unknown), size_of(acknowledged)
-    if not share or known is None:
+    if not share or known is None or is_hint(acknowledged):
         return {}
     sizes = [size_of(frozenset({tag})) or 0 for tag in unknown]
     least = min((size for size in sizes if size >= policy.visible_bytes), default=share)
@@ -75,18 +81,42 @@ def mapping_from_freed_bytes(
     was = {tag: call.at_start.mapped[tag] for tag in unknown}
     if None in was.values():
         return {}
-    if min(moved_bytes) >= share - SLACK * least:
+    hint, slack = is_hint(unknown), SLACK * least
+    enough = HINTED * share if hint and len(unknown) == 1 else share - slack
+    too_many = hint and len(unknown) > 1 and max(moved_bytes) > share + slack
+    if min(moved_bytes) >= enough and not too_many:
         return {tag: not mapped for tag, mapped in was.items()}
-    if max(map(abs, moved_bytes)) <= SLACK * least:
+    if max(map(abs, moved_bytes)) <= slack:
         return {tag: bool(mapped) for tag, mapped in was.items()}
     fitting = [
         choice
         for choice in _choices(sorted(unknown))
-        if max(abs(size - (size_of(frozenset(choice)) or 0)) for size in moved_bytes) <= SLACK * least
+        if max(abs(size - (size_of(frozenset(choice)) or 0)) for size in moved_bytes) <= slack
     ]
     if len(fitting) != 1:
         return {}
     return {tag: bool(mapped) is not (tag in fitting[0]) for tag, mapped in was.items()}
+
+
+def since_call_before(context: Context, record: Record, call: Call) -> Context:
+    """The context in which bytes tell what this call of a release did, and not those before it.
+
+    `context` is the command's, with a reading after each call so far; `record` is what is known now. What the calls
+    before gave back must have been seen to go by the last of those readings: bytes that go late would be taken for
+    those of this call. Otherwise bytes are compared with those before the whole command.
+    """
+    before, gone = context.baseline.residual, frozenset[Tag]()
+    for tags, reading in context.readings_per_call:
+        share = context.share_bytes(tags, before) if isinstance(before, Reading) else None
+        if not isinstance(before, Reading) or not isinstance(reading, Reading) or not share:
+            return context
+        if set(before.devices) != set(reading.devices) or freed_everywhere(before, reading) < (1 - SLACK) * share:
+            return context
+        before, gone = reading, gone | tags
+    if not gone:
+        return context
+    targets = frozenset(call.effect.get(Fact.MAPPED, {}))
+    return replace(context, record=record, targets=targets, baseline=replace(context.baseline, residual=before))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +186,7 @@ def mapping_from_resident_bytes(
 
 
 def as_when_met(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> bool:
-    """Whether a process that is taken to be as it launched holds what it held when it was met, and half of its tags.
+    """Whether a process that is taken to be as it launched has lost no tag's bytes since it was met, and holds half.
 
     A size may have been given wrongly: such an engine is refused its release, and may serve again as it did.
     """
@@ -164,9 +194,9 @@ def as_when_met(record: Record, reading: Reading, capabilities: Capabilities, po
     full, stated = level.full, level.size(frozenset(level.tags))
     if not taken_as_launched(record) or full is None or stated is None:
         return False
-    slack = SLACK * (level.least or visible_bytes(policy, full))
+    a_tag = (1 - SLACK) * (level.least or visible_bytes(policy, full))
     half = all(held >= HINTED * stated for held in reading.devices.values())
-    return half and max(level.missing(full)) <= slack
+    return half and max(level.missing(full)) < a_tag
 
 
 def denied_by_bytes(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> str | None:

@@ -37,7 +37,7 @@ from lifecycle.core.record import Desired, Record, UncertainCall
 from lifecycle.core.sources import Source
 from lifecycle.core.units import GIB
 from lifecycle.core.verdicts import Verdict
-from lifecycle.engine.reconcile import _advice
+from lifecycle.engine.reconcile import _note
 from lifecycle.engine.session import Edge, NotSaved
 from lifecycle.rules import guards, knowledge
 from lifecycle.rules.desired import desired_unless_touched, needs_trainer, set_desired, source_after_release, was_loaded
@@ -137,7 +137,7 @@ async def test_a_mapping_that_is_unknown_is_read_from_bytes(state: State) -> Non
     engine = await engine_in(state)
     put(engine, state=State.FAILED)
     believing(engine, mapped={"weights": None, "kv_cache": None})
-    assert await engine.recover() is state
+    assert (await engine.recover()).state is state
     assert engine.facts.grades[Fact.MAPPED] is Grade.MEASURED
     assert engine.adapter.journal.kinds("residual")
 
@@ -148,11 +148,11 @@ async def test_where_two_choices_of_tags_fit_the_bytes_it_stays_failed() -> None
     await engine.release(["kv_a"], weights=V1)
     put(engine, state=State.FAILED)
     believing(engine, mapped={"kv_a": None, "kv_b": None})
-    assert await engine.recover() is State.FAILED
+    assert (await engine.recover()).state is State.FAILED
     assert engine.facts.mapped == {"weights": True, "kv_a": None, "kv_b": None}
     engine.adapter.engine.apply("release", {"tags": ["kv_b"]})
     believing(engine, mapped={"weights": True})
-    assert await engine.recover() is State.WEIGHTS_RESTORED, "now only one does"
+    assert (await engine.recover()).state is State.WEIGHTS_RESTORED, "now only one does"
 
 
 BEGUN = facts()
@@ -170,7 +170,7 @@ async def test_one_that_was_gone_and_answers_again_holds_its_devices_whatever_it
     model.restart()
     engine.adapter.always("pause", REJECTED)
     engine.adapter.script("residual", LOST)
-    assert await engine.recover() is State.FAILED, "it admits requests with weights that nobody named"
+    assert (await engine.recover()).state is State.FAILED, "it admits requests with weights that nobody named"
     assert not engine.memory_is_free
 
 
@@ -275,10 +275,10 @@ async def test_one_that_may_be_paused_already_is_closed_by_a_mode_that_cannot_ha
 
 def test_an_error_calls_no_device_taken_that_is_free() -> None:
     record = Record(state=State.RELEASED, facts=BEGUN)
-    assert _advice(record, RestoreWeights()) == ""
-    assert _advice(record.with_condition("memory_returned", Proved(grade=Grade.MEASURED)), RestoreWeights()) == ""
-    advice = _advice(record.with_condition("memory_returned", Refuted()), RestoreWeights())
-    assert advice == ", memory_returned is refuted: its device is not free for others"
+    assert _note(record, RestoreWeights(), "") == ""
+    assert _note(record.with_condition("memory_returned", Proved(grade=Grade.MEASURED)), RestoreWeights(), "") == ""
+    note = _note(record.with_condition("memory_returned", Refuted()), RestoreWeights(), "")
+    assert note == ", memory_returned is refuted: its device is not free for others"
 
 
 # moves

@@ -22,10 +22,11 @@ from lifecycle import (
 )
 from lifecycle.core.facts import SizeGrade
 from lifecycle.core.readings import Holder, Reading
-from lifecycle.core.record import Calibration
+from lifecycle.core.record import Calibration, UncertainCall
 from lifecycle.rules import memory
 from lifecycle.rules import proofs as p
 from lifecycle.rules.evidence import Context, Evidence
+from lifecycle.rules.mapping import mapping_from_freed_bytes
 from lifecycle.rules.sizes import Size, size_on_device, size_per_rank
 from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, capabilities
 
@@ -232,6 +233,32 @@ async def test_a_restarted_engine_is_measured_anew() -> None:
     assert engine.record.calibration.bytes_by_tags == {}
 
 
+GONE, THERE = False, True
+
+
+@pytest.mark.parametrize(
+    ("known", "moved_mib", "decided"),
+    [
+        ({"weights": None}, 160 + 229, {"weights": GONE}),
+        ({"weights": None}, 160, {"weights": THERE}),
+        ({"weights": None}, 160 + 100, {}),
+        ({"weights": None, "kv_cache": None}, 160, {"weights": THERE, "kv_cache": GONE}),
+        ({"weights": None, "kv_cache": None}, 0, {"weights": THERE, "kv_cache": THERE}),
+        ({"weights": None, "kv_cache": None}, 443, {"weights": GONE, "kv_cache": GONE}),
+        ({"weights": None, "kv_cache": None}, 389, {}),
+        ({"weights": None, "kv_cache": None}, 600, {}),
+        ({"weights": GONE, "kv_cache": None}, 600, {}),
+    ],
+)
+def test_bytes_decide_about_a_lost_release_as_well_as_the_size_is_known(
+    known: dict[str, bool | None], moved_mib: int, decided: dict[str, bool]
+) -> None:
+    before, now = facts(), facts(mapped={"weights": False, "kv_cache": False, **known})
+    call = UncertainCall({}, before, before, BOTH, held(1937))
+    found = mapping_from_freed_bytes(now, call, held(1937 - moved_mib), reported(), Calibration(), Policy())
+    assert found == decided
+
+
 # what was accepted on the way out is accepted on the way back
 
 
@@ -343,6 +370,6 @@ async def test_a_restore_that_could_not_be_read_in_time_is_decided_once_it_can()
     assert readings.readings > 4, "it was asked again"
     assert engine.state is State.FAILED
     probe.read = readings._read
-    assert await engine.recover() is State.DRAINED, "all is mapped"
+    assert (await engine.recover()).state is State.DRAINED, "all is mapped"
     await engine.resume()
     assert engine.state is State.SERVING

@@ -42,7 +42,7 @@ def build(asked: argparse.Namespace, *, kv_share: float, said: float | None = No
     from lifecycle import Policy
     from lifecycle.core.facts import SizeGrade
 
-    deadlines = {"release": 5.0, "restore_weights": 30.0, "restore_kv": 30.0}
+    deadlines = {"release": 30.0, "restore_weights": 30.0, "restore_kv": 30.0}
     policy = Policy(residual_threshold_gib=asked.threshold_gib, deadlines_s=deadlines, settle_s=1.0, poll_s=0.02)
     engine = TorchEngine("decoder", device=asked.device, policy=replace(policy, on_failure="hold"))
     size = int(asked.gib * GIB)
@@ -96,7 +96,7 @@ async def sizes(asked: argparse.Namespace) -> dict[str, Any]:
             wrong.append("what was measured did not replace what was reported")
         engine.adapter.tenant.tags.release = _keeps_weights(engine.adapter.tenant.tags.release)
         try:
-            await fleet.offload(weights=Kept())
+            await fleet.offload(weights=Kept(), deadline_s=15.0)
             wrong.append("a release that kept the weights was proved")
         except FleetError as refuted:
             found["false_release"] = str(refuted)[:400]
@@ -131,7 +131,7 @@ async def small(asked: argparse.Namespace) -> dict[str, Any]:
 
 async def look(asked: argparse.Namespace) -> dict[str, Any]:
     """Its memory comes back behind the driver that released it; that driver's next window must not say free."""
-    from lifecycle import Fleet, Kept, LifecycleError
+    from lifecycle import Fleet, FleetError, Kept, LifecycleError
 
     engine = build(asked, kv_share=0.25)
     wrong, found = [], {}
@@ -148,11 +148,8 @@ async def look(asked: argparse.Namespace) -> dict[str, Any]:
                 found |= {"held_in_the_window_bytes": held, "said": "free" if engine.memory_is_free else "not free"}
                 if engine.memory_is_free and held > asked.threshold_gib * GIB:
                     wrong.append("the window says free, and its memory is back")
-        except LifecycleError as refused:
+        except (LifecycleError, FleetError) as refused:
             found["refused"] = str(refused)[:400]
-        else:
-            if found["said"] == "free" and found["held_in_the_window_bytes"] > asked.threshold_gib * GIB:
-                wrong.append("a trainer was let in")
     return found | {"wrong": wrong}
 
 

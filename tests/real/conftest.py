@@ -16,8 +16,15 @@ if TYPE_CHECKING:
 collect_ignore_glob = [] if os.environ.get("LIFECYCLE_REAL") else ["test_*.py"]
 
 
-#: Modules in an order that needs three servers: one with keys, one with a backup, one without either.
-ORDER = ("test_likeness", "test_backup_on_sglang", "test_conformance_on_sglang", "test_ring_on_sglang")
+#: Modules in an order that needs four servers: one with keys, one with a backup, one without either, and one that
+#: reports a wrong size.
+ORDER = (
+    "test_likeness",
+    "test_backup_on_sglang",
+    "test_conformance_on_sglang",
+    "test_ring_on_sglang",
+    "test_sizes_on_sglang",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
