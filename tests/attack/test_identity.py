@@ -267,6 +267,8 @@ async def test_odd_answers_are_values(start: Start, policy: Policy) -> None:
                     await act()
         proxy.honest()
         await fleet["e"].recover()
+        # A pause that something else acknowledged looks as if somebody had opened the engine since.
+        await fleet["e"].update_weights(FromDisk(str(process.weights), "again"), force=True, deadline_s=5)
         await fleet.onload(deadline_s=5)
         assert fleet["e"].state is State.SERVING
         assert process.returncode is None
