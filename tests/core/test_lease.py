@@ -162,7 +162,7 @@ async def test_two_drivers_of_one_engine_one_is_refused_by_name_and_nothing_is_s
     assert await second.verify() is not State.SERVING, "it may look"
     assert adapter.journal.calls() == calls
     await first.resume()
-    assert await second.recover() is State.SERVING
+    assert (await second.recover()).state is State.SERVING
 
 
 async def test_a_lease_is_held_through_a_window_and_freed_after_it(path: Path) -> None:

@@ -173,7 +173,7 @@ async def test_attaching_writes_nothing_where_a_row_is_about_this_process(tmp_pa
     second = await kept_in(tmp_path / "engines", first).connect()
     await first.restore_weights()  # a row that was written meanwhile would refuse it
     assert first.state is State.WEIGHTS_RESTORED
-    with pytest.raises(GuardRefused, match="another process moved"):
+    with pytest.raises(GuardRefused, match="mapping_borne_out"):
         await second.restore_weights()
     assert second.state is State.RELEASED
 
