@@ -226,7 +226,8 @@ class Engine(EngineView):
                 if session.state not in UNCLAIMED:
                     session.go("contradicted", reason="recover() was asked for")
                 found = await reconcile(session, deadline)
-                return Recovery(found.state, found.reason or "its facts make this state", after_recovery(self.where))
+                advice = after_recovery(self.where, found.candidates)
+                return Recovery(found.state, found.reason or "its facts make this state", advice)
 
     def override_state(self, state: State, *, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so; every fact of it is graded asserted.

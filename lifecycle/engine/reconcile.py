@@ -66,10 +66,14 @@ async def reconcile_failed(
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where an engine was found, and why no state of the ring was entered; the reason is empty where one was."""
+    """Where an engine was found, and why no state of the ring was entered; the reason is empty where one was.
+
+    `candidates` are the states that it may be in.
+    """
 
     state: State
     reason: str = ""
+    candidates: tuple[State, ...] = ()
 
 
 async def attach(
@@ -194,7 +198,7 @@ async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = 
         await send(session, open_push, deadline_s=deadline.look_s(0.5))
     step = await _decided(session, deadline, may_close=True, must_close=must_close)
     if isinstance(step, Stay):
-        return Found(session.state, step.reason)
+        return Found(session.state, step.reason, step.candidates)
     record = knowledge.command_ended(session.record)
     session.commit(record, Edge(f"observed_{step.state}", reason="its facts make this state"))
     return Found(session.state)

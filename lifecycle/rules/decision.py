@@ -9,7 +9,7 @@ where several fit: then the reason names those, and what would decide.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import get_args
 
@@ -43,9 +43,10 @@ class Enter:
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """Stay where it is: no state fits, for this reason."""
+    """Stay where it is: no state fits, for this reason. `candidates` are the states that it may be in, where known."""
 
     reason: str
+    candidates: tuple[State, ...] = field(default=(), compare=False)
 
 
 Decision = ReadBytes | Close | Enter | Stay
@@ -82,15 +83,15 @@ def decide(
     if must_close and facts.admission != "closed":
         return Stay("it was to be closed, and is not known to be")
     state = fits(facts, capabilities, weights_are_valid=valid)
-    return Stay(_why_none_fits(record, capabilities, valid, undecided)) if state is None else Enter(state)
+    return _none_fits(record, capabilities, valid, undecided) if state is None else Enter(state)
 
 
-def _why_none_fits(record: Record, capabilities: Capabilities, valid: bool, undecided: Undecided) -> str:
+def _none_fits(record: Record, capabilities: Capabilities, valid: bool, undecided: Undecided) -> Stay:
     """Which states the engine may be in, what leaves that open, and what would decide."""
     facts = record.facts
     unknown = [tag for tag, mapped in sorted(facts.mapped.items()) if mapped is None]
     candidates = dict.fromkeys(
-        str(state)
+        state
         for each in _possible(facts, unknown, undecided)
         if (state := fits(each, capabilities, weights_are_valid=valid)) is not None
     )
@@ -109,7 +110,8 @@ def _why_none_fits(record: Record, capabilities: Capabilities, valid: bool, unde
         open_questions.append(f"whether {', '.join(unknown)} is mapped is not known{because}")
         answers.append("a report of which tags are released")
     names, why = " or ".join(candidates) or "no state", "; ".join(open_questions) or str(facts)
-    return f"{names}: {why}; what would decide: {', and '.join(answers) or 'nothing that is known here'}"
+    reason = f"{names}: {why}; what would decide: {', and '.join(answers) or 'nothing that is known here'}"
+    return Stay(reason, tuple(candidates))
 
 
 def _possible(facts: Facts, unknown: list[str], undecided: Undecided) -> Iterator[Facts]:

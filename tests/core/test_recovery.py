@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from rig import V1, V2, engine_in, fleet_of, put, sent, serving, states
+from rig import V1, V2, engine_in, fleet_of, new_engine, put, sent, serving, states
 
 from lifecycle import (
     Advice,
@@ -37,12 +37,12 @@ LAUNCHED = FromDisk("/models/launched", "v0")
 
 async def test_recover_says_why_it_failed_and_what_to_type() -> None:
     small = (replace(WEIGHTS, expected_bytes=20 << 20), replace(KV_CACHE, expected_bytes=20 << 20))
-    engine = await serving("e", *small)
-    put(engine, state=State.FAILED, facts=engine.facts.doubt({Fact.MAPPED: {"weights": True}}))
+    engine = new_engine("e", *small)
     engine.adapter.engine.admission = "closed"
+    await engine.connect()
     found = await engine.recover()
     assert found.state is State.FAILED
-    assert "weights=unknown" in found.reason
+    assert found.reason.startswith("drained or released or weights_restored: whether kv_cache, weights is mapped")
     assert str(found).startswith(f"failed: {found.reason}. Next: ")
     assert (
         Choice(
@@ -98,9 +98,9 @@ async def test_where_two_processes_answer_no_state_is_to_be_asserted() -> None:
     engine = await serving()
     engine._session.go("contradicted", reason="a test")
     put(engine, facts=engine.facts.doubt({Fact.MAPPED: {"weights": None}}))
-    assert "override" in str(after_recovery(engine.where))
+    assert "override" in str(after_recovery(engine.where, [State.DRAINED]))
     put(engine, conditions={IDENTITY: Condition(Refuted(reason="two processes answer"))})
-    assert [choice.first for choice in after_recovery(engine.where).choices] == [
+    assert [choice.first for choice in after_recovery(engine.where, [State.DRAINED]).choices] == [
         "give each engine an address of its own",
         "start it anew",
     ]

@@ -12,28 +12,24 @@ Where nothing here can decide, it says what a person has to do or to decide, and
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 
 from ...core.advice import Advice, Choice
-from ...core.capabilities import Capabilities
 from ...core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ...core.errors import EngineBusy, GuardRefused, LifecycleError, NotProved, OperationFailed, Rejected
-from ...core.facts import Admission
-from ...core.record import Record
 from ...core.sources import Pushed
 from ...core.states import RING, UNCLAIMED, State
 from ...core.verdicts import Unmeasurable
 from ..desired import source_to_serve
 from ..identity import is_contested
 from ..planner import Goal, next_command
-from ..table import fits, row
+from ..table import row
 from .guards import after_guard
 from .serving import AGAIN, ANEW, SERVES, home, not_connected, onload_from, paused, recover, towards_serving
 from .typed import NAME, TRAINER, WHY, Asked, Where, asking
 
-__all__ = ["TRAINER", "Asked", "Where", "advice", "after_recovery", "candidates", "not_connected", "towards_serving"]
+__all__ = ["TRAINER", "Asked", "Where", "advice", "after_recovery", "not_connected", "towards_serving"]
 
 
 def advice(where: Where, asked: Asked | None, error: LifecycleError) -> Advice:
@@ -97,13 +93,13 @@ def _goal(where: Where, asked: Asked) -> Goal:
     return Goal(State.SERVING, weights=source_to_serve(where.record, where.capabilities))
 
 
-def after_recovery(where: Where) -> Advice:
-    """What leads on once the engine was observed. Failed, a person says which of the states that fit it is in."""
+def after_recovery(where: Where, candidates: Sequence[State] = ()) -> Advice:
+    """What leads on once the engine was observed. Failed, a person may know in which of the `candidates` it is."""
     if where.state is not State.FAILED:
         return towards_serving(where)
     if is_contested(where.record):
         return Advice((recover(where, "give each engine an address of its own"), recover(where, ANEW)))
-    choices = [_overriding(where, state) for state in candidates(where.record, where.capabilities)]
+    choices = [_overriding(where, state) for state in candidates if state in RING]
     return Advice((*choices, recover(where, "change what the reason names"), recover(where, ANEW)))
 
 
@@ -111,19 +107,3 @@ def _overriding(where: Where, state: State) -> Choice:
     call = f"engine.override_state(State.{state.name}, by={NAME}, reason={WHY})"
     line = f"lifecycle override {state} {shlex.quote(where.address)} --by {NAME} --reason {WHY}"
     return Choice(call, line, f"if you know that it is {state}")
-
-
-def candidates(record: Record, capabilities: Capabilities) -> list[State]:
-    """The states that fit what is known, whatever the unknown is; none where nothing is unknown, or may yet change."""
-    facts = record.facts
-    unknown = [tag for tag, mapped in facts.mapped.items() if mapped is None]
-    if record.uncertain.needs_barrier or not (unknown or facts.admission is None):
-        return []
-    admissions: Iterable[Admission] = ("open", "closed") if facts.admission is None else (facts.admission,)
-    mappings = [dict(zip(unknown, values, strict=True)) for values in product([True, False], repeat=len(unknown))]
-    worlds = [
-        replace(facts, admission=admission, running=facts.running or 0, mapped={**facts.mapped, **mapping})
-        for admission, mapping in product(admissions, mappings)
-    ]
-    found = {fits(world, capabilities, weights_are_valid=True) for world in worlds}
-    return [state for state in RING if state in found]
