@@ -294,15 +294,16 @@ def resident_as_a_whole(context: Context, before: Reading | Unmeasurable, after:
     their own bytes must not deny it. None where the level before the release is not known.
     """
     policy, every = context.policy, frozenset(context.facts.mapped)
-    whole, share = context.share_bytes(every, after), context.share_bytes(context.targets, after)
+    whole, share = context.size(every, after), context.share_bytes(context.targets, after)
     full = context.calibration.reading_all_mapped
-    if full is None or whole is None or share is None or whole < visible_bytes(policy, full):
+    if full is None or whole is None or share is None or whole.at_most_bytes < visible_bytes(policy, full):
         return None
     if isinstance(before, Reading) and share >= policy.visible_bytes:
         came = freed_everywhere(after, before)
         if came < HINTED * share:
             return False
-    return _at_level(context, after, slack=(1 - policy.returned_fraction) * whole)
+    slack = max((1 - policy.returned_fraction) * whole.total_bytes, policy.visible_bytes)
+    return _at_level(context, after, slack=slack)
 
 
 def _at_level(context: Context, after: Reading, *, slack: float) -> bool | None:
