@@ -5,6 +5,7 @@ async with Fleet.connect(["sglang://127.0.0.1:30000"]) as fleet:
         train()
 """
 
+from .core.advice import Advice, Choice, Recovery
 from .core.calls import Call, Reply
 from .core.capabilities import Capabilities, PauseTraits
 from .core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
@@ -13,6 +14,7 @@ from .core.errors import (
     ConfigurationError,
     DeadlineExceeded,
     EngineBusy,
+    EngineHeld,
     FleetError,
     GuardRefused,
     InvalidTransition,
@@ -44,9 +46,11 @@ __all__ = [
     "DEADLINES_S",
     "PAUSE_MODE",
     "RING",
+    "Advice",
     "BaseObserver",
     "Call",
     "Capabilities",
+    "Choice",
     "Command",
     "CommandRefused",
     "Condition",
@@ -57,6 +61,7 @@ __all__ = [
     "Engine",
     "EngineAdapter",
     "EngineBusy",
+    "EngineHeld",
     "Fact",
     "Facts",
     "Fleet",
@@ -87,6 +92,7 @@ __all__ = [
     "PushTarget",
     "Pushed",
     "Record",
+    "Recovery",
     "Refuted",
     "Rejected",
     "Release",

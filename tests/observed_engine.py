@@ -12,7 +12,7 @@ from typing import Any
 
 from judge import STALE, Invariant, Judge, false_claim, false_facts, fit_to_serve, still_held
 
-from lifecycle import Call, Capabilities, Engine, Fact, Facts, Observation, Policy, Reply, State
+from lifecycle import Call, Capabilities, Engine, Fact, Facts, Grade, Observation, Policy, Reply, State
 from lifecycle.core.states import UNCLAIMED
 from lifecycle.testing import Act, ScriptedAdapter
 
@@ -27,6 +27,9 @@ UNDETECTABLE = {
 
 #: Bytes that a healthy engine may hold beside its mapped tags.
 THRESHOLD_BYTES = Policy().threshold_bytes
+
+#: What may be something else once somebody else has closed or opened the engine.
+MEMORY = {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH}
 
 #: The facts that a state claims.
 CLAIMED = (Fact.ADMISSION, Fact.RUNNING, Fact.MAPPED)
@@ -60,6 +63,12 @@ class ObservedAdapter(ScriptedAdapter):
         self.false_replies: set[tuple[str, Fact]] = set()
         #: The facts that were modified externally since the engine last reported them.
         self.externally_modified: set[Fact] = set()
+        #: Returns what the library knows of the engine.
+        self.believed: Callable[[], Facts] = Facts
+        #: Whether an admission was seen that no call of the library explains, since its present command began.
+        self.others_seen = False
+        #: Whether no call that opens or closes the engine was sent since it was last observed.
+        self._admission_left_alone = True
         #: The facts that the engine reported since its present command began.
         self.reported: set[Fact] = set()
         #: The facts about which the present command got a false reply; its proofs detect it, unless it is cancelled.
@@ -75,10 +84,24 @@ class ObservedAdapter(ScriptedAdapter):
 
     # what the judge may excuse
 
-    def excused(self, *facts: Fact) -> bool:
-        """Whether no evidence could show one of these facts: a false reply, an external change, a replaced process."""
+    def excused(self, *facts: Fact, sending: bool = False) -> bool:
+        """Whether no evidence could show one of these facts: a false reply, an external change, a replaced process.
+
+        Where a call is sent, what the library only asserts of the memory must be borne out by what is resident.
+        """
         false = any((self.engine.boot, fact) in self.false_replies for fact in facts)
-        return false or bool((self.externally_modified - self.reported) & set(facts)) or self.replaced
+        unseen = self.externally_modified - self.reported
+        unseen -= MEMORY if self.others_seen else {Fact.MAPPED} if sending and self._denied_by_bytes() else set()
+        return false or bool(unseen & set(facts)) or self.replaced
+
+    def _denied_by_bytes(self) -> bool:
+        """Whether less is resident, as can be read, than the tags hold that the library only asserts to be mapped."""
+        basis, model = self.believed().basis.get(Fact.MAPPED), self.engine
+        if basis is None or basis.grade is not Grade.ASSERTED or self.probe.always or self.probe.blind:
+            return False
+        mapped = [tag for tag, known in self.believed().mapped.items() if known]
+        each = max(1, model.capabilities.ranks // len(set(model.devices)))
+        return min(model.bytes_by_device().values()) < 0.9 * each * sum(model.sizes[tag] for tag in mapped)
 
     def may_still_come(self) -> list[str]:
         """The calls that may still take effect in the present process."""
@@ -90,6 +113,9 @@ class ObservedAdapter(ScriptedAdapter):
             self.reported_boot = engine.facts.boot
         elif engine.state is not State.FAILED:
             self.externally_modified -= self.reported
+        if self.others_seen and not gave_up:
+            self.externally_modified -= MEMORY
+        self.others_seen = False
         self.reported.clear()
         if gave_up:
             self._facts_when_cancelled = engine.facts
@@ -118,6 +144,7 @@ class ObservedAdapter(ScriptedAdapter):
         if self.replaced:
             self._sent_to_replaced.append(call)
         self._sending, self._reached = call, False
+        self._admission_left_alone &= Fact.ADMISSION not in call.effect
         try:
             reply = await super().send(call, deadline_s=deadline_s)
         except BaseException:
@@ -136,6 +163,9 @@ class ObservedAdapter(ScriptedAdapter):
             self.reported_boot = seen.boot
         if seen.admission is not None:
             self.reported.add(Fact.ADMISSION)
+            explained = not self._admission_left_alone or self.believed().admission in (None, seen.admission)
+            self.others_seen |= not explained and seen.boot == self.believed().boot
+            self._admission_left_alone = True
         if seen.running is not None:
             self.reported.add(Fact.RUNNING)
         if seen.released_tags is not None:
@@ -164,7 +194,9 @@ class ObservedAdapter(ScriptedAdapter):
         model, twice = self.engine, set(call.args["tags"]) & self.engine.unmapped
         idle = model.admission == "closed" and not model.running and not model.stubborn
         self.judge.hold(Invariant.RELEASED_IDLE, idle, f"{where}: {model.running} run, admission {model.admission}")
-        self.judge.hold(Invariant.SENT_ONCE, not twice, f"{where}: twice", excuse=self.excused(Fact.MAPPED))
+        self.judge.hold(
+            Invariant.SENT_ONCE, not twice, f"{where}: twice", excuse=self.excused(Fact.MAPPED, sending=True)
+        )
         for other in self.together:
             ready, replaced = other.engine.idle_and_closed(), other.engine.boot != other.boot_before
             ready |= not other.engine.alive
@@ -172,7 +204,9 @@ class ObservedAdapter(ScriptedAdapter):
 
     def _judge_restore(self, call: Call, where: str) -> None:
         once = set(call.args["tags"]) <= self.engine.unmapped
-        self.judge.hold(Invariant.SENT_ONCE, once, f"{where}: not released", excuse=self.excused(Fact.MAPPED))
+        self.judge.hold(
+            Invariant.SENT_ONCE, once, f"{where}: not released", excuse=self.excused(Fact.MAPPED, sending=True)
+        )
 
     def _judge_resume(self, call: Call, where: str) -> None:
         unseen = Fact.PAUSED_BY in self.externally_modified  # no observation reports the mode of somebody else's pause
@@ -193,16 +227,16 @@ class ObservedAdapter(ScriptedAdapter):
             self._undetectable(Fact.CACHE_FRESH)  # requests that others admitted keep their part of the prefix cache
         if call.name in ("pause", "resume") and act.effect == "now":
             self.externally_modified.discard(Fact.PAUSED_BY)
-        with self._process_survives(call), self._misleading_bytes(call):
+        with self._process_survives(call), self.misleading_bytes():
             return super()._affect(act, call)
 
     def _take_effect(self, call: Call) -> None:
         replaced = any(each is call for each in self._sent_to_replaced)
-        with self._process_survives(f"a late {call}", excuse=replaced), self._misleading_bytes(call):
+        with self._process_survives(f"a late {call}", excuse=replaced), self.misleading_bytes():
             super()._take_effect(call)
 
     @contextmanager
-    def _misleading_bytes(self, call: Call) -> Iterator[None]:
+    def misleading_bytes(self) -> Iterator[None]:
         """Excuses a release whose bytes hide it: less than 10 % came back, or more than the threshold stayed."""
         model, unmapped, before = self.engine, set(self.engine.unmapped), min(self.engine.bytes_by_device().values())
         yield

@@ -63,7 +63,7 @@ def in_flight_is_unknown(engine: Engine) -> None:
 async def recovered(engine: Engine) -> None:
     """Recovers the engine and brings it back to serving; the judge finds no broken invariant."""
     if engine.state is State.FAILED:
-        assert await engine.recover() is not State.FAILED, str(engine.facts)
+        assert (await engine.recover()).state is not State.FAILED, str(engine.facts)
     judged(engine)
     await serve_again(engine)
     judged(engine)

@@ -70,7 +70,7 @@ async def all_serve_again(fleet: Fleet) -> None:
         adapter: ObservedAdapter = engine.adapter
         adapter.as_modelled()
         if engine.state is State.FAILED:
-            assert await engine.recover() is not State.FAILED
+            assert (await engine.recover()).state is not State.FAILED
         judged(engine)
     pushed = any(isinstance(engine.desired.source, Pushed) and engine.weights_refusal() for engine in fleet)
     with suppress(FleetError) if pushed else nullcontext():

@@ -10,10 +10,14 @@ from typing import Any, Literal
 from lifecycle.core.capabilities import Capabilities, PauseTraits
 from lifecycle.core.errors import ConfigurationError
 from lifecycle.core.facts import Grade, PauseMode, SizeGrade, TagSpec
+from lifecycle.core.sources import FromDisk
 from lifecycle.core.units import GIB
 from lifecycle.nodes.address import Address
 
 from .answers import number, whole
+
+#: The version that a server reports which was launched without one. Source: sglang 0.5.23.
+LAUNCH_VERSION = "default"
 
 
 def boot_of(info: Mapping[str, Any]) -> str:
@@ -51,8 +55,19 @@ def capabilities_of(
         device=_device(info),
         ranks=(whole(info.get("tp_size")) or 1) * (whole(info.get("pp_size")) or 1),
         evidence={"idle": Grade.REPORTED, "weights_match": Grade.MEASURED, "answers": Grade.MEASURED},
+        launch_source=_launch_source(info),
         notes=_notes(info),
     )
+
+
+def _launch_source(info: Mapping[str, Any]) -> FromDisk | None:
+    """The checkpoint of the launch; None where something may have been loaded since.
+
+    A load changes `model_path` and `weight_version`, a push only the latter, so that the two belong together only while
+    the version is the one that SGLang gives at a launch. Source: sglang 0.5.23.
+    """
+    path, version = info.get("model_path"), info.get("weight_version")
+    return FromDisk(path, version) if isinstance(path, str) and path and version == LAUNCH_VERSION else None
 
 
 def _device(info: Mapping[str, Any]) -> Literal["cuda", "cpu"] | None:

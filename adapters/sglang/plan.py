@@ -82,8 +82,8 @@ def explained(call: Call, detail: str) -> str:
     """What the server said about a call that it refused, and what that means."""
     if call.push == "begins" and SESSION_OPEN in detail:
         return (
-            f"{detail} (a push that was begun before, here or by another program, was never ended; its session is "
-            "closed now: push again, or load from disk)"
+            f"{detail} (an earlier push, of this program or another, was never ended; this one ends it in failing, so "
+            "push again, or load from disk)"
         )
     return detail
 

@@ -15,7 +15,8 @@ from ..core.states import State
 from ..core.transition import Transition
 from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
-from ..rules.desired import source_after_release
+from ..fleet.move import verify_all
+from ..rules.desired import source_after_release, source_to_serve
 from ..rules.dry_run import Step, commands_of
 from ..rules.planner import Goal
 from ..rules.table import OPERATIONS, row
@@ -40,7 +41,9 @@ class Action:
 
     def commands(self, engine: Engine) -> list[Command]:
         """The commands that this action comes to for the engine, from where it is, if all goes well."""
-        return commands_of(engine.view(), self._steps_of(engine))
+        named = next((step.weights for step in self.steps[:1] if isinstance(step, Goal)), None)
+        onload = self.steps[0] == Goal(State.SERVING, weights=named)
+        return commands_of(engine.view(named if onload else None), self._steps_of(engine))
 
     async def run(self, fleet: Fleet, engines: Sequence[Engine], deadline_s: float | None) -> list[Transition]:
         """Every step has been carried out on these engines; the transitions of the last one."""
@@ -72,7 +75,7 @@ class Action:
     def _steps_of(self, engine: Engine) -> list[Step]:
         """The steps, with the source of the weights that the fleet fills in for this engine where none is named."""
         steps: list[Step] = []
-        source = engine.desired.source
+        source = source_to_serve(engine.record, engine.capabilities)
         for step in self.steps:
             match step:
                 case Release():
@@ -81,7 +84,7 @@ class Action:
                     source = source_after_release(engine.record, step.weights)
                     step = replace(step, weights=source)
                 case Goal():
-                    step = replace(step, weights=source)
+                    step = replace(step, weights=step.weights or source)
             steps.append(step)
         return steps
 
@@ -90,8 +93,11 @@ def arrived(engine: Engine, commands: Sequence[Command]) -> bool:
     """Whether the engine is where these commands lead: giving them again does nothing and is no error."""
     if not commands:
         return True
-    if any(isinstance(command, UpdateWeights) and not _holds(engine, command) for command in commands):
+    updates = [command for command in commands if isinstance(command, UpdateWeights)]
+    if any(command.force or not _holds(engine, command) for command in updates):
         return False
+    if len(updates) == len(commands):
+        return True
     last = commands[-1].name
     return row(commands[0].name, engine.state) is None and any(
         each.command == last and each.dest is engine.state for each in OPERATIONS
@@ -106,14 +112,16 @@ async def _carry_out(step: Step, fleet: Fleet, engines: Sequence[Engine], deadli
     """The step has been carried out by the method that the fleet has for it.
 
     A command is not given to engines that are where it leads. They may be released without proof that their memory
-    came back, though, so that a release asks for the move: it sends nothing there, or refuses.
+    came back, though, so that a release verifies them, and asks for the move: it sends nothing there, or refuses.
     """
     if isinstance(step, Goal) and step.state is State.SERVING:
-        return await fleet.onload(engines=engines, deadline_s=deadline_s)
+        return await fleet.onload(weights=step.weights, engines=engines, deadline_s=deadline_s)
     if isinstance(step, Goal):
         return await fleet.offload(
             step.tags, weights=step.weights, mode=step.mode, engines=engines, deadline_s=deadline_s
         )
+    if isinstance(step, Release):
+        await verify_all([engine for engine in engines if engine.state is State.RELEASED], deadline_s)
     there = [engine for engine in engines if arrived(engine, [step])]
     rest = [engine for engine in engines if engine not in there]
     match step:
@@ -126,8 +134,8 @@ async def _carry_out(step: Step, fleet: Fleet, engines: Sequence[Engine], deadli
             return await fleet.release(tags, weights=weights, engines=rest, deadline_s=deadline_s)
         case RestoreWeights():
             return await fleet.restore_weights(engines=rest, deadline_s=deadline_s)
-        case UpdateWeights(source=FromDisk() as source):
-            return await fleet.update_weights(source, engines=rest, deadline_s=deadline_s)
+        case UpdateWeights(source=FromDisk() as source, force=force):
+            return await fleet.update_weights(source, force=force, engines=rest, deadline_s=deadline_s)
         case RestoreKV():
             return await fleet.restore_kv(engines=rest, deadline_s=deadline_s)
         case Resume():

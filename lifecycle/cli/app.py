@@ -10,19 +10,21 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.encoding import encode
 from ..core.errors import ConfigurationError
 from ..core.states import RING, State
-from . import FAILED, agent, config, doctor, env, moving
+from . import FAILED, agent, config, doctor, env, moving, signals
 from .options import ENGINES, URLS, Options, command, one_of
 from .output import say
-from .report import status_lines, status_record
+from .report import recovery_lines, status_lines, status_record
 
 app = typer.Typer(
     name="lifecycle",
     help="Moves inference engines through serving -> paused -> drained -> released -> ... -> serving. "
     "A state is entered only on evidence.",
     epilog="Exit codes: 0 what was asked for holds; 1 an engine was touched and it does not hold; "
-    "2 usage or configuration; 3 refused, and no engine was touched; 4 doctor warns; 130 interrupted.",
+    "2 usage or configuration; 3 refused, and no engine was touched; 4 doctor warns; "
+    "130 interrupted (143 by SIGTERM, 129 by SIGHUP).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -82,21 +84,24 @@ def status(options: Options) -> int:
 moving.register(app)
 
 
-@command(app, "urls", "engines", "group", "as_json")
+@command(app, "urls", "engines", "group", "deadline_s", "threshold_gib", "as_json")
 def recover(options: Options) -> int:
-    """Observe each engine and enter its state; admission is closed where the weights are invalid. Exit 1 if failed."""
+    """Observe each engine and enter its state; say why it is that one, and what leads on. Exit 1 if failed.
+
+    Admission is closed where the weights are invalid.
+    """
 
     async def observe() -> int:
         async with options.fleet(accept_unprovable=True) as fleet:
-            some = options.participants(fleet)
-            states = {each.name: str(await each.recover()) for each in some}
+            limit = {} if options.deadline_s is None else {"deadline_s": options.deadline_s}
+            found = await fleet.recover(engines=options.participants(fleet), **limit)
         if options.as_json:
-            print(json.dumps(states, indent=2))
+            print(json.dumps(encode(found), indent=2))
         else:
-            say(f"{name}  {state}" for name, state in states.items())
-        return FAILED if str(State.FAILED) in states.values() else 0
+            say(recovery_lines(found))
+        return FAILED if any(each.state is State.FAILED for each in found.values()) else 0
 
-    return asyncio.run(observe())
+    return signals.run(observe)
 
 
 @app.command()

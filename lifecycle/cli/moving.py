@@ -19,7 +19,7 @@ from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
 from ..rules.dry_run import Step, dry_run
 from ..rules.planner import Goal
-from . import FAILED, OK, REPORTED_ERRORS, Interrupted, code_of, message_of
+from . import FAILED, OK, REPORTED_ERRORS, Interrupted, code_of, message_of, signals
 from .actions import Action, arrived
 from .live import watching
 from .options import Options, command
@@ -88,6 +88,15 @@ def restore(options: Options) -> Action:
     return Action((*steps,) if only == "weights" else (*steps, RestoreKV()))
 
 
+@_verb("weights", "version", "force")
+def update(options: Options) -> Action:
+    """Load weights from disk into engines that are paused, drained or have their weights mapped again."""
+    source = options.source()
+    if not isinstance(source, FromDisk):
+        raise ConfigurationError("update loads a checkpoint: give --weights PATH and --version LABEL")
+    return Action((UpdateWeights(source, options.force),))
+
+
 @_verb()
 def resume(options: Options) -> Action:
     """Admit requests again. A generated token proves it."""
@@ -100,10 +109,10 @@ def offload(options: Options) -> Action:
     return Action((_released(options),))
 
 
-@_verb()
+@_verb("weights", "version")
 def onload(options: Options) -> Action:
-    """Serve again: restore the weights from the source named at the release, then the KV cache, then resume."""
-    return Action((Goal(State.SERVING),))
+    """Serve again: restore the weights from --weights or the source named before, then the KV cache, then resume."""
+    return Action((Goal(State.SERVING, weights=options.source()),))
 
 
 @_verb("tags", "weights", "version", "mode", "times", "parity")
@@ -131,7 +140,7 @@ def _run(options: Options, action: Action) -> int:
                 done = await _perform(options, action, fleet, engines, there)
         return _reported(options, action, done, there)
 
-    return _with_errors_as_json(run) if options.as_json else asyncio.run(run())
+    return _with_errors_as_json(run) if options.as_json else signals.run(run)
 
 
 def _planned(action: Action, engines: Sequence[Engine]) -> list[str]:
@@ -166,13 +175,13 @@ def _reported(options: Options, action: Action, done: Sequence[Transition], ther
 
 def _interrupted(engines: Sequence[Engine]) -> str:
     states = ", ".join(f"{each.name} is {each.state}" for each in engines)
-    serving = all(each.state is State.SERVING for each in engines)
-    return f"interrupted; {states}{'' if serving else '. `lifecycle onload` brings back what can serve'}"
+    leads_on = dict.fromkeys(str(each.advice) for each in engines if each.state is not State.SERVING)
+    return ". ".join([f"interrupted; {states}", *leads_on])
 
 
 def _with_errors_as_json(run: Callable[[], Coroutine[Any, Any, int]]) -> int:
     try:
-        return asyncio.run(run())
+        return signals.run(run)
     except REPORTED_ERRORS as error:
         done = [record_of(each) for each in getattr(error, "succeeded", ())]
         print(json.dumps({"ok": False, "error": message_of(error), "done": done}, indent=2))

@@ -64,6 +64,9 @@ class Options:
     group: Annotated[str | None, typer.Option(help="Only the engines of this group.")] = None
     deadline_s: Annotated[float | None, typer.Option("--deadline", help="Seconds that each step may take.")] = None
     threshold_gib: THRESHOLD = None
+    force: Annotated[
+        bool, typer.Option("--force", help="Load the weights also where they are loaded and valid already.")
+    ] = False
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the calls that would be sent, and send none.")] = (
         False
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..core.advice import Recovery
 from ..core.calls import Call
 from ..core.commands import Command
-from ..core.errors import ConfigurationError
+from ..core.errors import ConfigurationError, EngineHeld
 from ..core.readings import Reading
 from ..core.states import State
 from ..core.transition import Transition
@@ -21,13 +22,14 @@ async def status_record(engine: Engine) -> dict[str, Any]:
     record: dict[str, Any] = {"engine": engine.name, "group": engine.group, "url": engine.adapter.url, "error": None}
     try:
         await engine.connect()
-    except ConfigurationError as error:
+    except (ConfigurationError, EngineHeld) as error:
         return record | {"state": "unknown", "error": str(error)}
     reading = await engine.read_residual(deadline_s=10.0)
     facts = engine.facts
     return record | {
         "kind": f"{engine.capabilities.engine} {engine.capabilities.version}",
         "state": str(engine.state),
+        "advice": str(engine.advice),
         "admission": facts.admission,
         "running": facts.running,
         "mapped": dict(facts.mapped),
@@ -72,13 +74,21 @@ def _notes(record: dict[str, Any]) -> list[str]:
     if record["error"]:
         return [record["error"]]
     notes = [f"{record['engine']}: {note}" for note in record["notes"]]
-    if record["state"] == State.FAILED:
-        notes.append(
-            f"{record['engine']}: its facts fit no state (what is mapped, or what its weights are, is not known); "
-            "`lifecycle recover` observes it again, "
-            "`lifecycle override STATE URL --by NAME --reason WHY` says what you know"
-        )
+    if record["state"] in (State.FAILED, State.GONE):
+        notes.append(f"{record['engine']}: {record['advice']}")
     return notes
+
+
+def recovery_lines(found: Mapping[str, Recovery]) -> list[str]:
+    """What was found of each engine: its state; of one that does not serve why, and what leads on, a line each."""
+    return [line for name, each in found.items() for line in _recovery_lines(name, each)]
+
+
+def _recovery_lines(name: str, found: Recovery) -> list[str]:
+    if found.state is State.SERVING:
+        return [f"{name}  {found.state}"]
+    choices = [f"  {choice}" for choice in found.advice.choices]
+    return [f"{name}  {found.state}: {found.reason}", "  what leads on:", *choices]
 
 
 def record_of(record: Transition) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .facts import Grade, PauseMode, Tag, TagSpec
+from .sources import FromDisk
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Capabilities:
     of its command line that turns it on. `hook_mode` is torch_memory_saver's, of an engine in this process that has
     chosen it; of others it is read from their processes.
     `reports_released`: an observation of it says which tags are released.
+    `launch_source` is the checkpoint that it holds since its launch, where it tells that; nothing else was loaded then.
     """
 
     engine: str
@@ -54,6 +56,7 @@ class Capabilities:
     device: Literal["cuda", "cpu"] | None = None
     ranks: int = 1
     evidence: Mapping[str, Grade] = field(default_factory=dict)
+    launch_source: FromDisk | None = None
     notes: tuple[str, ...] = ()
 
     def stage(self, stage: Literal["weights", "kv"]) -> frozenset[Tag]:

@@ -2,7 +2,8 @@
 
 What is encoded follows from the types of the dataclasses, so a new field needs nothing here. A value whose declared
 type is a family (a verdict, a command, a source, a reading or why there is none) carries its class under "type". A
-mapping whose keys are no text is a list of pairs. A `Pushed` is its name and version: the callback stays behind.
+mapping whose keys are no text is a list of pairs. A `Pushed` is its name and version: the callback stays behind. So
+does the time at which a fact was read or a verdict reached: it is of a clock that no other process has.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from .commands import Command
 from .errors import FleetError
-from .facts import Fact, Facts
+from .facts import Basis, Fact, Facts
 from .frozen import freeze
 from .record import UncertainCall
 from .sources import Pushed
-from .verdicts import Verdict
+from .verdicts import Condition, Verdict
 
 T = TypeVar("T")
 
-#: Fields that belong to one process and are not encoded.
-_LEFT_OUT = {(Pushed, "push")}
+#: Fields that belong to one process and are not encoded: a callback, and readings of its monotonic clock.
+_LEFT_OUT = {(Pushed, "push"), (Basis, "read_at_s"), (Condition, "at_s")}
 
 #: A mapping whose values have the types of other fields: what a call changes, by fact.
 _BY_FACT = {(UncertainCall, "effect")}

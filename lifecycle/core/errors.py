@@ -5,6 +5,7 @@ LifecycleError              .engine .command .state
     InvalidTransition       .allowed
     GuardRefused            .reasons
     EngineBusy              .busy_with
+      EngineHeld            .who .since .until
   OperationFailed           a lifecycle call was sent, or the engine is not what it was; .settled
     Unreachable
     DeadlineExceeded        .deadline_s
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .advice import Advice
     from .states import State
     from .transition import Transition
     from .verdicts import Verdict
@@ -44,7 +46,12 @@ def _rebuild(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[
 
 
 class LifecycleError(Exception):
-    """A command did not do what it says; `engine` is a name, `state` the state in which it was asked."""
+    """A command did not do what it says; `engine` is a name, `state` the state in which it was asked.
+
+    `advice` names the calls that lead on, in Python and on the command line.
+    """
+
+    advice: Advice | None = None
 
     def __init__(self, why: str, *, engine: str, command: str, state: State) -> None:
         self.why = why
@@ -55,6 +62,19 @@ class LifecycleError(Exception):
 
     def _message(self) -> str:
         return f"{self.engine}: {self.command} in state {self.state}: {self.why}"
+
+    def advise(self, advice: Advice) -> None:
+        """The message ends with what leads on."""
+        self.advice = advice
+        self.args = (self._with_advice(self._message()),)
+
+    @property
+    def without_advice(self) -> str:
+        """The message as it is without what leads on."""
+        return self._message()
+
+    def _with_advice(self, message: str) -> str:
+        return message if self.advice is None else f"{message}. {self.advice}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)
@@ -94,19 +114,36 @@ class EngineBusy(CommandRefused):
         super().__init__(why, engine=engine, command=command, state=state)
 
 
+class EngineHeld(EngineBusy):
+    """Another driver has the engine: `who` it is, `since` when and `until` when, in words."""
+
+    def __init__(self, who: str, what: str, since: str, until: str, *, engine: str, command: str, state: State) -> None:
+        self.busy_with = what
+        self.who = who
+        self.since = since
+        self.until = until
+        why = f"{who} has it for {what}, since {since}; wait until {until}, and try again"
+        LifecycleError.__init__(self, why, engine=engine, command=command, state=state)
+
+
 class OperationFailed(LifecycleError):
-    """A lifecycle call was sent, or the engine is no longer what it was; `settled` is where it was found afterwards."""
+    """A lifecycle call was sent, or the engine is no longer what it was.
+
+    `settled` is where it was found afterwards, and `note` what is to be said of that.
+    """
 
     settled: State | None = None
+    note: str = ""
 
     def settle(self, settled: State, note: str = "") -> OperationFailed:
         """This error, saying where the engine is now."""
-        self.settled = settled
-        self.args = (f"{self._message()}. It settled to {settled}{note}",)
+        self.settled, self.note = settled, note
+        self.args = (self._with_advice(self._message()),)
         return self
 
     def _message(self) -> str:
-        return f"{self.engine}: {self.command} failed in state {self.state}: {self.why}"
+        settled = "" if self.settled is None else f". It settled to {self.settled}{self.note}"
+        return f"{self.engine}: {self.command} failed in state {self.state}: {self.why}{settled}"
 
 
 class Unreachable(OperationFailed):
@@ -159,10 +196,22 @@ def _line(reason: str, names: Sequence[str]) -> str:
 
 
 def _about(error: Exception) -> tuple[str, str]:
-    """The engine that an error names first, and the rest of its message."""
-    engine = error.engine if isinstance(error, LifecycleError) else ""
-    before, message = f"{engine}: ", str(error)
-    return (engine, message.removeprefix(before)) if engine and message.startswith(before) else ("", message)
+    """The engine that an error names first, and the rest of its message but for the advice."""
+    if not isinstance(error, LifecycleError):
+        return "", str(error)
+    before, message = f"{error.engine}: ", error.without_advice
+    return (error.engine, message.removeprefix(before)) if message.startswith(before) else ("", message)
+
+
+def _advice_on(failed: Sequence[Exception]) -> str:
+    """What leads on, a line an engine; of engines with the same reason, that of the first."""
+    first: dict[str, LifecycleError] = {}
+    for error in failed:
+        if isinstance(error, LifecycleError) and error.advice is not None:
+            first.setdefault(_about(error)[1], error)
+    if len(first) < len(failed) or len(first) > 1:
+        return "".join(f"\n{error.engine}: {error.advice}" for error in first.values())
+    return "".join(f". {error.advice}" for error in first.values())
 
 
 class Preempted(OperationFailed):
@@ -180,8 +229,9 @@ class FleetError(ExceptionGroup[Exception]):
 
     @classmethod
     def of(cls, what: str, failed: Sequence[Exception], succeeded: Sequence[Transition] = ()) -> FleetError:
-        """One error that names everything that failed and where each engine settled."""
-        error = cls(f"{what}: " + "; ".join(by_reason(_about(each) for each in failed)), failed)
+        """One error that names everything that failed, where each engine settled, and what leads on from there."""
+        said = "; ".join(by_reason(_about(each) for each in failed))
+        error = cls(f"{what}: {said}{_advice_on(failed)}", failed)
         error.succeeded = tuple(succeeded)
         return error
 

@@ -106,7 +106,7 @@ class Basis:
     """What a fact is known by.
 
     `cause` is the last call or act that could have changed it, by name. `read_at_s` is when it was read, in seconds of
-    this host's monotonic clock; None where nothing was read.
+    this process's monotonic clock; None where nothing was read, or an earlier process read it.
     """
 
     grade: Grade

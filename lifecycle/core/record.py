@@ -53,18 +53,36 @@ class UncertainCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Intent:
+    """A call that changes memory or cannot be repeated, written down before it was sent.
+
+    `doubt` is what it makes unknown where its driver ends before the answer is written down. It was sent at `since_s`
+    and may run until `until_s` (wall-clock seconds). `by` says in words who sent it, and `token` is that driver's.
+    """
+
+    call: str
+    doubt: UncertainCall
+    since_s: float
+    until_s: float
+    by: str = ""
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Uncertain:
     """What may be so or not.
 
     `needs_barrier`: an effect may still be running on the engine, so nothing is sent before a barrier has returned.
     `call` is the last call of which it is unknown whether it took effect. `acked_unrepeatable`: a call of the present
     command that moves memory was acknowledged, perhaps by a process that has taken the place of the one that is known.
+    `intent` is the call that was about to be sent, and is None once it was answered.
     `push_open`: a push was begun and its end was not acknowledged, so the engine may refuse the next one.
     """
 
     needs_barrier: bool = False
     call: UncertainCall | None = None
     acked_unrepeatable: bool = False
+    intent: Intent | None = None
     push_open: bool = False
 
 
@@ -74,8 +92,9 @@ class Calibration:
 
     `attached_boot` is the process whose launched weights are trusted. `bytes_by_tags` are the bytes per rank that a
     set of tags gave back where no size was known for sure. `reading_all_mapped` is what was resident when every tag
-    was last known to be mapped. Both are of one process, and are not used for the next. `kept_checksums`, by model
-    role, are of weights that a release was to keep. `canary_answers` are the greedy tokens by version of the weights.
+    was last known to be mapped, `reading_all_released` after the last proved release of all of them. The three are of
+    one process, and are not used for the next. `kept_checksums`, by model role, are of weights that a release was to
+    keep. `canary_answers` are the greedy tokens by version of the weights.
     `residual_series` are the figures of the last proved releases of the same tags, oldest first, by the name of the
     figure and the tags. `boots` are those that answered at the engine's address, the last one at the end
     (`lifecycle.rules.identity`).
@@ -88,13 +107,14 @@ class Calibration:
     canary_answers: Mapping[str, tuple[int, ...]] = field(default=_NONE)
     residual_series: Mapping[tuple[str, frozenset[Tag]], tuple[int, ...]] = field(default=_NONE)
     boots: tuple[str, ...] = ()
+    reading_all_released: Reading | None = None
 
     def __post_init__(self) -> None:
         freeze_fields(self, "bytes_by_tags", "kept_checksums", "canary_answers", "residual_series")
 
     def of_another_process(self) -> Calibration:
         """What is left of it once another process has taken the place of the one that was measured."""
-        return replace(self, bytes_by_tags=_NONE, reading_all_mapped=None)
+        return replace(self, bytes_by_tags=_NONE, reading_all_mapped=None, reading_all_released=None)
 
 
 @dataclass(frozen=True, slots=True)

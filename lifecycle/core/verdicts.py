@@ -68,10 +68,14 @@ class NotApplicable(Verdict):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A verdict that hangs on an engine beside its state, and when it was reached (seconds, monotonic)."""
+    """A verdict that hangs on an engine beside its state.
+
+    `at_s` is when it was reached, in seconds of this process's monotonic clock. It is not kept in a store, where it
+    would mean nothing: None says that an earlier process reached the verdict.
+    """
 
     verdict: Verdict
-    at_s: float = field(default_factory=time.monotonic, compare=False)
+    at_s: float | None = field(default_factory=time.monotonic, compare=False)
 
 
 def holds(verdict: Verdict, least: Grade) -> bool:

@@ -7,9 +7,9 @@ from ..core.errors import ConfigurationError
 from ..core.facts import Grade
 from ..core.policy import ACCEPT
 from ..core.ports import EngineAdapter
+from ..core.readings import Reading
 from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
-from .gather import residual
 from .reconcile import attach
 from .session import Edge, Session
 
@@ -31,9 +31,9 @@ async def connect(session: Session, *, offloads: bool, deadline_s: float) -> Non
         if session.state not in UNCLAIMED:
             edge = Edge("contradicted", "connect", reason="connect() was asked for again")
             session.commit(session.record, edge, save="no")
-        await attach(session, deadline, known_here=known_here)
+        reading = await attach(session, deadline, known_here=known_here, reads=offloads)
         if offloads:
-            await _check_evidence(session, deadline)
+            _check_evidence(session, reading)
 
 
 def _check_url(adapter: EngineAdapter) -> None:
@@ -45,7 +45,7 @@ def _check_url(adapter: EngineAdapter) -> None:
         )
 
 
-async def _check_evidence(session: Session, deadline: Deadline) -> None:
+def _check_evidence(session: Session, reading: Reading | Unmeasurable | None) -> None:
     """The engine can give the evidence that the policy asks for; ConfigurationError says what it cannot.
 
     With `unprovable="warn"` it hangs a condition on the engine instead.
@@ -56,10 +56,8 @@ async def _check_evidence(session: Session, deadline: Deadline) -> None:
         for claim, best in session.capabilities.evidence.items()
         if claim in ACCEPT and best < policy.least_grade(claim)
     }
-    if policy.least_grade("memory_returned") is Grade.MEASURED:
-        reading = await residual(session, deadline_s=deadline.left_s)
-        if isinstance(reading, Unmeasurable):
-            lacking["memory_returned"] = f"memory_returned cannot be measured: {reading.reason}"
+    if policy.least_grade("memory_returned") is Grade.MEASURED and isinstance(reading, Unmeasurable):
+        lacking["memory_returned"] = f"memory_returned cannot be measured: {reading.reason}"
     if lacking and policy.unprovable == "refuse":
         raise ConfigurationError(
             f"{session.name}: {'; '.join(lacking.values())}. Fix this, or lower Policy.accept for it "

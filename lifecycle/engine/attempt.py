@@ -37,8 +37,9 @@ from ..rules import knowledge, trend
 from ..rules.checksums import by_model_role
 from ..rules.contradiction import contradiction, other_process
 from ..rules.desired import desired_unless_touched, set_desired, was_loaded
-from ..rules.evidence import Context, Evidence, EvidenceKind, targets
+from ..rules.evidence import Context, Evidence, EvidenceKind, believed_only, targets
 from ..rules.machine import Refusals
+from ..rules.mapping import since_call_before
 from ..rules.memory import learned_from_release
 from ..rules.proofs import unread_by
 from ..rules.table import Operation, fits
@@ -171,6 +172,8 @@ class Attempt:
             kinds -= {EvidenceKind.CHECKSUM}
         if self.session.facts.admission is not None:
             kinds |= {EvidenceKind.ADMISSION}
+        if EvidenceKind.RESIDUAL not in needed_by_proofs and not believed_only(self.session.record):
+            kinds -= {EvidenceKind.RESIDUAL}
         return kinds
 
     def _keeps(self, acted_on: frozenset[Tag]) -> bool:
@@ -229,7 +232,9 @@ class Attempt:
 
     async def _call(self, call: Call, context: Context) -> None:
         self._sent = True
-        reply = await send(self.session, call, deadline_s=self.deadline.work_s, command=context)
+        so_far = replace(context, readings_per_call=tuple(self._readings))
+        intent = since_call_before(so_far, self.session.record, call)
+        reply = await send(self.session, call, deadline_s=self.deadline.work_s, command=context, intent=intent)
         problem = failure(reply, call, **self._about, deadline=self.deadline)
         if problem is not None:
             raise problem

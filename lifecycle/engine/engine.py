@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from ..core.advice import Recovery
 from ..core.capabilities import Capabilities
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.deadline import Deadline
-from ..core.errors import CommandRefused, EngineBusy
+from ..core.errors import CommandRefused, EngineBusy, LifecycleError
 from ..core.facts import Grade, PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy
@@ -24,20 +25,23 @@ from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
 from ..core.verdicts import Unmeasurable, Verdict
 from ..rules import knowledge
-from ..rules.contradiction import contradiction
-from ..rules.desired import set_desired
+from ..rules.advice import TRAINER, after_recovery
+from ..rules.desired import known_source, set_desired
+from ..rules.planner import Goal
 from ..rules.table import not_allowed, row
 from ..rules.weights import invalid_weights
-from . import attach, canary
+from . import attach, canary, ownership
 from .attempt import Attempt
 from .collective import Collective
-from .gather import EVERYTHING, residual
+from .gather import residual
 from .override import override
+from .ownership import LeaseChoice, chosen_lease
 from .preconditions import hook_mode_of
 from .preempt import preempt
 from .push import Pushes
 from .reconcile import reconcile
 from .session import NotSaved, Session
+from .verify import VERIFY_S, verify
 from .view import EngineView
 
 
@@ -61,9 +65,12 @@ class Engine(EngineView):
         observers: Observers | Iterable[Observer] = (),
         has_router: bool = False,
         store: StateStore | None = None,
+        lease: LeaseChoice = "user",
         memory: StateStore | None = None,
+        address: str | None = None,
     ) -> None:
         self.offloads = offload
+        self._address = address or adapter.url
         self._session = Session(
             adapter,
             name=name or adapter.url,
@@ -74,6 +81,7 @@ class Engine(EngineView):
             adapt_probe=self.adapt_probe,
             has_router=has_router,
             store=store_given(store, memory),
+            lease=chosen_lease(lease),
         )
         self._pushes = Pushes()
 
@@ -92,11 +100,13 @@ class Engine(EngineView):
 
         Raises ConfigurationError where it cannot be driven, or cannot give the evidence that the policy asks for.
         """
+        ownership.prepare(self._session)
         await attach.connect(self._session, offloads=self.offloads, deadline_s=deadline_s)
         return self
 
     async def aclose(self) -> None:
-        """Connections are let go; the engine is left as it is."""
+        """Connections and the lease are let go; the engine is left as it is."""
+        self._session.owner.free(self._session.facts.boot)
         await self.adapter.aclose()
 
     # the verbs
@@ -116,7 +126,14 @@ class Engine(EngineView):
         weights: Source | None = None,
         deadline_s: float | None = None,
     ) -> Transition:
-        """The memory of `tags` (None: all) is back, measured; `weights` says where their contents will come from."""
+        """The memory of `tags` (None: all) is back, measured; `weights` says where their contents will come from.
+
+        One that is believed released is verified first, and refused as what it is found to be.
+        """
+        if self.state is State.RELEASED and self._session.holder() is None:
+            with self._session.claimed(Release.name):
+                limit_s = self.policy.deadline_s(Release.name, deadline_s)
+                await verify(self._session, Deadline(limit_s), held=True)
         named = None if tags is None else frozenset(tags)
         return await self.execute(Release(named, weights or self.desired.rollback_source), deadline_s=deadline_s)
 
@@ -150,7 +167,8 @@ class Engine(EngineView):
 
         Returns the engine's answer; raises Rejected, Unreachable or DeadlineExceeded, and the collective fails.
         """
-        return await self._pushes.make(self._session, how, args)
+        with self.advising(UpdateWeights(TRAINER)):
+            return await self._pushes.make(self._session, how, args)
 
     async def execute(
         self,
@@ -166,23 +184,21 @@ class Engine(EngineView):
         """
         session, begun = self._session, time.monotonic()
         limit_s = self.policy.deadline_s(command.name, deadline_s)
+        deadline = Deadline(limit_s, reserve_s=self.policy.settle_s)
         try:
-            operation = row(command.name, session.state)
-            holder = session.holder(for_move=for_move)
-            if holder is not None:
-                raise EngineBusy(holder, **session.about(command.name))
-            if operation is None:
-                hint = "; recover() looks where it is" if session.state in UNCLAIMED else ""
-                raise not_allowed(**session.about(command.name), hint=hint)
-            with session.claimed(command.name, for_move=for_move):
+            async with ownership.of_command(session, command.name, deadline, for_move=for_move):
+                operation = row(command.name, session.state)
+                if operation is None:
+                    raise not_allowed(**session.about(command.name))
                 self.observers.notify("command_started", self.name, command, session.state)
-                deadline = Deadline(limit_s, reserve_s=self.policy.settle_s)
                 attempt = Attempt(session, command, operation, deadline, pushes=self._pushes, collective=collective)
                 transition = await attempt.run()
         except CommandRefused as error:
-            self.observers.notify("refused", self.name, command, error)
+            self.observers.notify("refused", self.name, command, self.advised(error, command))
             raise
         except BaseException as error:
+            if isinstance(error, LifecycleError):
+                self.advised(error, command)
             self.observers.notify("command_ended", self.name, command, error, time.monotonic() - begun)
             raise
         self.observers.notify("command_ended", self.name, command, transition, time.monotonic() - begun)
@@ -190,42 +206,36 @@ class Engine(EngineView):
 
     # finding out where it is
 
-    async def verify(self, *, deadline_s: float = 10.0) -> State:
-        """The state it is in, observed just now: a claim that the observation denies was given up.
+    async def verify(self, *, deadline_s: float = VERIFY_S, for_move: bool = False) -> State:
+        """The state it is in, observed just now: a claim that what was seen denies was given up.
 
-        Only looks: while a command or a move has the engine it is not interfered with.
+        Of a released engine `memory_returned` is judged anew, by what is resident now. Only looks: while a command or a
+        move has the engine it is not interfered with (`for_move`: asked by the move that has it).
         """
-        session, deadline, known = self._session, Deadline(deadline_s), self.facts
-        seen = await self.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
-        if session.holder() is not None or session.facts is not known:
-            return session.state
-        denied = None if session.state in UNCLAIMED else contradiction(session.record, seen)
-        returned = session.state is State.GONE and seen.boot is not None
-        if denied is None and not returned:
-            return session.state
-        with session.claimed("verify"):
-            session.commit(knowledge.another_answered(session.record, seen))
-            trigger = "contradicted" if denied else f"observed_{State.FAILED}"
-            session.go(trigger, reason=denied or "a process answers in its place")
-            return await reconcile(session, deadline)
+        return (await verify(self._session, Deadline(deadline_s), for_move=for_move)).state
 
-    async def recover(self, *, deadline_s: float = 30.0) -> State:
-        """The state that barrier and observation make; failed where a fact stays unknown.
+    async def recover(self, *, deadline_s: float = 30.0) -> Recovery:
+        """The state that barrier and observation make, why it is that one, and what leads on from there.
 
-        An engine that admits requests without being worth serving is closed first.
+        It is failed where a fact stays unknown. An engine that admits requests without being worth serving is closed
+        first.
         """
-        session = self._session
-        with session.claimed("recover"):
-            if session.state not in UNCLAIMED:
-                session.go("contradicted", reason="recover() was asked for")
-            return await reconcile(session, Deadline(deadline_s))
+        session, deadline = self._session, Deadline(deadline_s)
+        with self.advising():
+            async with ownership.of_command(session, "recover", deadline):
+                if session.state not in UNCLAIMED:
+                    session.go("contradicted", reason="recover() was asked for")
+                found = await reconcile(session, deadline)
+                advice = after_recovery(self.where, found.candidates)
+                return Recovery(found.state, found.reason or "its facts make this state", advice)
 
     def override_state(self, state: State, *, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so; every fact of it is graded asserted.
 
         Only from failed. Refused while what was sent before may still run: nobody can say what is so after it.
         """
-        return override(self._session, state, by=by, reason=reason)
+        with self.advising(), ownership.of_assertion(self._session):
+            return override(self._session, state, by=by, reason=reason)
 
     def declare(self, state: State, *, by: str, reason: str) -> Transition:
         """Deprecated name of `override_state`."""
@@ -240,22 +250,35 @@ class Engine(EngineView):
 
     @contextmanager
     def claimed_for(self, move: str) -> Iterator[None]:
-        """The engine belongs to this move; EngineBusy where a command or another move has it."""
+        """The engine belongs to this move; EngineBusy where a command, another move or another driver has it."""
         session = self._session
         holder = session.holder()
         if holder is not None:
-            raise EngineBusy(holder, **session.about(move))
-        session.in_move = move
-        try:
+            asked = {"offload": Goal(State.RELEASED), "onload": Goal(State.SERVING)}.get(move)
+            raise self.advised(EngineBusy(holder, **session.about(move)), asked)
+        with ownership.of_move(session, move):
+            session.in_move = move
+            try:
+                yield
+            finally:
+                session.in_move = None
+                session.let_go()
+
+    @contextmanager
+    def leased_for(self, what: str) -> Iterator[None]:
+        """Its lease is this driver's, for several moves; EngineHeld where another driver has it."""
+        with ownership.of_move(self._session, what):
             yield
-        finally:
-            session.in_move = None
-            session.let_go()
+
+    async def caught_up(self, deadline_s: float | None = None) -> None:
+        """What is known of it is of now, where another driver used it since this one looked. For its move."""
+        await ownership.caught_up(self._session, Deadline(deadline_s or self.policy.settle_s))
 
     async def preempt_drain(self, deadline_s: float | None = None) -> float:
         """A drain under way was given up for a resume; returns what is left of the resume's deadline."""
         deadline = Deadline(self.policy.deadline_s(Resume.name, deadline_s))
-        await preempt(self._session, deadline)
+        with self.advising(Resume()):
+            await preempt(self._session, deadline)
         return deadline.look_s()
 
     def set_desired(self, source: Source) -> None:
@@ -263,16 +286,16 @@ class Engine(EngineView):
         try:
             self._session.commit(set_desired(self._session.record, source, self.capabilities), save="must")
         except NotSaved as problem:
-            raise self._session.not_kept(problem, "set_desired") from problem
+            raise self.advised(self._session.not_kept(problem, "set_desired")) from problem
 
     def rollback_desired(self, before: Desired) -> None:
         """It should serve what it did before: as it is where that is still valid, else what it can be rolled back to.
 
-        Where there is neither, what was named for the window has to do.
+        Where there is nothing to fall back to, what was named for the window has to do.
         """
         record, named = self._session.record, self.desired.source
         record = replace(record, desired=replace(before, rollback_source=record.desired.rollback_source))
-        again = record.desired.rollback_source or named
+        again = record.desired.rollback_source or known_source(record.desired, self.capabilities) or named
         if again is not None and invalid_weights(record, self.capabilities) is not None:
             record = set_desired(record, again, self.capabilities)
         self._session.commit(record)

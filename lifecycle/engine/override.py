@@ -29,8 +29,6 @@ def _check(session: Session, state: State, by: str, reason: str) -> None:
     if session.state is not State.FAILED or state not in RING:
         raise not_allowed(**about)
     if session.record.uncertain.needs_barrier:
-        raise not_allowed(
-            **about, hint="; what was sent before may still run: recover() first, which waits for its end"
-        )
+        raise not_allowed(**about, hint="; what was sent before may still run")
     if not by.strip() or not reason.strip():
         raise ValueError("an override needs the name of who makes it (by=) and a reason (reason=)")

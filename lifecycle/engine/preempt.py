@@ -1,8 +1,8 @@
 """A drain is given up for a resume: of all commands it alone has sent nothing, so nothing is unknown after it.
 
 The task that drains is cancelled as `asyncio.timeout` cancels, so that a cancellation by its own caller stays one. It
-settles as every cancelled drain does, to paused, and its caller gets `Preempted`. Who asked waits until the engine is
-free, and then gives its command like anybody else.
+settles as every cancelled drain does, to paused, and its caller gets `Preempted`. Who asked waits until it has
+ended, and then gives its command like anybody else.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ async def preempt(session: Session, deadline: Deadline) -> None:
     """
     if session.holder() != Drain.name or session.in_move not in (None, Drain.name):
         return
-    if session.draining is not None and session.state is not State.FAILED:  # failed: it settles by itself already
-        session.draining.reschedule(asyncio.get_running_loop().time())
-    await session.until_free(deadline)
+    limit = session.draining
+    settles = session.state is State.FAILED  # it ends by itself already
+    if limit is not None and limit.when() is None and not settles:
+        limit.reschedule(asyncio.get_running_loop().time())
+    await session.until_left(Drain.name, deadline)

@@ -8,29 +8,33 @@ Attaching to an engine, looking at one that failed, and settling a command that 
    must see that one alone. What is known afterwards: `rules.knowledge`; which process it is: `rules.identity`.
 3. **End a push that failed**, where the engine may still wait for the rest of it and admits no requests.
 4. **Decide** (`rules.decision`, pure), do what was decided, and decide again: read what is resident where the mapping
-   is unknown; close an engine that admits requests and is not worth serving; enter a state, or stay.
+   is unknown, or only remembered; close an engine that admits requests and is not worth serving; enter a state, or stay
+   for a reason that names the states it may be in and what would decide.
 
 Attaching differs in two things: what is known at the beginning (the kept record of this boot, or what is taken of a
-process met for the first time), and that it closes nothing: who only attaches acts on nobody's engine.
+process met for the first time), and that it closes nothing: who only attaches acts on nobody's engine. Verifying
+(`engine.verify`) reconciles only what an observation, or what is resident, denies.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 
 from ..core.commands import Command, Pause, Resume
 from ..core.deadline import Deadline
-from ..core.errors import ConfigurationError, OperationFailed
+from ..core.errors import ConfigurationError, EngineHeld, OperationFailed, Unreachable
 from ..core.facts import Fact, PauseMode
+from ..core.lease import Lease
 from ..core.observation import Observation
 from ..core.readings import Reading
 from ..core.record import Record
-from ..core.states import State
+from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
-from ..rules import knowledge
+from ..rules import knowledge, mapping
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
-from ..rules.identity import IDENTITY, needs_confirming, same_process, two_answer
+from ..rules.identity import IDENTITY, is_contested, needs_confirming, same_process, two_answer
 from .call import send
 from .gather import EVERYTHING, residual, residual_again
 from .push import closing_call
@@ -53,63 +57,151 @@ async def reconcile_failed(
     """The error, which now says where the engine is. The engine is in a stable state, or failed."""
     session.go(trigger, command=error.command, reason=error.why)
     try:
-        await reconcile(session, deadline, must_close=isinstance(command, Resume))
+        found = await reconcile(session, deadline, must_close=isinstance(command, Resume))
     except BaseException as interrupted:
         error.settle(session.state, " (looking was interrupted)")
         raise interrupted from error
-    return error.settle(session.state, _advice(session.record, command))
+    return error.settle(found.state, _note(session.record, command, found.reason))
 
 
-async def attach(session: Session, deadline: Deadline, *, known_here: Record | None = None) -> None:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Where an engine was found, and why no state of the ring was entered; the reason is empty where one was.
+
+    `candidates` are the states that it may be in.
+    """
+
+    state: State
+    reason: str = ""
+    candidates: tuple[State, ...] = ()
+
+
+async def attach(
+    session: Session, deadline: Deadline, *, known_here: Record | None = None, reads: bool = True
+) -> Reading | Unmeasurable | None:
     """The engine is in the state that its facts make: those kept of this boot, else those of the first observation.
 
-    `known_here` is what counts as kept where no store has anything of it.
+    `known_here` is what counts as kept where no store has anything of it. With `reads` the result is what is resident
+    now: of a released engine `memory_returned` is judged by it, and of one that admits requests it is remembered.
     """
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
+    used_by_others = session.owner.met(seen.boot)
+    stored = session.kept()
+    refuse_while_called(session, seen.boot, stored)
     seen = await _confirmed_alone(session, seen, deadline, looks=ATTACHING_LOOKS)
     if seen.others:
         boots = two_answer((seen.boot or "", *seen.others))
         raise ConfigurationError(f"{session.name}: {boots}; give each engine a URL of its own")
-    kept = (None if session.store is None else session.store.load(session.adapter.url)) or known_here
+    kept = stored or (None if used_by_others else known_here)
     record = knowledge.attached(Record(state=session.state), kept, seen, session.capabilities)
     known = kept is not None and bool(kept.facts.mapped) and same_process(kept.facts.boot, record.facts.boot)
     session.commit(record)
     if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.left_s):
         session.commit(knowledge.barrier_returned(session.record))
-    state = await _decided(session, deadline, may_close=False) or State.FAILED
+    step = await _decided(session, deadline, may_close=False)
+    state, reason = (step.state, "attached") if isinstance(step, Enter) else (State.FAILED, step.reason)
+    reading = await residual(session, deadline_s=deadline.left_s) if reads else None
     if state is not State.RELEASED:  # what was kept of it was about a release
         session.commit(session.record.with_condition("memory_returned", None))
-    contested = session.record.conditions.get(IDENTITY)
-    reason = "attached" if contested is None else contested.verdict.reason
+    record = _with_reading(session, state, reading)
+    contested = record.conditions.get(IDENTITY)
+    reason = reason if contested is None else contested.verdict.reason
     # Attaching takes nothing from another process, which may be in the middle of a command: what it kept stays.
-    session.commit(session.record, Edge(f"observed_{state}", reason=reason), save="no" if known else "try")
+    session.commit(record, Edge(f"observed_{state}", reason=reason), save="no" if known else "try")
+    return reading
 
 
-async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = False) -> State:
+def _with_reading(session: Session, state: State, reading: Reading | Unmeasurable | None) -> Record:
+    """What is known of an engine that will be in this state, with what is resident."""
+    reading = Unmeasurable(reason="what is resident was not read") if reading is None else reading
+    record = replace(session.record, state=state)
+    record = knowledge.read_at_rest(record, reading, session.capabilities, session.policy)
+    return replace(record, state=session.state)
+
+
+def refuse_while_called(session: Session, boot: str | None, kept: Record | None) -> None:
+    """EngineHeld while a call of another driver that cannot be repeated may run, whether that driver lives or not."""
+    now_s, other = time.time(), session.owner.other(boot)
+    if other is not None and (other.call_until_s or 0.0) > now_s:
+        raise session.held_by(replace(other, until_s=other.call_until_s), "connect")
+    intent = None if kept is None else kept.uncertain.intent
+    if intent is not None and intent.until_s > now_s and intent.token != session.owner.driver.token:
+        lease = Lease(intent.token, intent.by, intent.call, False, intent.since_s, call_until_s=intent.until_s)
+        raise session.held_by(lease, "connect")
+
+
+async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
+    """What is known of the engine is of now, after another driver used it (`by`, in words).
+
+    What that one kept of it counts, where it can be read here; otherwise nothing does but what is seen. Another process
+    in its place is left to the command that follows, which observes the engine before it sends anything. Raises
+    Unreachable where nothing answers.
+    """
+    seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
+    kept = session.kept()
+    if seen.boot is None and seen.alive is not False:
+        why = f"it did not answer, after another driver used it ({by}): {seen.detail or 'no reason given'}"
+        raise Unreachable(why, **session.about("catching up"))
+    if not _about_this(session.record, seen, session):
+        return
+    if kept is not None and _about_this(kept, seen, session):
+        record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
+    else:
+        record = knowledge.used_by_others(session.record, seen, session.capabilities)
+    session.commit(record)
+    if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.look_s(0.5)):
+        session.commit(knowledge.barrier_returned(session.record))
+    step = await _decided(session, deadline, may_close=False)
+    state = step.state if isinstance(step, Enter) else None
+    if state is State.RELEASED:
+        session.commit(_with_reading(session, state, await residual(session, deadline_s=deadline.look_s(0.5))))
+    else:  # what was kept of it was about a release
+        session.commit(session.record.with_condition("memory_returned", None))
+    if state is session.state:
+        return
+    if session.state not in UNCLAIMED:
+        session.go("contradicted", reason=f"another driver used it: {by}")
+    if isinstance(step, Enter):
+        session.commit(session.record, Edge(f"observed_{step.state}", reason=f"another driver left it so: {by}"))
+    else:
+        await reconcile(session, deadline)
+
+
+def _about_this(known: Record, seen: Observation, session: Session) -> bool:
+    """Whether what is known is about the process that answers, with the tags that it has."""
+    tags = {spec.name for spec in session.capabilities.tags}
+    return same_process(known.facts.boot, seen.boot) and set(known.facts.mapped) == tags
+
+
+async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = False) -> Found:
     """The engine is in the first state that its facts make; failed where they make none or it does not answer.
 
-    `must_close`: it is closed first even where it is worth serving.
+    Returns that state, and why it is that one. `must_close`: it is closed first even where it is worth serving.
     """
     settled = await session.adapter.barrier(deadline_s=deadline.look_s(0.5))
     seen = await _observed(session, deadline)
     if seen.alive is False:
         gone = knowledge.after_observation(session.record, seen, session.capabilities)
-        session.commit(gone, Edge(f"observed_{State.GONE}", reason=seen.detail or "its process is gone"))
-        return session.state
+        reason = seen.detail or "its process is gone"
+        session.commit(gone, Edge(f"observed_{State.GONE}", reason=reason))
+        return Found(session.state, reason)
     if session.state is State.GONE and seen.boot is not None:
         session.go(f"observed_{State.FAILED}", reason="a process answers in its place")
-    if not settled or seen.boot is None:
-        return session.state
+    if seen.boot is None:
+        return Found(session.state, f"it does not answer{f' ({seen.detail})' if seen.detail else ''}")
+    if not settled:
+        return Found(session.state, "its barrier has not returned: what was sent before may still run")
     here = knowledge.barrier_returned(session.record)
     session.commit(knowledge.after_observation(here, seen, session.capabilities))
-    open_push = closing_call(session)
+    open_push = None if is_contested(session.record) else closing_call(session)
     if open_push is not None:
         await send(session, open_push, deadline_s=deadline.look_s(0.5))
-    state = await _decided(session, deadline, may_close=True, must_close=must_close)
-    if state is not None:
-        record = knowledge.command_ended(session.record)
-        session.commit(record, Edge(f"observed_{state}", reason="its facts make this state"))
-    return session.state
+    step = await _decided(session, deadline, may_close=True, must_close=must_close)
+    if isinstance(step, Stay):
+        return Found(session.state, step.reason, step.candidates)
+    record = knowledge.command_ended(session.record)
+    session.commit(record, Edge(f"observed_{step.state}", reason="its facts make this state"))
+    return Found(session.state)
 
 
 async def _observed(session: Session, deadline: Deadline) -> Observation:
@@ -139,26 +231,58 @@ async def _confirmed_alone(session: Session, seen: Observation, deadline: Deadli
     return replace(seen, others=tuple(others))
 
 
-async def _decided(session: Session, deadline: Deadline, *, may_close: bool, must_close: bool = False) -> State | None:
-    """The state to enter; None where no state fits."""
+async def _decided(session: Session, deadline: Deadline, *, may_close: bool, must_close: bool = False) -> Enter | Stay:
+    """The state to enter, or why none fits."""
     tried: frozenset[type] = frozenset()
+    undecided = mapping.Undecided()
     while True:
-        step = decide(session.record, session.capabilities, tried=tried, may_close=may_close, must_close=must_close)
+        step = decide(
+            session.record,
+            session.capabilities,
+            tried=tried,
+            may_close=may_close,
+            must_close=must_close,
+            undecided=undecided,
+        )
         tried |= {type(step)}
         match step:
             case ReadBytes():
-                reading = await _resident(session, deadline)
-                if isinstance(reading, Reading):
-                    decided = knowledge.decided_by_bytes(session.record, reading, session.capabilities, session.policy)
-                    session.commit(decided)
+                undecided = await _decide_by_bytes(session, deadline)
             case Close():
+                if not _may_act(session, deadline):
+                    return Stay("it is to be closed, and another driver has it or used it since it was looked at")
                 await _close(session, deadline)
-                if session.record.uncertain.needs_barrier or not await _confirmed(session, deadline):
-                    return None
-            case Enter(state=state):
-                return state
-            case Stay():
-                return None
+                if session.record.uncertain.needs_barrier:
+                    return Stay("the call that closes it got no answer, and may still run")
+                if not await _confirmed(session, deadline):
+                    return Stay("it was told to close, and did not answer as the same process afterwards")
+            case Enter() | Stay():
+                return step
+
+
+async def _decide_by_bytes(session: Session, deadline: Deadline) -> mapping.Undecided:
+    """What is resident has decided which tags are mapped; why not, where it has not."""
+    reading = await _resident(session, deadline)
+    if isinstance(reading, Unmeasurable):
+        return mapping.Undecided(f"what is resident cannot be read ({reading.reason})")
+    capabilities, policy = session.capabilities, session.policy
+    session.commit(knowledge.decided_by_bytes(session.record, reading, capabilities, policy))
+    record = session.record
+    if None not in record.facts.mapped.values():
+        return mapping.Undecided()
+    return mapping.undecided(record, reading, capabilities, policy)
+
+
+def _may_act(session: Session, deadline: Deadline) -> bool:
+    """Whether the engine is this driver's to act on. One that another driver has is left as it is."""
+    try:
+        session.take("reconcile", time.time() + deadline.left_s)
+    except EngineHeld:
+        return False
+    if session.owner.missed is None:
+        return True
+    session.owner.free(session.facts.boot)  # what is known of it is of before: the next command finds out first
+    return False
 
 
 async def _resident(session: Session, deadline: Deadline) -> Reading | Unmeasurable:
@@ -205,15 +329,10 @@ async def _confirmed(session: Session, deadline: Deadline) -> bool:
     return True
 
 
-def _advice(record: Record, command: Command) -> str:
-    """What an error says beside the state to which its engine settled."""
-    if record.state is State.FAILED and IDENTITY in record.conditions:
-        return f" ({record.conditions[IDENTITY].verdict.reason})"
-    if record.state is State.FAILED:
-        return (
-            f" ({record.facts}). recover() looks again; override_state(state, by=..., reason=...) asserts what you "
-            "know of it"
-        )
+def _note(record: Record, command: Command, reason: str) -> str:
+    """What an error says of the state to which its engine settled, beside its name."""
+    if record.state in (State.FAILED, State.GONE):
+        return f" ({reason})"
     condition = record.conditions.get("memory_returned")
     if record.state is State.RELEASED and condition is not None and not record.memory_is_free:
         return f", memory_returned is {condition.verdict.word}: its device is not free for others"

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+from ..core.advice import Advice
 from ..core.capabilities import Capabilities
 from ..core.commands import Command
+from ..core.errors import LifecycleError
 from ..core.facts import Facts
 from ..core.observer import Observers
 from ..core.policy import Policy
 from ..core.ports import ResidualProbe
 from ..core.record import Desired, Record
+from ..core.sources import Source
 from ..core.states import State
 from ..core.units import gib
 from ..core.verdicts import Condition
+from ..rules.advice import Asked, Where, advice, not_connected, towards_serving
+from ..rules.desired import set_desired
 from ..rules.evidence import Context
 from ..rules.planner import PlannerView
 from ..rules.weights import invalid_weights
 from .session import Session
+
+E = TypeVar("E", bound=LifecycleError)
 
 
 class EngineView:
     """One engine as it can be read: what it is, where it is, and what is known of it."""
 
     _session: Session
+    _address: str
 
     @property
     def adapter(self) -> Any:
@@ -35,6 +44,11 @@ class EngineView:
     def name(self) -> str:
         """Its name in its fleet: the adapter's URL unless another was given."""
         return self._session.name
+
+    @property
+    def address(self) -> str:
+        """What it is called on the command line: its URL, with the options that were given and are no secret."""
+        return self._address
 
     @property
     def group(self) -> str:
@@ -107,6 +121,23 @@ class EngineView:
         return self._session.in_move
 
     @property
+    def reachable(self) -> bool:
+        """Whether other processes can reach it: its URL has a host and a port."""
+        return self._session.reachable
+
+    @property
+    def keeps_away(self) -> str | None:
+        """Which other drivers its lease keeps away, in words; None where it takes none."""
+        holder = self._session.owner.holder
+        return None if holder is None else str(holder)
+
+    @property
+    def driven_by(self) -> str | None:
+        """The other driver that has it now, in words; None where none has, as far as the holder of leases knows."""
+        other = self._session.owner.other(self._session.facts.boot)
+        return None if other is None else str(other)
+
+    @property
     def memory_is_free(self) -> bool:
         """Whether its devices may be handed to the next tenant: memory proved returned, or process gone."""
         return self._session.record.memory_is_free
@@ -119,9 +150,37 @@ class EngineView:
         """What a static guard of this command is given now; `facts` replaces what is known, for a plan."""
         return self._session.context(command, facts=facts)
 
-    def view(self) -> PlannerView:
-        """The engine as the planner sees it."""
-        return PlannerView(self.state, self.facts, self.capabilities, self.weights_refusal() is None)
+    def view(self, weights: Source | None = None) -> PlannerView:
+        """The engine as the planner sees it, once it should serve `weights` (None: what it should serve now)."""
+        record = self.record if weights is None else set_desired(self.record, weights, self.capabilities)
+        return PlannerView(
+            self.state, self.facts, self.capabilities, invalid_weights(record, self.capabilities) is None
+        )
+
+    @property
+    def where(self) -> Where:
+        """The engine as advice sees it."""
+        return Where(self.record, self.capabilities, self.name, self.address)
+
+    @property
+    def advice(self) -> Advice:
+        """What makes it serve, from where it is."""
+        return towards_serving(self.where) if self.connected else not_connected(self.address)
+
+    def advised(self, error: E, asked: Asked | None = None) -> E:
+        """The error, which now says what leads on; `asked` is what was asked of the engine."""
+        error.advise(advice(self.where, asked, error) if self.connected else not_connected(self.address))
+        return error
+
+    @contextmanager
+    def advising(self, asked: Asked | None = None) -> Iterator[None]:
+        """An error about the engine comes through with what leads on."""
+        try:
+            yield
+        except LifecycleError as error:
+            if error.engine == self.name and error.advice is None:
+                self.advised(error, asked)
+            raise
 
     def about(self, command: str) -> dict[str, Any]:
         """Engine, command and state, as errors take them."""

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from urllib.parse import urlencode
 
 from ..core.errors import ConfigurationError, by_reason
 from ..core.observer import Observers
 from ..core.policy import Policy
-from ..core.ports import ResidualProbe, StateStore
+from ..core.ports import LeaseHolder, ResidualProbe, StateStore
 from ..engine.engine import Engine
 from ..nodes.address import parse
 from ..nodes.processes import above, node_name
 from ..rules.identity import own_identity, processes_of, same_process
 from .groups import Group
 from .registry import adapter_for
+
+#: Options of a URL that no message repeats.
+SECRETS = ("api_key", "admin_api_key")
 
 
 def member(
@@ -26,6 +30,7 @@ def member(
     observers: Observers,
     store: StateStore | None,
     probe: ResidualProbe | None,
+    lease: LeaseHolder | None,
 ) -> Engine:
     """An engine for this URL; what the URL says of its group is added to `groups`."""
     address = parse(url)
@@ -34,6 +39,7 @@ def member(
     given = groups.get(group, Group())
     offload = _offload(url, options)
     after = tuple(each for each in options.pop("drain_after", "").split(",") if each)
+    typed = {name: value for name, value in options.items() if name not in SECRETS}
     groups[group] = replace(given, drain_after=tuple(dict.fromkeys(given.drain_after + after)))
     return Engine(
         adapter_for(replace(address, options=options)),
@@ -45,26 +51,9 @@ def member(
         observers=observers,
         has_router=has_router,
         store=store,
+        lease=lease,
+        address=f"{address}?{urlencode(typed, safe=':/,')}" if typed else str(address),
     )
-
-
-async def connected(engines: Sequence[Engine]) -> None:
-    """Every engine was observed. ConfigurationError has a line for each reason why some could not be."""
-    results = await asyncio.gather(*(engine.connect() for engine in engines), return_exceptions=True)
-    problems: list[tuple[str, str]] = []
-    for engine, result in zip(engines, results, strict=True):
-        if isinstance(result, ConfigurationError):
-            problems.append(_said(engine, str(result)))
-        elif isinstance(result, BaseException):
-            raise result
-    if problems:
-        raise ConfigurationError("\n".join(by_reason(problems)))
-
-
-def _said(engine: Engine, message: str) -> tuple[str, str]:
-    """The name of the engine that the message begins with, if it does, and the rest of it."""
-    name, colon, reason = message.partition(": ")
-    return (name, reason) if colon and name in (engine.name, engine.adapter.url) else ("", message)
 
 
 def check_distinct(engines: Sequence[Engine]) -> None:
@@ -104,6 +93,26 @@ def _one_engine(one: Engine, other: Engine, shared: str) -> ConfigurationError:
         f"{one.name} ({one.adapter.url}) and {other.name} ({other.adapter.url}) are one engine: they share {shared}. "
         "An engine belongs in a fleet once; leave one out, or correct its pid="
     )
+
+
+async def connected(engines: Sequence[Engine]) -> None:
+    """Every engine was observed. ConfigurationError has a line for each reason why some could not be."""
+    results = await asyncio.gather(*(engine.connect() for engine in engines), return_exceptions=True)
+    problems: list[tuple[str, str]] = []
+    for engine, result in zip(engines, results, strict=True):
+        if isinstance(result, ConfigurationError):
+            problems.append(_said(engine, str(result)))
+        elif isinstance(result, BaseException):
+            raise result
+    if problems:
+        raise ConfigurationError("\n".join(by_reason(problems)))
+    check_distinct(engines)
+
+
+def _said(engine: Engine, message: str) -> tuple[str, str]:
+    """The name of the engine that the message begins with, if it does, and the rest of it."""
+    name, colon, reason = message.partition(": ")
+    return (name, reason) if colon and name in (engine.name, engine.adapter.url) else ("", message)
 
 
 def _offload(url: str, options: dict[str, str]) -> bool:

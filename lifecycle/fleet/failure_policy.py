@@ -34,8 +34,8 @@ class Others(StrEnum):
 
     REOPEN = "the router sends to them again"
     ONLOAD = (
-        "brought back to serving, with the weights of before the move; one whose weights come by a push alone stays "
-        "released, and the error says so"
+        "brought back to serving, with the weights of before the move; one whose weights come by a push alone, or from "
+        "no source that is known, stays released, and the error says so"
     )
     GO_ON = "go on to serving"
     STAY = "stay where they are, and the error says so; `onload()` goes on from there"

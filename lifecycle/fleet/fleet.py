@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Self
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Self
 
+from ..core.advice import Recovery
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from ..core.errors import ConfigurationError, FleetError, InvalidTransition
+from ..core.errors import ConfigurationError, FleetError
 from ..core.facts import PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy, positive
 from ..core.ports import ResidualProbe, Router, StateStore
-from ..core.sources import FromDisk, Pushed, PushTarget, Source
-from ..core.states import State
+from ..core.sources import FromDisk, Pushed, Source
+from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
-from ..engine.collective import CollectiveFailed
 from ..engine.engine import Engine, store_given
+from ..engine.ownership import LeaseChoice, chosen_lease
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
-from .connect import check_distinct, connected, member
+from .connect import connected, member
 from .groups import Group
-from .move import Between, Move, at_once, claimed
+from .move import Between, Move, at_once, claimed, leased, verify_all
 from .preflight import check_allowed, check_static
+from .recovery import recovered
 from .routing import Routing
+from .updating import updating
 from .window import CANCELLED, restore_on_error, window_lock
 
 Selection = Iterable[str | Engine] | None
@@ -65,18 +69,20 @@ class Fleet:
         policy: Policy | None = None,
         observers: Iterable[Observer] = (),
         store: StateStore | None = None,
+        lease: LeaseChoice = "user",
         probe: ResidualProbe | None = None,
         memory: StateStore | None = None,
     ) -> Self:
         """A fleet of these URLs, observed on entering it: `async with Fleet.connect([...]) as fleet`.
 
         `store` keeps what is known across processes (`lifecycle.store.Store`); `memory` is its deprecated name.
+        `lease` keeps other drivers away: "user" (the leases of this user on this host), another holder, or None.
         `probe` measures their memory in place of the one that fits each engine's device. Options of a URL beside its
         adapter's own: `name`, `group`, `offload` (true or false), `drain_after`.
         """
         hearing, kept = Observers(observers), store_given(store, memory)
-        known = dict(groups or {})
-        engines = [member(url, known, router is not None, policy, hearing, kept, probe) for url in urls]
+        known, holder = dict(groups or {}), chosen_lease(lease)
+        engines = [member(url, known, router is not None, policy, hearing, kept, probe, holder) for url in urls]
         return cls(engines, groups=known, router=router, policy=policy)
 
     async def __aenter__(self) -> Self:
@@ -120,7 +126,7 @@ class Fleet:
         command = Pause(mode or self.policy.pause_mode)
         _check_deadline(deadline_s)
         check_static(participants, command)
-        with claimed(participants, "pause"):
+        async with claimed(participants, "pause"):
             await routing.close([each for each in participants if each.state is State.SERVING])
             try:
                 return await self._together([(each, command) for each in participants], deadline_s)
@@ -149,7 +155,7 @@ class Fleet:
             lambda engine: Release(named, weights or engine.desired.rollback_source),
             engines,
             deadline_s,
-            all_must="release",
+            all_must=True,
         )
 
     async def restore_weights(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
@@ -167,47 +173,15 @@ class Fleet:
         """The participants hold the weights of `source`; a push is one collective, which one failure fails for all."""
         return await self._step(lambda engine: UpdateWeights(source, force), engines, deadline_s)
 
-    @asynccontextmanager
-    async def updating_weights(
+    def updating_weights(
         self, version: str, *, engines: Selection = None, deadline_s: float | None = None
-    ) -> AsyncIterator[Sequence[Engine]]:
+    ) -> AbstractAsyncContextManager[Sequence[Engine]]:
         """Inside, every participant waits for the trainer's push (`engine.push(...)`); after it they hold `version`.
 
         An exception inside fails the update of every engine and comes through.
         """
-        ready: asyncio.Future[Sequence[Engine]] = asyncio.get_running_loop().create_future()
-        left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        async def body(parties: Sequence[PushTarget]) -> None:
-            if ready.done():
-                over = f"the push of {version} is over; push again (updating_weights) or load from disk"
-                raise CollectiveFailed(over)
-            taking_part = {each.name for each in parties}
-            ready.set_result([each for each in self.engines if each.name in taking_part])
-            await left
-
-        source = Pushed(body, version)
-        update = asyncio.create_task(self.update_weights(source, engines=engines, deadline_s=deadline_s))
-        try:
-            waited: set[asyncio.Future[Any]] = {ready, update}
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-            if ready.done():
-                yield ready.result()
-            else:
-                update.result()  # no participant, or the update failed before the push
-                yield []
-        except BaseException as error:
-            if not left.done():
-                left.set_exception(CollectiveFailed(f"the push was given up: {error or type(error).__name__}"))
-                left.exception()  # marks it as seen, where the push was never waited for
-            await _ended(update)
-            failed = None if update.cancelled() else update.exception()
-            if failed is not None and isinstance(error, InvalidTransition):
-                raise failed from error  # the body pushed to an engine whose update had ended: that is what went wrong
-            raise
-        if not left.done():
-            left.set_result(None)
-        await update
+        update = partial(self.update_weights, engines=engines, deadline_s=deadline_s)
+        return updating(self.engines, version, update)
 
     async def restore_kv(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
         """All of the participants' memory is mapped again; refused where the weights are not valid."""
@@ -221,7 +195,7 @@ class Fleet:
         _check_deadline(deadline_s)
         if preempt and participants:
             deadline_s = min(await asyncio.gather(*(each.preempt_drain(deadline_s) for each in participants)))
-        with claimed(participants, "resume"):
+        async with claimed(participants, "resume"):
             try:
                 return await self._together([(each, Resume()) for each in participants], deadline_s)
             finally:
@@ -242,28 +216,32 @@ class Fleet:
 
         Routers close, all pause, all drain, and only then is any released. When some fail the others serve again
         (policy `on_failure="restore"`) before FleetError is raised. Cancelled, it leaves every engine where it is:
-        recover() those that failed, then onload(); `offloaded()` does that by itself.
+        `recover()`, then `onload()`; `offloaded()` does that by itself.
         """
         participants = self.participants(engines)
         named = None if tags is None else frozenset(tags)
-        goals = {
-            engine.name: Goal(
-                State.RELEASED, named, source_after_release(engine.record, weights), mode or self.policy.pause_mode
-            )
-            for engine in participants
-        }
-        with claimed(participants, "offload"):
+        async with claimed(participants, "offload"):
+            goals = {
+                engine.name: Goal(
+                    State.RELEASED, named, source_after_release(engine.record, weights), mode or self.policy.pause_mode
+                )
+                for engine in participants
+            }
             return await self._move(participants, deadline_s).offload(goals) if participants else []
 
     async def onload(
         self,
         *,
+        weights: Source | None = None,
         between: Between | None = None,
         between_deadline_s: float | None = None,
         engines: Selection = None,
         deadline_s: float | None = None,
     ) -> list[Transition]:
         """Every participant serves: weights restored and updated from their named source, then KV, then resumed.
+
+        `weights` names the source now. Without it an engine with none falls back to the last that was proved, else to
+        what it was launched with. Refused before any call where nothing brings an engine the weights that are wanted.
 
         `between` is called once all weights are back and before any KV cache is (a trainer frees its weights there). An
         exception in it, or no end in `between_deadline_s`, fails the move: the engines stay weights_restored, and
@@ -272,9 +250,9 @@ class Fleet:
         participants = self.participants(engines)
         if between_deadline_s is not None:
             positive("between_deadline_s", between_deadline_s)
-        with claimed(participants, "onload"):
+        async with claimed(participants, "onload"):
             move = self._move(participants, deadline_s)
-            return await move.onload(between, between_deadline_s=between_deadline_s) if participants else []
+            return await move.onload(between, weights=weights, between_deadline_s=between_deadline_s)
 
     @asynccontextmanager
     async def offloaded(
@@ -292,18 +270,29 @@ class Fleet:
         way is noted on it. EngineBusy where another window has one of the engines.
         """
         chosen = self.participants(engines)
-        before = {engine.name: engine.desired for engine in chosen}
 
         async def back(some: Sequence[Engine]) -> None:
             await self.onload(engines=some, deadline_s=deadline_s)
 
         with window_lock(chosen, self._in_windows):
-            async with restore_on_error(chosen, back, after=CANCELLED if self._restores else (), before=before):
-                released = await self.offload(tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s)
-            async with restore_on_error(chosen, back, after=(BaseException,), before=before):
-                yield released
-            async with restore_on_error(chosen, back, after=CANCELLED):
-                await back(chosen)
+            async with leased(chosen, "offloaded"):
+                before = {engine.name: engine.desired for engine in chosen}
+                async with restore_on_error(chosen, back, after=CANCELLED if self._restores else (), before=before):
+                    released = await self.offload(
+                        tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s
+                    )
+                async with restore_on_error(chosen, back, after=(BaseException,), before=before):
+                    yield released
+                async with restore_on_error(chosen, back, after=CANCELLED):
+                    await back(chosen)
+
+    async def recover(self, *, engines: Selection = None, deadline_s: float = 30.0) -> dict[str, Recovery]:
+        """What was found of each engine that is failed or gone, all at once; of those named, whatever they are.
+
+        It raises for none of them: where an engine cannot be asked, its reason says why.
+        """
+        named = [engine for engine in self.engines if engine.state in UNCLAIMED]
+        return await recovered(named if engines is None else self._named(engines), deadline_s)
 
     # who takes part
 
@@ -311,8 +300,11 @@ class Fleet:
         """The engines of a move, in the groups' order: those named (KeyError if unknown), of groups that offload."""
         if engines is None:
             return [engine for engine in self.engines if engine.offloads]
-        named = {self[each if isinstance(each, str) else each.name].name for each in engines}
-        return [engine for engine in self.engines if engine.name in named and engine.offloads]
+        return [engine for engine in self._named(engines) if engine.offloads]
+
+    def _named(self, engines: Iterable[str | Engine]) -> list[Engine]:
+        names = {self[each if isinstance(each, str) else each.name].name for each in engines}
+        return [engine for engine in self.engines if engine.name in names]
 
     def waves(self, engines: Sequence[Engine]) -> list[list[Engine]]:
         """The engines in waves, each of groups that wait for the groups before."""
@@ -341,14 +333,15 @@ class Fleet:
         command: Callable[[Engine], Command],
         engines: Selection,
         deadline_s: float | None,
-        all_must: str = "",
+        all_must: bool = False,
         what: str = "a step",
     ) -> list[Transition]:
         participants = self.participants(engines)
         _check_deadline(deadline_s)
         if all_must:
-            check_allowed(participants, all_must)
-        with claimed(participants, what):
+            await verify_all([each for each in participants if each.state is State.RELEASED], deadline_s)
+            check_allowed(participants, command)
+        async with claimed(participants, what):
             return await self._together([(engine, command(engine)) for engine in participants], deadline_s)
 
     async def _together(self, commands: list[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:
@@ -362,7 +355,6 @@ class Fleet:
 
     async def _connect(self) -> None:
         await connected(self.engines)
-        check_distinct(self.engines)
 
     def _check(self) -> None:
         for what, values in (
@@ -382,13 +374,3 @@ class Fleet:
 def _check_deadline(deadline_s: float | None) -> None:
     if deadline_s is not None:
         positive("deadline_s", deadline_s)
-
-
-async def _ended(task: asyncio.Task[Any]) -> None:
-    """The task has ended; a caller that gives up waiting for it cancels it, and waits for its end all the same."""
-    try:
-        await asyncio.wait({task})
-    except asyncio.CancelledError:
-        task.cancel()
-        await asyncio.wait({task})
-        raise

@@ -9,6 +9,10 @@ before all are drained. Groups drain in waves (`drain_after`). The planner is as
 that is already there, or was found elsewhere, gets the command that it needs and no other. What can be refused without
 sending anything is refused first (`preflight`).
 
+Before that, the engines that are believed to be there already are looked at: those that are released before an offload,
+those that serve before an onload. What is found otherwise is planned for as it was found. An offload whose other
+engines took their time looks at them once more, so nothing older than the move says that memory is free.
+
 What becomes of the others, and of those that failed, is not decided here: `failure_policy` is the table. An engine that
 somebody else moved meanwhile counts as failed, since the phases to come would pass it by.
 """
@@ -18,8 +22,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from ..core.commands import Command, Drain, Release, RestoreKV, Resume, UpdateWeights
@@ -28,16 +32,17 @@ from ..core.observer import MoveEvent, Observers
 from ..core.policy import OnFailure
 from ..core.ports import Router
 from ..core.record import Desired
-from ..core.sources import Pushed
+from ..core.sources import Pushed, Source
 from ..core.states import State
 from ..core.transition import Transition
 from ..engine.collective import Collective
 from ..engine.engine import Engine
-from ..rules.desired import needs_trainer
+from ..engine.verify import VERIFY_S
+from ..rules.desired import source_to_serve
 from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command
 from ..rules.table import allowed, not_allowed
 from .failure_policy import FAILURE_POLICY, Failed, MoveName, Others, Phase
-from .preflight import not_released, preflight
+from .preflight import check_sources, not_released, preflight, stays_behind
 from .routing import Routing
 
 #: The caller's step between weights and KV. What it returns is awaited where that can be.
@@ -49,6 +54,7 @@ class Outcome:
     """What became of one engine in one phase."""
 
     engine: Engine
+    command: Command | None = None
     transition: Transition | None = None
     error: Exception | None = None
 
@@ -79,13 +85,35 @@ class _Course:
         return FleetError.of(f"{len(lost)} of {len(lost) + len(succeeded)} engines", [*errors, *more], succeeded)
 
 
-@contextmanager
-def claimed(engines: Sequence[Engine], move: str) -> Iterator[None]:
-    """The engines belong to this move; EngineBusy names one that another has, and then none is claimed."""
+@asynccontextmanager
+async def leased(engines: Sequence[Engine], what: str) -> AsyncIterator[None]:
+    """The engines are this driver's, and what is known of them is of now; EngineHeld names one that another has."""
+    with ExitStack() as stack:
+        for engine in engines:
+            stack.enter_context(engine.leased_for(what))
+        await asyncio.gather(*(engine.caught_up() for engine in engines))
+        yield
+
+
+@asynccontextmanager
+async def claimed(engines: Sequence[Engine], move: str) -> AsyncIterator[None]:
+    """The engines belong to this move; EngineBusy names one that another has, and then none is claimed.
+
+    Every lease is taken before anything is sent, so that two drivers never move a half of the same engines each.
+    """
     with ExitStack() as stack:
         for engine in engines:
             stack.enter_context(engine.claimed_for(move))
+        await asyncio.gather(*(engine.caught_up() for engine in engines))
         yield
+
+
+async def verify_all(engines: Sequence[Engine], deadline_s: float | None = None, *, for_move: bool = False) -> None:
+    """These engines were verified, all at once: what is denied of them was given up."""
+    limit_s = VERIFY_S if deadline_s is None else deadline_s
+    async with asyncio.TaskGroup() as group:
+        for engine in engines:
+            group.create_task(engine.verify(deadline_s=limit_s, for_move=for_move))
 
 
 async def at_once(commands: Sequence[tuple[Engine, Command]], deadline_s: float | None = None) -> list[Outcome]:
@@ -99,11 +127,11 @@ async def at_once(commands: Sequence[tuple[Engine, Command]], deadline_s: float 
         collective = collectives.get(id(command.source)) if isinstance(command, UpdateWeights) else None
         try:
             done = await engine.execute(command, deadline_s=deadline_s, for_move=True, collective=collective)
-            return Outcome(engine, done)
+            return Outcome(engine, command, done)
         except Exception as error:
             if collective is not None:
                 collective.fail(error, who=engine.name)  # also where it was refused before it arrived
-            return Outcome(engine, error=error)
+            return Outcome(engine, command, error=error)
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(engine, command)) for engine, command in commands]
@@ -143,6 +171,7 @@ class Move:
 
         Raises FleetError; where the policy restores, the engines that did not fail serve again by then.
         """
+        await self._verify(self._in(State.RELEASED))
         preflight(self.engines, goals)
         before = {engine.name: engine.desired for engine in self.engines}
         begun, failed = self._begins("offload", "", self.engines), list[Outcome]()
@@ -157,9 +186,12 @@ class Move:
     ) -> list[Transition]:
         """The phases of an offload; `failed` takes in who failed."""
         done: list[Outcome] = []
+        there = self._in(State.RELEASED)
         for kind in OFFLOAD:
             course = _Course(list(self.engines))
             done = await self._phase("offload", kind, self.engines, goals)
+            if kind is Release and done:
+                await self._verify(there)
             if not course.ended(done):
                 course.ended(self._externally_modified(kind, goals))
             if course.failed:
@@ -172,14 +204,24 @@ class Move:
         return [outcome.transition for outcome in done if outcome.transition is not None]
 
     async def onload(
-        self, between: Between | None = None, *, between_deadline_s: float | None = None
+        self,
+        between: Between | None = None,
+        *,
+        weights: Source | None = None,
+        between_deadline_s: float | None = None,
     ) -> list[Transition]:
         """Every engine serves, and its router sends to it again; the results of the resumes, in the engines' order.
 
+        With `weights` they serve those. Refused before anything is sent where nothing brings an engine valid weights.
         What becomes of an engine that fails on the way, and of the others, the failure policy says. `between` is
         called once the weights are back and before the KV cache is: what it raises comes through, with a note, and the
         engines stay where they are.
         """
+        await self._verify(self._in(State.SERVING))
+        check_sources(self.engines, weights)
+        for engine in self.engines:
+            if weights is not None and not engine.view(weights).weights_are_valid:
+                engine.set_desired(weights)
         begun = self._begins("onload", "", self.engines)
         course = _Course(list(self.engines))
         try:
@@ -198,6 +240,14 @@ class Move:
             raise course.error(problems)
         resumed = [each.transition for each in course.done if each.transition is not None]
         return [transition for transition in resumed if transition.command == Resume.name]
+
+    # what is believed
+
+    def _in(self, state: State) -> list[Engine]:
+        return [engine for engine in self.engines if engine.state is state]
+
+    async def _verify(self, engines: Sequence[Engine]) -> None:
+        await verify_all(engines, self._deadline_s, for_move=True)
 
     # phases
 
@@ -260,7 +310,10 @@ class Move:
         return found
 
     def _home(self) -> dict[str, Goal]:
-        return {engine.name: Goal(State.SERVING, weights=engine.desired.source) for engine in self.engines}
+        return {
+            engine.name: Goal(State.SERVING, weights=source_to_serve(engine.record, engine.capabilities))
+            for engine in self.engines
+        }
 
     # when some fail
 
@@ -276,9 +329,9 @@ class Move:
         lost = {outcome.engine.name for outcome in failed}
         able = [engine for engine in self.engines if engine.name not in lost or engine.state is not State.RELEASED]
         able = [engine for engine in able if engine.state not in (State.FAILED, State.GONE)]
-        stuck = [engine for engine in able if waits_for_trainer(engine)]
-        home = [engine for engine in able if engine not in stuck]
-        problems: list[Exception] = [only_the_trainer(engine) for engine in stuck]
+        stuck = {engine.name: why for engine in able if (why := stays_behind(engine)) is not None}
+        home = [engine for engine in able if engine.name not in stuck]
+        problems: list[Exception] = [*stuck.values()]
         try:
             await Move(home, router=self._routing.router, deadline_s=self._deadline_s).onload()
         except FleetError as error:
@@ -293,6 +346,8 @@ class Move:
             if isinstance(outcome.error, OperationFailed):
                 note = ", where it was released again" if again.error is None else f"; released again: {again.error}"
                 outcome.error.settle(outcome.engine.state, note)
+            if isinstance(outcome.error, LifecycleError):
+                outcome.engine.advised(outcome.error, outcome.command)
 
     # what observers hear
 
@@ -316,17 +371,6 @@ def _come_back_with(engine: Engine, goal: Goal) -> None:
         engine.set_desired(goal.weights)
 
 
-def waits_for_trainer(engine: Engine) -> bool:
-    """Whether nothing but a push brings its weights back."""
-    return needs_trainer(engine.record, engine.capabilities)
-
-
-def only_the_trainer(engine: Engine) -> LifecycleError:
-    """Why an engine is left where it is by an onload."""
-    hint = "; it stays where it is: its weights come by a push, and only the trainer can make that"
-    return not_allowed(**engine.about("onload"), hint=hint)
-
-
 def _unexpected_state(engine: Engine) -> LifecycleError:
-    hint = "; the move cannot go on with it from here; recover() looks where it is"
-    return not_allowed(**engine.about("a move"), hint=hint)
+    hint = "; the move cannot go on with it from here"
+    return engine.advised(not_allowed(**engine.about("a move"), hint=hint))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from ..core.commands import Command, Release
+from ..core.commands import Command, Release, UpdateWeights
 from ..core.errors import FleetError, GuardRefused, LifecycleError
+from ..core.sources import Kept, Source
 from ..core.states import UNCLAIMED, State
 from ..core.verdicts import holds
 from ..engine.engine import Engine
-from ..rules.guards import Guard
+from ..rules.desired import needs_trainer, source_to_serve
+from ..rules.guards import Guard, unloadable
 from ..rules.machine import refusals
 from ..rules.planner import Goal, route
 from ..rules.table import allowed, not_allowed, row
@@ -28,15 +30,54 @@ def check_static(engines: Sequence[Engine], command: Command) -> None:
     found: list[LifecycleError | None] = []
     for engine in engines:
         reasons = refusals(_static_guards(command, engine.state), engine.context(command))
-        found.append(GuardRefused(reasons, **engine.about(command.name)) if reasons else None)
+        found.append(engine.advised(GuardRefused(reasons, **engine.about(command.name)), command) if reasons else None)
     _raise_all(found)
 
 
-def check_allowed(engines: Sequence[Engine], command: str) -> None:
+def check_allowed(engines: Sequence[Engine], command: Callable[[Engine], Command]) -> None:
     """The table has a row for this command where each engine is: no participant is released before all are drained."""
+    asked = [(engine, command(engine)) for engine in engines]
     _raise_all(
-        [None if command in allowed(engine.state) else not_allowed(**engine.about(command)) for engine in engines]
+        [
+            None if each.name in allowed(engine.state) else engine.advised(not_allowed(**engine.about(each.name)), each)
+            for engine, each in asked
+        ]
     )
+
+
+def check_sources(engines: Sequence[Engine], weights: Source | None = None) -> None:
+    """Every engine can be given weights that are worth serving; FleetError names those for which nothing brings them.
+
+    `weights` are named for all of them (None: each has its own source, or what it can fall back to).
+    """
+    _raise_all([no_source(engine, weights) for engine in engines])
+
+
+def no_source(engine: Engine, weights: Source | None = None) -> LifecycleError | None:
+    """Why nothing that is known, or not `weights`, brings the engine weights that are worth serving."""
+    if engine.state in UNCLAIMED or engine.view(weights).weights_are_valid:
+        return None
+    source = weights or source_to_serve(engine.record, engine.capabilities)
+    name, reason = "source", ""
+    if source is None or isinstance(source, Kept):
+        kept = "" if source is None else ", and the engine has not kept them"
+        reason = f"{engine.weights_refusal()}{kept}; name a source: weights=, --weights on the command line"
+    elif engine.state is State.SERVING:
+        name, reason = "serving", "it serves other weights, and an onload loads nothing into an engine that serves"
+    else:
+        reason = unloadable(engine.context(UpdateWeights(source)), source) or ""
+    if not reason:
+        return None
+    asked = Goal(State.SERVING, weights=source)
+    return engine.advised(GuardRefused({name: reason}, **engine.about("onload")), asked)
+
+
+def stays_behind(engine: Engine) -> LifecycleError | None:
+    """Why an onload that nobody asked for leaves the engine where it is; None where it takes it along."""
+    if needs_trainer(engine.record, engine.capabilities):
+        hint = "; it stays where it is: its weights come by a push, and only the trainer can make that"
+        return engine.advised(not_allowed(**engine.about("onload"), hint=hint))
+    return no_source(engine)
 
 
 def not_released(engine: Engine, goal: Goal) -> LifecycleError | None:
@@ -55,14 +96,14 @@ def not_released(engine: Engine, goal: Goal) -> LifecycleError | None:
     else:
         return None
     reason = f"{why}; bring it back first (onload), or leave it out (engines=...)"
-    return GuardRefused({"memory_returned": reason}, **engine.about("a move to released"))
+    return engine.advised(GuardRefused({"memory_returned": reason}, **engine.about("a move to released")), goal)
 
 
 def _refusal(engine: Engine, goal: Goal) -> LifecycleError | None:
     move = f"a move to {goal.state}"
     if engine.state in UNCLAIMED:
-        hint = "; recover() looks where it is, or leave it out (engines=...)"
-        return not_allowed(**engine.about(move), hint=hint)
+        hint = "; or leave it out (engines=...)"
+        return engine.advised(not_allowed(**engine.about(move), hint=hint), goal)
     there = goal.state is engine.state is State.RELEASED
     lacking = not_released(engine, goal) if there else None
     if lacking is not None:
@@ -73,7 +114,7 @@ def _refusal(engine: Engine, goal: Goal) -> LifecycleError | None:
     reasons: dict[str, str] = {}
     for now, command in steps:
         reasons |= refusals(_static_guards(command, now.state), engine.context(command, facts=now.facts))
-    return GuardRefused(reasons, **engine.about(move)) if reasons else None
+    return engine.advised(GuardRefused(reasons, **engine.about(move)), goal) if reasons else None
 
 
 def _static_guards(command: Command, state: State) -> tuple[Guard, ...]:

@@ -11,7 +11,8 @@ from ..core.errors import EngineBusy
 from ..core.record import Desired
 from ..core.states import State
 from ..engine.engine import Engine
-from .move import only_the_trainer, waits_for_trainer
+from ..rules.planner import Goal
+from .preflight import stays_behind
 
 #: What a task is given up by.
 CANCELLED = (asyncio.CancelledError,)
@@ -23,7 +24,7 @@ def window_lock(engines: Sequence[Engine], out: set[str]) -> Iterator[None]:
     and the one that is left first would take it from under the other."""
     for engine in engines:
         if engine.name in out:
-            raise EngineBusy("another offloaded()", **engine.about("offloaded"))
+            raise engine.advised(EngineBusy("another offloaded()", **engine.about("offloaded")), Goal(State.RELEASED))
     names = {engine.name for engine in engines}
     out |= names
     try:
@@ -52,9 +53,10 @@ async def restore_on_error(
             for engine in engines:
                 if engine.name in before:
                     engine.rollback_desired(before[engine.name])
-            for engine in filter(waits_for_trainer, engines):
-                error.add_note(f"the fleet did not come back: {only_the_trainer(engine)}")
-            await onload([engine for engine in engines if not waits_for_trainer(engine)])
+            stuck = {engine.name: why for engine in engines if (why := stays_behind(engine)) is not None}
+            for why in stuck.values():
+                error.add_note(f"the fleet did not come back: {why}")
+            await onload([engine for engine in engines if engine.name not in stuck])
         except Exception as also:
             error.add_note(f"the fleet did not come back: {also}")
         raise

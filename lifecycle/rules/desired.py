@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..core.capabilities import Capabilities
-from ..core.record import Record
+from ..core.record import Desired, Record
 from ..core.sources import FromDisk, Kept, Pushed, Source, version_of
 from ..core.states import State
 from .identity import same_process
@@ -42,6 +42,24 @@ def source_after_release(record: Record, named: Source | None) -> Source | None:
     if named is not None:
         return named
     return record.desired.source if record.state is State.RELEASED else record.desired.rollback_source
+
+
+def source_to_serve(record: Record, capabilities: Capabilities) -> Source | None:
+    """What brings the weights on the way to serving: what is wanted, else what can be fallen back to.
+
+    That is the last source that was proved, then what the engine says that it was launched with. Each only where it
+    brings the wanted version, or none is wanted.
+    """
+    desired = record.desired
+    if isinstance(desired.source, FromDisk | Pushed):
+        return desired.source
+    return known_source(desired, capabilities) or desired.source
+
+
+def known_source(desired: Desired, capabilities: Capabilities) -> FromDisk | None:
+    """A source from disk that brings the wanted version without anybody naming it."""
+    known = (desired.rollback_source, capabilities.launch_source)
+    return next((each for each in known if each is not None and desired.version in (None, each.version)), None)
 
 
 def needs_trainer(record: Record, capabilities: Capabilities) -> bool:

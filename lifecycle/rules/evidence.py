@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from ..core.capabilities import Capabilities
 from ..core.commands import Command, Release, RestoreKV, RestoreWeights
-from ..core.facts import Facts, Tag
+from ..core.facts import Fact, Facts, Grade, Tag
 from ..core.frozen import FrozenMap
 from ..core.observation import Observation
 from ..core.policy import Policy
@@ -35,6 +35,9 @@ class EvidenceKind(StrEnum):
 
 #: The kinds that one observation of the engine tells; every other kind is a part of `Evidence` by its own name.
 OBSERVED = frozenset({EvidenceKind.ADMISSION, EvidenceKind.LABEL, EvidenceKind.CHECKSUM})
+
+#: The cause of what is taken of a process that is met while it admits requests.
+LAUNCHED = "launch"
 
 _NOT_READ = Unmeasurable(reason="not read")
 _NOT_ASKED = Unmeasurable(reason="not asked")
@@ -127,3 +130,15 @@ def targets(command: Command, facts: Facts, capabilities: Capabilities) -> froze
         case RestoreKV():
             return capabilities.stage("kv") & facts.unmapped()
     return frozenset()
+
+
+def believed_only(record: Record) -> bool:
+    """Whether the mapping is only remembered or asserted, so that what is resident must bear it out."""
+    basis = record.facts.basis.get(Fact.MAPPED)
+    return basis is not None and basis.grade is Grade.ASSERTED and None not in record.facts.mapped.values()
+
+
+def taken_as_launched(record: Record) -> bool:
+    """Whether the mapping is what is taken of a process that was met while it admitted requests."""
+    basis = record.facts.basis.get(Fact.MAPPED)
+    return basis is not None and basis.cause == LAUNCHED

@@ -7,17 +7,18 @@ whole route before anything is sent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..core.commands import Pause, Release, UpdateWeights
-from ..core.facts import Contents, Grade, Stage, Tag
+from ..core.facts import Grade, Stage, Tag
 from ..core.policy import ACCEPT
 from ..core.readings import Reading
 from ..core.sources import FromDisk, Kept, Pushed, version_of
 from ..core.units import mib
 from ..core.verdicts import NotApplicable, Proved, Unmeasurable, Verdict
 from .checksums import by_model_role, changed
-from .evidence import Context, EvidenceKind, targets
+from .evidence import Context, EvidenceKind, believed_only, taken_as_launched, targets
+from .mapping import denied_by_bytes
 from .memory import visible_bytes
 from .weights import invalid_weights
 
@@ -86,7 +87,7 @@ def mode_change_safe(context: Context) -> str | None:
     if current is None and traits.unsafe_from:
         return f"how it was paused is not known, and {command.mode!r} after {sorted(traits.unsafe_from)} hangs it"
     if current in traits.unsafe_from:
-        return f"{command.mode!r} after {current!r} hangs {context.capabilities.engine} for ever; resume it first"
+        return f"{command.mode!r} after {current!r} hangs {context.capabilities.engine} for ever"
     return None
 
 
@@ -163,7 +164,7 @@ def weights_recoverable(context: Context) -> str | None:
                 "start it with its weights backup, or name FromDisk(...) or Pushed(...)"
             )
         case FromDisk() | Pushed():
-            return _unloadable(context, command.weights)
+            return unloadable(context, command.weights)
 
 
 #: The device of an engine of which nothing was read yet: all its ranks are taken to share one.
@@ -236,7 +237,7 @@ def source_ready(context: Context) -> str | None:
         return "Kept() brings nothing new; update from FromDisk(...) or Pushed(...)"
     if not command.force and _serves_all(context, version):
         return f"version {version!r} is loaded and valid already; force=True loads it again"
-    return _unloadable(context, command.source)
+    return unloadable(context, command.source)
 
 
 @guard(static=True)
@@ -245,15 +246,33 @@ def live_update_supported(context: Context) -> str | None:
     mode = context.facts.paused_by
     traits = context.capabilities.pause.get(mode) if mode else None
     if "live" not in context.capabilities.update or traits is None or not traits.live_update:
-        return f"an update while paused by {mode!r} would mix weights inside requests; drain it first"
+        return f"an update while paused by {mode!r} would mix weights inside requests"
     return None
+
+
+@guard(EvidenceKind.RESIDUAL, least=Grade.REPORTED)
+def mapping_borne_out(context: Context) -> str | None:
+    """What is only remembered or asserted of the mapping is borne out by what is resident now.
+
+    Accepted as asserted (Policy.accept), it is taken on trust even where bytes deny it. What a process is taken to have
+    launched with passes where nothing can be measured. A mapping that was measured passes unless less is resident, as
+    far as that is read, than its mapped tags hold.
+    """
+    record, reading = context.record, context.evidence.residual
+    if context.policy.least_grade("mapping_borne_out") is Grade.ASSERTED:
+        return None
+    if isinstance(reading, Unmeasurable):
+        trusted = not believed_only(record) or taken_as_launched(record)
+        return None if trusted else _unless_accepted(context, "mapping_borne_out", reading)
+    denied = denied_by_bytes(record, reading, context.capabilities, context.policy)
+    return None if denied is None else f"{denied}; recover() finds out which tags are mapped"
 
 
 @guard()
 def all_mapped(context: Context) -> str | None:
     """Every tag is mapped: a request would otherwise run on memory that is not there."""
     missing = [tag for tag, mapped in context.facts.mapped.items() if mapped is not True]
-    return f"{', '.join(missing)} not known to be mapped; restore first" if missing else None
+    return f"{', '.join(missing)} not known to be mapped" if missing else None
 
 
 @guard(EvidenceKind.CHECKSUM)
@@ -262,7 +281,7 @@ def weights_valid(context: Context) -> str | None:
     now = by_model_role(context.evidence.observed)
     differing = changed(context.calibration.kept_checksums, now) if now else ""
     if differing:
-        return f"the weights were to be kept, and {differing}; update the weights first"
+        return f"the weights were to be kept, and {differing}"
     return invalid_weights(context.record, context.capabilities)
 
 
@@ -272,7 +291,7 @@ def cache_fresh(context: Context) -> str | None:
     paused_by = context.facts.paused_by
     traits = context.capabilities.pause.get(paused_by) if paused_by else None
     if context.facts.cache_fresh is not True and not (traits is not None and traits.keeps_kv and traits.live_update):
-        return "the prefix cache may belong to other weights or to memory that was given back; drain it first"
+        return "the prefix cache may belong to other weights or to memory that was given back"
     return None
 
 
@@ -292,21 +311,15 @@ def _unless_accepted(context: Context, claim: str, verdict: Verdict) -> str | No
 
 
 def _serves_all(context: Context, version: str) -> bool:
-    held = _contents(context)
-    return bool(held) and all(_serves(context, contents, version) for contents in held)
+    """Whether every weights tag is mapped and holds this version, as weights that are worth serving."""
+    tags = context.capabilities.stage("weights")
+    wanting = replace(context.record, desired=replace(context.desired, version=version))
+    mapped = bool(tags) and all(context.facts.mapped.get(tag) for tag in tags)
+    return mapped and invalid_weights(wanting, context.capabilities) is None
 
 
-def _contents(context: Context) -> list[Contents | None]:
-    return [context.facts.contents.get(tag) for tag in context.capabilities.stage("weights")]
-
-
-def _serves(context: Context, contents: Contents | None, version: str) -> bool:
-    valid = contents is not None and contents.origin in ("loaded", "kept", "launched")
-    mapped = all(context.facts.mapped.get(tag) for tag in context.capabilities.stage("weights"))
-    return valid and mapped and contents is not None and contents.version == version
-
-
-def _unloadable(context: Context, source: FromDisk | Pushed | Kept) -> str | None:
+def unloadable(context: Context, source: FromDisk | Pushed | Kept) -> str | None:
+    """Why the engine cannot load from this source; None where it can, as far as that is known without trying."""
     version = version_of(source)
     if version is not None and not version.strip():
         return "the source has an empty version; name one, it is how weights are told apart"

@@ -3,23 +3,45 @@
 A reading knows devices, not tags: which tag a byte belongs to is inferred from the sizes of the tags.
 
 - `mapping_from_freed_bytes`: a call whose answer was lost did its work or did not; the bytes that moved decide.
-- `mapping_from_resident_bytes`: an engine met closed may have any of its tags mapped; the level decides where only one
-  choice of tags fits it.
+- `mapping_from_resident_bytes`: an engine met closed, or after somebody else's act, may have any of its tags mapped;
+  what is resident decides where only one choice of tags fits it.
+- `denied_by_bytes`: a mapping that is only remembered or asserted may not be what is resident now.
+
+Two rules say which choices fit what is resident. Where a reading of the same boot with every tag mapped is known, the
+bytes that are missing from it are those of the unmapped tags. Otherwise the level alone counts: the bytes of the mapped
+tags are resident, and no more than the threshold beside them.
+
+A size that an engine reports may be wrong. Where a proved release of every tag shows by how much in all, each choice
+may be off by that. What fits several choices, or none, decides nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import combinations
 
+from ..core.calls import Call
 from ..core.capabilities import Capabilities
-from ..core.facts import Facts, Tag
+from ..core.facts import Fact, Facts, Tag
 from ..core.policy import Policy
 from ..core.readings import Reading
-from ..core.record import Calibration, UncertainCall
-from .evidence import share_bytes
-from .memory import SLACK
+from ..core.record import Calibration, Record, UncertainCall
+from ..core.units import mib
+from ..core.verdicts import Proved
+from .evidence import Context, believed_only, share_bytes, taken_as_launched
+from .memory import SLACK, freed_everywhere, visible_bytes
 from .sizes import HINTED, size_on_device
+
+Choice = frozenset[Tag]
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """Why the mapping stays unknown, and the choices of unmapped tags that fit what is resident, where some do."""
+
+    why: str = ""
+    fitting: tuple[Choice, ...] = ()
 
 
 def mapping_from_freed_bytes(
@@ -76,27 +98,229 @@ def mapping_from_freed_bytes(
     return {tag: bool(mapped) is not (tag in fitting[0]) for tag, mapped in was.items()}
 
 
+def since_call_before(context: Context, record: Record, call: Call) -> Context:
+    """The context in which bytes tell what this call of a release did, and not those before it.
+
+    `context` is the command's, with a reading after each call so far; `record` is what is known now. What the calls
+    before gave back must have been seen to go by the last of those readings: bytes that go late would be taken for
+    those of this call. Otherwise bytes are compared with those before the whole command.
+    """
+    before, gone = context.baseline.residual, frozenset[Tag]()
+    for tags, reading in context.readings_per_call:
+        share = context.share_bytes(tags, before) if isinstance(before, Reading) else None
+        if not isinstance(before, Reading) or not isinstance(reading, Reading) or not share:
+            return context
+        if set(before.devices) != set(reading.devices) or freed_everywhere(before, reading) < (1 - SLACK) * share:
+            return context
+        before, gone = reading, gone | tags
+    if not gone:
+        return context
+    targets = frozenset(call.effect.get(Fact.MAPPED, {}))
+    return replace(context, record=record, targets=targets, baseline=replace(context.baseline, residual=before))
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """What is resident now, and what is known of the same process to compare it with."""
+
+    tags: tuple[Tag, ...]
+    reading: Reading
+    capabilities: Capabilities
+    calibration: Calibration
+    policy: Policy
+
+    def size(self, tags: Choice) -> int | None:
+        """Bytes that these tags hold on each device; None where no figure is known."""
+        return share_bytes(tags, self.reading, self.capabilities, self.calibration.bytes_by_tags)
+
+    def choices(self) -> list[Choice]:
+        """Every choice of tags."""
+        return [frozenset(choice) for choice in _choices(list(self.tags))]
+
+    @property
+    def full(self) -> Reading | None:
+        """What the same devices held when every tag was mapped; None where that was not read."""
+        return self._of_these_devices(self.calibration.reading_all_mapped)
+
+    @property
+    def base(self) -> Reading | None:
+        """What the same devices held when every tag was released; None where that was not proved."""
+        return self._of_these_devices(self.calibration.reading_all_released)
+
+    def _of_these_devices(self, earlier: Reading | None) -> Reading | None:
+        return earlier if earlier is not None and set(earlier.devices) == set(self.reading.devices) else None
+
+    def missing(self, full: Reading) -> list[int]:
+        """Bytes that each device holds less than when every tag was mapped."""
+        return [held - self.reading.devices[device] for device, held in full.devices.items()]
+
+    @property
+    def least(self) -> int | None:
+        """The size of the smallest tag that can be seen; None where no size of such a tag is known."""
+        sizes = [self.size(frozenset({tag})) for tag in self.tags]
+        return min((size for size in sizes if size is not None and size >= self.policy.visible_bytes), default=None)
+
+
+def unmapped_choices(
+    facts: Facts, reading: Reading, capabilities: Capabilities, calibration: Calibration, policy: Policy
+) -> tuple[Choice, ...]:
+    """Every choice of unmapped tags that what is resident may stand for; empty where none fits."""
+    level = _Level(tuple(facts.mapped), reading, capabilities, calibration, policy)
+    full = level.full
+    fitting = () if full is None else _missing_fits(level, full)
+    return fitting or _level_fits(level)
+
+
 def mapping_from_resident_bytes(
     facts: Facts, reading: Reading, capabilities: Capabilities, calibration: Calibration, policy: Policy
 ) -> Mapping[Tag, bool]:
     """The mapping of every tag, told from how much is resident, where only one choice of mapped tags fits.
 
-    A choice fits where the bytes of its mapped tags are resident, and no more than the threshold beside them. An
-    engine small beside what it holds anyway (a CPU engine under a threshold for GPUs) fits several: nothing is told.
     What is known stays: the bytes of a tag that is known to be unmapped may be resident all the same.
     """
-    fitting = []
-    for tags in _choices(list(facts.mapped)):
-        share = share_bytes(frozenset(tags), reading, capabilities, calibration.bytes_by_tags)
-        if share is not None and all(
-            policy.returned_fraction * share <= held <= share + policy.threshold_bytes
-            for held in reading.devices.values()
-        ):
-            fitting.append(tags)
+    fitting = unmapped_choices(facts, reading, capabilities, calibration, policy)
     known = {tag: mapped for tag, mapped in facts.mapped.items() if mapped is not None}
-    if len(fitting) != 1 or any(mapped is not (tag in fitting[0]) for tag, mapped in known.items()):
+    if len(fitting) != 1 or any(mapped is (tag in fitting[0]) for tag, mapped in known.items()):
         return {}
-    return {tag: tag in fitting[0] for tag in facts.mapped}
+    return {tag: tag not in fitting[0] for tag in facts.mapped}
+
+
+def denied_by_bytes(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> str | None:
+    """How what is resident denies the mapping that is believed, in words; None where it may be so.
+
+    Less may not be resident than the mapped tags hold. That alone denies what was measured, and what a process is taken
+    to have launched with: it may have given up a cache since it was read. What is only remembered or asserted is denied
+    too where another choice of tags fits, and the believed one does not. What was given back without being seen to go
+    may be resident still.
+    """
+    facts, calibration = record.facts, record.calibration
+    level = _Level(tuple(facts.mapped), reading, capabilities, calibration, policy)
+    unmapped = facts.unmapped()
+    if None in facts.mapped.values():
+        return None
+    if not _may_hold(level, unmapped):
+        held = mib(level.size(frozenset(level.tags) - unmapped) or 0)
+        return f"{mib(reading.resident_bytes)} are resident, and its mapped tags hold {held}"
+    if taken_as_launched(record) or not believed_only(record):
+        return None
+    fitting = unmapped_choices(facts, reading, capabilities, calibration, policy)
+    borne_out = [choice for choice in fitting if choice == unmapped or (choice < unmapped and not _seen_to_go(record))]
+    if not fitting or borne_out:
+        return None
+    found = " or ".join(sorted(map(_in_words, fitting)))
+    return f"{mib(reading.resident_bytes)} are resident, which is what it holds with {found}"
+
+
+def _seen_to_go(record: Record) -> bool:
+    """Whether the memory of released tags is known to have gone with their release."""
+    returned = record.conditions.get("memory_returned")
+    unproved = returned is not None and not isinstance(returned.verdict, Proved)
+    return record.calibration.reading_all_released is not None or not unproved
+
+
+def undecided(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> Undecided:
+    """Why what is resident does not tell which tags are mapped."""
+    facts, calibration = record.facts, record.calibration
+    level = _Level(tuple(facts.mapped), reading, capabilities, calibration, policy)
+    fitting = unmapped_choices(facts, reading, capabilities, calibration, policy)
+    full = level.full
+    if full is None:
+        seen = f"{mib(reading.resident_bytes)} are resident, and what it held with every tag mapped was not read"
+    else:
+        seen = f"{mib(max(level.missing(full)))} are missing of what it held with every tag mapped"
+    sizes = ", ".join(f"{tag} {_size(level.size(frozenset({tag})))}" for tag in sorted(level.tags))
+    which = f"fits {' or '.join(sorted(map(_in_words, fitting)))}" if fitting else "is the size of no choice of tags"
+    return Undecided(f"{seen}, which {which} ({sizes})", fitting)
+
+
+def _missing_fits(level: _Level, full: Reading) -> tuple[Choice, ...]:
+    """The choices of unmapped tags whose bytes are those that are missing since every tag was mapped."""
+    missing = level.missing(full)
+    sizes = {choice: level.size(choice) for choice in level.choices()}
+    least = level.least or visible_bytes(level.policy, full)
+    slack = SLACK * least
+    if _all_gone(level, slack):
+        everything = frozenset(level.tags)
+        return tuple(each for each in sizes if _hidden(sizes[everything - each], slack))
+    less, more = (slack + off for off in _misstated(level))
+    fitting = tuple(
+        choice
+        for choice, size in sizes.items()
+        if size is not None
+        and _may_hold(level, choice)
+        and all(each <= size + more and (not choice or each >= size - less) for each in missing)
+    )
+    return _without_hidden(level, fitting, least)
+
+
+def _misstated(level: _Level) -> tuple[int, int]:
+    """By how much the sizes of all tags together are stated too large, and too small, as a proved release showed."""
+    base, full, stated = level.base, level.full, level.size(frozenset(level.tags))
+    if base is None or full is None or stated is None:
+        return 0, 0
+    off = [stated - (full.devices[device] - held) for device, held in base.devices.items()]
+    return max(0, *off), max(0, *(-each for each in off))
+
+
+def _all_gone(level: _Level, slack: float) -> bool:
+    """Whether no more is resident than after a proved release of every tag, and a release can be told from that."""
+    base, full = level.base, level.full
+    if base is None or full is None:
+        return False
+    gone = all(level.reading.devices[device] <= held + slack for device, held in base.devices.items())
+    return gone and all(full.devices[device] - held > 2 * slack for device, held in base.devices.items())
+
+
+def _hidden(size: int | None, slack: float) -> bool:
+    """Whether tags of this size may be mapped without being seen."""
+    return size is not None and size <= slack
+
+
+def _may_hold(level: _Level, unmapped: Choice) -> bool:
+    """Whether as much is resident as the tags beside these must hold. Of a size that is only reported half is right."""
+    mapped = frozenset(level.tags) - unmapped
+    size = size_on_device(mapped, level.reading, level.capabilities, level.calibration.bytes_by_tags)
+    if size is None:
+        return True
+    least = (HINTED if size.is_hint else level.policy.returned_fraction) * size.total_bytes
+    return all(held >= least for held in level.reading.devices.values())
+
+
+def _without_hidden(level: _Level, fitting: tuple[Choice, ...], least: int) -> tuple[Choice, ...]:
+    """The choices; any where none is missing, and yet too little for every tag is resident: growth hides a release.
+
+    Too little is what is short of the base, which a proved release left, with every tag mapped beside it.
+    """
+    base, needed = level.base, level.size(frozenset(level.tags))
+    if frozenset() in fitting and base is not None and needed is not None:
+        lacking = [held + needed - level.reading.devices[device] for device, held in base.devices.items()]
+        if max(lacking) >= (1 - SLACK) * least:
+            return tuple(level.choices())
+    return fitting
+
+
+def _level_fits(level: _Level) -> tuple[Choice, ...]:
+    """The choices of unmapped tags beside which the mapped ones and no more than the threshold are resident.
+
+    An engine small beside what it holds anyway (a CPU engine under a threshold for GPUs) fits several.
+    """
+    fitting = []
+    for choice in level.choices():
+        share = level.size(frozenset(level.tags) - choice)
+        if share is not None and all(
+            level.policy.returned_fraction * share <= held <= share + level.policy.threshold_bytes
+            for held in level.reading.devices.values()
+        ):
+            fitting.append(choice)
+    return tuple(fitting)
+
+
+def _in_words(unmapped: Choice) -> str:
+    return f"{', '.join(sorted(unmapped))} released" if unmapped else "nothing released"
+
+
+def _size(size: int | None) -> str:
+    return "unknown" if size is None else mib(size)
 
 
 def _choices(tags: list[Tag]) -> list[tuple[Tag, ...]]:

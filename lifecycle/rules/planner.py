@@ -70,12 +70,16 @@ def _towards_drained(now: PlannerView, wanted: PauseMode) -> Command:
     return Drain() if drains or mode == wanted else Pause(wanted)
 
 
-def _safe_mode(now: PlannerView, wanted: PauseMode) -> PauseMode:
-    """The mode, or another that drains where entering it would hang the engine: for an onload any of them will do."""
+def safe_mode(now: PlannerView, wanted: PauseMode) -> PauseMode | None:
+    """The mode, or another that drains where entering it could hang the engine; None where it has none.
+
+    How an engine that is paused was paused may be unknown: then only a mode will do that can be entered from any.
+    """
     modes, current = now.capabilities.pause, now.facts.paused_by
     safe = [name for name, each in modes.items() if each.drains and not each.needs_router]
-    safe = [name for name in safe if current not in modes[name].unsafe_from]
-    return wanted if wanted in safe or not safe else safe[0]
+    unknown = current is None and now.state is State.PAUSED
+    safe = [name for name in safe if not (modes[name].unsafe_from if unknown else {current} & modes[name].unsafe_from)]
+    return wanted if wanted in safe else next(iter(safe), None)
 
 
 def _towards_serving(now: PlannerView, goal: Goal) -> Command | None:
@@ -86,7 +90,7 @@ def _towards_serving(now: PlannerView, goal: Goal) -> Command | None:
         case State.WEIGHTS_RESTORED:
             return RestoreKV() if update is None else UpdateWeights(update)
         case State.PAUSED if update is not None or not now.facts.cache_fresh:
-            return _towards_drained(now, _safe_mode(now, goal.mode))
+            return _towards_drained(now, safe_mode(now, goal.mode) or goal.mode)
         case State.DRAINED if update is not None:
             return UpdateWeights(update)
         case State.DRAINED | State.PAUSED | State.KV_RESTORED:

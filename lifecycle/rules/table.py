@@ -58,9 +58,10 @@ _RELEASE_GUARDS = (
     g.weights_recoverable,
     g.bytes_visible,
     g.host_has_room,
+    g.mapping_borne_out,
 )
 _RELEASED = (p.tags_unmapped, p.memory_returned)
-_RESUMABLE = (g.all_mapped, g.weights_valid, g.cache_fresh)
+_RESUMABLE = (g.all_mapped, g.mapping_borne_out, g.weights_valid, g.cache_fresh)
 
 # fmt: off
 OPERATIONS: tuple[Operation, ...] = (
@@ -71,15 +72,15 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("release", S.WEIGHTS_RESTORED, S.RELEASING, S.RELEASED, _RELEASE_GUARDS, _RELEASED),
     Operation("release", S.KV_RESTORED, S.RELEASING, S.RELEASED, _RELEASE_GUARDS, _RELEASED),
     Operation("restore_weights", S.RELEASED, S.RESTORING_WEIGHTS, S.WEIGHTS_RESTORED,
-              (g.device_has_room,), (p.weights_mapped, p.admission_closed)),
+              (g.device_has_room, g.mapping_borne_out), (p.weights_mapped, p.admission_closed)),
     Operation("update_weights", S.WEIGHTS_RESTORED, S.UPDATING_WEIGHTS, S.WEIGHTS_RESTORED,
-              (g.source_ready,), (p.weights_match, p.admission_closed)),
+              (g.source_ready, g.mapping_borne_out), (p.weights_match, p.admission_closed)),
     Operation("update_weights", S.DRAINED, S.UPDATING_IN_PLACE, S.DRAINED,
-              (g.source_ready,), (p.weights_match, p.cache_fresh, p.admission_closed)),
+              (g.source_ready, g.mapping_borne_out), (p.weights_match, p.cache_fresh, p.admission_closed)),
     Operation("update_weights", S.PAUSED, S.UPDATING_LIVE, S.PAUSED,
-              (g.live_update_supported, g.source_ready), (p.weights_match, p.admission_closed)),
+              (g.live_update_supported, g.source_ready, g.mapping_borne_out), (p.weights_match, p.admission_closed)),
     Operation("restore_kv", S.WEIGHTS_RESTORED, S.RESTORING_KV, S.KV_RESTORED,
-              (g.weights_valid, g.cotenants_within_budget, g.device_has_room),
+              (g.weights_valid, g.cotenants_within_budget, g.device_has_room, g.mapping_borne_out),
               (p.kv_mapped, p.cache_fresh, p.admission_closed)),
     Operation("resume", S.KV_RESTORED, S.RESUMING, S.SERVING, _RESUMABLE, (p.answers,)),
     Operation("resume", S.DRAINED, S.RESUMING, S.SERVING, _RESUMABLE, (p.answers,)),

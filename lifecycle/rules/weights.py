@@ -13,7 +13,7 @@ def invalid_weights(record: Record, capabilities: Capabilities) -> str | None:
     for tag in sorted(capabilities.stage("weights")):
         reason = _invalid(record, record.facts.contents.get(tag))
         if reason:
-            return f"{tag} holds {reason}; update the weights first"
+            return f"{tag} holds {reason}"
     return None
 
 

@@ -72,6 +72,11 @@ class ScriptedProbe:
         """Replaces the next readings by these, in order."""
         self._scripted.extend(readings)
 
+    @property
+    def blind(self) -> bool:
+        """Whether the next reading is one that was scripted."""
+        return bool(self._scripted)
+
     async def read(self, processes: Sequence[Process], *, deadline_s: float) -> Reading | Unmeasurable:
         """Returns the resident bytes of the engine's ranks; Unmeasurable where none of these processes exists."""
         await asyncio.sleep(0)

@@ -136,7 +136,7 @@ async def test_what_could_not_be_read_in_time_is_recovered_by_reading_again() ->
             with pytest.raises(Exception, match=r"could not be read|cannot be seen"):
                 await engine.restore_kv(deadline_s=0.6)
             probe.fails = lambda number: False
-            assert await engine.recover() is State.DRAINED
+            assert (await engine.recover()).state is State.DRAINED
             await fleet.onload()
             assert engine.state is State.SERVING
         assert await asyncio.to_thread(generate, process)

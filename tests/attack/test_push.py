@@ -205,7 +205,7 @@ async def test_an_end_that_nobody_answers_is_asked_again_by_recover(pushing: Pus
         assert engine.state is State.FAILED
         assert engine.record.uncertain.needs_barrier
         ask(pushing.process, "/_fault", {"end": None})
-        assert await engine.recover() is State.DRAINED
+        assert (await engine.recover()).state is State.DRAINED
         await pushing.next_push_is_taken(engine, "v2")
 
 
@@ -260,6 +260,6 @@ async def test_a_driver_killed_in_its_push_leaves_no_engine_that_refuses_the_nex
     await asyncio.to_thread(killed_in_its_push, address, rows)
     async with Fleet.connect([address], policy=POLICY, store=Store(rows)) as fleet:
         engine = fleet["e"]
-        if await engine.recover() is State.FAILED:  # whether tags of 16 MiB are mapped cannot be measured
+        if (await engine.recover()).state is State.FAILED:  # whether tags of 16 MiB are mapped cannot be measured
             engine.override_state(State.DRAINED, by="a test", reason="the driver died in an update, which maps nothing")
         await pushing.next_push_is_taken(engine, "v3")

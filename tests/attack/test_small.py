@@ -67,7 +67,7 @@ FORKED = """
             return f"process {os.getppid()}" in str(error) and "Connect a fleet of your own here" in str(error)
         return False
 
-    with Fleet.connect([sys.argv[1]], policy=Policy(residual_threshold_gib=0.25)) as fleet:
+    with Fleet.connect([sys.argv[1]], policy=Policy(residual_threshold_gib=0.125)) as fleet:
         child = os.fork()
         if child == 0:
             right = refused(fleet.pause) and refused(fleet["e"].verify) and refused(fleet.offloaded().__enter__)
@@ -93,14 +93,14 @@ def test_a_fleet_in_a_forked_child_raises_and_says_so(address: str) -> None:
 
 
 def test_a_reader_that_goes_away_ends_no_move(shell, address: str) -> None:
-    ended = shell(f'{{ $L offload {address} --weights kept --threshold-gib 0.25; echo "code $?" >&2; }} | true')
+    ended = shell(f'{{ $L offload {address} --weights kept --threshold-gib 0.125; echo "code $?" >&2; }} | true')
     assert ended.stderr == "code 0\n"
     assert " released " in shell(f"$L status {address}").stdout
     assert shell(f"$L onload {address} > /dev/null").returncode == 0
 
 
 def test_a_full_output_ends_no_move_and_is_a_failure_that_is_named(shell, address: str) -> None:
-    ended = shell(f"$L cycle {address} --weights kept --threshold-gib 0.25 > /dev/full")
+    ended = shell(f"$L cycle {address} --weights kept --threshold-gib 0.125 > /dev/full")
     assert (ended.returncode, ended.stderr) == (1, "lifecycle: standard output: No space left on device\n")
     assert " serving " in shell(f"$L status {address}").stdout
 

@@ -47,7 +47,12 @@ def test_offload_and_onload_remember_the_source(lifecycle, address: str, engine:
 
 def test_a_forgotten_engine_is_not_guessed_at(lifecycle, address: str, tmp_path: Path) -> None:
     assert lifecycle("pause", address).returncode == 0
-    assert "lifecycle override STATE" in lifecycle("status", address, state=tmp_path).stdout
+    assert f"`lifecycle recover {address}`" in lifecycle("status", address, state=tmp_path).stdout
+    recovered = lifecycle("recover", address, state=tmp_path)
+    assert recovered.returncode == 1
+    assert "failed: no state fits" in recovered.stdout
+    for state in ("paused", "released", "weights_restored"):
+        assert f"`lifecycle override {state} {address} --by NAME --reason WHY`" in recovered.stdout
     tight = ("--threshold-gib", "0.08")  # less than any tag holds, so that only one answer fits what is resident
     told = lifecycle("status", address, *tight, state=tmp_path).stdout
     assert "drained" in told, "under a threshold that fits, what is mapped is told from the bytes"
@@ -62,6 +67,34 @@ def test_recover_and_declare(lifecycle, address: str) -> None:
     refused = lifecycle("override", "serving", address, "--by", "me", "--reason", "I looked")
     assert refused.returncode == 3
     assert lifecycle("override", "asleep", address, "--by", "me", "--reason", "x").returncode == 2
+
+
+def test_update_loads_what_is_named_where_it_may(lifecycle, address: str, engine: LoopbackProcess) -> None:
+    weights = ("--weights", str(engine.weights), "--version", "step-5")
+    refused = lifecycle("update", address, *weights)
+    assert refused.returncode == 3
+    assert f"`lifecycle pause {address} --mode abort`" in refused.stderr
+    assert lifecycle("update", address).returncode == 2
+    for verb in ("pause", "drain"):
+        assert lifecycle(verb, address).returncode == 0
+    assert lifecycle("update", address, *weights).returncode == 0
+    assert "nothing was sent" in lifecycle("update", address, *weights).stdout
+    assert lifecycle("update", address, *weights, "--force").returncode == 0
+    assert lifecycle("onload", address).returncode == 0
+    assert "loaded(step-5)" in lifecycle("status", address).stdout
+
+
+def test_onload_takes_the_source_that_is_named_then(lifecycle, address: str, engine: LoopbackProcess) -> None:
+    weights = ("--weights", str(engine.weights), "--version")
+    assert lifecycle("offload", address, *weights, "step-6", *SMALL).returncode == 0
+    planned = lifecycle("onload", address, *weights, "step-7", "--dry-run").stdout
+    assert "weight_version='step-7'" in planned
+    assert lifecycle("onload", address, *weights, "step-7").returncode == 0
+    assert "loaded(step-7)" in lifecycle("status", address).stdout
+    assert lifecycle("onload", address, *weights, "step-7").returncode == 0, "it serves these already"
+    refused = lifecycle("onload", address, *weights, "step-8")
+    assert refused.returncode == 3
+    assert "it serves other weights" in refused.stderr
 
 
 def test_a_dry_run_prints_the_calls_and_sends_none(lifecycle, address: str, engine: LoopbackProcess) -> None:

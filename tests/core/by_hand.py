@@ -22,10 +22,11 @@ LEGAL = {
 
 #: Written by hand: what each row asks before, and sees after.
 _RELEASE = (
-    "still_idle memory_saver_enabled hook_mode_safe tags_releasable weights_recoverable bytes_visible host_has_room",
+    "still_idle memory_saver_enabled hook_mode_safe tags_releasable weights_recoverable bytes_visible host_has_room "
+    "mapping_borne_out",
     "tags_unmapped memory_returned",
 )
-_RESUME = ("all_mapped weights_valid cache_fresh", "answers")
+_RESUME = ("all_mapped mapping_borne_out weights_valid cache_fresh", "answers")
 CHECKS = {
     ("serving", "pause"): ("mode_supported derouted", "admission_closed"),
     ("paused", "pause"): ("mode_change_safe", "admission_closed"),
@@ -33,12 +34,15 @@ CHECKS = {
     ("drained", "release"): _RELEASE,
     ("weights_restored", "release"): _RELEASE,
     ("kv_restored", "release"): _RELEASE,
-    ("released", "restore_weights"): ("device_has_room", "weights_mapped admission_closed"),
-    ("weights_restored", "update_weights"): ("source_ready", "weights_match admission_closed"),
-    ("drained", "update_weights"): ("source_ready", "weights_match cache_fresh admission_closed"),
-    ("paused", "update_weights"): ("live_update_supported source_ready", "weights_match admission_closed"),
+    ("released", "restore_weights"): ("device_has_room mapping_borne_out", "weights_mapped admission_closed"),
+    ("weights_restored", "update_weights"): ("source_ready mapping_borne_out", "weights_match admission_closed"),
+    ("drained", "update_weights"): ("source_ready mapping_borne_out", "weights_match cache_fresh admission_closed"),
+    ("paused", "update_weights"): (
+        "live_update_supported source_ready mapping_borne_out",
+        "weights_match admission_closed",
+    ),
     ("weights_restored", "restore_kv"): (
-        "weights_valid cotenants_within_budget device_has_room",
+        "weights_valid cotenants_within_budget device_has_room mapping_borne_out",
         "kv_mapped cache_fresh admission_closed",
     ),
     ("kv_restored", "resume"): _RESUME,

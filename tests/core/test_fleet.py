@@ -207,7 +207,7 @@ async def test_preflight_refuses_an_engine_that_is_not_known_to_be_anything(stat
     fleet["b"]._session.go("contradicted", reason="a test")
     if state is State.GONE:
         fleet["b"]._session.go("observed_gone", reason="a test")
-    with pytest.raises(FleetError, match=r"recover\(\) looks where it is, or leave it out"):
+    with pytest.raises(FleetError, match=r"or leave it out \(engines=\.\.\.\)\. Next: .*`fleet\.recover\(\)`"):
         await fleet.offload(weights=V1)
     assert journal == []
 

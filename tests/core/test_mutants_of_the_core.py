@@ -36,8 +36,8 @@ from lifecycle.core.observer import MoveEvent, Observers
 from lifecycle.core.record import Desired, Record, UncertainCall
 from lifecycle.core.sources import Source
 from lifecycle.core.units import GIB
-from lifecycle.core.verdicts import Condition, Verdict
-from lifecycle.engine.reconcile import _advice
+from lifecycle.core.verdicts import Verdict
+from lifecycle.engine.reconcile import _note
 from lifecycle.engine.session import Edge, NotSaved
 from lifecycle.rules import guards, knowledge
 from lifecycle.rules.desired import desired_unless_touched, needs_trainer, set_desired, source_after_release, was_loaded
@@ -46,6 +46,8 @@ from lifecycle.rules.machine import NoSuchEdge, next_state
 from lifecycle.store.sqlite import Store
 from lifecycle.testing import DIE, LOST, QUICK, REJECTED, WEIGHTS, capabilities
 from lifecycle.testing.scripted import PAUSE_MODES
+
+EDGE = Transition("e", "default", "pause", State.SERVING, State.PAUSED)
 
 # the machine and the session
 
@@ -135,7 +137,7 @@ async def test_a_mapping_that_is_unknown_is_read_from_bytes(state: State) -> Non
     engine = await engine_in(state)
     put(engine, state=State.FAILED)
     believing(engine, mapped={"weights": None, "kv_cache": None})
-    assert await engine.recover() is state
+    assert (await engine.recover()).state is state
     assert engine.facts.grades[Fact.MAPPED] is Grade.MEASURED
     assert engine.adapter.journal.kinds("residual")
 
@@ -146,11 +148,11 @@ async def test_where_two_choices_of_tags_fit_the_bytes_it_stays_failed() -> None
     await engine.release(["kv_a"], weights=V1)
     put(engine, state=State.FAILED)
     believing(engine, mapped={"kv_a": None, "kv_b": None})
-    assert await engine.recover() is State.FAILED
+    assert (await engine.recover()).state is State.FAILED
     assert engine.facts.mapped == {"weights": True, "kv_a": None, "kv_b": None}
     engine.adapter.engine.apply("release", {"tags": ["kv_b"]})
     believing(engine, mapped={"weights": True})
-    assert await engine.recover() is State.WEIGHTS_RESTORED, "now only one does"
+    assert (await engine.recover()).state is State.WEIGHTS_RESTORED, "now only one does"
 
 
 BEGUN = facts()
@@ -168,7 +170,7 @@ async def test_one_that_was_gone_and_answers_again_holds_its_devices_whatever_it
     model.restart()
     engine.adapter.always("pause", REJECTED)
     engine.adapter.script("residual", LOST)
-    assert await engine.recover() is State.FAILED, "it admits requests with weights that nobody named"
+    assert (await engine.recover()).state is State.FAILED, "it admits requests with weights that nobody named"
     assert not engine.memory_is_free
 
 
@@ -184,7 +186,7 @@ async def test_one_that_was_gone_and_answers_again_holds_its_devices_whatever_it
         (Contents, {"type": "Call", "origin": "kept"}, "'Call' is none of Contents"),
         (Verdict, {"type": "Verdict"}, "'Verdict' is none of Proved"),
         (TagSpec, {"name": "t", "stage": "kv", "on_release": "kept", "expected_bytes": True}, "True is no int"),
-        (Condition, {"verdict": encode(Refuted()), "at_s": "noon"}, "'noon' is no float"),
+        (Transition, {**encode(EDGE), "at_s": "noon"}, "'noon' is no float"),
         (tuple[str, int], ["a"], "1 values, and there should be 2"),
         (tuple[str, ...], "ab", "is no list"),
         (Facts, {"mapped": [["weights"]]}, "is no mapping"),
@@ -201,7 +203,7 @@ def test_what_does_not_fit_its_type_is_a_value_error_that_says_where(kind: Any, 
 def test_the_forms_of_values() -> None:
     assert encode(Grade.DECLARED) == "asserted"
     assert encode(frozenset({"b", "a"})) == ["a", "b"]
-    assert decode(Condition, {"verdict": encode(Refuted()), "at_s": 1}).at_s == 1.0
+    assert decode(Transition, {**encode(EDGE), "at_s": 1}).at_s == 1.0
     effect = decode(UncertainCall, encode(replace(IN_DOUBT, effect={Fact.CONTENTS: {"weights": GARBAGE}}))).effect
     assert effect == {Fact.CONTENTS: {"weights": GARBAGE}}
     assert hash(decode(Verdict, encode(Refuted(figures={"by": {"a": [1, {"b": 2}]}}))))
@@ -273,10 +275,10 @@ async def test_one_that_may_be_paused_already_is_closed_by_a_mode_that_cannot_ha
 
 def test_an_error_calls_no_device_taken_that_is_free() -> None:
     record = Record(state=State.RELEASED, facts=BEGUN)
-    assert _advice(record, RestoreWeights()) == ""
-    assert _advice(record.with_condition("memory_returned", Proved(grade=Grade.MEASURED)), RestoreWeights()) == ""
-    advice = _advice(record.with_condition("memory_returned", Refuted()), RestoreWeights())
-    assert advice == ", memory_returned is refuted: its device is not free for others"
+    assert _note(record, RestoreWeights(), "") == ""
+    assert _note(record.with_condition("memory_returned", Proved(grade=Grade.MEASURED)), RestoreWeights(), "") == ""
+    note = _note(record.with_condition("memory_returned", Refuted()), RestoreWeights(), "")
+    assert note == ", memory_returned is refuted: its device is not free for others"
 
 
 # moves

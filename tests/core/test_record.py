@@ -119,6 +119,7 @@ CALIBRATIONS = st.builds(
     st.dictionaries(TEXT, TEXT),
     st.dictionaries(TEXT, st.lists(SIZES, max_size=4).map(tuple)),
     st.dictionaries(st.tuples(TEXT, st.frozensets(TAGS)), st.lists(SIZES, max_size=4).map(tuple), max_size=2),
+    st.lists(TEXT, max_size=3).map(tuple),
 )
 RECORDS = st.builds(
     Record,

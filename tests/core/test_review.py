@@ -125,6 +125,12 @@ async def test_a_process_that_was_overtaken_sends_nothing(tmp_path: Path) -> Non
     second = remembering(tmp_path / "engines", beside=first)
     await second.connect()
     await second.release(weights=V1)
+    with pytest.raises(GuardRefused, match=r"mapping_borne_out: .* its mapped tags hold"):
+        await first.release(weights=V1)
+    assert first.state is State.DRAINED
+    await second.restore_weights()
+    await second.update_weights(V1)
+    await second.restore_kv()
     with pytest.raises(GuardRefused, match="another process moved"):
         await first.release(weights=V1)
     assert first.state is State.DRAINED

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from by_hand import CHECKS
-from rig import V1, V2, believing, engine_in, sent
+from rig import V1, V2, believing, engine_in, put, sent
 
 from lifecycle import (
     Command,
@@ -19,6 +19,7 @@ from lifecycle import (
     Engine,
     Fact,
     FromDisk,
+    Grade,
     GuardRefused,
     NotProved,
     Pause,
@@ -65,6 +66,13 @@ def without_memory_saver(engine: Engine, patch: Patch) -> None:
     patch(engine._session, "_capabilities", replace(engine.capabilities, memory_saver=False))
 
 
+def only_remembering(engine: Engine, patch: Patch) -> None:
+    """Its mapping is only remembered, and all that it holds is resident, or nothing where all should be."""
+    put(engine, facts=engine.facts.learn({Fact.MAPPED: {}}, Grade.ASSERTED, cause="remembered"))
+    held_gib = 12 if engine.facts.unmapped() else 0
+    engine.adapter.probe.always = Reading({"gpu-0": held_gib * GIB}, (), "a test")
+
+
 def of_few_bytes(engine: Engine, patch: Patch) -> None:
     few = tuple(replace(spec, expected_bytes=1 << 20) for spec in engine.capabilities.tags)
     patch(engine._session, "_capabilities", replace(engine.capabilities, tags=few))
@@ -87,6 +95,7 @@ GUARDS: dict[str, tuple[Callable[[Engine, Patch], None], Command | None]] = {
     "cotenants_within_budget": (lambda engine, patch: shown(patch, 0, cotenants=NO), None),
     "source_ready": (lambda engine, patch: None, UpdateWeights(FromDisk("/models/step-2", " "))),
     "live_update_supported": (lambda engine, patch: believing(engine, paused_by="abort"), None),
+    "mapping_borne_out": (only_remembering, None),
     "all_mapped": (lambda engine, patch: believing(engine, mapped={"kv_cache": None}), None),
     "weights_valid": (lambda engine, patch: believing(engine, contents={"weights": None}), None),
     "cache_fresh": (lambda engine, patch: believing(engine, cache_fresh=None), None),

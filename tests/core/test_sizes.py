@@ -173,7 +173,8 @@ def test_a_release_of_all_is_seen_though_a_size_is_wrong(tag: str, weights_mib: 
 async def test_a_hint_that_is_too_small_to_see_may_be_wrong() -> None:
     """As measured on a real server: 92 MiB are reported, 183 MiB are there, and 95 MiB can be seen."""
     small = replace(KEPT_WEIGHTS, expected_bytes=92 * MIB, size_grade=REPORTED)
-    engine = await engine_in(State.DRAINED, small, KV_CACHE, sizes={"weights": 183 * MIB, "kv_cache": 1200 * MIB})
+    pool = replace(KV_CACHE, expected_bytes=1200 * MIB)
+    engine = await engine_in(State.DRAINED, small, pool, sizes={"weights": 183 * MIB})
     for expected in (None, 183 * MIB):
         record = await engine.release(["weights"])
         assert (record.returned_bytes, record.expected_bytes) == (183 * MIB, expected)
@@ -380,6 +381,6 @@ async def test_a_restore_that_could_not_be_read_in_time_is_decided_once_it_can()
     assert readings.readings > 4, "it was asked again"
     assert engine.state is State.FAILED
     probe.read = readings._read
-    assert await engine.recover() is State.DRAINED, "all is mapped"
+    assert (await engine.recover()).state is State.DRAINED, "all is mapped"
     await engine.resume()
     assert engine.state is State.SERVING

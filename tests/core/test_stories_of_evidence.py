@@ -127,7 +127,7 @@ async def test_weights_that_were_answered_and_never_shown_are_not_known_when_it_
     with pytest.raises(Unreachable, match="stopped answering"):
         await engine.update_weights(V1, deadline_s=0.4)
     engine.adapter.engine.reachable = True
-    assert await engine.recover() is State.WEIGHTS_RESTORED
+    assert (await engine.recover()).state is State.WEIGHTS_RESTORED
     assert engine.facts.contents == {"weights": None}
     with pytest.raises(GuardRefused, match="weights_valid"):
         await engine.restore_kv()
@@ -139,7 +139,7 @@ async def test_memory_whose_restore_was_answered_and_never_shown_is_told_by_its_
     with pytest.raises(Unreachable, match="stopped answering"):
         await engine.restore_weights(deadline_s=0.4)
     engine.adapter.engine.reachable = True
-    assert await engine.recover() is State.RELEASED, "a load into memory that is not mapped would kill it"
+    assert (await engine.recover()).state is State.RELEASED, "a load into memory that is not mapped would kill it"
 
 
 async def test_no_device_is_free_after_a_release_of_more_than_was_named() -> None:
@@ -169,4 +169,4 @@ async def test_one_that_does_not_answer_and_cannot_be_closed_is_not_called_servi
         await fleet.onload(deadline_s=0.5)
     assert fleet.router.closed == {"e"}
     engine.adapter.as_modelled()
-    assert await engine.recover() is State.SERVING
+    assert (await engine.recover()).state is State.SERVING

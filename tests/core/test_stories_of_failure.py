@@ -232,7 +232,7 @@ async def test_a_gone_engine_that_was_started_again_is_a_fresh_one() -> None:
     engine.adapter.engine.die("it was killed")
     assert await engine.verify() is State.GONE
     engine.adapter.engine.restart()
-    assert await engine.recover() is State.PAUSED
+    assert (await engine.recover()).state is State.PAUSED
     assert engine.facts.boot == engine.adapter.engine.boot
     with pytest.raises(GuardRefused, match="restarted process"):
         await engine.resume()
@@ -245,11 +245,11 @@ async def test_an_engine_that_does_not_answer_is_failed_and_recovers() -> None:
     with pytest.raises(Unreachable, match="It settled to failed") as failed:
         await engine.release(weights=V1, deadline_s=0.2)
     assert engine.state is State.FAILED
-    assert "recover() looks again" in str(failed.value)
+    assert "Next: `fleet.recover()`" in str(failed.value)
     assert sent(engine) == []
-    assert await engine.recover(deadline_s=0.2) is State.FAILED
+    assert (await engine.recover(deadline_s=0.2)).state is State.FAILED
     engine.adapter.engine.reachable = True
-    assert await engine.recover() is State.DRAINED
+    assert (await engine.recover()).state is State.DRAINED
     await serve_again(engine)
 
 
@@ -292,8 +292,10 @@ async def test_somebody_else_who_resumes_contradicts_the_claim() -> None:
     engine.adapter.engine.admission = "open"
     with pytest.raises(OperationFailed, match="admission is open, and was left closed: externally modified"):
         await engine.release(weights=V1, deadline_s=1)
-    assert engine.state is State.SERVING
-    assert sent(engine) == []
+    assert engine.state is State.PAUSED, "it was closed: whoever opened it may have loaded other weights"
+    assert engine.facts.contents == {"weights": None}
+    assert sent(engine) == ["pause(abort)"]
+    await serve_again(engine)
 
 
 async def test_somebody_else_who_releases_contradicts_the_claim() -> None:
@@ -311,7 +313,7 @@ async def test_an_engine_met_while_it_is_paused_is_not_claimed_to_be_anything() 
     engine.adapter.engine.admission = "closed"
     await engine.connect()
     assert engine.state is State.FAILED
-    with pytest.raises(InvalidTransition, match=r"no command is allowed here; recover\(\) looks where it is"):
+    with pytest.raises(InvalidTransition, match=r"no command is allowed here\. Next: `fleet\.recover\(\)`"):
         await engine.resume()
 
 
@@ -336,7 +338,7 @@ async def test_what_could_not_be_proved_to_come_back_is_not_released() -> None:
 async def test_recover_closes_an_engine_that_admits_requests_on_unmapped_memory() -> None:
     engine = await engine_in(State.RELEASED)
     engine.adapter.engine.admission = "open"
-    assert await engine.recover() is State.RELEASED
+    assert (await engine.recover()).state is State.RELEASED
     assert engine.adapter.engine.admission == "closed"
     assert sent(engine) == ["pause(abort)"]
 

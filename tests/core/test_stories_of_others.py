@@ -73,7 +73,7 @@ async def test_a_tag_in_doubt_that_is_found_released_leaves_no_fresh_cache() -> 
     with pytest.raises(Unreachable):
         await engine.restore_kv(deadline_s=1)
     engine.adapter.engine.apply("release", {"tags": ["kv_cache"]})
-    assert await engine.recover() is State.WEIGHTS_RESTORED
+    assert (await engine.recover()).state is State.WEIGHTS_RESTORED
     assert engine.facts.cache_fresh is None
     assert not engine.adapter.engine.cache_fresh
 
@@ -85,7 +85,7 @@ async def test_a_lost_call_is_not_decided_by_bytes_that_others_may_have_moved() 
         await engine.release(weights=V1, deadline_s=1)
     assert engine.facts.mapped == {"weights": True, "small_kv": False}
     engine.adapter.engine.apply("resume", {})
-    assert await engine.recover() is State.FAILED, "whether they restored small_kv cannot be seen"
+    assert (await engine.recover()).state is State.FAILED, "whether they restored small_kv cannot be seen"
     assert engine.facts.mapped["small_kv"] is None
 
 
@@ -113,7 +113,7 @@ async def test_who_opens_it_before_another_process_attaches_may_have_restored_it
     again = Engine(first.adapter, policy=first.policy, probe=first.probe, store=Store(tmp_path / "engines"))
     await again.connect()
     assert again.state is State.FAILED
-    assert await again.recover() is State.PAUSED, "a restore of what is mapped would kill it"
+    assert (await again.recover()).state is State.PAUSED, "a restore of what is mapped would kill it"
     assert again.facts.contents == {"weights": None}
     assert again.facts.grades["mapped"] is Grade.MEASURED
 

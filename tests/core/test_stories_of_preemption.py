@@ -38,6 +38,17 @@ async def test_a_resume_gives_up_a_drain_whose_caller_is_told(asks: str | None) 
     assert engine.busy is None
 
 
+async def test_two_that_give_it_up_at_once_do_it_once() -> None:
+    engine = await engine_in(State.PAUSED)
+    engine.adapter.engine.stubborn = -1
+    drain = await under_way(engine.drain(), engine, "drain")
+    resumes = [asyncio.ensure_future(engine.resume(preempt=True)) for _ in range(2)]
+    await asyncio.wait(resumes)
+    assert sorted(type(each.exception()).__name__ for each in resumes) == ["EngineBusy", "NoneType"]
+    assert isinstance((await asyncio.wait({drain}))[0].pop().exception(), Preempted)
+    assert sent(engine) == ["resume"]
+
+
 async def test_without_it_a_drain_under_way_is_busy() -> None:
     engine = await engine_in(State.PAUSED)
     engine.adapter.engine.stubborn = 20

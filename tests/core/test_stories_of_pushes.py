@@ -217,7 +217,7 @@ async def test_a_cancelled_push_leaves_no_engine_waiting() -> None:
     assert len(asyncio.all_tasks()) == 1
     assert states(fleet) == {"a": "failed", "b": "failed"}
     for engine in fleet:
-        assert await engine.recover() is State.DRAINED
+        assert (await engine.recover()).state is State.DRAINED
 
 
 async def test_a_second_update_meanwhile_is_busy() -> None:
@@ -322,7 +322,7 @@ async def test_an_end_that_nobody_answered_needs_a_barrier() -> None:
     assert engine.record.uncertain.needs_barrier
     assert engine.record.uncertain.push_open
     engine.adapter.journal.clear()
-    assert await engine.recover() is State.DRAINED
+    assert (await engine.recover()).state is State.DRAINED
     assert engine.adapter.journal.kinds("call", "barrier") == ["e: barrier -> True", "e: call close_update"]
 
 
@@ -366,7 +366,7 @@ async def test_no_push_is_ended_on_an_engine_that_admits_requests() -> None:
     engine.adapter.as_modelled()
     engine.adapter.engine.admission = "open"
     engine.adapter.journal.clear()
-    assert await engine.recover() is State.PAUSED
+    assert (await engine.recover()).state is State.PAUSED
     assert sent(engine) == ["pause(abort)"]
     await engine.drain()
     await engine.update_weights(Pushed(push_to_all, "v1"))

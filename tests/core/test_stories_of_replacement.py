@@ -17,7 +17,7 @@ async def test_a_close_whose_answer_was_lost_is_followed_by_no_claim() -> None:
         await engine.restore_weights(deadline_s=1)
     assert engine.state is State.FAILED
     assert engine.record.uncertain.needs_barrier
-    assert await engine.recover() is State.DRAINED
+    assert (await engine.recover()).state is State.DRAINED
 
 
 async def test_a_call_that_a_process_in_its_place_answered_may_have_moved_its_memory() -> None:

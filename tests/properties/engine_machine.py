@@ -92,6 +92,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.model = self.adapter.engine
         self.engine = scripted(self.adapter, policy=POLICY)
         self.adapter.wanted = lambda: self.engine.desired.version
+        self.adapter.believed = lambda: self.engine.facts
         self.time.run(self.engine.connect())
         self.adapter.ended(self.engine)
 
@@ -297,6 +298,39 @@ class EngineMachine(RuleBasedStateMachine):
             self.model.apply("resume", {})
         else:
             self.model.apply("pause", {"mode": what})
+
+    @precondition(lambda self: self.adapter.reports_admission and not self.model.stubborn)
+    @rule(
+        released=st.sampled_from(["", "kv", "weights", "all"]),
+        restored=st.booleans(),
+        loads=st.booleans(),
+        opens=st.booleans(),
+        closes=st.booleans(),
+    )
+    def somebody_else_drives(
+        self,
+        released: str = "all",
+        restored: bool = False,
+        loads: bool = False,
+        opens: bool = False,
+        closes: bool = True,
+    ) -> None:
+        """Another driver goes a part of the ring, or all of it, with weights of the same label."""
+        if not self.model.alive or (not closes and not self.model.idle_and_closed()):
+            return
+        self.adapter.externally_modified |= {Fact.ADMISSION, Fact.RUNNING, Fact.PAUSED_BY}
+        self.adapter.externally_modified |= {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH}
+        with self.adapter.misleading_bytes():
+            if closes:
+                self.model.apply("pause", {"mode": "abort"})
+            tags = set(self.model.sizes) if released == "all" else self.engine.capabilities.stage(released or "kv")
+            self.model.apply("release", {"tags": sorted(tags - self.model.unmapped) if released else []})
+            if restored:
+                self.model.apply("restore", {"tags": sorted(self.model.unmapped)})
+        if loads and not self.model.unmapped:
+            self.model.apply("load", {"path": "/models/others", "version": self.model.label, "flush": True})
+        if opens:
+            self.model.apply("resume", {})
 
     @precondition(lambda self: self.adapter.reports_admission)
     @rule(requests=st.integers(1, 3))

@@ -12,11 +12,11 @@ from drawn import COMMANDS, V1, V2, deadlines_s, patience, push, push_half, scri
 from engine_machine import GRACE_S, POLICY, close, cut_short
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from judge import Invariant, Judge
+from judge import Invariant, Judge, still_held
 from observed_engine import ObservedAdapter, judge_at_rest
 from virtual_time import VirtualTime
 
-from lifecycle import CommandRefused, Engine, Fleet, FleetError, Group, LifecycleError, Pushed, State
+from lifecycle import CommandRefused, Engine, Fact, Fleet, FleetError, Group, LifecycleError, Pushed, State
 from lifecycle.fleet.fleet import Transition
 from lifecycle.fleet.move import Move
 from lifecycle.testing import Journal, ScriptedRouter, capabilities, scripted
@@ -104,6 +104,7 @@ class FleetMachine(RuleBasedStateMachine):
         group = ("prefill" if number else "decode") if waves else "default"
         engine = scripted(adapter, policy=POLICY, group=group, has_router=True)
         adapter.wanted = lambda: engine.desired.version
+        adapter.believed = lambda: engine.facts
         return engine
 
     # the trainer
@@ -156,6 +157,8 @@ class FleetMachine(RuleBasedStateMachine):
             self.judge.hold(Invariant.SERVES_AGAIN, closed is (goal is State.RELEASED), f"{what}: router of {engine!r}")
             if what == "offload":
                 self.judge.hold(Invariant.HANDED_OVER, engine.memory_is_free, f"{what}: {engine!r}")
+                held = still_held(engine, engine.adapter.engine)
+                self.judge.hold(Invariant.HANDED_OVER, held is None, f"{what}: {engine!r}: {held}")
 
     def states(self) -> set[State]:
         return {engine.state for engine in self.fleet}
@@ -215,6 +218,17 @@ class FleetMachine(RuleBasedStateMachine):
     @rule(whom=engines_)
     def it_restarts(self, whom: int = 0) -> None:
         self.adapters[whom % len(self.adapters)].engine.restart()
+
+    @rule(whom=engines_, opens=st.booleans())
+    def somebody_else_restores(self, whom: int = 0, opens: bool = False) -> None:
+        """Another driver restores what is released, and may open the engine."""
+        adapter = self.adapters[whom % len(self.adapters)]
+        if not adapter.engine.alive or not adapter.engine.unmapped:
+            return
+        adapter.externally_modified |= set(Fact) - {Fact.BOOT, Fact.ROUTED, Fact.CHECKSUM}
+        adapter.engine.apply("restore", {"tags": sorted(adapter.engine.unmapped)})
+        if opens:
+            adapter.engine.apply("resume", {})
 
     @rule(whom=engines_, frees=st.booleans())
     def its_releases(self, whom: int = 0, frees: bool = True) -> None:

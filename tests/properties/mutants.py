@@ -16,6 +16,7 @@ from lifecycle.engine.session import Session
 from lifecycle.fleet import move as moves
 from lifecycle.fleet.move import Move, Outcome
 from lifecycle.rules import machine, table
+from lifecycle.rules.knowledge import measured, observed
 from lifecycle.rules.table import Operation
 
 Patch = Callable[..., None]
@@ -69,6 +70,25 @@ def no_barrier(patch: Patch) -> None:
 def no_doubt(patch: Patch) -> None:
     """What a lost call was about stays known as it was."""
     patch(facts.Facts, "doubt", lambda self, effect: self)
+
+
+def others_change_nothing(patch: Patch) -> None:
+    """Somebody else's pause or resume says nothing of the memory."""
+    patch(observed, "_others_acted", lambda facts, seen: False)
+
+
+def all_is_mapped(patch: Patch) -> None:
+    """Bytes that do not tell the mapping are taken for all that there are."""
+    patch(measured.mapping, "mapping_from_resident_bytes", lambda facts, *rest: dict.fromkeys(facts.mapped, True))
+
+
+def nothing_is_verified(patch: Patch) -> None:
+    """A move believes what it knew of the engines that are there already."""
+
+    async def believes(self: Move, engines: Sequence[Engine]) -> None:
+        return None
+
+    patch(Move, "_verify", believes)
 
 
 def never_busy(patch: Patch) -> None:

@@ -17,6 +17,12 @@ from mutants import Patch, without
 Steps = Callable[[Any], None]
 
 
+def a_cycle(machine: Any) -> None:
+    """After it the mapping was measured."""
+    machine.some_way(steps=3)
+    machine.some_way(steps=5, home=True)
+
+
 def drained(machine: Any) -> None:
     machine.some_way(steps=2)
 
@@ -56,7 +62,20 @@ def resumed_without_its_memory(machine: Any) -> None:
     machine.command("resume")
 
 
+def somebody_released_it(machine: Any) -> None:
+    a_cycle(machine)
+    machine.somebody_else_drives("all")
+    machine.verify()
+
+
+def somebody_released_it_while_it_was_drained(machine: Any) -> None:
+    drained(machine)
+    machine.somebody_else_drives("all", closes=False)
+    machine.command("release")
+
+
 def a_release_is_lost(machine: Any) -> None:
+    a_cycle(machine)
     drained(machine)
     machine.command("release", faults=[("release", "LOST_AFTER")])
     machine.command("release")
@@ -115,11 +134,27 @@ ENGINES: dict[str, tuple[Invariant, Callable[[Patch], None], Steps]] = {
     "the barrier after a cancelled call": (Invariant.BARRIER_FIRST, mutants.no_barrier, a_release_is_given_up),
     "memory_returned": (Invariant.HANDED_OVER, mutants.memory_always_returned, nothing_comes_back),
     "the deadline": (Invariant.IN_TIME, mutants.no_deadline, a_call_hangs),
+    "others' acts": (Invariant.TRUE_FACTS, mutants.others_change_nothing, somebody_released_it),
+    "bytes": (Invariant.TRUE_FACTS, mutants.all_is_mapped, somebody_released_it),
+    "mapping_borne_out": (Invariant.SENT_ONCE, without("mapping_borne_out"), somebody_released_it_while_it_was_drained),
     "settling": (Invariant.STABLE, mutants.no_settling, a_call_hangs),
     "the claim": (Invariant.ONE_AT_A_TIME, mutants.never_busy, two_callers),
 }
+
+
+def one_is_restored_by_others(machine: Any) -> None:
+    machine.move("offload")
+    machine.somebody_else_restores(0)
+    machine.move("offload")
+
+
 FLEETS: dict[str, tuple[Invariant, Callable[[Patch], None], Steps]] = {
     "the phases": (Invariant.DRAINED_TOGETHER, mutants.no_phases, the_fleet_moves),
+    "verifying what is released": (
+        Invariant.HANDED_OVER,
+        mutants.nothing_is_verified,
+        one_is_restored_by_others,
+    ),
     "the update on the way home": (Invariant.SERVES_AGAIN, mutants.no_update_on_the_way_home, the_fleet_moves),
 }
 ALL = [(EngineMachine, *case) for case in ENGINES.values()] + [(FleetMachine, *case) for case in FLEETS.values()]

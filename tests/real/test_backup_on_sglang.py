@@ -58,5 +58,5 @@ async def test_an_engine_killed_by_another_clients_resume_is_found_gone(sglang: 
             await asyncio.to_thread(ask, sglang, "/resume_memory_occupation", {"tags": ["weights"]})
         with pytest.raises(Unreachable):
             await engine.release(weights=Kept())
-        assert await engine.recover() is State.GONE
+        assert (await engine.recover()).state is State.GONE
         assert engine.memory_is_free

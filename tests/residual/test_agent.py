@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -23,6 +24,7 @@ from lifecycle.fleet.registry import adapter_for
 from lifecycle.launch.miles import forwarded
 from lifecycle.nodes import remote
 from lifecycle.nodes.address import parse
+from lifecycle.nodes.agent_protocol import PROTOCOL
 from lifecycle.nodes.processes import by_pid
 from lifecycle.nodes.remote import TOKEN, RemoteNode
 from lifecycle.settings.schema import Settings
@@ -145,6 +147,44 @@ async def test_an_agent_that_never_answers() -> None:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         verdict = await RemoteNode(address).find(port=1, deadline_s=0.3)
     assert "no answer in 0.3 s" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"alive": None},
+        {"alive": "no"},
+        {"alive": 0},
+        {"processes": [{"pid": 1e400, "start_time": 1}], "devices": [], "verdict": []},
+        {"processes": [{"pid": 7, "start_time": float("nan")}], "devices": 3, "verdict": {}},
+        {"processes": [3], "devices": {"a": float("inf")}, "verdict": "x", "holders": [], "probe": "", "whole": {}},
+        {"unmeasurable": [[]] * 200_000},
+        {"deep": "["},
+    ],
+)
+async def test_an_agent_with_odd_answers_has_measured_nothing(answer: Any) -> None:
+    async def replies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        common = {"protocol": PROTOCOL, "version": "1", "node": "n"}
+        deep = b"[" * 50_000 if answer.get("deep") else b""
+        body = deep or json.dumps({**common, **answer}).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await reader.read()  # until the client has closed
+        writer.close()
+
+    server = await asyncio.start_server(replies, "127.0.0.1", 0)
+    node = RemoteNode(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", token="t")
+    roots = (Process("n", 1, 1.0),)
+    async with server:
+        assert await node.any_alive(roots, deadline_s=5) is None
+        for question in (
+            node.find(port=1, deadline_s=5),
+            node.read(roots, kind="cpu", scope="process", deadline_s=5),
+            node.hook_mode(roots, deadline_s=5),
+            node.process_env(roots, deadline_s=5),
+            node.free_memory(["a"], roots, need_bytes=1, deadline_s=5),
+        ):
+            assert isinstance(await question, Unmeasurable)
 
 
 async def test_an_agent_that_closes_the_connection() -> None:

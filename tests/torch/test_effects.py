@@ -49,7 +49,7 @@ async def test_a_cancelled_release_is_joined_and_then_found() -> None:
                 await release
             assert log == ["begun", "ended"], "the caller got it back only after the effect had ended"
             assert engine.state is State.FAILED
-            assert await engine.recover() is State.WEIGHTS_RESTORED
+            assert (await engine.recover()).state is State.WEIGHTS_RESTORED
             await engine.restore_kv()
             await engine.resume()
         assert greedy(model) == before

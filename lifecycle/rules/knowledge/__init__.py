@@ -2,15 +2,19 @@
 
 What is known of an engine changes for five reasons, and each has its functions here.
 
-1. **A call was answered, or was not** (`after_reply`, `after_cancelled`). An acknowledged call has its declared effect,
+1. **A call was answered, or was not** (`after_reply`, `after_cancelled`). Before it is sent, a call that changes memory
+   is written down (`intended`): a driver that ends before the answer leaves unknown what that call could change, and
+   nothing else (`interrupted`). An acknowledged call has its declared effect,
    graded *acknowledged*. A call that was refused before it was sent, or rejected where that changes nothing, leaves the
    facts. Everything else leaves what the call could have changed unknown, and remembers the call, so that bytes can
    decide later. A call without an answer may still be running: nothing is sent before a barrier has returned.
 2. **Proofs were asked** (`after_proofs`, `unproved`). One that holds makes known what it shows, at its grade. One that
    does not, or was not asked any more, makes unknown what it was about.
 3. **The engine was observed** (`after_observation`). What it reports replaces what was known. Another boot voids all.
-   Somebody else's act voids what it could have changed: who opens an engine may have restored its memory too.
-4. **Bytes were measured** (`decided_by_bytes`). After a barrier, and only where one answer fits, they decide.
+   Somebody else's act voids what it could have changed: who opens an engine may have restored its memory too, and who
+   closes it may have released it. What an earlier process knew of the mapping is only remembered.
+4. **Bytes were measured** (`decided_by_bytes`, `read_at_rest`). After a barrier, and only where one answer fits, they
+   decide. What they deny of a mapping that is only remembered or asserted is unknown.
 5. **A person asserts something** (`asserted`), graded lowest, so that the next proof measures it.
 
 A fact that several states of the world explain is unknown: it is never decided for the comfortable one.
@@ -19,19 +23,29 @@ A fact that several states of the world explain is unknown: it is never decided 
 from __future__ import annotations
 
 from .asserted import asserted
-from .calls import after_cancelled, after_push, after_reply, command_began, command_ended, expected_after, not_closed
-from .measured import decided_by_bytes
+from .calls import (
+    after_cancelled,
+    after_push,
+    after_reply,
+    command_began,
+    command_ended,
+    expected_after,
+    intended,
+    intent_over,
+    needs_intent,
+    not_closed,
+)
+from .kept import attached, interrupted, seen_again, used_by_others
+from .measured import decided_by_bytes, memory_is_unknown, read_at_rest, restored_by_others
 from .observed import (
     after_observation,
     another_answered,
-    attached,
     barrier_returned,
     confirmed,
     first_seen,
-    interrupted,
     launched,
+    moved_by_others,
     routed,
-    seen_again,
     unknown,
 )
 from .proved import after_proofs, after_refuted, unproved
@@ -53,11 +67,19 @@ __all__ = [
     "decided_by_bytes",
     "expected_after",
     "first_seen",
+    "intended",
+    "intent_over",
     "interrupted",
     "launched",
+    "memory_is_unknown",
+    "moved_by_others",
+    "needs_intent",
     "not_closed",
+    "read_at_rest",
+    "restored_by_others",
     "routed",
     "seen_again",
     "unknown",
     "unproved",
+    "used_by_others",
 ]

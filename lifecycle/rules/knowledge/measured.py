@@ -8,19 +8,29 @@ from typing import Any
 
 from ...core.capabilities import Capabilities
 from ...core.facts import Fact, Facts, Grade, Tag
+from ...core.observation import Observation
 from ...core.policy import Policy
 from ...core.readings import Reading
 from ...core.record import Record, UncertainCall
-from .. import mapping
+from ...core.states import State
+from ...core.verdicts import Unmeasurable
+from .. import mapping, memory
+from ..evidence import believed_only
+from .observed import moved_by_others
+
+_NOTHING_REPORTED = Observation()
 
 
 def decided_by_bytes(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> Record:
     """The record with the mapping that was unknown decided by what is resident, where only one answer fits.
 
     Where a call is in doubt the bytes that moved since it was sent decide, and with them everything that the call would
-    have changed. Where they do not, or no call is in doubt, the level alone decides, as it does of an engine that is
-    met.
+    have changed. Where they do not, or no call is in doubt, what is resident decides, as it does of an engine that is
+    met. A mapping that is only believed is unknown where bytes deny it.
     """
+    record = _unless_denied(record, reading, capabilities, policy)
+    if believed_only(record):  # it is borne out now, and is asked again when something hangs on it
+        return record
     call, facts, calibration = record.uncertain.call, record.facts, record.calibration
     decided: Mapping[Tag, bool] = {}
     if call is not None:
@@ -29,6 +39,44 @@ def decided_by_bytes(record: Record, reading: Reading, capabilities: Capabilitie
         decided = mapping.mapping_from_resident_bytes(facts, reading, capabilities, calibration, policy)
     facts = facts.learn({Fact.MAPPED: decided}, Grade.MEASURED, cause="residual") if decided else facts
     return replace(record, facts=facts if call is None else _call_decided(facts, call))
+
+
+def _unless_denied(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> Record:
+    """The record; after somebody else's act where it only believes a mapping that what is resident denies."""
+    if not believed_only(record):
+        return record
+    denied = mapping.denied_by_bytes(record, reading, capabilities, policy)
+    return record if denied is None else moved_by_others(record, _NOTHING_REPORTED, capabilities)
+
+
+def read_at_rest(record: Record, reading: Reading | Unmeasurable, capabilities: Capabilities, policy: Policy) -> Record:
+    """What is known once what is resident was read of an engine that nothing of ours runs on.
+
+    Of a released engine `memory_returned` is judged anew. What one that admits requests with every tag mapped holds is
+    remembered, unless that is known of this process already.
+    """
+    if record.state is State.RELEASED:
+        judged = memory.returned_still(record, reading, capabilities, policy)
+        return record.with_condition("memory_returned", judged)
+    mapped = bool(record.facts.mapped) and all(record.facts.mapped.values())
+    first = record.calibration.reading_all_mapped is None
+    if isinstance(reading, Reading) and first and mapped and record.facts.admission == "open":
+        return replace(record, calibration=replace(record.calibration, reading_all_mapped=reading))
+    return record
+
+
+def restored_by_others(
+    record: Record, reading: Reading | Unmeasurable, capabilities: Capabilities, policy: Policy
+) -> str | None:
+    """How what is resident shows that somebody else restored a released engine, in words; None where it does not."""
+    if record.state is not State.RELEASED or not isinstance(reading, Reading):
+        return None
+    return memory.come_back(record, reading, capabilities, policy)
+
+
+def memory_is_unknown(record: Record, capabilities: Capabilities) -> Record:
+    """What is known of an engine whose memory somebody else moved unseen."""
+    return moved_by_others(record, _NOTHING_REPORTED, capabilities)
 
 
 def _call_decided(facts: Facts, call: UncertainCall) -> Facts:

@@ -11,10 +11,9 @@ from ...core.facts import GARBAGE, Contents, Fact, Facts, Grade, Tag
 from ...core.frozen import FrozenMap
 from ...core.observation import Observation
 from ...core.record import Record
-from ...core.sources import Pushed
-from ...core.states import UPDATING, State
 from ...core.verdicts import Refuted, Verdict
 from .. import identity
+from ..evidence import LAUNCHED
 
 #: The cause of what an observation told.
 OBSERVED = "observation"
@@ -25,8 +24,8 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
 
     A process that is gone leaves nothing. One that did not answer changes nothing. Of another boot what is known is
     what is taken of a process that is met, where it is certain that the other has ended. An engine that an acknowledged
-    call found in another process, or that was opened while its memory was released, may have any memory mapped and
-    anything in it. Where two processes answer, nothing is taken of either.
+    call found in another process, or that somebody else opened or closed, may have any memory mapped and anything in
+    it. Where two processes answer, nothing is taken of either.
     """
     if seen.alive is False:
         gone = replace(record.uncertain, needs_barrier=False, push_open=False)
@@ -36,7 +35,7 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
         return record
     why = identity.dispute(record, seen)
     if why is not None:
-        return _disputed(record, seen, capabilities, why)
+        return disputed(record, seen, capabilities, why)
     contested, boot = identity.is_contested(record), record.facts.boot
     record = identity.sighted(record, seen.boot).with_condition(identity.IDENTITY, None)
     if boot is None:
@@ -46,8 +45,10 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
         return _same_process(record, seen, capabilities)
     moved = record.uncertain.acked_unrepeatable
     met = _met(seen, capabilities) if likeness == "other" and not contested else unknown(seen, capabilities)
-    record = _of_another(record, met)
-    return _memory_moved_by_others(record, seen, capabilities) if moved else record
+    calibration = record.calibration.of_another_process()
+    record = replace(record, facts=met, conditions=FrozenMap(), calibration=calibration)
+    record = replace(record, uncertain=replace(record.uncertain, call=None, push_open=False))
+    return moved_by_others(record, seen, capabilities) if moved else record
 
 
 def another_answered(record: Record, seen: Observation) -> Record:
@@ -55,14 +56,7 @@ def another_answered(record: Record, seen: Observation) -> Record:
     return identity.sighted(record, seen.boot)
 
 
-def _of_another(record: Record, facts: Facts) -> Record:
-    """What is known once the facts are about another process than before."""
-    calibration = record.calibration.of_another_process()
-    uncertain = replace(record.uncertain, call=None, push_open=False)
-    return replace(record, facts=facts, conditions=FrozenMap(), uncertain=uncertain, calibration=calibration)
-
-
-def _disputed(record: Record, seen: Observation, capabilities: Capabilities, why: str) -> Record:
+def disputed(record: Record, seen: Observation, capabilities: Capabilities, why: str) -> Record:
     """What is known where two processes answer at the address: what was known of the one that the facts are about.
 
     Either of them may have taken the calls that were acknowledged. So what those of the present command moved in memory
@@ -71,7 +65,7 @@ def _disputed(record: Record, seen: Observation, capabilities: Capabilities, why
     if identity.same_process(record.facts.boot, seen.boot):
         record = _same_process(record, seen, capabilities)
     if record.uncertain.acked_unrepeatable:
-        record = _memory_moved_by_others(record, seen, capabilities)
+        record = moved_by_others(record, seen, capabilities)
     record = record.with_condition("memory_returned", None)
     for boot in (*seen.others, seen.boot):
         record = identity.sighted(record, boot)
@@ -80,13 +74,25 @@ def _disputed(record: Record, seen: Observation, capabilities: Capabilities, why
 
 
 def _same_process(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
-    """What is known of the process that the facts are about; opened while memory was released, others opened it."""
-    opened = record.facts.admission != "open" and seen.admission == "open" and bool(record.facts.unmapped())
+    """What is known of the process that the facts are about, which somebody else may have opened or closed."""
+    others = _others_acted(record.facts, seen)
     record = replace(record, facts=_merged(record.facts, seen, capabilities))
-    return _memory_moved_by_others(record, seen, capabilities) if opened else record
+    return moved_by_others(record, seen, capabilities) if others else record
 
 
-def _memory_moved_by_others(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+def _others_acted(facts: Facts, seen: Observation) -> bool:
+    """Whether no call of ours explains the admission that is seen.
+
+    Who closed an open engine may have released its memory, and who opened a closed one may have restored it, with any
+    weights. Where it is not known how a call of ours left the admission, that call explains it, unless memory is
+    unmapped: no call of ours opens an engine then.
+    """
+    if seen.admission is None or seen.admission == facts.admission:
+        return False
+    return facts.admission is not None or (seen.admission == "open" and bool(facts.unmapped()))
+
+
+def moved_by_others(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What its memory is and holds is unknown, but for what it reports; no device of it is free."""
     contents = dict.fromkeys(capabilities.stage("weights"))
     facts = record.facts.doubt({Fact.CONTENTS: contents, Fact.CACHE_FRESH: None})
@@ -97,24 +103,6 @@ def _memory_moved_by_others(record: Record, seen: Observation, capabilities: Cap
     return record.with_condition("memory_returned", None)
 
 
-def attached(record: Record, kept: Record | None, seen: Observation, capabilities: Capabilities) -> Record:
-    """What is known of an engine once it was first observed by this process, which has `kept` of an earlier one.
-
-    The kept record counts where it is about the process that answers, or about one that still runs beside it.
-    """
-    if kept is None or kept.facts.boot is None or seen.boot is None:
-        return first_seen(record, seen, capabilities)
-    record = replace(record, calibration=replace(record.calibration, boots=kept.calibration.boots))
-    record = identity.sighted(replace(record, facts=Facts(boot=kept.facts.boot)), kept.facts.boot)
-    why, likeness = identity.dispute(record, seen), identity.compare(kept.facts.boot, seen.boot)
-    if set(kept.facts.mapped) == {spec.name for spec in capabilities.tags} and (why or likeness == "same"):
-        return replace(seen_again(kept, seen, capabilities), state=record.state)
-    if why is not None:
-        return _disputed(replace(record, facts=unknown(seen, capabilities)), seen, capabilities, why)
-    met = first_seen(record, seen, capabilities)
-    return replace(met, facts=unknown(seen, capabilities)) if likeness == "moved" else met
-
-
 def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that is met for the first time by this process."""
     same = record.facts.boot is None or identity.same_process(record.facts.boot, seen.boot)
@@ -122,42 +110,6 @@ def first_seen(record: Record, seen: Observation, capabilities: Capabilities) ->
     calibration = replace(calibration, attached_boot=seen.boot)
     record = replace(record, facts=_met(seen, capabilities), calibration=calibration)
     return identity.sighted(record, seen.boot)
-
-
-def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
-    """What is known of an engine that an earlier process kept this record of, about the boot that was seen.
-
-    Of its conditions only `memory_returned` of a released engine still says something. What was under way when that
-    process ended is unknown. One that was opened since, while its memory was released, may have any of it mapped.
-    """
-    returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
-    record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
-    record = record if kept.state.stable else interrupted(record)
-    record = identity.sighted(record, kept.facts.boot)
-    why = identity.dispute(record, seen)
-    if why is not None:
-        return _disputed(record, seen, capabilities, why)
-    return _same_process(identity.sighted(record, seen.boot), seen, capabilities)
-
-
-def interrupted(record: Record) -> Record:
-    """What is left of the record of an engine whose command was under way: which of its calls ran is unknown.
-
-    A push that was under way may still be open.
-    """
-    facts = record.facts.doubt(
-        {
-            Fact.ADMISSION: None,
-            Fact.PAUSED_BY: None,
-            Fact.RUNNING: None,
-            Fact.MAPPED: dict(record.facts.mapped),
-            Fact.CONTENTS: dict(record.facts.contents),
-            Fact.CACHE_FRESH: None,
-        }
-    )
-    pushing = record.state in UPDATING and isinstance(record.desired.source, Pushed)
-    uncertain = replace(record.uncertain, needs_barrier=True, push_open=record.uncertain.push_open or pushing)
-    return replace(record, facts=facts, uncertain=uncertain)
 
 
 def confirmed(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
@@ -186,7 +138,7 @@ def launched(seen: Observation, capabilities: Capabilities) -> Facts:
         Fact.CONTENTS: contents,
         Fact.CACHE_FRESH: True,
     }
-    return _merged(Facts().learn(effect, Grade.ASSERTED, cause="launch"), seen, capabilities)
+    return _merged(Facts().learn(effect, Grade.ASSERTED, cause=LAUNCHED), seen, capabilities)
 
 
 def unknown(seen: Observation, capabilities: Capabilities) -> Facts:

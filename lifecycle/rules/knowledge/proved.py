@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ...core.commands import Pause, Resume
 from ...core.facts import Fact
+from ...core.readings import Reading
 from ...core.record import Record
 from ...core.verdicts import Proved, Refuted, Verdict, on_deadline
 from ..evidence import Context
 from ..proofs import Proof
 from .calls import uncertain_call
+from .observed import moved_by_others
 
 
 def after_proofs(
@@ -25,6 +28,18 @@ def after_proofs(
             record = replace(record, facts=record.facts.learn(effect, verdict.grade, cause=proof.name))
         if proof.condition:
             record = record.with_condition(proof.name, verdict)
+    return _to_compare_with(record, verdicts, context)
+
+
+def _to_compare_with(record: Record, verdicts: Mapping[str, Verdict], context: Context) -> Record:
+    """The record with what is resident once every tag was proved to be restored, or to be given back."""
+    reading, mapped = context.evidence.residual, record.facts.mapped.values()
+    if not isinstance(reading, Reading) or not context.targets:
+        return record
+    if all(mapped):
+        return replace(record, calibration=replace(record.calibration, reading_all_mapped=reading))
+    if True not in mapped and isinstance(verdicts.get("memory_returned"), Proved):
+        return replace(record, calibration=replace(record.calibration, reading_all_released=reading))
     return record
 
 
@@ -37,7 +52,10 @@ def after_refuted(
     *,
     elapsed_s: float,
 ) -> Record:
-    """What is known once some proofs of a row, those in `failed`, did not come to hold in time."""
+    """What is known once some proofs of a row, those in `failed`, did not come to hold in time.
+
+    An engine that is open after it was closed, though no call of ours opened it, was opened by somebody else.
+    """
     facts = record.facts
     tags = dict.fromkeys(context.targets or facts.mapped)
     contents = dict.fromkeys(context.capabilities.stage("weights"))
@@ -51,7 +69,11 @@ def after_refuted(
         if isinstance(verdict, Refuted) and verdict.denied:
             weights = verdict.denied & context.capabilities.stage("weights")
             facts = facts.doubt({Fact.MAPPED: dict.fromkeys(verdict.denied), Fact.CONTENTS: dict.fromkeys(weights)})
-    return replace(record, facts=facts)
+    record, seen = replace(record, facts=facts), context.evidence.observed
+    opened = seen.admission == "open" and context.facts.admission == "closed"
+    if opened and not isinstance(context.command, Pause | Resume):
+        return moved_by_others(record, seen, context.capabilities)
+    return record
 
 
 def _unless_all(verdict: Verdict, failed: frozenset[str], elapsed_s: float) -> Verdict:

@@ -151,4 +151,4 @@ async def _is_gone(engine: Engine) -> None:
     assert seen.boot is None
     assert not isinstance(await adapter.prove_idle(Facts(), deadline_s=1.0), Proved)
     assert isinstance(await adapter.barrier(deadline_s=1.0), bool)
-    assert await engine.recover() is State.GONE
+    assert (await engine.recover()).state is State.GONE
