@@ -242,7 +242,7 @@ ODD = {
 }
 
 
-async def test_odd_answers_are_values(start: Start, policy: Policy) -> None:
+async def test_odd_answers_are_values(start: Start, policy: Policy, tmp_path: Path) -> None:
     """Nothing but the library's errors and states comes out, and the engine lives."""
     process = start()
     policy = replace(policy, deadlines_s=dict.fromkeys(policy.deadlines_s, 0.3), settle_s=0.1)
@@ -268,7 +268,8 @@ async def test_odd_answers_are_values(start: Start, policy: Policy) -> None:
         proxy.honest()
         await fleet["e"].recover()
         # A pause that something else acknowledged looks as if somebody had opened the engine since.
-        await fleet["e"].update_weights(FromDisk(str(process.weights), "again"), force=True, deadline_s=5)
+        make_weights(tmp_path / "others.safetensors", seed=9, weights_mib=WEIGHTS_MIB)
+        fleet["e"].set_desired(FromDisk(str(tmp_path / "others.safetensors"), "others"))
         await fleet.onload(deadline_s=5)
         assert fleet["e"].state is State.SERVING
         assert process.returncode is None

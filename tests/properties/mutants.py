@@ -91,6 +91,12 @@ def nothing_is_verified(patch: Patch) -> None:
     patch(Move, "_verify", believes)
 
 
+def no_doubt_and_no_bytes(patch: Patch) -> None:
+    """Nor does what is resident keep a release from being sent again."""
+    no_doubt(patch)
+    without("mapping_borne_out")(patch)
+
+
 def never_busy(patch: Patch) -> None:
     """Nobody's claim on an engine is remembered."""
     patch(Session, "busy", property(lambda self: None, lambda self, value: None), raising=False)

@@ -128,7 +128,7 @@ ENGINES: dict[str, tuple[Invariant, Callable[[Patch], None], Steps]] = {
     "weights_valid, and it serves": (Invariant.SERVED_FIT, without("weights_valid"), resumed_with_garbage),
     "cache_fresh": (Invariant.RESUMED_FIT, without("cache_fresh"), resumed_from_a_stale_cache),
     "all_mapped, kv_mapped": (Invariant.RESUMED_FIT, without("all_mapped", "kv_mapped"), resumed_without_its_memory),
-    "doubt of a lost release": (Invariant.SENT_ONCE, mutants.no_doubt, a_release_is_lost),
+    "doubt of a lost release": (Invariant.SENT_ONCE, mutants.no_doubt_and_no_bytes, a_release_is_lost),
     "doubt of a lost load": (Invariant.TRUE_FACTS, mutants.no_doubt, a_load_is_lost),
     "the barrier after a lost call": (Invariant.BARRIER_FIRST, mutants.no_barrier, a_pause_is_late),
     "the barrier after a cancelled call": (Invariant.BARRIER_FIRST, mutants.no_barrier, a_release_is_given_up),
