@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from .core.errors import ConfigurationError
+from .core.errors import ConfigurationError, EngineHeld
 from .core.facts import Grade, SizeGrade, TagSpec
 from .core.policy import SET_THRESHOLD
 from .core.readings import Reading
@@ -48,7 +48,7 @@ async def examine(engine: Engine, *, deadline_s: float = DEADLINE_S) -> list[Fin
     """The findings on one engine, in the order of `CHECKS`; one alone where it cannot be reached or driven."""
     try:
         await engine.connect(deadline_s=deadline_s)
-    except ConfigurationError as error:
+    except (ConfigurationError, EngineHeld) as error:
         return [Finding("connection", "failure", str(error))]
     return [await check(engine) for check in CHECKS]
 
@@ -85,6 +85,17 @@ async def state(engine: Engine) -> Finding:
     if harmful:
         remedy = f"a monitor may have called {harmful} while it was paused; call {harmful} once"
     return Finding("state", "failure", "whether it admits requests is unknown", remedy)
+
+
+async def lease(engine: Engine) -> Finding:
+    """Other drivers of it are kept away. Drivers of another host, user or pid namespace need one holder with this."""
+    if engine.driven_by is not None:
+        return Finding("lease", "warning", engine.driven_by, "wait for it, or end that process")
+    if engine.keeps_away is not None:
+        return Finding("lease", "ok", f"keeps away {engine.keeps_away}, and no others")
+    if not engine.reachable:
+        return Finding("lease", "ok", "it lives in the process that drives it")
+    return Finding("lease", "warning", "none is taken: no other driver is kept away", "drive it with a lease")
 
 
 async def memory_saver(engine: Engine) -> Finding:
@@ -262,6 +273,7 @@ CHECKS: Sequence[Check] = (
     connection,
     version,
     state,
+    lease,
     memory_saver,
     hook_mode,
     allocator,

@@ -41,6 +41,7 @@ from .core.ports import ResidualProbe, Router, StateStore
 from .core.states import State
 from .core.transition import Transition
 from .engine import engine as engine_module
+from .engine.ownership import LeaseChoice
 from .fleet import fleet as fleet_module
 from .fleet.groups import Group
 
@@ -233,13 +234,21 @@ class Fleet(Blocking):
         policy: Policy | None = None,
         observers: Iterable[Observer] = (),
         store: StateStore | None = None,
+        lease: LeaseChoice = "user",
         probe: ResidualProbe | None = None,
         memory: StateStore | None = None,
     ) -> Self:
         """A fleet of these URLs, as `lifecycle.Fleet.connect`; not observed yet."""
         kept = engine_module.store_given(store, memory)
         fleet = fleet_module.Fleet.connect(
-            urls, groups=groups, router=router, policy=policy, observers=observers, store=kept, probe=probe
+            urls,
+            groups=groups,
+            router=router,
+            policy=policy,
+            observers=observers,
+            store=kept,
+            lease=lease,
+            probe=probe,
         )
         return cls(fleet, Loop())
 

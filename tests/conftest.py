@@ -8,11 +8,23 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from virtual_time import virtually
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What drivers keep of engines goes into a folder of this run, and not into the user's."""
+    os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="lifecycle-state-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The folder of this run is removed."""
+    shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture

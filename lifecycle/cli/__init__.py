@@ -2,7 +2,8 @@
 
 Exit codes: 0, what was asked for holds; 1, an engine was touched and what was asked for does not hold, or what was to
 be printed could not be written; 2, the command line or the configuration is wrong; 3, refused, and no engine was
-touched; 130, interrupted. A reader that goes away before the end (`| head`) changes no code.
+touched; 130, interrupted (143 by SIGTERM, 129 by SIGHUP). A reader that goes away before the end (`| head`) changes no
+code.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ OK, FAILED, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class Interrupted(Exception):
-    """Ctrl-C, raised once the cancelled command has ended. The message says in which state it left the engines."""
+    """Ctrl-C or a signal, raised once the cancelled command has ended.
+
+    The message says in which state it left the engines; `code` is the exit code, 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, *, code: int = INTERRUPTED) -> None:
+        self.code = code
+        super().__init__(message)
 
 
 #: Errors that are reported in one message. Any other exception is a defect of this program and keeps its traceback.
@@ -57,7 +65,7 @@ def code_of(error: Exception) -> int:
     if isinstance(error, ConfigurationError):
         return USAGE
     if isinstance(error, Interrupted):
-        return INTERRUPTED
+        return error.code
     parts = error.exceptions if isinstance(error, FleetError) else (error,)
     untouched = all(isinstance(part, CommandRefused) for part in parts)
     return REFUSED if untouched and not getattr(error, "succeeded", ()) else FAILED

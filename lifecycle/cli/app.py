@@ -13,7 +13,7 @@ import typer
 from ..core.encoding import encode
 from ..core.errors import ConfigurationError
 from ..core.states import RING, State
-from . import FAILED, agent, config, doctor, env, moving
+from . import FAILED, agent, config, doctor, env, moving, signals
 from .options import ENGINES, URLS, Options, command, one_of
 from .output import say
 from .report import recovery_lines, status_lines, status_record
@@ -23,7 +23,8 @@ app = typer.Typer(
     help="Moves inference engines through serving -> paused -> drained -> released -> ... -> serving. "
     "A state is entered only on evidence.",
     epilog="Exit codes: 0 what was asked for holds; 1 an engine was touched and it does not hold; "
-    "2 usage or configuration; 3 refused, and no engine was touched; 4 doctor warns; 130 interrupted.",
+    "2 usage or configuration; 3 refused, and no engine was touched; 4 doctor warns; "
+    "130 interrupted (143 by SIGTERM, 129 by SIGHUP).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -83,7 +84,7 @@ def status(options: Options) -> int:
 moving.register(app)
 
 
-@command(app, "urls", "engines", "group", "as_json")
+@command(app, "urls", "engines", "group", "deadline_s", "threshold_gib", "as_json")
 def recover(options: Options) -> int:
     """Observe each engine and enter its state; say why it is that one, and what leads on. Exit 1 if failed.
 
@@ -92,14 +93,15 @@ def recover(options: Options) -> int:
 
     async def observe() -> int:
         async with options.fleet(accept_unprovable=True) as fleet:
-            found = await fleet.recover(engines=options.participants(fleet))
+            limit = {} if options.deadline_s is None else {"deadline_s": options.deadline_s}
+            found = await fleet.recover(engines=options.participants(fleet), **limit)
         if options.as_json:
             print(json.dumps(encode(found), indent=2))
         else:
             say(recovery_lines(found))
         return FAILED if any(each.state is State.FAILED for each in found.values()) else 0
 
-    return asyncio.run(observe())
+    return signals.run(observe)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
 from ..rules.dry_run import Step, dry_run
 from ..rules.planner import Goal
-from . import FAILED, OK, REPORTED_ERRORS, Interrupted, code_of, message_of
+from . import FAILED, OK, REPORTED_ERRORS, Interrupted, code_of, message_of, signals
 from .actions import Action, arrived
 from .live import watching
 from .options import Options, command
@@ -140,7 +140,7 @@ def _run(options: Options, action: Action) -> int:
                 done = await _perform(options, action, fleet, engines, there)
         return _reported(options, action, done, there)
 
-    return _with_errors_as_json(run) if options.as_json else asyncio.run(run())
+    return _with_errors_as_json(run) if options.as_json else signals.run(run)
 
 
 def _planned(action: Action, engines: Sequence[Engine]) -> list[str]:
@@ -181,7 +181,7 @@ def _interrupted(engines: Sequence[Engine]) -> str:
 
 def _with_errors_as_json(run: Callable[[], Coroutine[Any, Any, int]]) -> int:
     try:
-        return asyncio.run(run())
+        return signals.run(run)
     except REPORTED_ERRORS as error:
         done = [record_of(each) for each in getattr(error, "succeeded", ())]
         print(json.dumps({"ok": False, "error": message_of(error), "done": done}, indent=2))

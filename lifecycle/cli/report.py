@@ -8,7 +8,7 @@ from typing import Any
 from ..core.advice import Recovery
 from ..core.calls import Call
 from ..core.commands import Command
-from ..core.errors import ConfigurationError
+from ..core.errors import ConfigurationError, EngineHeld
 from ..core.readings import Reading
 from ..core.states import State
 from ..core.transition import Transition
@@ -22,7 +22,7 @@ async def status_record(engine: Engine) -> dict[str, Any]:
     record: dict[str, Any] = {"engine": engine.name, "group": engine.group, "url": engine.adapter.url, "error": None}
     try:
         await engine.connect()
-    except ConfigurationError as error:
+    except (ConfigurationError, EngineHeld) as error:
         return record | {"state": "unknown", "error": str(error)}
     reading = await engine.read_residual(deadline_s=10.0)
     facts = engine.facts

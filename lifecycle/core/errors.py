@@ -5,6 +5,7 @@ LifecycleError              .engine .command .state
     InvalidTransition       .allowed
     GuardRefused            .reasons
     EngineBusy              .busy_with
+      EngineHeld            .who .since .until
   OperationFailed           a lifecycle call was sent, or the engine is not what it was; .settled
     Unreachable
     DeadlineExceeded        .deadline_s
@@ -111,6 +112,18 @@ class EngineBusy(CommandRefused):
         self.busy_with = busy_with
         why = f"{busy_with} is under way; wait for it or cancel it"
         super().__init__(why, engine=engine, command=command, state=state)
+
+
+class EngineHeld(EngineBusy):
+    """Another driver has the engine: `who` it is, `since` when and `until` when, in words."""
+
+    def __init__(self, who: str, what: str, since: str, until: str, *, engine: str, command: str, state: State) -> None:
+        self.busy_with = what
+        self.who = who
+        self.since = since
+        self.until = until
+        why = f"{who} has it for {what}, since {since}; wait until {until}, and try again"
+        LifecycleError.__init__(self, why, engine=engine, command=command, state=state)
 
 
 class OperationFailed(LifecycleError):

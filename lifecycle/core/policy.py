@@ -39,6 +39,7 @@ RESIDUAL_THRESHOLD_GIB = 3.0
 
 OnFailure = Literal["restore", "hold"]
 Unprovable = Literal["refuse", "warn"]
+Unleased = Literal["refuse", "warn"]
 ResidualScope = Literal["process", "device"]
 
 
@@ -122,6 +123,8 @@ class Policy:
     accept: Mapping[str, Grade] = field(default_factory=dict)
     #: What to do at connect about an engine that can never give the evidence asked for.
     unprovable: Unprovable = "refuse"
+    #: What to do at connect where no lease can be taken, since its holder cannot be asked.
+    unleased: Unleased = "refuse"
     on_failure: OnFailure = "restore"
     #: Time kept back from every deadline for finding out where a failed command left the engine.
     settle_s: float = 5.0
@@ -166,6 +169,7 @@ _RULES: Mapping[str, Rule] = {
     "deadlines_s": _POSITIVE,
     "accept": _GRADE,
     "unprovable": _one_of(Unprovable),
+    "unleased": _one_of(Unleased),
     "on_failure": _one_of(OnFailure),
     "settle_s": _POSITIVE,
     "poll_s": _POSITIVE,

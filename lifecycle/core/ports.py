@@ -1,4 +1,4 @@
-"""The ports: what this library asks of an engine, a router, a store and a probe of memory."""
+"""The ports: what this library asks of an engine, a router, a store, a holder of leases and a probe of memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .facts import Fact, Facts
+from .lease import Driver, Lease, LeasedEngine, LeaseUse
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -102,10 +103,30 @@ class Router(Protocol):
 
 
 class StateStore(Protocol):
-    """Keeps the Records of engines across processes. An engine is named by its URL."""
+    """Keeps the Records of engines across processes. An engine is named by its address (without one, by its URL)."""
 
     def save(self, engine: str, record: Record) -> None:
         """The record of this engine survives the process. Raises where it cannot be kept."""
 
     def load(self, engine: str) -> Record | None:
         """The record that was kept last; None where there is none that can be read."""
+
+
+@runtime_checkable
+class LeaseHolder(Protocol):
+    """Keeps leases. What it reaches is what is protected: drivers that ask different holders do not see each other.
+
+    It is asked in the event loop's thread, as a store is, and must answer promptly.
+    """
+
+    def take(self, driver: Driver, engine: LeasedEngine, use: LeaseUse) -> Lease:
+        """The driver has the engine and does this; the lease as it is then. Raises LeaseHeld where another has it.
+
+        The first `use.sends` under a lease counts as a use.
+        """
+
+    def free(self, driver: Driver, engine: LeasedEngine) -> None:
+        """The driver does not have the engine any more; nothing happens where it does not."""
+
+    def seen(self, engine: LeasedEngine) -> Lease | None:
+        """The lease that was taken last of this engine; None where none ever was."""

@@ -53,18 +53,36 @@ class UncertainCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Intent:
+    """A call that changes memory or cannot be repeated, written down before it was sent.
+
+    `doubt` is what it makes unknown where its driver ends before the answer is written down. It was sent at `since_s`
+    and may run until `until_s` (wall-clock seconds). `by` says in words who sent it, and `token` is that driver's.
+    """
+
+    call: str
+    doubt: UncertainCall
+    since_s: float
+    until_s: float
+    by: str = ""
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Uncertain:
     """What may be so or not.
 
     `needs_barrier`: an effect may still be running on the engine, so nothing is sent before a barrier has returned.
     `call` is the last call of which it is unknown whether it took effect. `acked_unrepeatable`: a call of the present
     command that moves memory was acknowledged, perhaps by a process that has taken the place of the one that is known.
+    `intent` is the call that was about to be sent, and is None once it was answered.
     `push_open`: a push was begun and its end was not acknowledged, so the engine may refuse the next one.
     """
 
     needs_barrier: bool = False
     call: UncertainCall | None = None
     acked_unrepeatable: bool = False
+    intent: Intent | None = None
     push_open: bool = False
 
 

@@ -39,6 +39,7 @@ from ..rules.contradiction import contradiction, other_process
 from ..rules.desired import desired_unless_touched, set_desired, was_loaded
 from ..rules.evidence import Context, Evidence, EvidenceKind, believed_only, targets
 from ..rules.machine import Refusals
+from ..rules.mapping import since_call_before
 from ..rules.memory import learned_from_release
 from ..rules.proofs import unread_by
 from ..rules.table import Operation, fits
@@ -231,7 +232,9 @@ class Attempt:
 
     async def _call(self, call: Call, context: Context) -> None:
         self._sent = True
-        reply = await send(self.session, call, deadline_s=self.deadline.work_s, command=context)
+        so_far = replace(context, readings_per_call=tuple(self._readings))
+        intent = since_call_before(so_far, self.session.record, call)
+        reply = await send(self.session, call, deadline_s=self.deadline.work_s, command=context, intent=intent)
         problem = failure(reply, call, **self._about, deadline=self.deadline)
         if problem is not None:
             raise problem

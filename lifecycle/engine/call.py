@@ -7,31 +7,59 @@ import time
 
 from ..core.calls import Call, Reply
 from ..core.deadline import Deadline
-from ..core.errors import DeadlineExceeded, OperationFailed, Rejected, Unreachable
+from ..core.errors import ConfigurationError, DeadlineExceeded, OperationFailed, Rejected, Unreachable
+from ..core.lease import LeaseHeld
 from ..core.states import State
 from ..rules.evidence import Context
-from ..rules.knowledge import after_cancelled, after_reply
-from .session import Session
+from ..rules.knowledge import after_cancelled, after_reply, intended, intent_over, needs_intent
+from .session import NotSaved, Session
 
 
-async def send(session: Session, call: Call, *, deadline_s: float, command: Context | None = None) -> Reply:
+async def send(
+    session: Session,
+    call: Call,
+    *,
+    deadline_s: float,
+    command: Context | None = None,
+    intent: Context | None = None,
+) -> Reply:
     """The reply to this call, of which the record and the observers know.
 
     When the caller gives up, its effect is unknown and a barrier is needed; where a call cannot be cancelled it has
-    ended first, and its reply counts. `command` lets bytes decide later what a lost call did.
+    ended first, and its reply counts. `command` lets bytes decide later what a lost call did; `intent` (default: the
+    same) lets them decide it for another process, where this one ends before the reply. A call that must be written
+    down before it is sent, and cannot be, is not sent.
     """
     begun = time.monotonic()
+    unwritten = _write_down(session, call, deadline_s, intent or command)
+    if unwritten is not None:
+        return unwritten
     sending = asyncio.ensure_future(session.adapter.send(call, deadline_s=deadline_s))
     try:
         await (sending if session.capabilities.cancellable else joined(sending))
     finally:
         reply = _reply(sending)
         if reply is None:
-            session.commit(after_cancelled(session.record, call, command))
+            session.commit(intent_over(after_cancelled(session.record, call, command)))
         else:
             session.observers.notify("call", session.name, call, reply, time.monotonic() - begun)
-            session.commit(after_reply(session.record, call, reply, command))
+            session.commit(intent_over(after_reply(session.record, call, reply, command)))
     return sending.result()
+
+
+def _write_down(session: Session, call: Call, deadline_s: float, command: Context | None) -> Reply | None:
+    """The lease says that a call is sent, and the store which; otherwise the reply to a call that was not sent."""
+    now_s = time.time()
+    until_s = now_s + deadline_s
+    try:
+        session.owner.sends(session.facts.boot, None if call.repeatable else until_s)
+        if needs_intent(call):
+            by = session.owner.driver
+            record = intended(session.record, call, command, since_s=now_s, until_s=until_s, by=by)
+            session.commit(record, save="must")
+    except (NotSaved, LeaseHeld, ConfigurationError) as problem:
+        return Reply("lost", detail=f"it was not sent, since that could not be written down ({problem})", refused=True)
+    return None
 
 
 def _reply(sending: asyncio.Future[Reply]) -> Reply | None:

@@ -30,11 +30,12 @@ from ..rules.desired import known_source, set_desired
 from ..rules.planner import Goal
 from ..rules.table import not_allowed, row
 from ..rules.weights import invalid_weights
-from . import attach, canary
+from . import attach, canary, ownership
 from .attempt import Attempt
 from .collective import Collective
 from .gather import residual
 from .override import override
+from .ownership import LeaseChoice, chosen_lease
 from .preconditions import hook_mode_of
 from .preempt import preempt
 from .push import Pushes
@@ -64,6 +65,7 @@ class Engine(EngineView):
         observers: Observers | Iterable[Observer] = (),
         has_router: bool = False,
         store: StateStore | None = None,
+        lease: LeaseChoice = "user",
         memory: StateStore | None = None,
         address: str | None = None,
     ) -> None:
@@ -79,6 +81,7 @@ class Engine(EngineView):
             adapt_probe=self.adapt_probe,
             has_router=has_router,
             store=store_given(store, memory),
+            lease=chosen_lease(lease),
         )
         self._pushes = Pushes()
 
@@ -97,11 +100,13 @@ class Engine(EngineView):
 
         Raises ConfigurationError where it cannot be driven, or cannot give the evidence that the policy asks for.
         """
+        ownership.prepare(self._session)
         await attach.connect(self._session, offloads=self.offloads, deadline_s=deadline_s)
         return self
 
     async def aclose(self) -> None:
-        """Connections are let go; the engine is left as it is."""
+        """Connections and the lease are let go; the engine is left as it is."""
+        self._session.owner.free(self._session.facts.boot)
         await self.adapter.aclose()
 
     # the verbs
@@ -179,16 +184,13 @@ class Engine(EngineView):
         """
         session, begun = self._session, time.monotonic()
         limit_s = self.policy.deadline_s(command.name, deadline_s)
+        deadline = Deadline(limit_s, reserve_s=self.policy.settle_s)
         try:
-            operation = row(command.name, session.state)
-            holder = session.holder(for_move=for_move)
-            if holder is not None:
-                raise EngineBusy(holder, **session.about(command.name))
-            if operation is None:
-                raise not_allowed(**session.about(command.name))
-            with session.claimed(command.name, for_move=for_move):
+            async with ownership.of_command(session, command.name, deadline, for_move=for_move):
+                operation = row(command.name, session.state)
+                if operation is None:
+                    raise not_allowed(**session.about(command.name))
                 self.observers.notify("command_started", self.name, command, session.state)
-                deadline = Deadline(limit_s, reserve_s=self.policy.settle_s)
                 attempt = Attempt(session, command, operation, deadline, pushes=self._pushes, collective=collective)
                 transition = await attempt.run()
         except CommandRefused as error:
@@ -218,20 +220,21 @@ class Engine(EngineView):
         It is failed where a fact stays unknown. An engine that admits requests without being worth serving is closed
         first.
         """
-        session = self._session
-        with self.advising(), session.claimed("recover"):
-            if session.state not in UNCLAIMED:
-                session.go("contradicted", reason="recover() was asked for")
-            found = await reconcile(session, Deadline(deadline_s))
-            advice = after_recovery(self.where, found.candidates)
-            return Recovery(found.state, found.reason or "its facts make this state", advice)
+        session, deadline = self._session, Deadline(deadline_s)
+        with self.advising():
+            async with ownership.of_command(session, "recover", deadline):
+                if session.state not in UNCLAIMED:
+                    session.go("contradicted", reason="recover() was asked for")
+                found = await reconcile(session, deadline)
+                advice = after_recovery(self.where, found.candidates)
+                return Recovery(found.state, found.reason or "its facts make this state", advice)
 
     def override_state(self, state: State, *, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so; every fact of it is graded asserted.
 
         Only from failed. Refused while what was sent before may still run: nobody can say what is so after it.
         """
-        with self.advising():
+        with self.advising(), ownership.of_assertion(self._session):
             return override(self._session, state, by=by, reason=reason)
 
     def declare(self, state: State, *, by: str, reason: str) -> Transition:
@@ -247,18 +250,29 @@ class Engine(EngineView):
 
     @contextmanager
     def claimed_for(self, move: str) -> Iterator[None]:
-        """The engine belongs to this move; EngineBusy where a command or another move has it."""
+        """The engine belongs to this move; EngineBusy where a command, another move or another driver has it."""
         session = self._session
         holder = session.holder()
         if holder is not None:
             asked = {"offload": Goal(State.RELEASED), "onload": Goal(State.SERVING)}.get(move)
             raise self.advised(EngineBusy(holder, **session.about(move)), asked)
-        session.in_move = move
-        try:
+        with ownership.of_move(session, move):
+            session.in_move = move
+            try:
+                yield
+            finally:
+                session.in_move = None
+                session.let_go()
+
+    @contextmanager
+    def leased_for(self, what: str) -> Iterator[None]:
+        """Its lease is this driver's, for several moves; EngineHeld where another driver has it."""
+        with ownership.of_move(self._session, what):
             yield
-        finally:
-            session.in_move = None
-            session.let_go()
+
+    async def caught_up(self, deadline_s: float | None = None) -> None:
+        """What is known of it is of now, where another driver used it since this one looked. For its move."""
+        await ownership.caught_up(self._session, Deadline(deadline_s or self.policy.settle_s))
 
     async def preempt_drain(self, deadline_s: float | None = None) -> float:
         """A drain under way was given up for a resume; returns what is left of the resume's deadline."""

@@ -19,16 +19,18 @@ process met for the first time), and that it closes nothing: who only attaches a
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, replace
 
 from ..core.commands import Command, Pause, Resume
 from ..core.deadline import Deadline
-from ..core.errors import ConfigurationError, OperationFailed
+from ..core.errors import ConfigurationError, EngineHeld, OperationFailed, Unreachable
 from ..core.facts import Fact, PauseMode
+from ..core.lease import Lease
 from ..core.observation import Observation
 from ..core.readings import Reading
 from ..core.record import Record
-from ..core.states import State
+from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
 from ..rules import knowledge, mapping
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
@@ -83,11 +85,14 @@ async def attach(
     now: of a released engine `memory_returned` is judged by it, and of one that admits requests it is remembered.
     """
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
+    used_by_others = session.owner.met(seen.boot)
+    stored = session.kept()
+    refuse_while_called(session, seen.boot, stored)
     seen = await _confirmed_alone(session, seen, deadline, looks=ATTACHING_LOOKS)
     if seen.others:
         boots = two_answer((seen.boot or "", *seen.others))
         raise ConfigurationError(f"{session.name}: {boots}; give each engine a URL of its own")
-    kept = (None if session.store is None else session.store.load(session.adapter.url)) or known_here
+    kept = stored or (None if used_by_others else known_here)
     record = knowledge.attached(Record(state=session.state), kept, seen, session.capabilities)
     known = kept is not None and bool(kept.facts.mapped) and same_process(kept.facts.boot, record.facts.boot)
     session.commit(record)
@@ -112,6 +117,60 @@ def _with_reading(session: Session, state: State, reading: Reading | Unmeasurabl
     record = replace(session.record, state=state)
     record = knowledge.read_at_rest(record, reading, session.capabilities, session.policy)
     return replace(record, state=session.state)
+
+
+def refuse_while_called(session: Session, boot: str | None, kept: Record | None) -> None:
+    """EngineHeld while a call of another driver that cannot be repeated may run, whether that driver lives or not."""
+    now_s, other = time.time(), session.owner.other(boot)
+    if other is not None and (other.call_until_s or 0.0) > now_s:
+        raise session.held_by(replace(other, until_s=other.call_until_s), "connect")
+    intent = None if kept is None else kept.uncertain.intent
+    if intent is not None and intent.until_s > now_s and intent.token != session.owner.driver.token:
+        lease = Lease(intent.token, intent.by, intent.call, False, intent.since_s, call_until_s=intent.until_s)
+        raise session.held_by(lease, "connect")
+
+
+async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
+    """What is known of the engine is of now, after another driver used it (`by`, in words).
+
+    What that one kept of it counts, where it can be read here; otherwise nothing does but what is seen. Another process
+    in its place is left to the command that follows, which observes the engine before it sends anything. Raises
+    Unreachable where nothing answers.
+    """
+    seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
+    kept = session.kept()
+    if seen.boot is None and seen.alive is not False:
+        why = f"it did not answer, after another driver used it ({by}): {seen.detail or 'no reason given'}"
+        raise Unreachable(why, **session.about("catching up"))
+    if not _about_this(session.record, seen, session):
+        return
+    if kept is not None and _about_this(kept, seen, session):
+        record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
+    else:
+        record = knowledge.used_by_others(session.record, seen, session.capabilities)
+    session.commit(record)
+    if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.look_s(0.5)):
+        session.commit(knowledge.barrier_returned(session.record))
+    step = await _decided(session, deadline, may_close=False)
+    state = step.state if isinstance(step, Enter) else None
+    if state is State.RELEASED:
+        session.commit(_with_reading(session, state, await residual(session, deadline_s=deadline.look_s(0.5))))
+    else:  # what was kept of it was about a release
+        session.commit(session.record.with_condition("memory_returned", None))
+    if state is session.state:
+        return
+    if session.state not in UNCLAIMED:
+        session.go("contradicted", reason=f"another driver used it: {by}")
+    if isinstance(step, Enter):
+        session.commit(session.record, Edge(f"observed_{step.state}", reason=f"another driver left it so: {by}"))
+    else:
+        await reconcile(session, deadline)
+
+
+def _about_this(known: Record, seen: Observation, session: Session) -> bool:
+    """Whether what is known is about the process that answers, with the tags that it has."""
+    tags = {spec.name for spec in session.capabilities.tags}
+    return same_process(known.facts.boot, seen.boot) and set(known.facts.mapped) == tags
 
 
 async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = False) -> Found:
@@ -190,6 +249,8 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
             case ReadBytes():
                 undecided = await _decide_by_bytes(session, deadline)
             case Close():
+                if not _may_act(session, deadline):
+                    return Stay("it is to be closed, and another driver has it or used it since it was looked at")
                 await _close(session, deadline)
                 if session.record.uncertain.needs_barrier:
                     return Stay("the call that closes it got no answer, and may still run")
@@ -210,6 +271,18 @@ async def _decide_by_bytes(session: Session, deadline: Deadline) -> mapping.Unde
     if None not in record.facts.mapped.values():
         return mapping.Undecided()
     return mapping.undecided(record, reading, capabilities, policy)
+
+
+def _may_act(session: Session, deadline: Deadline) -> bool:
+    """Whether the engine is this driver's to act on. One that another driver has is left as it is."""
+    try:
+        session.take("reconcile", time.time() + deadline.left_s)
+    except EngineHeld:
+        return False
+    if session.owner.missed is None:
+        return True
+    session.owner.free(session.facts.boot)  # what is known of it is of before: the next command finds out first
+    return False
 
 
 async def _resident(session: Session, deadline: Deadline) -> Reading | Unmeasurable:

@@ -17,18 +17,21 @@ from typing import Any, Literal
 from ..core.capabilities import Capabilities
 from ..core.commands import Command
 from ..core.deadline import Deadline
-from ..core.errors import ConfigurationError, EngineBusy, GuardRefused
+from ..core.errors import ConfigurationError, EngineBusy, EngineHeld, GuardRefused
 from ..core.facts import Facts, Tag
+from ..core.lease import Lease, LeaseHeld, clock
 from ..core.observer import Observers
 from ..core.policy import Policy
-from ..core.ports import EngineAdapter, ResidualProbe, StateStore
+from ..core.ports import EngineAdapter, LeaseHolder, ResidualProbe, StateStore
 from ..core.record import Record
 from ..core.states import State
 from ..core.transition import Transition
 from ..core.verdicts import Verdict
 from ..nodes.probes import probe_for
+from ..nodes.same_address import address_of
 from ..rules.evidence import Context, Evidence
 from ..rules.machine import next_state
+from .owner import Owner
 
 _NOTHING = Evidence()
 
@@ -67,6 +70,7 @@ class Session:
         adapt_probe: Callable[[ResidualProbe], ResidualProbe],
         has_router: bool,
         store: StateStore | None,
+        lease: LeaseHolder | None = None,
     ) -> None:
         self.adapter = adapter
         self.name = name
@@ -75,6 +79,14 @@ class Session:
         self.observers = observers
         self.has_router = has_router
         self.store = store
+        #: Where what is known is kept beside the leases, for the next driver, by the one that has the engine.
+        self.shared: StateStore | None = None
+        #: What the engine is called in a store and by a holder of leases: its address, else its URL.
+        address = address_of(adapter.url)
+        self.key = address or str(adapter.url)
+        #: Whether other processes can reach the engine: its URL has a host and a port.
+        self.reachable = address is not None
+        self.owner = Owner(lease, name=name, address=self.key)
         #: The command under way, and the fleet's move that the engine takes part in, if any.
         self.busy: str | None = None
         self.in_move: str | None = None
@@ -164,14 +176,31 @@ class Session:
         self.commit(self._record, Edge(trigger, command, reason=reason))
 
     def _save(self, record: Record, save: Save) -> None:
-        if self.store is None or save == "no":
+        if save == "no":
             return
-        try:
-            self.store.save(self.adapter.url, record)
-        except Exception as problem:
-            if save == "must":
-                raise NotSaved(str(problem)) from problem
-            logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", self.name)
+        for store in self._stores(record, save):
+            try:
+                store.save(self.key, record)
+            except Exception as problem:
+                if save == "must":
+                    raise NotSaved(str(problem)) from problem
+                logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", self.name)
+
+    def _stores(self, record: Record, save: Save) -> Iterator[StateStore]:
+        """Where a record is to be saved: what is known of an engine that another driver has is for that one to keep."""
+        if self.store is not None and (save == "must" or self.owner.other(record.facts.boot) is None):
+            yield self.store
+        if self.shared is not None and self.owner.lease is not None:
+            yield self.shared
+
+    def kept(self) -> Record | None:
+        """What was kept of the engine last; None where nothing was that can be read here.
+
+        The given store counts, unless the driver that used the engine last kept what it knew elsewhere.
+        """
+        own = None if self.store is None else self.store.load(self.key)
+        shared = None if self.shared is None else self.shared.load(self.key)
+        return shared if self.store is None or self.owner.kept_elsewhere else own
 
     def not_kept(self, problem: NotSaved, command: str) -> GuardRefused:
         """The refusal of a command whose record could not be saved: it would be forgotten if this process ended now."""
@@ -212,6 +241,17 @@ class Session:
                 await asyncio.wait({left}, timeout=deadline.left_s)
             finally:
                 self._waiting.discard(left)
+
+    def take(self, what: str, until_s: float | None) -> None:
+        """The engine is this driver's; EngineHeld where another driver has it."""
+        try:
+            self.owner.take(self.facts.boot, what, until_s)
+        except LeaseHeld as held:
+            raise self.held_by(held.lease, what) from held
+
+    def held_by(self, lease: Lease, command: str) -> EngineHeld:
+        """The refusal of a command, or of a look, while another driver has the engine."""
+        return EngineHeld(lease.who, lease.what, clock(lease.since_s), lease.until, **self.about(command))
 
     def about(self, command: str) -> dict[str, Any]:
         """The engine, the command and the state, as every error takes them."""

@@ -121,6 +121,23 @@ class EngineView:
         return self._session.in_move
 
     @property
+    def reachable(self) -> bool:
+        """Whether other processes can reach it: its URL has a host and a port."""
+        return self._session.reachable
+
+    @property
+    def keeps_away(self) -> str | None:
+        """Which other drivers its lease keeps away, in words; None where it takes none."""
+        holder = self._session.owner.holder
+        return None if holder is None else str(holder)
+
+    @property
+    def driven_by(self) -> str | None:
+        """The other driver that has it now, in words; None where none has, as far as the holder of leases knows."""
+        other = self._session.owner.other(self._session.facts.boot)
+        return None if other is None else str(other)
+
+    @property
     def memory_is_free(self) -> bool:
         """Whether its devices may be handed to the next tenant: memory proved returned, or process gone."""
         return self._session.record.memory_is_free

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from ..core.errors import ConfigurationError, by_reason
 from ..core.observer import Observers
 from ..core.policy import Policy
-from ..core.ports import ResidualProbe, StateStore
+from ..core.ports import LeaseHolder, ResidualProbe, StateStore
 from ..engine.engine import Engine
 from ..nodes.address import parse
 from ..nodes.processes import above, node_name
@@ -30,6 +30,7 @@ def member(
     observers: Observers,
     store: StateStore | None,
     probe: ResidualProbe | None,
+    lease: LeaseHolder | None,
 ) -> Engine:
     """An engine for this URL; what the URL says of its group is added to `groups`."""
     address = parse(url)
@@ -50,6 +51,7 @@ def member(
         observers=observers,
         has_router=has_router,
         store=store,
+        lease=lease,
         address=f"{address}?{urlencode(typed, safe=':/,')}" if typed else str(address),
     )
 

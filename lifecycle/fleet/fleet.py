@@ -19,11 +19,12 @@ from ..core.sources import FromDisk, Pushed, Source
 from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
 from ..engine.engine import Engine, store_given
+from ..engine.ownership import LeaseChoice, chosen_lease
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
 from .connect import connected, member
 from .groups import Group
-from .move import Between, Move, at_once, claimed, verify_all
+from .move import Between, Move, at_once, claimed, leased, verify_all
 from .preflight import check_allowed, check_static
 from .recovery import recovered
 from .routing import Routing
@@ -68,18 +69,20 @@ class Fleet:
         policy: Policy | None = None,
         observers: Iterable[Observer] = (),
         store: StateStore | None = None,
+        lease: LeaseChoice = "user",
         probe: ResidualProbe | None = None,
         memory: StateStore | None = None,
     ) -> Self:
         """A fleet of these URLs, observed on entering it: `async with Fleet.connect([...]) as fleet`.
 
         `store` keeps what is known across processes (`lifecycle.store.Store`); `memory` is its deprecated name.
+        `lease` keeps other drivers away: "user" (the leases of this user on this host), another holder, or None.
         `probe` measures their memory in place of the one that fits each engine's device. Options of a URL beside its
         adapter's own: `name`, `group`, `offload` (true or false), `drain_after`.
         """
         hearing, kept = Observers(observers), store_given(store, memory)
-        known = dict(groups or {})
-        engines = [member(url, known, router is not None, policy, hearing, kept, probe) for url in urls]
+        known, holder = dict(groups or {}), chosen_lease(lease)
+        engines = [member(url, known, router is not None, policy, hearing, kept, probe, holder) for url in urls]
         return cls(engines, groups=known, router=router, policy=policy)
 
     async def __aenter__(self) -> Self:
@@ -123,7 +126,7 @@ class Fleet:
         command = Pause(mode or self.policy.pause_mode)
         _check_deadline(deadline_s)
         check_static(participants, command)
-        with claimed(participants, "pause"):
+        async with claimed(participants, "pause"):
             await routing.close([each for each in participants if each.state is State.SERVING])
             try:
                 return await self._together([(each, command) for each in participants], deadline_s)
@@ -192,7 +195,7 @@ class Fleet:
         _check_deadline(deadline_s)
         if preempt and participants:
             deadline_s = min(await asyncio.gather(*(each.preempt_drain(deadline_s) for each in participants)))
-        with claimed(participants, "resume"):
+        async with claimed(participants, "resume"):
             try:
                 return await self._together([(each, Resume()) for each in participants], deadline_s)
             finally:
@@ -217,13 +220,13 @@ class Fleet:
         """
         participants = self.participants(engines)
         named = None if tags is None else frozenset(tags)
-        goals = {
-            engine.name: Goal(
-                State.RELEASED, named, source_after_release(engine.record, weights), mode or self.policy.pause_mode
-            )
-            for engine in participants
-        }
-        with claimed(participants, "offload"):
+        async with claimed(participants, "offload"):
+            goals = {
+                engine.name: Goal(
+                    State.RELEASED, named, source_after_release(engine.record, weights), mode or self.policy.pause_mode
+                )
+                for engine in participants
+            }
             return await self._move(participants, deadline_s).offload(goals) if participants else []
 
     async def onload(
@@ -247,7 +250,7 @@ class Fleet:
         participants = self.participants(engines)
         if between_deadline_s is not None:
             positive("between_deadline_s", between_deadline_s)
-        with claimed(participants, "onload"):
+        async with claimed(participants, "onload"):
             move = self._move(participants, deadline_s)
             return await move.onload(between, weights=weights, between_deadline_s=between_deadline_s)
 
@@ -267,18 +270,21 @@ class Fleet:
         way is noted on it. EngineBusy where another window has one of the engines.
         """
         chosen = self.participants(engines)
-        before = {engine.name: engine.desired for engine in chosen}
 
         async def back(some: Sequence[Engine]) -> None:
             await self.onload(engines=some, deadline_s=deadline_s)
 
         with window_lock(chosen, self._in_windows):
-            async with restore_on_error(chosen, back, after=CANCELLED if self._restores else (), before=before):
-                released = await self.offload(tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s)
-            async with restore_on_error(chosen, back, after=(BaseException,), before=before):
-                yield released
-            async with restore_on_error(chosen, back, after=CANCELLED):
-                await back(chosen)
+            async with leased(chosen, "offloaded"):
+                before = {engine.name: engine.desired for engine in chosen}
+                async with restore_on_error(chosen, back, after=CANCELLED if self._restores else (), before=before):
+                    released = await self.offload(
+                        tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s
+                    )
+                async with restore_on_error(chosen, back, after=(BaseException,), before=before):
+                    yield released
+                async with restore_on_error(chosen, back, after=CANCELLED):
+                    await back(chosen)
 
     async def recover(self, *, engines: Selection = None, deadline_s: float = 30.0) -> dict[str, Recovery]:
         """What was found of each engine that is failed or gone, all at once; of those named, whatever they are.
@@ -335,7 +341,7 @@ class Fleet:
         if all_must:
             await verify_all([each for each in participants if each.state is State.RELEASED], deadline_s)
             check_allowed(participants, command)
-        with claimed(participants, what):
+        async with claimed(participants, what):
             return await self._together([(engine, command(engine)) for engine in participants], deadline_s)
 
     async def _together(self, commands: list[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:

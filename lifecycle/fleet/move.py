@@ -22,8 +22,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from ..core.commands import Command, Drain, Release, RestoreKV, Resume, UpdateWeights
@@ -85,12 +85,26 @@ class _Course:
         return FleetError.of(f"{len(lost)} of {len(lost) + len(succeeded)} engines", [*errors, *more], succeeded)
 
 
-@contextmanager
-def claimed(engines: Sequence[Engine], move: str) -> Iterator[None]:
-    """The engines belong to this move; EngineBusy names one that another has, and then none is claimed."""
+@asynccontextmanager
+async def leased(engines: Sequence[Engine], what: str) -> AsyncIterator[None]:
+    """The engines are this driver's, and what is known of them is of now; EngineHeld names one that another has."""
+    with ExitStack() as stack:
+        for engine in engines:
+            stack.enter_context(engine.leased_for(what))
+        await asyncio.gather(*(engine.caught_up() for engine in engines))
+        yield
+
+
+@asynccontextmanager
+async def claimed(engines: Sequence[Engine], move: str) -> AsyncIterator[None]:
+    """The engines belong to this move; EngineBusy names one that another has, and then none is claimed.
+
+    Every lease is taken before anything is sent, so that two drivers never move a half of the same engines each.
+    """
     with ExitStack() as stack:
         for engine in engines:
             stack.enter_context(engine.claimed_for(move))
+        await asyncio.gather(*(engine.caught_up() for engine in engines))
         yield
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import psutil
 
 from ..core.readings import Process
 from ..core.verdicts import Unmeasurable
+
+#: Whether the kernel shows processes in files.
+_PROC = Path("/proc/self/stat").exists()
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", "::"}
 
@@ -33,6 +37,32 @@ def by_pid(pid: int) -> Process:
     Raises psutil.NoSuchProcess where there is none.
     """
     return Process(node=node_name(), pid=pid, start_time=psutil.Process(pid).create_time())
+
+
+@cache
+def _host_boot() -> str:
+    """The boot of this host; empty where the kernel does not name it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def start_mark(pid: int) -> str:
+    """Returns what tells this process from every other that had or will have its pid here; empty where none has it.
+
+    It is exact, unlike a start time in seconds, which moves when the clock is set.
+    """
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        after_name = []
+    if after_name:
+        return "" if after_name[0] in ("Z", "X") else f"{node_name()}/{_host_boot()}/{after_name[19]}"
+    try:
+        return f"{node_name()}//{psutil.Process(pid).create_time():.0f}" if not _PROC else ""
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def tree_pids(root: Process) -> set[int]:

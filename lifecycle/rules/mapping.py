@@ -18,18 +18,19 @@ may be off by that. What fits several choices, or none, decides nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
+from ..core.calls import Call
 from ..core.capabilities import Capabilities
-from ..core.facts import Facts, Tag
+from ..core.facts import Fact, Facts, Tag
 from ..core.policy import Policy
 from ..core.readings import Reading
 from ..core.record import Calibration, Record, UncertainCall
 from ..core.units import mib
 from ..core.verdicts import Proved
-from .evidence import believed_only, share_bytes, taken_as_launched
-from .memory import SLACK, visible_bytes
+from .evidence import Context, believed_only, share_bytes, taken_as_launched
+from .memory import SLACK, freed_everywhere, visible_bytes
 from .sizes import HINTED, size_on_device
 
 Choice = frozenset[Tag]
@@ -97,6 +98,27 @@ def mapping_from_freed_bytes(
     return {tag: bool(mapped) is not (tag in fitting[0]) for tag, mapped in was.items()}
 
 
+def since_call_before(context: Context, record: Record, call: Call) -> Context:
+    """The context in which bytes tell what this call of a release did, and not those before it.
+
+    `context` is the command's, with a reading after each call so far; `record` is what is known now. What the calls
+    before gave back must have been seen to go by the last of those readings: bytes that go late would be taken for
+    those of this call. Otherwise bytes are compared with those before the whole command.
+    """
+    before, gone = context.baseline.residual, frozenset[Tag]()
+    for tags, reading in context.readings_per_call:
+        share = context.share_bytes(tags, before) if isinstance(before, Reading) else None
+        if not isinstance(before, Reading) or not isinstance(reading, Reading) or not share:
+            return context
+        if set(before.devices) != set(reading.devices) or freed_everywhere(before, reading) < (1 - SLACK) * share:
+            return context
+        before, gone = reading, gone | tags
+    if not gone:
+        return context
+    targets = frozenset(call.effect.get(Fact.MAPPED, {}))
+    return replace(context, record=record, targets=targets, baseline=replace(context.baseline, residual=before))
+
+
 @dataclass(frozen=True, slots=True)
 class _Level:
     """What is resident now, and what is known of the same process to compare it with."""
@@ -161,6 +183,20 @@ def mapping_from_resident_bytes(
     if len(fitting) != 1 or any(mapped is (tag in fitting[0]) for tag, mapped in known.items()):
         return {}
     return {tag: tag not in fitting[0] for tag in facts.mapped}
+
+
+def as_when_met(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> bool:
+    """Whether a process that is taken to be as it launched has lost no tag's bytes since it was met, and holds half.
+
+    A size may have been given wrongly: such an engine is refused its release, and may serve again as it did.
+    """
+    level = _Level(tuple(record.facts.mapped), reading, capabilities, record.calibration, policy)
+    full, stated = level.full, level.size(frozenset(level.tags))
+    if not taken_as_launched(record) or full is None or stated is None:
+        return False
+    a_tag = (1 - SLACK) * (level.least or visible_bytes(policy, full))
+    half = all(held >= HINTED * stated for held in reading.devices.values())
+    return half and max(level.missing(full)) < a_tag
 
 
 def denied_by_bytes(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> str | None:

@@ -12,8 +12,9 @@ from ..core.encoding import decode, encode
 from ..core.record import Record
 
 #: Changes when a row no longer means what it meant. Format 1 had no number: it was written by 0.1.0.dev0 before the
-#: Record, under the key "unsettled".
-FORMAT = 2
+#: Record, under the key "unsettled". Format 2 had no intents: of a command that was under way it does not say which
+#: call was sent, so that such a row is refused, and every other is read.
+FORMAT = 3
 
 
 class UnreadableRow(ValueError):
@@ -30,9 +31,12 @@ def from_text(text: str) -> Record:
     try:
         row = json.loads(text)
         found = row.get("format", 1)
-        if found != FORMAT:
+        if found not in (2, FORMAT):
             raise UnreadableRow(f"it has format {found}, and this version reads {FORMAT}")
-        return decode(Record, row["record"])
+        record = decode(Record, row["record"])
+        if found != FORMAT and not record.state.stable:
+            raise UnreadableRow(f"it has format {found}, which does not say what was sent of a command under way")
+        return record
     except UnreadableRow:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:

@@ -19,7 +19,7 @@ from lifecycle import (
     UpdateWeights,
 )
 from lifecycle.core.calls import Call
-from lifecycle.core.facts import GARBAGE, Admission
+from lifecycle.core.facts import GARBAGE, Admission, Basis
 from lifecycle.core.observation import Observation
 from lifecycle.core.record import Calibration, Record, Uncertain, UncertainCall
 from lifecycle.rules import knowledge, table
@@ -118,7 +118,7 @@ def test_of_what_was_kept_only_a_released_engines_memory_still_says_something() 
 
 
 def test_a_command_that_was_under_way_may_run_still_when_its_engine_is_seen_again() -> None:
-    under_way = Record(state=State.RELEASING, facts=BEGUN)
+    under_way = Record(state=State.PAUSING, facts=BEGUN)
     again = knowledge.seen_again(under_way, Observation(boot="boot-1"), capabilities())
     assert again.uncertain.needs_barrier
     assert again.facts == replace(
@@ -126,10 +126,11 @@ def test_a_command_that_was_under_way_may_run_still_when_its_engine_is_seen_agai
         admission=None,
         paused_by=None,
         running=None,
-        mapped={"weights": None, "kv_cache": None},
-        contents={"weights": None},
-        cache_fresh=None,
-        basis={Fact.BOOT: BEGUN.basis[Fact.BOOT]},
+        basis={
+            fact: basis
+            for fact, basis in {**BEGUN.basis, Fact.MAPPED: Basis(Grade.ASSERTED, "remembered")}.items()
+            if fact not in (Fact.ADMISSION, Fact.PAUSED_BY, Fact.RUNNING)
+        },
     )
     stable = knowledge.seen_again(replace(under_way, state=State.DRAINED), Observation(boot="boot-1"), capabilities())
     assert stable.facts == BEGUN.learn({Fact.MAPPED: {}}, Grade.ASSERTED, cause="remembered")

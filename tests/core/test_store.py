@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rig import V1, V2, engine_in, new_engine, serve_again
 
-from lifecycle import Engine, EngineBusy, Fact, Fleet, Grade, GuardRefused, Proved, Refuted, State
+from lifecycle import Engine, EngineBusy, EngineHeld, Fact, Fleet, Grade, GuardRefused, Proved, Refuted, State
 from lifecycle.core.calls import Call, Reply
 from lifecycle.core.record import Desired, Record
 from lifecycle.store.codec import to_text
@@ -99,7 +99,10 @@ async def test_looking_does_not_overtake_a_command_of_another_process(tmp_path: 
     lookers = []
 
     async def look() -> None:
-        lookers.append(await kept_in(tmp_path / "engines", first).connect())
+        try:
+            lookers.append(await kept_in(tmp_path / "engines", first).connect())
+        except EngineHeld as held:  # a call that cannot be repeated is under way
+            lookers.append(held)
 
     send = first.adapter.send
 
@@ -110,7 +113,8 @@ async def test_looking_does_not_overtake_a_command_of_another_process(tmp_path: 
     first.adapter.send = send_while_looked_at
     await first.release(weights=V1)
     await look()
-    assert len(lookers) > 1
+    assert len(lookers) == 3
+    assert all(isinstance(each, EngineHeld) for each in lookers[:2])
     assert lookers[-1].state is State.RELEASED
     assert lookers[-1].desired.source == V1
     assert lookers[-1].memory_is_free
@@ -119,9 +123,9 @@ async def test_looking_does_not_overtake_a_command_of_another_process(tmp_path: 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"format": 1}, "it has format 1, and this version reads 2"),
-        ({"format": 3}, "it has format 3, and this version reads 2"),
-        ({"format": None}, "it has format 1, and this version reads 2"),  # 0.1.0.dev0 wrote no number
+        ({"format": 1}, "it has format 1, and this version reads 3"),
+        ({"format": 4}, "it has format 4, and this version reads 3"),
+        ({"format": None}, "it has format 1, and this version reads 3"),  # 0.1.0.dev0 wrote no number
         ({"record": {"state": "asleep"}}, "it is damaged (Record.state: 'asleep' is none of"),
     ],
 )
@@ -169,8 +173,8 @@ async def test_attaching_writes_nothing_where_a_row_is_about_this_process(tmp_pa
     second = await kept_in(tmp_path / "engines", first).connect()
     await first.restore_weights()  # a row that was written meanwhile would refuse it
     assert first.state is State.WEIGHTS_RESTORED
-    with pytest.raises(GuardRefused, match="another process moved"):
-        await second.restore_weights()
+    with pytest.raises(GuardRefused, match=r"mapping_borne_out: .* with kv_cache released"):
+        await second.restore_weights()  # what it remembers is not what is resident
     assert second.state is State.RELEASED
 
 

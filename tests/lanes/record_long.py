@@ -47,6 +47,12 @@ class Lane:
 PROPERTIES = "tests/properties/test_properties.py"
 LANES = (
     Lane("properties of one engine", (PROPERTIES, "-k", "engines and length"), {"LIFECYCLE_EXAMPLES": "1400"}, runs=6),
+    Lane(
+        "drivers of one engine",
+        ("tests/attack/test_owner.py", "tests/attack/test_crash.py"),
+        {"LIFECYCLE_TEST_LONG": "1"},
+        runs=1,
+    ),
     Lane("properties of a fleet", (PROPERTIES, "-k", "fleets and length"), {"LIFECYCLE_EXAMPLES": "1500"}, runs=6),
 )
 

@@ -89,6 +89,29 @@ async def test_with_four_streams_in_flight(sglang: RealSGLang, mode: str) -> Non
         assert mode == "abort" or len(ids) == 300
 
 
+async def test_a_push_that_fails_is_ended_and_the_next_begin_is_taken(lane: Lane) -> None:
+    server = lane.serve("plain")
+    async with fleet(server) as engines:
+        await engines.pause()
+        await engines.drain()
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                async with engines.updating_weights("pushed"):
+                    raise ZeroDivisionError
+            assert engines["e"].state is State.DRAINED
+            assert engines["e"].weights_refusal() is not None
+        assert ask(server, "/begin_weight_update", {})["success"]
+        with pytest.raises(FleetError, match="was never ended"):
+            async with engines.updating_weights("pushed"):
+                raise AssertionError("its begin was refused")
+        with pytest.raises(ZeroDivisionError):  # its begin was taken
+            async with engines.updating_weights("pushed"):
+                raise ZeroDivisionError
+        await engines.update_weights(source(0))
+        await engines.resume()
+    assert await asked(server) == lane.expected(0)
+
+
 async def test_a_release_whose_answer_is_given_up_after_20_ms(sglang: RealSGLang, lane: Lane) -> None:
     async with fleet(sglang) as engines:
         engine = engines["e"]

@@ -2,7 +2,9 @@
 
 What is known of an engine changes for five reasons, and each has its functions here.
 
-1. **A call was answered, or was not** (`after_reply`, `after_cancelled`). An acknowledged call has its declared effect,
+1. **A call was answered, or was not** (`after_reply`, `after_cancelled`). Before it is sent, a call that changes memory
+   is written down (`intended`): a driver that ends before the answer leaves unknown what that call could change, and
+   nothing else (`interrupted`). An acknowledged call has its declared effect,
    graded *acknowledged*. A call that was refused before it was sent, or rejected where that changes nothing, leaves the
    facts. Everything else leaves what the call could have changed unknown, and remembers the call, so that bytes can
    decide later. A call without an answer may still be running: nothing is sent before a barrier has returned.
@@ -21,20 +23,29 @@ A fact that several states of the world explain is unknown: it is never decided 
 from __future__ import annotations
 
 from .asserted import asserted
-from .calls import after_cancelled, after_push, after_reply, command_began, command_ended, expected_after, not_closed
+from .calls import (
+    after_cancelled,
+    after_push,
+    after_reply,
+    command_began,
+    command_ended,
+    expected_after,
+    intended,
+    intent_over,
+    needs_intent,
+    not_closed,
+)
+from .kept import attached, interrupted, seen_again, used_by_others
 from .measured import decided_by_bytes, memory_is_unknown, read_at_rest, restored_by_others
 from .observed import (
     after_observation,
     another_answered,
-    attached,
     barrier_returned,
     confirmed,
     first_seen,
-    interrupted,
     launched,
     moved_by_others,
     routed,
-    seen_again,
     unknown,
 )
 from .proved import after_proofs, after_refuted, unproved
@@ -56,10 +67,13 @@ __all__ = [
     "decided_by_bytes",
     "expected_after",
     "first_seen",
+    "intended",
+    "intent_over",
     "interrupted",
     "launched",
     "memory_is_unknown",
     "moved_by_others",
+    "needs_intent",
     "not_closed",
     "read_at_rest",
     "restored_by_others",
@@ -67,4 +81,5 @@ __all__ = [
     "seen_again",
     "unknown",
     "unproved",
+    "used_by_others",
 ]

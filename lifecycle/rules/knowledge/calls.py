@@ -9,9 +9,37 @@ from typing import Any
 from ...core.calls import Call, Reply
 from ...core.commands import Command, Drain, Pause
 from ...core.facts import Fact, Facts, Grade
+from ...core.lease import Driver
 from ...core.readings import Reading
-from ...core.record import Record, Uncertain, UncertainCall
+from ...core.record import Intent, Record, Uncertain, UncertainCall
 from ..evidence import Context
+
+
+def needs_intent(call: Call) -> bool:
+    """Whether a call is written down before it is sent: it changes memory or contents, or does harm a second time.
+
+    A call that changes no fact leaves nothing unknown: those of a push, between its begin and end.
+    """
+    return bool(call.effect) and (not call.repeatable or bool({Fact.MAPPED, Fact.CONTENTS} & set(call.effect)))
+
+
+def intended(
+    record: Record, call: Call, command: Context | None, *, since_s: float, until_s: float, by: Driver
+) -> Record:
+    """The record to be kept before this call is sent by this driver; it may run until `until_s`.
+
+    `command` is the context in which bytes can tell what this call did.
+    """
+    doubt = UncertainCall(call.effect, record.facts, record.facts)
+    doubt = doubt if command is None else uncertain_call(record, call.effect, command)
+    return replace(
+        record, uncertain=replace(record.uncertain, intent=Intent(str(call), doubt, since_s, until_s, by.who, by.token))
+    )
+
+
+def intent_over(record: Record) -> Record:
+    """The record once the call that was intended was answered, or given up: what it left unknown is in the facts."""
+    return replace(record, uncertain=replace(record.uncertain, intent=None))
 
 
 def after_reply(record: Record, call: Call, reply: Reply, command: Context | None = None) -> Record:

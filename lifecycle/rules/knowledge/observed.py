@@ -7,19 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.capabilities import Capabilities
-from ...core.facts import GARBAGE, Basis, Contents, Fact, Facts, Grade, Tag
+from ...core.facts import GARBAGE, Contents, Fact, Facts, Grade, Tag
 from ...core.frozen import FrozenMap
 from ...core.observation import Observation
 from ...core.record import Record
-from ...core.sources import Pushed
-from ...core.states import UPDATING, State
 from ...core.verdicts import Refuted, Verdict
 from .. import identity
 from ..evidence import LAUNCHED
 
-#: The cause of what an observation told, and of what only an earlier process knew.
+#: The cause of what an observation told.
 OBSERVED = "observation"
-REMEMBERED = "remembered"
 
 
 def after_observation(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
@@ -38,7 +35,7 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
         return record
     why = identity.dispute(record, seen)
     if why is not None:
-        return _disputed(record, seen, capabilities, why)
+        return disputed(record, seen, capabilities, why)
     contested, boot = identity.is_contested(record), record.facts.boot
     record = identity.sighted(record, seen.boot).with_condition(identity.IDENTITY, None)
     if boot is None:
@@ -59,7 +56,7 @@ def another_answered(record: Record, seen: Observation) -> Record:
     return identity.sighted(record, seen.boot)
 
 
-def _disputed(record: Record, seen: Observation, capabilities: Capabilities, why: str) -> Record:
+def disputed(record: Record, seen: Observation, capabilities: Capabilities, why: str) -> Record:
     """What is known where two processes answer at the address: what was known of the one that the facts are about.
 
     Either of them may have taken the calls that were acknowledged. So what those of the present command moved in memory
@@ -106,24 +103,6 @@ def moved_by_others(record: Record, seen: Observation, capabilities: Capabilitie
     return record.with_condition("memory_returned", None)
 
 
-def attached(record: Record, kept: Record | None, seen: Observation, capabilities: Capabilities) -> Record:
-    """What is known of an engine once it was first observed by this process, which has `kept` of an earlier one.
-
-    The kept record counts where it is about the process that answers, or about one that still runs beside it.
-    """
-    if kept is None or kept.facts.boot is None or seen.boot is None:
-        return first_seen(record, seen, capabilities)
-    record = replace(record, calibration=replace(record.calibration, boots=kept.calibration.boots))
-    record = identity.sighted(replace(record, facts=Facts(boot=kept.facts.boot)), kept.facts.boot)
-    why, likeness = identity.dispute(record, seen), identity.compare(kept.facts.boot, seen.boot)
-    if set(kept.facts.mapped) == {spec.name for spec in capabilities.tags} and (why or likeness == "same"):
-        return replace(seen_again(kept, seen, capabilities), state=record.state)
-    if why is not None:
-        return _disputed(replace(record, facts=unknown(seen, capabilities)), seen, capabilities, why)
-    met = first_seen(record, seen, capabilities)
-    return replace(met, facts=unknown(seen, capabilities)) if likeness == "moved" else met
-
-
 def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that is met for the first time by this process."""
     same = record.facts.boot is None or identity.same_process(record.facts.boot, seen.boot)
@@ -131,48 +110,6 @@ def first_seen(record: Record, seen: Observation, capabilities: Capabilities) ->
     calibration = replace(calibration, attached_boot=seen.boot)
     record = replace(record, facts=_met(seen, capabilities), calibration=calibration)
     return identity.sighted(record, seen.boot)
-
-
-def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
-    """What is known of an engine that an earlier process kept this record of, about the boot that was seen.
-
-    Of its conditions only `memory_returned` of a released engine still says something, once its memory is read again.
-    What was under way when that process ended is unknown, and so is whether a router sends to the engine. One that was
-    opened or closed since may have any memory mapped. Otherwise the mapping is remembered, not measured: others may
-    have moved memory and left the admission as it was.
-    """
-    returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
-    record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
-    record = record if kept.state.stable else interrupted(record)
-    record = identity.sighted(record, kept.facts.boot)
-    facts = record.facts.doubt({Fact.ROUTED: None})
-    if Fact.MAPPED in facts.basis:
-        facts = replace(facts, basis=FrozenMap({**facts.basis, Fact.MAPPED: Basis(Grade.ASSERTED, REMEMBERED)}))
-    record = replace(record, facts=facts)
-    why = identity.dispute(record, seen)
-    if why is not None:
-        return _disputed(record, seen, capabilities, why)
-    return _same_process(identity.sighted(record, seen.boot), seen, capabilities)
-
-
-def interrupted(record: Record) -> Record:
-    """What is left of the record of an engine whose command was under way: which of its calls ran is unknown.
-
-    A push that was under way may still be open.
-    """
-    facts = record.facts.doubt(
-        {
-            Fact.ADMISSION: None,
-            Fact.PAUSED_BY: None,
-            Fact.RUNNING: None,
-            Fact.MAPPED: dict(record.facts.mapped),
-            Fact.CONTENTS: dict(record.facts.contents),
-            Fact.CACHE_FRESH: None,
-        }
-    )
-    pushing = record.state in UPDATING and isinstance(record.desired.source, Pushed)
-    uncertain = replace(record.uncertain, needs_barrier=True, push_open=record.uncertain.push_open or pushing)
-    return replace(record, facts=facts, uncertain=uncertain)
 
 
 def confirmed(record: Record, seen: Observation, capabilities: Capabilities) -> Record:

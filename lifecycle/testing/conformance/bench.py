@@ -56,9 +56,12 @@ class Bench:
         return Kept() if self.keeps else self.home
 
     async def attach(self, *, has_router: bool = False, store: StateStore | None = None) -> Engine:
-        """Returns a newly connected engine object, driven through a `FaultInjector`."""
+        """Returns a newly connected engine object, driven through a `FaultInjector`.
+
+        It takes no lease: a case may drive its engine by several objects.
+        """
         adapter = FaultInjector(adapter_for(parse(self.subject.url)))
-        engine = Engine(adapter, name="e", policy=self.policy, has_router=has_router, store=store)
+        engine = Engine(adapter, name="e", policy=self.policy, has_router=has_router, store=store, lease=None)
         self._engines.append(engine)
         return await engine.connect()
 

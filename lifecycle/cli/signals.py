@@ -1,0 +1,52 @@
+"""Signals that end a command: SIGTERM and SIGHUP bring engines home as Ctrl-C does.
+
+asyncio cancels what runs at a first SIGINT. A process manager sends SIGTERM instead, and a terminal that is closed
+sends SIGHUP. The first of them cancels the command, which then ends as it does when it is interrupted; a second one
+cancels that end too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from . import Interrupted
+
+R = TypeVar("R")
+
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def run(main: Callable[[], Coroutine[Any, Any, R]]) -> R:
+    """What the coroutine returned or raised, as `asyncio.run` does; Interrupted where a signal has ended it.
+
+    A signal that this process was started to ignore (`nohup`) is ignored.
+    """
+    received: list[int] = []
+
+    async def listening() -> R:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def end(number: int) -> None:
+            received.append(number)
+            task.cancel()
+
+        for each in _ENDING:
+            if signal.getsignal(each) is not signal.SIG_IGN:
+                with suppress(NotImplementedError, RuntimeError, ValueError):  # elsewhere, or in another thread
+                    loop.add_signal_handler(each, end, each)
+        return await main()
+
+    try:
+        return asyncio.run(listening())
+    except asyncio.CancelledError:
+        if received:
+            raise Interrupted("interrupted", code=128 + received[0]) from None
+        raise
+    except Interrupted as error:
+        error.code = 128 + received[0] if received else error.code
+        raise

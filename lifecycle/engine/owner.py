@@ -1,0 +1,119 @@
+"""The lease of one engine, as its driver has it: taken before the first call, held through a window.
+
+The first take after another driver used the engine says so: what this driver knows is of before, then
+(`engine.reconcile.catch_up`). A lease under which nothing was sent is freed where its command was refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from uuid import uuid4
+
+from ..core.errors import ConfigurationError
+from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
+from ..core.ports import LeaseHolder
+from ..nodes.processes import node_name
+from ..rules.identity import own_identity
+
+#: A number of uses that is none: another driver goes on using the engine, so that what is seen of it now is of before.
+_NEVER = -1
+
+
+class Owner:
+    """One driver of one engine. Without a holder every take succeeds, and nobody is kept away."""
+
+    def __init__(self, holder: LeaseHolder | None, *, name: str, address: str) -> None:
+        self.holder = holder
+        self.address = address
+        #: Where the records of the engine are kept, as other drivers compare it; None where nobody else can tell.
+        self.kept_in: str | None = None
+        self.driver = Driver(uuid4().hex, f"pid {os.getpid()} on {node_name()} ({_command_line()}, engine {name})")
+        #: The lease as this driver has it; None where it has none.
+        self.lease: Lease | None = None
+        #: Who used the engine since this driver looked at it, in words; None where nobody did.
+        self.missed: str | None = None
+        self._sent = False
+        self._uses: int | None = None
+        self._seen: Lease | None = None
+
+    def other(self, boot: str | None) -> Lease | None:
+        """The lease of another driver that has the engine, or may have a call running on it; None where none has."""
+        if self.holder is None or self.lease is not None:
+            return None
+        found = self.holder.seen(self._engine(boot))
+        if found is None or found.token == self.driver.token:
+            return None
+        return found if found.held or (found.call_until_s or 0.0) > time.time() else None
+
+    def met(self, boot: str | None) -> bool:
+        """What is known of the engine is of now. True where another driver used it since this one looked before."""
+        if self.holder is None:
+            return False
+        before, found = self._uses, self.holder.seen(self._engine(boot))
+        uses = 0 if found is None else found.uses
+        goes_on = found is not None and found.held and found.token != self.driver.token
+        self._uses, self._seen, self.missed = _NEVER if goes_on else uses, found, None
+        return before is not None and before != uses
+
+    def take(self, boot: str | None, what: str, until_s: float | None) -> None:
+        """This driver has the engine; `missed` says who used it meanwhile. Raises LeaseHeld where another has it."""
+        if self.holder is None:
+            return
+        engine, had = self._engine(boot), self.lease is not None
+        last = None if had else self.holder.seen(engine)
+        self.lease = self.holder.take(self.driver, engine, LeaseUse(what, until_s))
+        self._sent = self._sent and had
+        if self._uses is not None and self.lease.uses != self._uses:
+            self.missed = last.who if last is not None else "another driver"
+        self._uses = self.lease.uses
+
+    def sends(self, boot: str | None, call_until_s: float | None) -> None:
+        """A call is about to be sent; one that cannot be repeated may run until `call_until_s`."""
+        if self.holder is None or self.lease is None or (self._sent and call_until_s is None):
+            return
+        use = LeaseUse(self.lease.what, self.lease.until_s, call_until_s, sends=True, kept_in=self.kept_in)
+        self.lease = self.holder.take(self.driver, self._engine(boot), use)
+        self._sent, self._uses = True, self.lease.uses
+
+    def rests(self, boot: str | None, where: str, *, keep: bool) -> None:
+        """No command is under way any more. It is freed, unless it is to be kept."""
+        if self.holder is None or self.lease is None:
+            return
+        engine = self._engine(boot)
+        try:
+            self.lease = self.holder.take(self.driver, engine, LeaseUse(f"an engine that it left {where}"))
+            if not keep:
+                self.free(boot)
+        except (LeaseHeld, ConfigurationError):  # the command has ended as it has; its engine stays this driver's
+            logging.getLogger("lifecycle").exception("%s: its lease could not be changed", self.address)
+
+    def _engine(self, boot: str | None) -> LeasedEngine:
+        """The engine as holders know it: by the identity that it reports itself, which every driver reads alike."""
+        return LeasedEngine(self.address, None if boot is None else own_identity(boot))
+
+    @property
+    def kept_elsewhere(self) -> bool:
+        """Whether the driver that used the engine last keeps its records elsewhere than this one."""
+        last = self.lease or self._seen
+        return last is not None and last.uses > 0 and (last.kept_in is None or last.kept_in != self.kept_in)
+
+    @property
+    def sent(self) -> bool:
+        """Whether something was sent under this lease."""
+        return self._sent
+
+    def free(self, boot: str | None) -> None:
+        """This driver does not have the engine any more."""
+        if self.holder is not None and self.lease is not None:
+            self.holder.free(self.driver, self._engine(boot))
+        self.lease = None
+
+
+def _command_line() -> str:
+    """The command line of this process, as far as a message needs it."""
+    words = [Path(sys.argv[0] or "python").name, *sys.argv[1:]]
+    return " ".join(word.partition("?")[0] for word in words)[:80]  # behind the ? of a URL there may be keys

@@ -1,0 +1,116 @@
+"""Who drives an engine: commands, moves and assertions take its lease first, and learn what another driver did.
+
+The order: take the lease (another driver that has it is named, and nothing was sent); where another one used the engine
+since it was looked at, find out where it is now; then ask whether the command is allowed there. A command that leaves
+the engine serving frees the lease; one that was refused before anything was sent, too. Otherwise it is held: through a
+window, and where the engine failed, until this driver brings it back, is closed, or ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Literal
+
+from ..core.deadline import Deadline
+from ..core.errors import ConfigurationError
+from ..core.ports import LeaseHolder
+from ..core.states import State
+from ..store.leases import LeaseFunction, Leases, holder_of
+from .reconcile import catch_up
+from .session import Session
+
+#: "user": the file of this user on this host; an engine whose URL has no host and port lives in its driver's process,
+#: and has none. None: no lease is taken, and nobody is kept away.
+LeaseChoice = LeaseHolder | LeaseFunction | Literal["user"] | None
+
+
+def chosen_lease(choice: LeaseChoice) -> LeaseHolder | None:
+    """The holder that was chosen; None where none was."""
+    if choice == "user":
+        return Leases()
+    return None if choice is None else holder_of(choice)
+
+
+def prepare(session: Session) -> None:
+    """The holder can be asked, and what is known is kept beside the leases too, where the holder has a place for it.
+
+    ConfigurationError where it cannot be asked; with `Policy(unleased="warn")` that is logged, and there is no lease.
+    """
+    owner = session.owner
+    if isinstance(owner.holder, Leases) and owner.holder.of_user and not session.reachable:
+        owner.holder = None
+    try:
+        if owner.holder is not None:
+            owner.other(None)
+        if isinstance(owner.holder, Leases) and _path(session.store) != str(owner.holder.path):
+            session.shared = owner.holder.records()
+    except ConfigurationError as problem:
+        if session.policy.unleased == "refuse":
+            raise ConfigurationError(f"{session.name}: {problem}, and Policy(unleased='warn') goes on") from None
+        logging.getLogger("lifecycle").warning("%s: no other driver is kept away: %s", session.name, problem)
+        owner.holder = None
+    owner.kept_in = _path(session.store if session.store is not None else session.shared)
+
+
+def _path(store: object) -> str | None:
+    """The file of a store, where it has one: by that, drivers tell whether they read what others keep."""
+    path = getattr(store, "path", None)
+    return None if path is None else str(path)
+
+
+@asynccontextmanager
+async def of_command(session: Session, what: str, deadline: Deadline, *, for_move: bool = False) -> AsyncIterator[None]:
+    """The engine belongs to this command, and what is known of it is of now.
+
+    EngineBusy where another command or move of this process has it, EngineHeld where another driver does.
+    """
+    with session.claimed(what, for_move=for_move), _held(session, what, deadline.left_s, for_move=for_move):
+        await caught_up(session, deadline)
+        yield
+
+
+@contextmanager
+def of_move(session: Session, move: str) -> Iterator[None]:
+    """The engine is this driver's for a move."""
+    with _held(session, move, None):
+        yield
+
+
+@contextmanager
+def of_assertion(session: Session) -> Iterator[None]:
+    """The engine is this driver's while a person asserts where it is: what another kept of it is written over."""
+    with _held(session, "override_state", None):
+        if session.owner.missed is not None:
+            session.kept()  # the row that is written over
+            session.owner.missed = None
+        yield
+
+
+async def caught_up(session: Session, deadline: Deadline) -> None:
+    """What is known is of now, where another driver used the engine since this one looked."""
+    owner = session.owner
+    missed, owner.missed = owner.missed, None
+    if missed is None:
+        return
+    try:
+        await catch_up(session, deadline, missed)
+    except BaseException:
+        owner.missed = missed
+        raise
+
+
+@contextmanager
+def _held(session: Session, what: str, limit_s: float | None, *, for_move: bool = False) -> Iterator[None]:
+    owner, had = session.owner, session.owner.lease is not None
+    session.take(what, None if limit_s is None else time.time() + limit_s)
+    refused = True
+    try:
+        yield
+        refused = False
+    finally:
+        boot, unused = session.facts.boot, refused and not had and not owner.sent
+        if not for_move:  # a move keeps what its commands have, until it ends
+            owner.rests(boot, str(session.state), keep=not unused and session.state is not State.SERVING)

@@ -1,0 +1,265 @@
+"""Leases in one SQLite file: among the drivers of one user on one host.
+
+A lease is void once the process of its driver has ended, and not before: a driver that hangs keeps its engine, since to
+take an engine from a driver that lives is what leases are there to prevent. On one host that can be known: a process is
+told by its pid and start time, in the boot of the host. Of a driver of another host, or in another pid namespace,
+nothing can be known here, and its lease counts for nothing but the call that it may have sent.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from ..core.errors import ConfigurationError
+from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
+from ..core.ports import LeaseHolder
+from ..nodes.processes import start_mark
+from .sqlite import Store, default_path
+
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS leases (address TEXT PRIMARY KEY, boot TEXT, token TEXT NOT NULL, who TEXT NOT NULL, "
+    "pid INTEGER NOT NULL, mark TEXT NOT NULL, what TEXT NOT NULL, since REAL NOT NULL, until REAL, call_until REAL, "
+    "uses INTEGER NOT NULL, used INTEGER NOT NULL, kept_in TEXT, held INTEGER NOT NULL)"
+)
+_COLUMNS = "address, boot, token, who, pid, mark, what, since, until, call_until, uses, used, kept_in, held"
+_WRITE = f"INSERT OR REPLACE INTO leases ({_COLUMNS}) VALUES ({', '.join('?' * 14)})"
+
+#: The drivers of this process that took a lease and still exist.
+_HERE: WeakValueDictionary[str, Driver] = WeakValueDictionary()
+
+_collected_at_s = float("-inf")
+
+
+class Leases:
+    """The leases of one file (a `LeaseHolder`); None: the file of this user. What is known is kept there too.
+
+    The file is opened when it is first asked. ConfigurationError says why it cannot be.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._db: sqlite3.Connection | None = None
+        self._pid = 0
+        self._records: Store | None = None
+        self._lock = threading.Lock()
+
+    def __str__(self) -> str:
+        home, path = str(Path.home()), str(self.path)
+        return f"drivers of this user on this host ({'~' + path[len(home) :] if path.startswith(home + '/') else path})"
+
+    @property
+    def of_user(self) -> bool:
+        """Whether it is the file of this user, where no other was named."""
+        return self._path is None
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._path or default_path()
+
+    def records(self) -> Store:
+        """What is known of engines, kept in the same file."""
+        if self._records is None:
+            self._records = Store(self.path)
+        return self._records
+
+    def take(self, driver: Driver, engine: LeasedEngine, use: LeaseUse) -> Lease:
+        """The driver has the engine. Raises LeaseHeld where another has it, or what another sent may still run."""
+        with self._changing() as db:
+            last = _last(db, engine)
+            if _refuses(last, driver) and _forgotten_are_collected():
+                last = _last(db, engine)
+            if last is not None and _refuses(last, driver):
+                raise LeaseHeld(last.lease)
+            _HERE[driver.token] = driver
+            has_it = last is not None and last.lease.held
+            before = _NEVER if last is None else last.lease
+            used = has_it and last is not None and last.used
+            counts = use.sends and not used
+            lease = Lease(
+                token=driver.token,
+                who=driver.who,
+                what=use.what,
+                held=True,
+                since_s=before.since_s if has_it else time.time(),
+                until_s=use.until_s,
+                call_until_s=use.call_until_s,
+                uses=before.uses + counts,
+                kept_in=use.kept_in if use.sends else before.kept_in,
+            )
+            _write(db, engine, lease, used=used or counts)
+        return lease
+
+    def free(self, driver: Driver, engine: LeasedEngine) -> None:
+        """The driver does not have the engine any more."""
+        with self._changing() as db:
+            db.execute(
+                "UPDATE leases SET held = 0 WHERE token = ? AND (address = ? OR boot = ?)",
+                (driver.token, engine.address, engine.boot),
+            )
+
+    def seen(self, engine: LeasedEngine) -> Lease | None:
+        """The lease that was taken last of this engine; None where none ever was."""
+        with self._asking() as db:
+            found = _last(db, engine)
+        return None if found is None else found.lease
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """The file, with nobody else writing it meanwhile."""
+        with self._asking() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    @contextmanager
+    def _asking(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                yield self._opened()
+            except (OSError, sqlite3.Error) as error:
+                raise _unusable(self.path, error) from error
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._db is None or self._pid != os.getpid():  # a connection must not be used across a fork
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute(_SCHEMA)
+            self._pid = os.getpid()
+        return self._db
+
+
+#: A holder as one function, for instance a call of an actor: it is given the method's name, then its arguments by name.
+LeaseFunction = Callable[..., Any]
+
+
+class FunctionHolder:
+    """A holder that asks a function: `function("take", driver=..., engine=..., use=...)`, "free" or "seen"."""
+
+    def __init__(self, function: LeaseFunction) -> None:
+        self._ask = function
+
+    def __str__(self) -> str:
+        return f"drivers that ask {getattr(self._ask, '__qualname__', 'the same function')}"
+
+    def take(self, driver: Driver, engine: LeasedEngine, use: LeaseUse) -> Lease:
+        """As the function answers."""
+        lease: Lease = self._ask("take", driver=driver, engine=engine, use=use)
+        return lease
+
+    def free(self, driver: Driver, engine: LeasedEngine) -> None:
+        """As the function does."""
+        self._ask("free", driver=driver, engine=engine)
+
+    def seen(self, engine: LeasedEngine) -> Lease | None:
+        """As the function answers."""
+        lease: Lease | None = self._ask("seen", engine=engine)
+        return lease
+
+
+def holder_of(given: LeaseHolder | LeaseFunction) -> LeaseHolder:
+    """What was given as a holder; a function becomes one. ConfigurationError where it is neither."""
+    if isinstance(given, LeaseHolder):
+        return given
+    if callable(given):
+        return FunctionHolder(given)
+    raise ConfigurationError(f"lease={given!r}: a holder of leases, a function, 'user', or None for no lease at all")
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of the file: the lease, and whether something was sent under it."""
+
+    lease: Lease
+    used: bool
+
+
+_NEVER = Lease("", "", "", held=False, since_s=0.0)
+
+
+def _last(db: sqlite3.Connection, engine: LeasedEngine) -> _Row | None:
+    """The lease of this engine that is held, else the one that was taken last, under any of its names.
+
+    It has the highest number of uses that any of them has.
+    """
+    query = f"SELECT {_COLUMNS} FROM leases WHERE address = ? OR boot = ?"
+    rows = [_row(found) for found in db.execute(query, (engine.address, engine.boot)).fetchall()]
+    if not rows:
+        return None
+    last = max(rows, key=lambda row: (_holds(row.lease), row.lease.since_s))
+    acted = max(rows, key=lambda row: row.lease.uses).lease
+    return _Row(replace(last.lease, uses=acted.uses, kept_in=acted.kept_in), last.used)
+
+
+def _row(found: tuple[Any, ...]) -> _Row:
+    _, _, token, who, pid, mark, what, since_s, until_s, call_until_s, uses, used, kept_in, held = found
+    lives = bool(held) and _lives(token, pid, mark)
+    return _Row(Lease(token, who, what, lives, since_s, until_s, call_until_s, uses, kept_in), bool(used))
+
+
+def _write(db: sqlite3.Connection, engine: LeasedEngine, lease: Lease, *, used: bool) -> None:
+    db.execute(
+        _WRITE,
+        (
+            engine.address,
+            engine.boot,
+            lease.token,
+            lease.who,
+            os.getpid(),
+            start_mark(os.getpid()),
+            lease.what,
+            lease.since_s,
+            lease.until_s,
+            lease.call_until_s,
+            lease.uses,
+            used,
+            lease.kept_in,
+            True,
+        ),
+    )
+
+
+def _forgotten_are_collected() -> bool:
+    """Engine objects that nobody has any more are gone: they drive nothing. Costs a collection, once a second."""
+    global _collected_at_s
+    if time.monotonic() - _collected_at_s < 1.0:
+        return False
+    gc.collect()
+    _collected_at_s = time.monotonic()
+    return True
+
+
+def _refuses(last: _Row | None, driver: Driver) -> bool:
+    """Whether another driver than this has the engine."""
+    return last is not None and last.lease.token != driver.token and _holds(last.lease)
+
+
+def _holds(lease: Lease) -> bool:
+    """Whether nobody else may have the engine: its driver lives, or what that one sent may still run."""
+    return lease.held or (lease.call_until_s or 0.0) > time.time()
+
+
+def _lives(token: str, pid: int, mark: str) -> bool:
+    """Whether the driver of this token still exists."""
+    return start_mark(pid) == mark and (pid != os.getpid() or token in _HERE)
+
+
+def _unusable(path: Path, error: Exception) -> ConfigurationError:
+    why = f"{path}: who drives an engine cannot be written down there: {error}"
+    ways = "LIFECYCLE_STATE_DIR names another folder, lease= another holder, lease=None drives without a lease"
+    return ConfigurationError(f"{why}; {ways}")
