@@ -101,7 +101,8 @@ class Engine(EngineView):
         Raises ConfigurationError where it cannot be driven, or cannot give the evidence that the policy asks for.
         """
         ownership.prepare(self._session)
-        await attach.connect(self._session, offloads=self.offloads, deadline_s=deadline_s)
+        with self.advising():
+            await attach.connect(self._session, offloads=self.offloads, deadline_s=deadline_s)
         return self
 
     async def aclose(self) -> None:
