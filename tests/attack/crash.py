@@ -134,7 +134,7 @@ async def brought_home(url: str, source: FromDisk, policy: Policy) -> list[str]:
         engine = fleet.engines[0]
         path.append(f"found {engine.state}")
         if engine.state is State.FAILED:
-            path.append(f"recovered to {await engine.recover()}")
+            path.append(f"recovered to {(await engine.recover()).state}")
         if engine.state is not State.SERVING:
             await fleet.onload()
         path.append(str(engine.state))
