@@ -79,7 +79,7 @@ async def state(engine: Engine) -> Finding:
     if facts.admission == "open" or not engine.capabilities.has_admission:
         return Finding("state", "ok", f"{engine.state}")
     if facts.admission == "closed":
-        return Finding("state", "warning", f"{engine.state}: it admits no requests", "resume it, or recover()")
+        return Finding("state", "warning", f"{engine.state}: it admits no requests", str(engine.advice))
     harmful = getattr(engine.adapter, "poisoned_by", None)
     remedy = "read its log"
     if harmful:

@@ -101,7 +101,8 @@ class Engine(EngineView):
         Raises ConfigurationError where it cannot be driven, or cannot give the evidence that the policy asks for.
         """
         ownership.prepare(self._session)
-        await attach.connect(self._session, offloads=self.offloads, deadline_s=deadline_s)
+        with self.advising():
+            await attach.connect(self._session, offloads=self.offloads, deadline_s=deadline_s)
         return self
 
     async def aclose(self) -> None:
@@ -253,10 +254,10 @@ class Engine(EngineView):
         """The engine belongs to this move; EngineBusy where a command, another move or another driver has it."""
         session = self._session
         holder = session.holder()
+        asked = {"offload": Goal(State.RELEASED), "onload": Goal(State.SERVING)}.get(move)
         if holder is not None:
-            asked = {"offload": Goal(State.RELEASED), "onload": Goal(State.SERVING)}.get(move)
             raise self.advised(EngineBusy(holder, **session.about(move)), asked)
-        with ownership.of_move(session, move):
+        with self.advising(asked), ownership.of_move(session, move):
             session.in_move = move
             try:
                 yield
@@ -267,7 +268,7 @@ class Engine(EngineView):
     @contextmanager
     def leased_for(self, what: str) -> Iterator[None]:
         """Its lease is this driver's, for several moves; EngineHeld where another driver has it."""
-        with ownership.of_move(self._session, what):
+        with self.advising(Goal(State.RELEASED)), ownership.of_move(self._session, what):
             yield
 
     async def caught_up(self, deadline_s: float | None = None) -> None:

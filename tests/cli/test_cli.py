@@ -50,8 +50,8 @@ def test_a_forgotten_engine_is_not_guessed_at(lifecycle, address: str, tmp_path:
     assert f"`lifecycle recover {address}`" in lifecycle("status", address, state=tmp_path).stdout
     recovered = lifecycle("recover", address, state=tmp_path)
     assert recovered.returncode == 1
-    assert "failed: no state fits" in recovered.stdout
-    for state in ("paused", "released", "weights_restored"):
+    assert "failed: drained or released or weights_restored: whether" in recovered.stdout
+    for state in ("drained", "released", "weights_restored"):
         assert f"`lifecycle override {state} {address} --by NAME --reason WHY`" in recovered.stdout
     tight = ("--threshold-gib", "0.08")  # less than any tag holds, so that only one answer fits what is resident
     told = lifecycle("status", address, *tight, state=tmp_path).stdout

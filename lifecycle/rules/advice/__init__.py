@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from ...core.advice import Advice, Choice
 from ...core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from ...core.errors import EngineBusy, GuardRefused, LifecycleError, NotProved, OperationFailed, Rejected
+from ...core.errors import EngineBusy, EngineHeld, GuardRefused, LifecycleError, NotProved, OperationFailed, Rejected
 from ...core.sources import Pushed
 from ...core.states import RING, UNCLAIMED, State
 from ...core.verdicts import Unmeasurable
@@ -36,8 +36,11 @@ def advice(where: Where, asked: Asked | None, error: LifecycleError) -> Advice:
     """What a message names that is about this engine: `where` it is now, and what was `asked` of it."""
     if isinstance(error, EngineBusy):
         wait = f"wait until {error.busy_with} has ended, or cancel it"
+        held = isinstance(error, EngineHeld)
+        if isinstance(error, EngineHeld):
+            wait = f"wait until {error.until}"
         waiting = Choice(first=wait) if asked is None else asking(where, asked, wait)
-        gives_up = isinstance(asked, Resume) and error.busy_with == Drain.name
+        gives_up = not held and isinstance(asked, Resume) and error.busy_with == Drain.name
         return Advice((Choice("engine.resume(preempt=True)"), waiting) if gives_up else (waiting,))
     if where.state in UNCLAIMED or not where.state.stable:
         return towards_serving(where)
