@@ -129,7 +129,7 @@ async def the_update_is_cancelled(fleet: Fleet, pushing: Pushing) -> None:
 
     await cancelled_once_begun(update)
     assert fleet["e"].state is State.FAILED  # nothing is asked of an engine whose caller gave up
-    assert await fleet["e"].recover() is State.DRAINED
+    assert (await fleet["e"].recover()).state is State.DRAINED
 
 
 async def cancelled_once_begun(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
