@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..core.commands import Pause, Release, UpdateWeights
+from ..core.commands import Pause, Release, Resume, UpdateWeights
 from ..core.facts import Grade, Stage, Tag
 from ..core.policy import ACCEPT
 from ..core.readings import Reading
@@ -18,7 +18,7 @@ from ..core.units import mib
 from ..core.verdicts import NotApplicable, Proved, Unmeasurable, Verdict
 from .checksums import by_model_role, changed
 from .evidence import Context, EvidenceKind, believed_only, taken_as_launched, targets
-from .mapping import denied_by_bytes
+from .mapping import as_when_met, denied_by_bytes
 from .memory import visible_bytes
 from .weights import invalid_weights
 
@@ -264,8 +264,10 @@ def mapping_borne_out(context: Context) -> str | None:
     if isinstance(reading, Unmeasurable):
         trusted = not believed_only(record) or taken_as_launched(record)
         return None if trusted else _unless_accepted(context, "mapping_borne_out", reading)
+    if isinstance(context.command, Resume) and as_when_met(record, reading, context.capabilities, context.policy):
+        return None
     denied = denied_by_bytes(record, reading, context.capabilities, context.policy)
-    return None if denied is None else f"{denied}; recover() finds out which tags are mapped"
+    return None if denied is None else f"{denied}; recover() finds out which tags are mapped, where the sizes are right"
 
 
 @guard()

@@ -185,6 +185,20 @@ def mapping_from_resident_bytes(
     return {tag: tag not in fitting[0] for tag in facts.mapped}
 
 
+def as_when_met(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> bool:
+    """Whether a process that is taken to be as it launched has lost no tag's bytes since it was met, and holds half.
+
+    A size may have been given wrongly: such an engine is refused its release, and may serve again as it did.
+    """
+    level = _Level(tuple(record.facts.mapped), reading, capabilities, record.calibration, policy)
+    full, stated = level.full, level.size(frozenset(level.tags))
+    if not taken_as_launched(record) or full is None or stated is None:
+        return False
+    a_tag = (1 - SLACK) * (level.least or visible_bytes(policy, full))
+    half = all(held >= HINTED * stated for held in reading.devices.values())
+    return half and max(level.missing(full)) < a_tag
+
+
 def denied_by_bytes(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> str | None:
     """How what is resident denies the mapping that is believed, in words; None where it may be so.
 

@@ -109,7 +109,7 @@ def _less_than_hinted(context: Context, before: Reading, after: Reading, by_call
 
     The bytes that were seen to go with each call decide. Where they are not known, those of the whole release do.
     """
-    calls = [tags for tags, _ in context.readings_per_call] if by_call else [context.targets]
+    calls = [tags for tags, _ in context.readings_per_call if tags] if by_call else [context.targets]
     for tags in calls:
         freed = by_call[_name(tags)] if by_call else freed_everywhere(before, after)
         least = least_moved(context, tags, before)
@@ -187,14 +187,21 @@ def _missing_tags(context: Context, before: Reading, returned: int) -> str:
 
 
 def _freed_by_call(context: Context, before: Reading, after: Reading) -> dict[str, int]:
-    """The bytes seen to go with each call of the release, the least over the devices; the last has what came late."""
+    """The bytes seen to go with each call that released tags, the least over the devices.
+
+    What came late is counted to the last of them. What went with a call that released nothing is counted to none.
+    """
     found: dict[str, int] = {}
-    for index, (tags, reading) in enumerate(context.readings_per_call):
-        if index == len(context.readings_per_call) - 1:
+    calls = list(context.readings_per_call)
+    while calls and not calls[-1][0]:
+        calls.pop()
+    for index, (tags, reading) in enumerate(calls):
+        if index == len(calls) - 1:
             reading = after
         if isinstance(reading, Unmeasurable):
             return {}
-        found[_name(tags)] = freed_everywhere(before, reading)
+        if tags:
+            found[_name(tags)] = freed_everywhere(before, reading)
         before = reading
     return found
 
@@ -350,15 +357,16 @@ def resident_as_a_whole(context: Context, before: Reading | Unmeasurable, after:
     their own bytes must not deny it. None where the level before the release is not known.
     """
     policy, every = context.policy, frozenset(context.facts.mapped)
-    whole, share = context.share_bytes(every, after), context.share_bytes(context.targets, after)
+    whole, share = context.size(every, after), context.share_bytes(context.targets, after)
     full = context.calibration.reading_all_mapped
-    if full is None or whole is None or share is None or whole < visible_bytes(policy, full):
+    if full is None or whole is None or share is None or whole.at_most_bytes < visible_bytes(policy, full):
         return None
     if isinstance(before, Reading) and share >= policy.visible_bytes:
         came = freed_everywhere(after, before)
         if came < HINTED * share:
             return False
-    return _at_level(context, after, slack=(1 - policy.returned_fraction) * whole)
+    slack = max((1 - policy.returned_fraction) * whole.total_bytes, policy.visible_bytes)
+    return _at_level(context, after, slack=slack)
 
 
 def _at_level(context: Context, after: Reading, *, slack: float) -> bool | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..core.capabilities import Capabilities
 from ..core.facts import SizeGrade, Tag
@@ -19,6 +19,8 @@ class Size:
 
     total_bytes: int
     grade: SizeGrade
+    #: Bytes by which those that are only reported may be more: more than half of the truth is reported.
+    unsure_bytes: float = field(default=0.0, compare=False)
 
     @property
     def is_hint(self) -> bool:
@@ -27,8 +29,8 @@ class Size:
 
     @property
     def at_most_bytes(self) -> float:
-        """As much as they may hold: of a hint more than half is right."""
-        return self.total_bytes / HINTED if self.is_hint else self.total_bytes
+        """As much as they may hold."""
+        return self.total_bytes + self.unsure_bytes
 
 
 def size_per_rank(
@@ -42,7 +44,7 @@ def size_per_rank(
     if len(known) < len(sizes):
         return None
     worst = min((size.grade for size in known), default=SizeGrade.MEASURED)
-    return Size(sum(size.total_bytes for size in known), worst)
+    return Size(sum(size.total_bytes for size in known), worst, sum(size.unsure_bytes for size in known))
 
 
 def size_on_device(
@@ -52,7 +54,8 @@ def size_on_device(
     size = size_per_rank(tags, capabilities, measured)
     if size is None:
         return None
-    return Size(size.total_bytes * max(1, capabilities.ranks // max(1, len(reading.devices))), size.grade)
+    sharing = max(1, capabilities.ranks // max(1, len(reading.devices)))
+    return Size(size.total_bytes * sharing, size.grade, size.unsure_bytes * sharing)
 
 
 def _size_of_one(tag: Tag, capabilities: Capabilities, measured: Mapping[frozenset[Tag], int]) -> Size | None:
@@ -60,4 +63,7 @@ def _size_of_one(tag: Tag, capabilities: Capabilities, measured: Mapping[frozens
     if alone is not None:
         return Size(alone, SizeGrade.MEASURED)
     spec = capabilities.spec(tag)
-    return None if spec.expected_bytes is None else Size(spec.expected_bytes, spec.size_grade)
+    if spec.expected_bytes is None:
+        return None
+    unsure = (1 / HINTED - 1) * spec.expected_bytes if spec.size_grade is SizeGrade.REPORTED else 0.0
+    return Size(spec.expected_bytes, spec.size_grade, unsure)

@@ -156,8 +156,10 @@ async def test_a_tag_too_small_to_see_comes_back_as_it_went() -> None:
 
 
 async def test_a_size_that_the_caller_gives_must_be_met() -> None:
+    """24 % too much, as the engine may report it: it is what the caller says, and no hint."""
     with await started() as process:
-        url = f"loopback://127.0.0.1:{process.port}?name=e&sizes=weights:{2 * WEIGHTS_MIB * MIB}"
+        url = f"loopback://127.0.0.1:{process.port}?name=e&sizes=weights:{119 * MIB}"
         async with Fleet.connect([url], policy=policy()) as fleet:
-            with pytest.raises(FleetError, match="memory_returned"):
+            with pytest.raises(FleetError, match=r"mapping_borne_out: 2\d\d MiB are resident, .* tags hold 264 MiB"):
                 await fleet.offload(weights=FromDisk(str(process.weights), "again"))
+            assert fleet["e"].state is State.SERVING, "it serves as it did when it was met"

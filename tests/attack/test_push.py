@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -20,7 +21,18 @@ import pytest
 from lifecycle.adapters.loopback import LoopbackProcess, make_weights
 from safetensors.numpy import load_file, save
 
-from lifecycle import DeadlineExceeded, Engine, Fleet, FleetError, GuardRefused, Policy, Pushed, Rejected, State
+from lifecycle import (
+    DeadlineExceeded,
+    Engine,
+    EngineHeld,
+    Fleet,
+    FleetError,
+    GuardRefused,
+    Policy,
+    Pushed,
+    Rejected,
+    State,
+)
 from lifecycle.store import Store
 
 pytestmark = pytest.mark.slow
@@ -236,7 +248,7 @@ async def main():
     async with Fleet.connect([sys.argv[1]], policy=policy, store=store) as fleet:
         await fleet.pause()
         await fleet.drain()
-        await fleet.update_weights(Pushed(trainer, "killed"))
+        await fleet.update_weights(Pushed(trainer, "killed"), deadline_s=3)
 
 asyncio.run(main())
 """
@@ -252,13 +264,28 @@ def killed_in_its_push(address: str, rows: Path) -> None:
             os.kill(driver.pid, signal.SIGKILL)
 
 
+async def attached_when_free(address: str, rows: Path) -> Fleet:
+    """A fleet that is observed: what the killed driver sent may run until its deadline, and nobody is let in before."""
+    end = time.monotonic() + 15
+    while True:
+        fleet = Fleet.connect([address], policy=POLICY, store=Store(rows))
+        try:
+            await fleet["e"].connect()
+        except EngineHeld:
+            await fleet.aclose()
+            assert time.monotonic() < end, "the intent of a killed driver outlived its deadline"
+            await asyncio.sleep(0.2)
+        else:
+            return fleet
+
+
 async def test_a_driver_killed_in_its_push_leaves_no_engine_that_refuses_the_next(
     pushing: Pushing, tmp_path: Path
 ) -> None:
     ask(pushing.process, "/continue_generation", {})
     address, rows = f"loopback://127.0.0.1:{pushing.process.port}?name=e", tmp_path / "state.db"
     await asyncio.to_thread(killed_in_its_push, address, rows)
-    async with Fleet.connect([address], policy=POLICY, store=Store(rows)) as fleet:
+    async with await attached_when_free(address, rows) as fleet:
         engine = fleet["e"]
         if (await engine.recover()).state is State.FAILED:  # whether tags of 16 MiB are mapped cannot be measured
             engine.override_state(State.DRAINED, by="a test", reason="the driver died in an update, which maps nothing")

@@ -165,13 +165,13 @@ async def test_an_engine_that_shares_its_address_is_sent_nothing() -> None:
     assert await engine.verify(deadline_s=1) is State.RELEASED, "the first look sees the engine"
     assert await engine.verify(deadline_s=1) is State.FAILED
     for _ in range(3):
-        assert await engine.recover(deadline_s=1) is State.FAILED
+        assert (await engine.recover(deadline_s=1)).state is State.FAILED
         assert "two processes answer at this address" in str(engine.conditions["identity"].verdict)
         with pytest.raises(CommandRefused):
             await engine.restore_weights()
     assert sent(engine) == before
     engine.adapter.observe = look
-    assert await engine.recover(deadline_s=1) is State.RELEASED
+    assert (await engine.recover(deadline_s=1)).state is State.RELEASED
     assert "identity" not in engine.conditions
 
 
@@ -183,6 +183,6 @@ async def test_who_overrides_the_state_says_that_it_is_over() -> None:
         return replace(await look(want, deadline_s=deadline_s), others=("another",))
 
     engine.adapter.observe = other
-    assert await engine.recover(deadline_s=1) is State.FAILED
+    assert (await engine.recover(deadline_s=1)).state is State.FAILED
     engine.override_state(State.RELEASED, by="me", reason="the proxy was mended")
     assert "identity" not in engine.conditions

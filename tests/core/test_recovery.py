@@ -225,7 +225,7 @@ async def test_a_fleets_message_names_what_leads_on_once_for_engines_with_the_sa
 
 async def test_no_secret_of_an_address_is_repeated() -> None:
     url = "loopback://127.0.0.1:1?api_key=s3cret&admin_api_key=s3cret&pid=7&name=a&group=g"
-    engine = member(url, {}, False, None, Observers(()), None, None)
+    engine = member(url, {}, False, None, Observers(()), None, None, None)
     assert engine.address == "loopback://127.0.0.1:1?pid=7"
     silent = await serving("silent")
     silent.adapter.script("pause", LOST)

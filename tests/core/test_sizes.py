@@ -99,6 +99,17 @@ def test_a_reported_size_is_decided_by_the_bytes_of_each_call(context: Context, 
         assert isinstance(p.tags_unmapped(context), Proved)
 
 
+def test_a_call_that_releases_nothing_decides_nothing() -> None:
+    """Torch in this process copies the weights to the host first, and checks them last."""
+    context = release(160, 229)
+    kv, weights = context.readings_per_call
+    staged = held(1937)
+    calls = ((frozenset(), staged), kv, (frozenset(), kv[1]), (WEIGHTS, held(1600)), (frozenset(), weights[1]))
+    verdict = p.memory_returned(replace(context, readings_per_call=calls))
+    assert isinstance(verdict, Proved), verdict
+    assert verdict.figures["returned_by_tag"] == {"kv_cache": 160 * MIB, "weights": 229 * MIB}
+
+
 @pytest.mark.parametrize("grade", [TENSORS, MEASURED])
 def test_a_size_that_is_known_better_must_be_met(grade: SizeGrade) -> None:
     caps = capabilities(
@@ -219,7 +230,7 @@ async def test_the_first_proved_release_replaces_what_was_reported() -> None:
     assert (second.returned_bytes, second.expected_bytes) == (12 * GIB, 12 * GIB)
     await engine.restore_weights()
     await engine.restore_kv()
-    engine.adapter.engine.resident["weights"] = 2 * GIB  # what is there no more does not come back
+    engine.adapter.engine.leak_bytes = 2 * GIB
     with pytest.raises(NotProved, match="returned 10240 MiB of 12288 MiB expected"):
         await engine.release(deadline_s=0.2)
 

@@ -175,7 +175,7 @@ async def test_who_closed_it_and_released_a_tag_that_cannot_be_told_is_not_drain
     assert found.state is State.FAILED
     assert found.reason.startswith("released or weights_restored: ")
     engine.adapter.reports_tags = True
-    assert await engine.recover() is State.WEIGHTS_RESTORED, "a report decides"
+    assert (await engine.recover()).state is State.WEIGHTS_RESTORED, "a report decides"
     await serve_again(engine)
 
 
@@ -241,7 +241,7 @@ async def test_a_row_whose_admission_is_as_it_was_lets_nothing_pass_that_bytes_d
     with pytest.raises(GuardRefused, match="mapping_borne_out"):
         await again.release(weights=V1)
     assert sent(again) == []
-    assert await again.recover() is State.RELEASED
+    assert (await again.recover()).state is State.RELEASED
     await serve_again(again)
     assert engine.adapter.engine.deaths == []
     again._session.store.close()
