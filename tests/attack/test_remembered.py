@@ -39,7 +39,7 @@ def lifecycle(tmp_path: Path) -> Run:
 
 async def released_without_a_store(process: LoopbackProcess, step: FromDisk, policy: Policy) -> None:
     """A fleet that keeps nothing released the engine, and ended."""
-    async with Fleet.connect([url(process)], policy=policy) as fleet:
+    async with Fleet.connect([url(process)], policy=policy, lease=None) as fleet:
         await fleet.offload(weights=step)
 
 
@@ -121,7 +121,7 @@ async def test_without_a_row_an_engine_that_was_opened_while_released_is_not_ope
     process = start()
     await released_without_a_store(process, step_1, policy)
     AnotherDriver(process).resume()
-    async with Fleet.connect([url(process)], policy=policy) as fleet:
+    async with Fleet.connect([url(process)], policy=policy, lease=None) as fleet:
         (engine,) = fleet
         with pytest.raises(Exception, match=r"mapping_borne_out|refused before anything was sent"):
             await fleet.offload(weights=step_1)
