@@ -181,6 +181,8 @@ async def test_a_continue_sent_by_another_client_is_noticed(start, checkpoint: P
         post(process, "/continue_generation", {})
         with pytest.raises(Unreachable, match="externally modified"):
             await engine.release(weights=FromDisk(str(checkpoint), "step-2"))
+        assert engine.state is State.PAUSED, "whoever opened it may have restored it, with other weights"
+        await fleet.onload(weights=FromDisk(str(checkpoint), "step-2"))
         assert engine.state is State.SERVING
 
 
