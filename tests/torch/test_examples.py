@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import time
@@ -104,3 +105,14 @@ def test_the_script_that_measures_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
         "pinned",
         "mmap",
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(330)
+def test_the_script_that_shows_what_evidence_is_worth_runs_on_a_cpu(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "gpu" / "evidence_cycles.py"
+    command = [sys.executable, script, "--device=cpu", "--gib=1.5", "--threshold-gib=0.9", f"--out={tmp_path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=320)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    figures = json.loads((tmp_path / "evidence_cycles.json").read_text())
+    assert {part: found["wrong"] for part, found in figures.items()} == {"sizes": [], "small": [], "look": []}
