@@ -44,6 +44,9 @@ from .session import NotSaved, Session
 from .verify import VERIFY_S, verify
 from .view import EngineView
 
+#: Seconds that finding out where an engine is may take unless the caller says.
+RECOVER_S = 30.0
+
 
 class Engine(EngineView):
     """One inference engine. Every verb returns the `Transition` it made, or raises (see `errors`).
@@ -107,8 +110,10 @@ class Engine(EngineView):
 
     async def aclose(self) -> None:
         """Connections and the lease are let go; the engine is left as it is."""
-        self._session.owner.free(self._session.facts.boot)
-        await self.adapter.aclose()
+        try:
+            self._session.owner.free(self._session.facts.boot)
+        finally:
+            await self.adapter.aclose()
 
     # the verbs
 
@@ -132,9 +137,10 @@ class Engine(EngineView):
         One that is believed released is verified first, and refused as what it is found to be.
         """
         if self.state is State.RELEASED and self._session.holder() is None:
+            deadline = Deadline(self.policy.deadline_s(Release.name, deadline_s))
             with self._session.claimed(Release.name):
-                limit_s = self.policy.deadline_s(Release.name, deadline_s)
-                await verify(self._session, Deadline(limit_s), held=True)
+                await verify(self._session, deadline, held=True)
+            deadline_s = deadline.look_s()
         named = None if tags is None else frozenset(tags)
         return await self.execute(Release(named, weights or self.desired.rollback_source), deadline_s=deadline_s)
 
@@ -215,7 +221,7 @@ class Engine(EngineView):
         """
         return (await verify(self._session, Deadline(deadline_s), for_move=for_move)).state
 
-    async def recover(self, *, deadline_s: float = 30.0) -> Recovery:
+    async def recover(self, *, deadline_s: float = RECOVER_S) -> Recovery:
         """The state that barrier and observation make, why it is that one, and what leads on from there.
 
         It is failed where a fact stays unknown. An engine that admits requests without being worth serving is closed
@@ -273,7 +279,8 @@ class Engine(EngineView):
 
     async def caught_up(self, deadline_s: float | None = None) -> None:
         """What is known of it is of now, where another driver used it since this one looked. For its move."""
-        await ownership.caught_up(self._session, Deadline(deadline_s or self.policy.settle_s))
+        limit_s = self.policy.settle_s if deadline_s is None else min(self.policy.settle_s, deadline_s)
+        await ownership.caught_up(self._session, Deadline(limit_s))
 
     async def preempt_drain(self, deadline_s: float | None = None) -> float:
         """A drain under way was given up for a resume; returns what is left of the resume's deadline."""

@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-from ..core.errors import ConfigurationError
-from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
+from ..core.lease import Driver, Lease, LeasedEngine, LeaseUse
 from ..core.ports import LeaseHolder
 from ..nodes.processes import node_name
 from ..rules.identity import own_identity
@@ -59,13 +58,17 @@ class Owner:
         self._uses, self._seen, self.missed = _NEVER if goes_on else uses, found, None
         return before is not None and before != uses
 
-    def take(self, boot: str | None, what: str, until_s: float | None) -> None:
-        """This driver has the engine; `missed` says who used it meanwhile. Raises LeaseHeld where another has it."""
+    def take(self, boot: str | None, what: str, until_s: float | None, *, may_run_still: bool = False) -> None:
+        """This driver has the engine; `missed` says who used it meanwhile. Raises LeaseHeld where another has it.
+
+        `may_run_still`: so may a call that was sent before, until the time that the lease says of it.
+        """
         if self.holder is None:
             return
         engine, had = self._engine(boot), self.lease is not None
         last = None if had else self.holder.seen(engine)
-        self.lease = self.holder.take(self.driver, engine, LeaseUse(what, until_s))
+        call_until_s = self._call_until_s(self.lease or last, may_run_still)
+        self.lease = self.holder.take(self.driver, engine, LeaseUse(what, until_s, call_until_s))
         self._sent = self._sent and had
         if self._uses is not None and self.lease.uses != self._uses:
             self.missed = last.who if last is not None else "another driver"
@@ -79,17 +82,23 @@ class Owner:
         self.lease = self.holder.take(self.driver, self._engine(boot), use)
         self._sent, self._uses = True, self.lease.uses
 
-    def rests(self, boot: str | None, where: str, *, keep: bool) -> None:
-        """No command is under way any more. It is freed, unless it is to be kept."""
+    def rests(self, boot: str | None, where: str, *, keep: bool, may_run_still: bool = False) -> None:
+        """No command is under way any more. It is freed, unless it is to be kept. `may_run_still`: as in `take`."""
         if self.holder is None or self.lease is None:
             return
         engine = self._engine(boot)
         try:
-            self.lease = self.holder.take(self.driver, engine, LeaseUse(f"an engine that it left {where}"))
+            call_until_s = self._call_until_s(self.lease, may_run_still)
+            use = LeaseUse(f"an engine that it left {where}", call_until_s=call_until_s)
+            self.lease = self.holder.take(self.driver, engine, use)
             if not keep:
                 self.free(boot)
-        except (LeaseHeld, ConfigurationError):  # the command has ended as it has; its engine stays this driver's
+        except Exception:  # the command has ended as it has; its engine stays this driver's
             logging.getLogger("lifecycle").exception("%s: its lease could not be changed", self.address)
+
+    @staticmethod
+    def _call_until_s(lease: Lease | None, may_run_still: bool) -> float | None:
+        return lease.call_until_s if lease is not None and may_run_still else None
 
     def _engine(self, boot: str | None) -> LeasedEngine:
         """The engine as holders know it: by the identity that it reports itself, which every driver reads alike."""

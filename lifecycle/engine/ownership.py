@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Literal
 
 from ..core.deadline import Deadline
-from ..core.errors import ConfigurationError
+from ..core.errors import ConfigurationError, EngineBusy
 from ..core.ports import LeaseHolder
 from ..core.states import State
 from ..store.leases import LeaseFunction, Leases, holder_of
@@ -75,6 +75,7 @@ async def of_command(session: Session, what: str, deadline: Deadline, *, for_mov
 @contextmanager
 def of_move(session: Session, move: str) -> Iterator[None]:
     """The engine is this driver's for a move."""
+    _refuse_busy(session, move)
     with _held(session, move, None):
         yield
 
@@ -82,6 +83,7 @@ def of_move(session: Session, move: str) -> Iterator[None]:
 @contextmanager
 def of_assertion(session: Session) -> Iterator[None]:
     """The engine is this driver's while a person asserts where it is: what another kept of it is written over."""
+    _refuse_busy(session, "override_state")
     with _held(session, "override_state", None):
         if session.owner.missed is not None:
             session.kept()  # the row that is written over
@@ -102,6 +104,13 @@ async def caught_up(session: Session, deadline: Deadline) -> None:
         raise
 
 
+def _refuse_busy(session: Session, what: str) -> None:
+    """EngineBusy where a command or a move has the engine: its lease is not to be freed under it."""
+    holder = session.holder()
+    if holder is not None:
+        raise EngineBusy(holder, **session.about(what))
+
+
 @contextmanager
 def _held(session: Session, what: str, limit_s: float | None, *, for_move: bool = False) -> Iterator[None]:
     owner, had = session.owner, session.owner.lease is not None
@@ -111,6 +120,6 @@ def _held(session: Session, what: str, limit_s: float | None, *, for_move: bool 
         yield
         refused = False
     finally:
-        boot, unused = session.facts.boot, refused and not had and not owner.sent
+        unused = refused and not had and not owner.sent
         if not for_move:  # a move keeps what its commands have, until it ends
-            owner.rests(boot, str(session.state), keep=not unused and session.state is not State.SERVING)
+            session.rest(keep=not unused and session.state is not State.SERVING)

@@ -34,7 +34,7 @@ from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
 from ..rules import knowledge, mapping
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
-from ..rules.identity import IDENTITY, is_contested, needs_confirming, same_process, two_answer
+from ..rules.identity import IDENTITY, compare, is_contested, needs_confirming, same_process, two_answer
 from .call import send
 from .gather import EVERYTHING, residual, residual_again
 from .push import closing_call
@@ -125,7 +125,10 @@ def refuse_while_called(session: Session, boot: str | None, kept: Record | None)
     if other is not None and (other.call_until_s or 0.0) > now_s:
         raise session.held_by(replace(other, until_s=other.call_until_s), "connect")
     intent = None if kept is None else kept.uncertain.intent
-    if intent is not None and intent.until_s > now_s and intent.token != session.owner.driver.token:
+    if kept is None or intent is None or intent.token == session.owner.driver.token:
+        return
+    ended = boot is not None and compare(kept.facts.boot or boot, boot) == "other"  # with the process that it went to
+    if intent.until_s > now_s and not ended:
         lease = Lease(intent.token, intent.by, intent.call, False, intent.since_s, call_until_s=intent.until_s)
         raise session.held_by(lease, "connect")
 
@@ -194,7 +197,7 @@ async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = 
     here = knowledge.barrier_returned(session.record)
     session.commit(knowledge.after_observation(here, seen, session.capabilities))
     open_push = None if is_contested(session.record) else closing_call(session)
-    if open_push is not None:
+    if open_push is not None and _may_act(session, deadline):
         await send(session, open_push, deadline_s=deadline.look_s(0.5))
     step = await _decided(session, deadline, may_close=True, must_close=must_close)
     if isinstance(step, Stay):

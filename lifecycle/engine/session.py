@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -178,11 +178,16 @@ class Session:
     def _save(self, record: Record, save: Save) -> None:
         if save == "no":
             return
+        saved: list[StateStore] = []
         for store in self._stores(record, save):
             try:
                 store.save(self.key, record)
+                saved.append(store)
             except Exception as problem:
                 if save == "must":
+                    for other in saved:  # what is known stays what it was, in every store
+                        with suppress(Exception):
+                            other.save(self.key, self._record)
                     raise NotSaved(str(problem)) from problem
                 logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", self.name)
 
@@ -245,9 +250,14 @@ class Session:
     def take(self, what: str, until_s: float | None) -> None:
         """The engine is this driver's; EngineHeld where another driver has it."""
         try:
-            self.owner.take(self.facts.boot, what, until_s)
+            self.owner.take(self.facts.boot, what, until_s, may_run_still=self._record.uncertain.needs_barrier)
         except LeaseHeld as held:
             raise self.held_by(held.lease, what) from held
+
+    def rest(self, *, keep: bool) -> None:
+        """No command is under way any more; the lease is freed, unless it is to be kept."""
+        may_run_still = self._record.uncertain.needs_barrier
+        self.owner.rests(self.facts.boot, str(self.state), keep=keep, may_run_still=may_run_still)
 
     def held_by(self, lease: Lease, command: str) -> EngineHeld:
         """The refusal of a command, or of a look, while another driver has the engine."""

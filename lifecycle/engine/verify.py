@@ -50,11 +50,16 @@ async def verify(session: Session, deadline: Deadline, *, for_move: bool = False
         denied = _read_at_rest(session, reading)
     if denied is None and not answers_again:
         return Found(session.state)
+    leased = session.owner.lease is not None
     with nullcontext() if held else session.claimed("verify", for_move=for_move):
         session.commit(knowledge.another_answered(session.record, seen))
         trigger = "contradicted" if denied else f"observed_{State.FAILED}"
         session.go(trigger, reason=denied or "a process answers in its place")
-        return await reconcile(session, deadline)
+        try:
+            return await reconcile(session, deadline)
+        finally:
+            if not leased:
+                session.rest(keep=session.owner.sent and session.state is not State.SERVING)
 
 
 def _read_at_rest(session: Session, reading: Reading | Unmeasurable) -> str | None:

@@ -18,7 +18,7 @@ from ..core.ports import ResidualProbe, Router, StateStore
 from ..core.sources import FromDisk, Pushed, Source
 from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
-from ..engine.engine import Engine, store_given
+from ..engine.engine import RECOVER_S, Engine, store_given
 from ..engine.ownership import LeaseChoice, chosen_lease
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
@@ -98,8 +98,10 @@ class Fleet:
 
     async def aclose(self) -> None:
         """Connections are let go; the engines are left as they are."""
-        for engine in self.engines:
-            await engine.aclose()
+        ended = await asyncio.gather(*(engine.aclose() for engine in self.engines), return_exceptions=True)
+        for problem in ended:
+            if isinstance(problem, BaseException):
+                raise problem
 
     def __getitem__(self, name: str) -> Engine:
         for engine in self.engines:
@@ -126,7 +128,7 @@ class Fleet:
         command = Pause(mode or self.policy.pause_mode)
         _check_deadline(deadline_s)
         check_static(participants, command)
-        async with claimed(participants, "pause"):
+        async with claimed(participants, "pause", deadline_s):
             await routing.close([each for each in participants if each.state is State.SERVING])
             try:
                 return await self._together([(each, command) for each in participants], deadline_s)
@@ -195,7 +197,7 @@ class Fleet:
         _check_deadline(deadline_s)
         if preempt and participants:
             deadline_s = min(await asyncio.gather(*(each.preempt_drain(deadline_s) for each in participants)))
-        async with claimed(participants, "resume"):
+        async with claimed(participants, "resume", deadline_s):
             try:
                 return await self._together([(each, Resume()) for each in participants], deadline_s)
             finally:
@@ -220,7 +222,7 @@ class Fleet:
         """
         participants = self.participants(engines)
         named = None if tags is None else frozenset(tags)
-        async with claimed(participants, "offload"):
+        async with claimed(participants, "offload", deadline_s):
             goals = {
                 engine.name: Goal(
                     State.RELEASED, named, source_after_release(engine.record, weights), mode or self.policy.pause_mode
@@ -250,7 +252,7 @@ class Fleet:
         participants = self.participants(engines)
         if between_deadline_s is not None:
             positive("between_deadline_s", between_deadline_s)
-        async with claimed(participants, "onload"):
+        async with claimed(participants, "onload", deadline_s):
             move = self._move(participants, deadline_s)
             return await move.onload(between, weights=weights, between_deadline_s=between_deadline_s)
 
@@ -275,18 +277,19 @@ class Fleet:
             await self.onload(engines=some, deadline_s=deadline_s)
 
         with window_lock(chosen, self._in_windows):
-            async with leased(chosen, "offloaded"):
+            async with leased(chosen, "offloaded", deadline_s):
                 before = {engine.name: engine.desired for engine in chosen}
-                async with restore_on_error(chosen, back, after=CANCELLED if self._restores else (), before=before):
+                restored = partial(restore_on_error, chosen, back, deadline_s=deadline_s)
+                async with restored(after=CANCELLED if self._restores else (), before=before):
                     released = await self.offload(
                         tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s
                     )
-                async with restore_on_error(chosen, back, after=(BaseException,), before=before):
+                async with restored(after=(BaseException,), before=before):
                     yield released
-                async with restore_on_error(chosen, back, after=CANCELLED):
+                async with restored(after=CANCELLED):
                     await back(chosen)
 
-    async def recover(self, *, engines: Selection = None, deadline_s: float = 30.0) -> dict[str, Recovery]:
+    async def recover(self, *, engines: Selection = None, deadline_s: float = RECOVER_S) -> dict[str, Recovery]:
         """What was found of each engine that is failed or gone, all at once; of those named, whatever they are.
 
         It raises for none of them: where an engine cannot be asked, its reason says why.
@@ -338,10 +341,11 @@ class Fleet:
     ) -> list[Transition]:
         participants = self.participants(engines)
         _check_deadline(deadline_s)
-        if all_must:
-            await verify_all([each for each in participants if each.state is State.RELEASED], deadline_s)
-            check_allowed(participants, command)
-        async with claimed(participants, what):
+        async with claimed(participants, what, deadline_s):
+            if all_must:
+                there = [each for each in participants if each.state is State.RELEASED]
+                await verify_all(there, deadline_s, for_move=True)
+                check_allowed(participants, command)
             return await self._together([(engine, command(engine)) for engine in participants], deadline_s)
 
     async def _together(self, commands: list[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:

@@ -86,17 +86,17 @@ class _Course:
 
 
 @asynccontextmanager
-async def leased(engines: Sequence[Engine], what: str) -> AsyncIterator[None]:
+async def leased(engines: Sequence[Engine], what: str, deadline_s: float | None = None) -> AsyncIterator[None]:
     """The engines are this driver's, and what is known of them is of now; EngineHeld names one that another has."""
     with ExitStack() as stack:
         for engine in engines:
             stack.enter_context(engine.leased_for(what))
-        await asyncio.gather(*(engine.caught_up() for engine in engines))
+        await _caught_up(engines, deadline_s)
         yield
 
 
 @asynccontextmanager
-async def claimed(engines: Sequence[Engine], move: str) -> AsyncIterator[None]:
+async def claimed(engines: Sequence[Engine], move: str, deadline_s: float | None = None) -> AsyncIterator[None]:
     """The engines belong to this move; EngineBusy names one that another has, and then none is claimed.
 
     Every lease is taken before anything is sent, so that two drivers never move a half of the same engines each.
@@ -104,8 +104,16 @@ async def claimed(engines: Sequence[Engine], move: str) -> AsyncIterator[None]:
     with ExitStack() as stack:
         for engine in engines:
             stack.enter_context(engine.claimed_for(move))
-        await asyncio.gather(*(engine.caught_up() for engine in engines))
+        await _caught_up(engines, deadline_s)
         yield
+
+
+async def _caught_up(engines: Sequence[Engine], deadline_s: float | None) -> None:
+    """What is known of all these engines is of now; raises once all have ended."""
+    ended = await asyncio.gather(*(engine.caught_up(deadline_s) for engine in engines), return_exceptions=True)
+    for problem in ended:
+        if isinstance(problem, BaseException):
+            raise problem
 
 
 async def verify_all(engines: Sequence[Engine], deadline_s: float | None = None, *, for_move: bool = False) -> None:

@@ -10,9 +10,10 @@ from types import MappingProxyType
 from ..core.errors import EngineBusy
 from ..core.record import Desired
 from ..core.states import State
-from ..engine.engine import Engine
+from ..engine.engine import RECOVER_S, Engine
 from ..rules.planner import Goal
 from .preflight import stays_behind
+from .recovery import recovered
 
 #: What a task is given up by.
 CANCELLED = (asyncio.CancelledError,)
@@ -40,6 +41,7 @@ async def restore_on_error(
     *,
     after: tuple[type[BaseException], ...],
     before: Mapping[str, Desired] = MappingProxyType({}),
+    deadline_s: float | None = None,
 ) -> AsyncIterator[None]:
     """An error of these kinds comes through once the engines serve again, with the weights of `before` where given.
 
@@ -49,7 +51,7 @@ async def restore_on_error(
         yield
     except after as error:
         try:
-            await asyncio.gather(*(engine.recover() for engine in engines if engine.state is State.FAILED))
+            await recovered([engine for engine in engines if engine.state is State.FAILED], deadline_s or RECOVER_S)
             for engine in engines:
                 if engine.name in before:
                     engine.rollback_desired(before[engine.name])

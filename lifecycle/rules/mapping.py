@@ -167,8 +167,7 @@ def unmapped_choices(
     """Every choice of unmapped tags that what is resident may stand for; empty where none fits."""
     level = _Level(tuple(facts.mapped), reading, capabilities, calibration, policy)
     full = level.full
-    fitting = () if full is None else _missing_fits(level, full)
-    return fitting or _level_fits(level)
+    return _level_fits(level) if full is None else _missing_fits(level, full)
 
 
 def mapping_from_resident_bytes(
@@ -204,8 +203,8 @@ def denied_by_bytes(record: Record, reading: Reading, capabilities: Capabilities
 
     Less may not be resident than the mapped tags hold. That alone denies what was measured, and what a process is taken
     to have launched with: it may have given up a cache since it was read. What is only remembered or asserted is denied
-    too where another choice of tags fits, and the believed one does not. What was given back without being seen to go
-    may be resident still.
+    too where another choice of tags fits, by one rule or the other, and the believed one does not. What was given back
+    without being seen to go may be resident still.
     """
     facts, calibration = record.facts, record.calibration
     level = _Level(tuple(facts.mapped), reading, capabilities, calibration, policy)
@@ -217,7 +216,7 @@ def denied_by_bytes(record: Record, reading: Reading, capabilities: Capabilities
         return f"{mib(reading.resident_bytes)} are resident, and its mapped tags hold {held}"
     if taken_as_launched(record) or not believed_only(record):
         return None
-    fitting = unmapped_choices(facts, reading, capabilities, calibration, policy)
+    fitting = unmapped_choices(facts, reading, capabilities, calibration, policy) or _level_fits(level)
     borne_out = [choice for choice in fitting if choice == unmapped or (choice < unmapped and not _seen_to_go(record))]
     if not fitting or borne_out:
         return None

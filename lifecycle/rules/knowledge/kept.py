@@ -72,7 +72,8 @@ def interrupted(record: Record) -> Record:
     if intent is not None:
         doubt = intent.doubt
         since = {tag for tag in doubt.targets if doubt.before.mapped.get(tag) != doubt.at_start.mapped.get(tag)}
-        facts = facts.doubt({**doubt.effect, Fact.MAPPED: dict.fromkeys({*doubt.effect.get(Fact.MAPPED, {}), *since})})
+        tags = {*doubt.effect.get(Fact.MAPPED, {}), *since}
+        facts = facts.doubt({**doubt.effect, Fact.MAPPED: dict.fromkeys(tags)} if tags else doubt.effect)
         uncertain = replace(uncertain, call=doubt, intent=None)
     return replace(record, facts=facts, uncertain=uncertain)
 

@@ -1,0 +1,178 @@
+"""Stories of an engine with two drivers, each of which ended in one that was killed or taken from under the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rig import V1
+
+from lifecycle import Engine, EngineBusy, EngineHeld, Fleet, FleetError, OperationFailed, Pushed, State
+from lifecycle.core.calls import Call, Reply
+from lifecycle.core.facts import Fact, SizeGrade, TagSpec
+from lifecycle.core.units import GIB, MIB
+from lifecycle.store.leases import Leases
+from lifecycle.store.sqlite import Store
+from lifecycle.testing import HANG, QUICK, Act, ScriptedAdapter, capabilities
+
+
+def driver(adapter: ScriptedAdapter, lease: Leases | None = None, **how: Any) -> Engine:
+    """One more driver of this engine."""
+    return Engine(adapter, name=adapter.name, policy=QUICK, probe=adapter.probe, lease=lease, **how)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """It is so; fails where it is not after many turns of the loop."""
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    pytest.fail("it did not come to be so")
+
+
+@pytest.mark.parametrize("grade", list(SizeGrade))
+async def test_bytes_that_fit_no_choice_of_tags_decide_nothing_by_the_level_either(grade: SizeGrade) -> None:
+    tags = (
+        TagSpec("weights", "weights", "discarded", 4 * GIB, grade),
+        TagSpec("kv_cache", "kv", "discarded", 8 * GIB, grade),
+    )
+    adapter = ScriptedAdapter("e", capabilities(*tags), sizes={"weights": 4 * GIB, "kv_cache": 5 * GIB})
+    adapter.engine.leaked_bytes = 640 * MIB
+    engine = await driver(adapter).connect()
+    adapter.engine.apply("pause", {"mode": "abort"})  # somebody closes it, and it drops a cache; nothing is released
+    adapter.engine.leaked_bytes = 0
+    assert await engine.verify() is State.FAILED
+    assert engine.facts.mapped == {"weights": None, "kv_cache": None}
+    assert not adapter.engine.deaths
+
+
+class _EndedError(BaseException):
+    """The driver's process ends here."""
+
+
+async def test_what_a_driver_killed_in_an_update_kept_of_the_mapping_is_only_remembered(tmp_path: Path) -> None:
+    adapter = ScriptedAdapter("e")
+    store = Store(tmp_path / "engines")
+    first = await driver(adapter, store=store).connect()
+    await first.pause()
+    await first.drain()
+    await first.release(weights=V1)
+    await first.restore_weights()
+    send = adapter.send
+
+    def never(*given: Any) -> None:
+        raise _EndedError
+
+    async def ends(call: Call, *, deadline_s: float) -> Reply:
+        await send(call, deadline_s=deadline_s)
+        store.save = never  # type: ignore[method-assign]
+        raise _EndedError
+
+    adapter.send = ends  # type: ignore[method-assign]
+    with pytest.raises(_EndedError):
+        await first.update_weights(V1, deadline_s=0.2)
+    adapter.send = send  # type: ignore[method-assign]
+    adapter.engine.apply("restore", {"tags": ["kv_cache"]})  # somebody else, who left the admission closed
+    until = asyncio.get_running_loop().time() + 5
+    while True:
+        try:
+            second = await driver(adapter, store=Store(tmp_path / "engines")).connect()
+            break
+        except EngineHeld:  # until the deadline of the call that was under way
+            assert asyncio.get_running_loop().time() < until
+            await asyncio.sleep(0.05)
+    assert second.facts.mapped["kv_cache"] is True
+    assert second.state is State.DRAINED
+    assert not adapter.engine.deaths
+
+
+async def test_who_only_looks_ends_no_push_of_another_driver(tmp_path: Path) -> None:
+    leases, adapter = tmp_path / "leases", ScriptedAdapter("e")
+    adapter.reports_tags = True
+    first = await driver(adapter, Leases(leases)).connect()
+    await first.pause()
+    await first.drain()
+
+    async def breaks(parties: Any) -> None:
+        raise RuntimeError("the trainer broke")
+
+    adapter.script("close_update", *[Act("rejected", "never", status=500, detail="no")] * 4)
+    with pytest.raises(OperationFailed):
+        await first.update_weights(Pushed(breaks, "v9"))
+    await first.aclose()
+    looks = await driver(adapter, Leases(leases)).connect()
+    assert looks.record.uncertain.push_open
+    adapter.as_modelled()
+    pushes = await driver(adapter, Leases(leases)).connect()
+    await pushes.recover()
+    await pushes.release(weights=V1)
+    await pushes.restore_weights()
+    begun, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def push(parties: Any) -> None:
+        await parties[0].push("tensor")
+        begun.set()
+        await goes_on.wait()
+
+    update = asyncio.create_task(pushes.update_weights(Pushed(push, "v2")))
+    await asyncio.wait_for(begun.wait(), 5)
+    sent = len(adapter.journal.calls())
+    await looks.verify()
+    assert adapter.journal.calls()[sent:] == []
+    goes_on.set()
+    assert (await update).dest is State.WEIGHTS_RESTORED
+
+
+@pytest.mark.parametrize("refused", ["override_state", "offloaded"])
+async def test_what_is_refused_while_a_command_is_under_way_frees_no_lease(tmp_path: Path, refused: str) -> None:
+    adapter = ScriptedAdapter("e")
+    engine = await driver(adapter, Leases(tmp_path / "leases")).connect()
+    adapter.script("observe", HANG)
+    pause = asyncio.create_task(engine.pause(deadline_s=1.0))
+    await until(lambda: engine.busy is not None)
+    with pytest.raises(EngineBusy):
+        if refused == "override_state":
+            engine.override_state(State.PAUSED, by="an operator", reason="a try")
+        else:
+            async with Fleet([engine]).offloaded(weights=V1):
+                pass
+    second = await driver(adapter, Leases(tmp_path / "leases")).connect()
+    with pytest.raises(EngineHeld):
+        await second.pause()
+    pause.cancel()
+    await asyncio.gather(pause, return_exceptions=True)
+
+
+async def test_a_release_is_refused_by_where_all_engines_are_after_another_driver(tmp_path: Path) -> None:
+    leases, one, two = tmp_path / "leases", ScriptedAdapter("one"), ScriptedAdapter("two")
+    async with Fleet([driver(each, Leases(leases)) for each in (one, two)]) as drains:
+        await drains.pause()
+        await drains.drain()
+    async with Fleet([driver(each, Leases(leases)) for each in (one, two)]) as fleet:
+        async with Fleet([driver(one, Leases(leases))]) as resumes:
+            await resumes.resume()
+        with pytest.raises(FleetError, match="one: release refused in state serving"):
+            await fleet.release(weights=V1)
+        assert fleet["two"].state is State.DRAINED
+        assert not one.engine.unmapped | two.engine.unmapped
+
+
+async def test_until_a_given_up_call_has_ended_nobody_attaches(tmp_path: Path) -> None:
+    adapter = ScriptedAdapter("e")
+    engine = await driver(adapter, Leases(tmp_path / "leases")).connect()
+    await engine.pause()
+    await engine.drain()
+    adapter.late_when_cancelled = True
+    adapter.script("release", HANG)
+    adapter.script("barrier", *[Act("lost", "never")] * 9)
+    release = asyncio.create_task(engine.release(weights=V1, deadline_s=60.0))
+    await until(lambda: adapter.journal.calls()[-1].startswith("e: release"))
+    release.cancel()
+    await asyncio.gather(release, return_exceptions=True)
+    assert Fact.MAPPED not in engine.facts.grades
+    await engine.aclose()
+    with pytest.raises(EngineHeld, match="may run until"):
+        await driver(adapter, Leases(tmp_path / "leases")).connect()
