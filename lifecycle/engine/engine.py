@@ -216,8 +216,9 @@ class Engine(EngineView):
     async def verify(self, *, deadline_s: float = VERIFY_S, for_move: bool = False) -> State:
         """The state it is in, observed just now: a claim that what was seen denies was given up.
 
-        Of a released engine `memory_returned` is judged anew, by what is resident now. Only looks: while a command or a
-        move has the engine it is not interfered with (`for_move`: asked by the move that has it).
+        Of a released engine `memory_returned` is judged anew, by what is resident now. One that admits requests and is
+        not worth serving is closed, unless another driver has it. While a command or a move has the engine it is not
+        interfered with (`for_move`: asked by the move that has it).
         """
         return (await verify(self._session, Deadline(deadline_s), for_move=for_move)).state
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 import tracemalloc
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,14 +35,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    with ExitStack() as stack:
-
-        def begin(**options: object) -> LoopbackProcess:
-            chosen = {"weights_mib": WEIGHTS_MIB, "kv_mib": KV_MIB, **options}
-            return stack.enter_context(LoopbackProcess.start(**chosen))
-
-        yield begin
+def start(start: Start) -> Start:
+    """The fixture of this folder, with this module's sizes."""
+    return partial(start, weights_mib=WEIGHTS_MIB, kv_mib=KV_MIB)
 
 
 @pytest.fixture
