@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from lifecycle.adapters.loopback import LoopbackProcess, make_weights
 
 from lifecycle.settings.schema import load
@@ -63,6 +64,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     assert len(codes) == 3
 
 
+@pytest.mark.slow
 def test_the_first_hour_goes_as_it_is_told(tmp_path: Path) -> None:
     codes = run_all(commands("docs/command-line.md", "A first hour"), tmp_path)
     assert {command.split()[0]: code for command, code in codes.items() if code} == {"resume": 3}, codes

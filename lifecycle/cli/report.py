@@ -29,6 +29,7 @@ async def status_record(engine: Engine) -> dict[str, Any]:
     return record | {
         "kind": f"{engine.capabilities.engine} {engine.capabilities.version}",
         "state": str(engine.state),
+        "reason": engine.reason,
         "advice": str(engine.advice),
         "admission": facts.admission,
         "running": facts.running,
@@ -75,7 +76,7 @@ def _notes(record: dict[str, Any]) -> list[str]:
         return [record["error"]]
     notes = [f"{record['engine']}: {note}" for note in record["notes"]]
     if record["state"] in (State.FAILED, State.GONE):
-        notes.append(f"{record['engine']}: {record['advice']}")
+        notes.append(f"{record['engine']}: {record['state']}: {record['reason']}. {record['advice']}")
     return notes
 
 

@@ -28,7 +28,7 @@ from ..rules import knowledge
 from ..rules.advice import TRAINER, after_recovery
 from ..rules.desired import known_source, set_desired
 from ..rules.planner import Goal
-from ..rules.table import not_allowed, row
+from ..rules.table import row
 from ..rules.weights import invalid_weights
 from . import attach, canary, ownership
 from .attempt import Attempt
@@ -196,7 +196,7 @@ class Engine(EngineView):
             async with ownership.of_command(session, command.name, deadline, for_move=for_move):
                 operation = row(command.name, session.state)
                 if operation is None:
-                    raise not_allowed(**session.about(command.name))
+                    raise session.not_allowed(command.name)
                 self.observers.notify("command_started", self.name, command, session.state)
                 attempt = Attempt(session, command, operation, deadline, pushes=self._pushes, collective=collective)
                 transition = await attempt.run()

@@ -6,7 +6,6 @@ from ..core.errors import EngineBusy
 from ..core.states import RING, State
 from ..core.transition import Transition
 from ..rules.knowledge import asserted
-from ..rules.table import not_allowed
 from .session import Edge, Session
 
 COMMAND = "override_state"
@@ -23,12 +22,12 @@ def override(session: Session, state: State, *, by: str, reason: str) -> Transit
 
 def _check(session: Session, state: State, by: str, reason: str) -> None:
     """Raises where this may not be asserted: EngineBusy, InvalidTransition, or ValueError without a name or reason."""
-    holder, about = session.holder(), session.about(COMMAND)
+    holder = session.holder()
     if holder is not None:
-        raise EngineBusy(holder, **about)
+        raise EngineBusy(holder, **session.about(COMMAND))
     if session.state is not State.FAILED or state not in RING:
-        raise not_allowed(**about)
+        raise session.not_allowed(COMMAND)
     if session.record.uncertain.needs_barrier:
-        raise not_allowed(**about, hint="; what was sent before may still run")
+        raise session.not_allowed(COMMAND, "; what was sent before may still run")
     if not by.strip() or not reason.strip():
         raise ValueError("an override needs the name of who makes it (by=) and a reason (reason=)")

@@ -11,7 +11,6 @@ from ..core.calls import Call
 from ..core.deadline import Deadline
 from ..core.ports import ClosesPush
 from ..rules import knowledge
-from ..rules.table import not_allowed
 from .call import failure, send
 from .session import Session
 
@@ -42,7 +41,7 @@ class Pushes:
         version = session.record.desired.version
         if self._deadline is None or version is None:
             hint = "; weights are pushed inside updating_weights() or by Pushed(callback)"
-            raise not_allowed(**session.about("push"), hint=hint)
+            raise session.not_allowed("push", hint)
         call = session.adapter.push_call(how, args, version)
         deadline, ended = self._deadline, asyncio.get_running_loop().create_future()
         self._under_way.add(ended)

@@ -181,6 +181,12 @@ async def reconcile(session: Session, deadline: Deadline, *, must_close: bool = 
 
     Returns that state, and why it is that one. `must_close`: it is closed first even where it is worth serving.
     """
+    found = await _found(session, deadline, must_close)
+    session.reason = found.reason or session.reason
+    return found
+
+
+async def _found(session: Session, deadline: Deadline, must_close: bool) -> Found:
     settled = await session.adapter.barrier(deadline_s=deadline.look_s(0.5))
     seen = await _observed(session, deadline)
     if seen.alive is False:

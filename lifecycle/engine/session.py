@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ..core.capabilities import Capabilities
 from ..core.commands import Command
 from ..core.deadline import Deadline
-from ..core.errors import ConfigurationError, EngineBusy, EngineHeld, GuardRefused
+from ..core.errors import ConfigurationError, EngineBusy, EngineHeld, GuardRefused, InvalidTransition
 from ..core.facts import Facts, Tag
 from ..core.lease import Lease, LeaseHeld, clock
 from ..core.observer import Observers
@@ -31,6 +31,7 @@ from ..nodes.probes import probe_for
 from ..nodes.same_address import address_of
 from ..rules.evidence import Context, Evidence
 from ..rules.machine import next_state
+from ..rules.table import not_allowed
 from .owner import Owner
 
 _NOTHING = Evidence()
@@ -94,6 +95,8 @@ class Session:
         self.draining: asyncio.Timeout | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._record = Record()
+        #: Why the engine is in its state, in words; empty where that was not said.
+        self.reason = ""
         self._capabilities: Capabilities | None = None
         self._probe = probe if probe is None else adapt_probe(probe)
         self._adapt_probe = adapt_probe
@@ -156,6 +159,7 @@ class Session:
         self._record = record
         if edge is None:
             return None
+        self.reason = edge.reason
         transition = Transition(
             engine=self.name,
             group=self.group,
@@ -266,6 +270,10 @@ class Session:
     def about(self, command: str) -> dict[str, Any]:
         """The engine, the command and the state, as every error takes them."""
         return {"engine": self.name, "command": command, "state": self.state}
+
+    def not_allowed(self, command: str, hint: str = "") -> InvalidTransition:
+        """The error of a command that has no row in the state that the engine is in."""
+        return not_allowed(**self.about(command), hint=hint, because=self.reason)
 
     # what the steps use
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ..core.advice import Advice
 from ..core.capabilities import Capabilities
 from ..core.commands import Command
-from ..core.errors import LifecycleError
+from ..core.errors import InvalidTransition, LifecycleError
 from ..core.facts import Facts
 from ..core.observer import Observers
 from ..core.policy import Policy
@@ -185,6 +185,15 @@ class EngineView:
     def about(self, command: str) -> dict[str, Any]:
         """Engine, command and state, as errors take them."""
         return self._session.about(command)
+
+    def not_allowed(self, command: str, hint: str = "") -> InvalidTransition:
+        """The error of a command that has no row in the state that the engine is in."""
+        return self._session.not_allowed(command, hint)
+
+    @property
+    def reason(self) -> str:
+        """Why the engine is in its state, in words; empty where that was not said."""
+        return self._session.reason
 
     def __repr__(self) -> str:
         parts = [f"<Engine {self.name} {self.state}"]

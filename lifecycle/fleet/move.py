@@ -40,7 +40,7 @@ from ..engine.engine import Engine
 from ..engine.verify import VERIFY_S
 from ..rules.desired import source_to_serve
 from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command
-from ..rules.table import allowed, not_allowed
+from ..rules.table import allowed
 from .failure_policy import FAILURE_POLICY, Failed, MoveName, Others, Phase
 from .preflight import check_sources, not_released, preflight, stays_behind
 from .routing import Routing
@@ -381,4 +381,4 @@ def _come_back_with(engine: Engine, goal: Goal) -> None:
 
 def _unexpected_state(engine: Engine) -> LifecycleError:
     hint = "; the move cannot go on with it from here"
-    return engine.advised(not_allowed(**engine.about("a move"), hint=hint))
+    return engine.advised(engine.not_allowed("a move", hint))

@@ -15,7 +15,7 @@ from ..rules.desired import needs_trainer, source_to_serve
 from ..rules.guards import Guard, unloadable
 from ..rules.machine import refusals
 from ..rules.planner import Goal, route
-from ..rules.table import allowed, not_allowed, row
+from ..rules.table import allowed, row
 
 _REFUSED = "refused before anything was sent"
 
@@ -39,7 +39,7 @@ def check_allowed(engines: Sequence[Engine], command: Callable[[Engine], Command
     asked = [(engine, command(engine)) for engine in engines]
     _raise_all(
         [
-            None if each.name in allowed(engine.state) else engine.advised(not_allowed(**engine.about(each.name)), each)
+            None if each.name in allowed(engine.state) else engine.advised(engine.not_allowed(each.name), each)
             for engine, each in asked
         ]
     )
@@ -76,7 +76,7 @@ def stays_behind(engine: Engine) -> LifecycleError | None:
     """Why an onload that nobody asked for leaves the engine where it is; None where it takes it along."""
     if needs_trainer(engine.record, engine.capabilities):
         hint = "; it stays where it is: its weights come by a push, and only the trainer can make that"
-        return engine.advised(not_allowed(**engine.about("onload"), hint=hint))
+        return engine.advised(engine.not_allowed("onload", hint))
     return no_source(engine)
 
 
@@ -103,7 +103,7 @@ def _refusal(engine: Engine, goal: Goal) -> LifecycleError | None:
     move = f"a move to {goal.state}"
     if engine.state in UNCLAIMED:
         hint = "; or leave it out (engines=...)"
-        return engine.advised(not_allowed(**engine.about(move), hint=hint), goal)
+        return engine.advised(engine.not_allowed(move, hint), goal)
     there = goal.state is engine.state is State.RELEASED
     lacking = not_released(engine, goal) if there else None
     if lacking is not None:

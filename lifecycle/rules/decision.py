@@ -76,19 +76,20 @@ def decide(
     believed = believed_only(record) and (may_close or not taken_as_launched(record))
     if ReadBytes not in tried and (None in facts.mapped.values() or believed):
         return ReadBytes()
-    valid = invalid_weights(record, capabilities) is None
+    invalid = invalid_weights(record, capabilities)
+    valid = invalid is None
     worth_serving = facts.admission is not None and valid and all(each is True for each in facts.mapped.values())
     if may_close and Close not in tried and facts.admission != "closed" and (must_close or not worth_serving):
         return Close()
     if must_close and facts.admission != "closed":
         return Stay("it was to be closed, and is not known to be")
     state = fits(facts, capabilities, weights_are_valid=valid)
-    return _none_fits(record, capabilities, valid, undecided) if state is None else Enter(state)
+    return _none_fits(record, capabilities, invalid, undecided) if state is None else Enter(state)
 
 
-def _none_fits(record: Record, capabilities: Capabilities, valid: bool, undecided: Undecided) -> Stay:
+def _none_fits(record: Record, capabilities: Capabilities, invalid: str | None, undecided: Undecided) -> Stay:
     """Which states the engine may be in, what leaves that open, and what would decide."""
-    facts = record.facts
+    facts, valid = record.facts, invalid is None
     unknown = [tag for tag, mapped in sorted(facts.mapped.items()) if mapped is None]
     candidates = dict.fromkeys(
         state
@@ -100,7 +101,8 @@ def _none_fits(record: Record, capabilities: Capabilities, valid: bool, undecide
         open_questions.append("whether it admits requests is not known")
         answers.append("an answer that says so")
     elif facts.admission == "open" and not (valid and not unknown and not facts.unmapped()):
-        open_questions.append("it admits requests, and is not known to be worth serving")
+        weights = f" ({invalid})" if invalid else ""
+        open_questions.append(f"it admits requests, and is not known to be worth serving{weights}")
         answers.append("that it is closed: recover() closes it")
     if facts.running != 0 and facts.admission == "closed" and (unknown or facts.unmapped()):
         open_questions.append("whether requests run is not known" if facts.running is None else "requests run")

@@ -112,9 +112,13 @@ def allowed(state: State) -> tuple[str, ...]:
     return tuple(each.command for each in OPERATIONS if each.source is state)
 
 
-def not_allowed(*, engine: str, command: str, state: State, hint: str = "") -> InvalidTransition:
-    """The error of a command that has no row here; it lists those that have one."""
-    return InvalidTransition(engine=engine, command=command, state=state, allowed=allowed(state), hint=hint)
+def not_allowed(*, engine: str, command: str, state: State, hint: str = "", because: str = "") -> InvalidTransition:
+    """The error of a command that has no row here; it lists those that have one.
+
+    `because` is why the engine is where it is. It is said where nothing is claimed of the engine.
+    """
+    why = f" (it is {state}: {because})" if because and state in UNCLAIMED else ""
+    return InvalidTransition(engine=engine, command=command, state=state, allowed=allowed(state), hint=why + hint)
 
 
 def fits(facts: Facts, capabilities: Capabilities, *, weights_are_valid: bool) -> State | None:

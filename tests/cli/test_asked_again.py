@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from lifecycle.adapters.loopback import LoopbackProcess
 
 SMALL = ("--threshold-gib", "0.25")
@@ -18,6 +19,7 @@ def source(engine: LoopbackProcess, version: str) -> tuple[str, ...]:
     return ("--weights", str(engine.weights), "--version", version)
 
 
+@pytest.mark.slow
 def test_a_release_that_was_refuted_is_not_taken_for_one_by_the_next_process(lifecycle) -> None:
     with LoopbackProcess.start(weights_mib=96, kv_mib=96, weights_backup=True, faults=["release=keep"]) as engine:
         address = f"loopback://127.0.0.1:{engine.port}"

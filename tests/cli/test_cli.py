@@ -14,6 +14,7 @@ from lifecycle.adapters.loopback import LoopbackProcess
 SMALL = ("--threshold-gib", "0.25")
 
 
+@pytest.mark.slow
 def test_step_by_step_over_many_processes(lifecycle_process, address: str, engine: LoopbackProcess) -> None:
     weights = ("--weights", str(engine.weights), "--version", "step-2")
     for arguments, ends in (

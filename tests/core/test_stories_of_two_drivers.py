@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 from rig import V1
 
-from lifecycle import Engine, EngineBusy, EngineHeld, Fleet, FleetError, OperationFailed, Pushed, State
+from lifecycle import (
+    Engine,
+    EngineBusy,
+    EngineHeld,
+    Fleet,
+    FleetError,
+    InvalidTransition,
+    OperationFailed,
+    Pushed,
+    State,
+)
 from lifecycle.core.calls import Call, Reply
 from lifecycle.core.facts import Fact, SizeGrade, TagSpec
 from lifecycle.core.units import GIB, MIB
@@ -51,6 +61,25 @@ async def test_bytes_that_fit_no_choice_of_tags_decide_nothing_by_the_level_eith
 
 class _EndedError(BaseException):
     """The driver's process ends here."""
+
+
+async def test_weights_that_somebody_else_loaded_are_not_taken_for_those_that_were_kept(tmp_path: Path) -> None:
+    adapter = ScriptedAdapter("e")
+    first = await driver(adapter, store=Store(tmp_path / "engines")).connect()
+    await first.pause()
+    adapter.engine.label = "theirs"
+    await first.resume()
+    adapter.engine.label = "others"  # while it serves
+    second = await driver(adapter, store=Store(tmp_path / "engines")).connect()
+    assert second.state is State.FAILED
+    assert adapter.engine.admission == "open", "attaching sends nothing"
+    assert "weights holds contents unknown" in second.reason
+    with pytest.raises(
+        InvalidTransition, match=r"it is failed: .*weights holds contents unknown.*recover\(\) closes it"
+    ):
+        await second.pause()
+    assert (await second.recover()).state is State.PAUSED
+    assert second.reason == "its facts make this state"
 
 
 async def test_what_a_driver_killed_in_an_update_kept_of_the_mapping_is_only_remembered(tmp_path: Path) -> None:

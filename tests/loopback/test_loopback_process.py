@@ -88,6 +88,7 @@ def test_sigterm_while_paused_over_requests_waits_for_them(mode: str) -> None:
         assert engine.wait(5) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True], ids=["one reply", "stream"])
 def test_sigterm_ends_it_in_bounded_time_with_a_held_request_too(stream: bool) -> None:
     with fresh("--shutdown-timeout-s", "0.3", ranks=2) as engine:
@@ -101,6 +102,7 @@ def test_sigterm_ends_it_in_bounded_time_with_a_held_request_too(stream: bool) -
             held.result(5)
 
 
+@pytest.mark.slow
 def test_by_default_a_held_request_is_dropped_within_the_time_that_stop_gives() -> None:
     with fresh() as engine:
         pause(engine, "abort")

@@ -45,10 +45,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def lane() -> Iterator[Lane]:
-    """The servers of this run; none is left at its end."""
+def lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
+    """The servers of this run; none is left at its end. Fleets and the command line keep leases in one folder."""
     from lane import Lane  # not before: its modules have names that other folders of tests use too
 
     lane = Lane()
-    yield lane
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LIFECYCLE_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        yield lane
     lane.stop()

@@ -191,30 +191,48 @@ async def test_a_checksum_shows_what_was_loaded(sglang: RealSGLang, lane: Lane) 
     assert await asked(sglang) == lane.expected(0)
 
 
-def cycle(server: RealSGLang, state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs `lifecycle cycle` as a user does, with its state in the folder `state`."""
+def cycle(server: RealSGLang, *arguments: str, state: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs `lifecycle cycle` as a user does, with its state in the folder `state` (None: where the fleets keep it)."""
     command = [sys.executable, "-m", "lifecycle", "cycle", address(server), "--threshold-gib", "1.8", *arguments]
-    environment = os.environ | {"LIFECYCLE_STATE_DIR": str(state)}
+    environment = os.environ | ({} if state is None else {"LIFECYCLE_STATE_DIR": str(state)})
     return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=environment)
 
 
-def test_the_command_line_cycles_twice_with_streams_in_flight(sglang: RealSGLang, lane: Lane, tmp_path: Path) -> None:
+def test_the_command_line_cycles_twice_with_streams_in_flight(sglang: RealSGLang, lane: Lane) -> None:
     before = outputs(sglang)
     assert len({str(tokens) for tokens in before}) == len(PROMPTS)
     streams = Streams(sglang, tokens=600).start()
     where = source(0)
-    done = cycle(sglang, tmp_path, "--weights", where.path, "--version", "again", "--mode", "keep", "--times", "2")
+    done = cycle(sglang, "--weights", where.path, "--version", "again", "--mode", "keep", "--times", "2")
     print(done.stdout, done.stderr)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("returned") >= 2
     assert all(len(ids) == 600 for ids, _ in streams.join().values())
     assert outputs(sglang) == before == lane.expected(0)
-    compared = cycle(sglang, tmp_path, "--weights", where.path, "--version", "again", "--parity")
+    compared = cycle(sglang, "--weights", where.path, "--version", "again", "--parity")
     assert "parity ok: 4 prompts, 4 different outputs" in compared.stdout, compared.stdout + compared.stderr
-    refused = cycle(sglang, tmp_path, "--weights", "kept")
+    refused = cycle(sglang, "--weights", "kept")
     assert refused.returncode != 0
     assert "weights_recoverable" in refused.stderr + refused.stdout
     assert outputs(sglang) == before
+
+
+async def test_weights_of_a_driver_that_keeps_its_notes_elsewhere_are_not_taken_for_ours(
+    sglang: RealSGLang, lane: Lane, tmp_path: Path
+) -> None:
+    async with fleet(sglang) as engines, engines.offloaded(weights=source(0)):
+        pass
+    theirs = ("--weights", source(1).path, "--version", "theirs")
+    done = await asyncio.to_thread(cycle, sglang, *theirs, state=tmp_path)
+    assert done.returncode == 0, done.stderr
+    async with fleet(sglang) as engines:
+        with pytest.raises(FleetError, match="weights holds contents unknown"):
+            await engines.offload(weights=source(0))
+        assert await asked(sglang) == lane.expected(1), "it is left open as it was found"
+        found = await engines.recover()
+        assert found["e"].state is State.PAUSED
+        await engines.onload(weights=source(0))
+    assert await asked(sglang) == lane.expected(0)
 
 
 async def test_killed_while_released_it_is_gone_and_its_memory_free(sglang: RealSGLang) -> None:

@@ -37,6 +37,8 @@ from lifecycle.nodes.address import parse
 from lifecycle.nodes.process_memory import ProcessMemoryProbe
 from lifecycle.nodes.processes import by_pid
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 WEIGHTS_MIB, KV_MIB = 768, 192
 

@@ -25,6 +25,7 @@ from lifecycle import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "returned_mib"), [("release=keep", 0), ("release=leak:40", 112)])
 async def test_memory_that_does_not_come_back(
     start, checkpoint: Path, policy: Policy, fault: str, returned_mib: int
@@ -110,6 +111,7 @@ async def test_an_engine_killed_in_a_phase_is_named_and_the_others_serve(
     assert generate(other, "hello")
 
 
+@pytest.mark.slow
 async def test_a_dead_rank_takes_the_engine_with_it(start, checkpoint: Path, policy: Policy) -> None:
     process = start(ranks=2)
     async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:
@@ -130,6 +132,7 @@ HANGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", HANGS)
 async def test_a_call_that_hangs_ends_within_the_deadline(start, checkpoint: Path, policy: Policy, call: str) -> None:
     process = start(faults=[f"{call}=hang"])
@@ -186,6 +189,7 @@ async def test_a_continue_sent_by_another_client_is_noticed(start, checkpoint: P
         assert engine.state is State.SERVING
 
 
+@pytest.mark.slow
 async def test_a_restarted_engine_is_another_one(start, checkpoint: Path, policy: Policy) -> None:
     process = start()
     async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:

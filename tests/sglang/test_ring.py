@@ -100,6 +100,7 @@ async def test_requests_in_flight(start, policy: Policy, mode: str) -> None:
         assert len(answer) < 300
 
 
+@pytest.mark.slow
 async def test_kept_requests_are_checked_until_they_get_tokens(
     start, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +142,7 @@ def _until_running(process) -> None:
     raise AssertionError("the request never ran")
 
 
+@pytest.mark.slow
 async def test_a_push_is_one_collective(start, tmp_path: Path, policy: Policy) -> None:
     checkpoint = make_weights(tmp_path / "step-2.safetensors", seed=7, weights_mib=24)
     processes = [start(weights_mib=24), start(weights_mib=24)]
@@ -180,6 +182,7 @@ def _as_push(checkpoint: Path) -> str:
     return base64.b64encode(checkpoint.read_bytes()).decode()
 
 
+@pytest.mark.slow
 async def test_checksums_are_compared_where_asked(start, checkpoint: Path, policy: Policy) -> None:
     right = post(start(weights=checkpoint), "/weights_checker", {"action": "checksum"})["per_engine_checksum"]
     process = start()
