@@ -235,7 +235,7 @@ class Engine(EngineView):
                     session.go("contradicted", reason="recover() was asked for")
                 found = await reconcile(session, deadline)
                 advice = after_recovery(self.where, found.candidates)
-                return Recovery(found.state, found.reason or "its facts make this state", advice)
+                return Recovery(found.state, session.reason, advice)
 
     def override_state(self, state: State, *, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so; every fact of it is graded asserted.

@@ -135,8 +135,12 @@ def test_status_of_a_failed_engine_exits_1(shell) -> None:
         post(engine, "/pause_generation", {"mode": "abort"})
         post(engine, "/release_memory_occupation", {"tags": ["kv_cache"]})
         ended = shell(f"$L status loopback://127.0.0.1:{engine.port} --json")
+        told = shell(f"$L status loopback://127.0.0.1:{engine.port}")
     assert '"state": "failed"' in ended.stdout
-    assert ended.returncode == 1
+    assert ended.returncode == told.returncode == 1
+    (found,) = json.loads(ended.stdout)
+    assert "is mapped is not known" in found["reason"]
+    assert f"failed: {found['reason']}. Next: " in told.stdout
 
 
 def recorded(engine: LoopbackProcess) -> dict[str, tuple[int, object]]:

@@ -73,7 +73,9 @@ async def test_a_fleet_recovers_those_that_are_failed_or_gone_and_raises_for_non
     fleet["c"].adapter.engine.reachable = False
     found = await fleet.recover(deadline_s=0.5)
     assert {name: str(each.state) for name, each in found.items()} == {"a": "serving", "b": "gone", "c": "failed"}
-    assert found["c"].reason == "it does not answer (no answer)"
+    assert found["c"].reason == fleet["c"].reason == "it does not answer (no answer)"
+    with pytest.raises(FleetError, match=r"it is failed: it does not answer \(no answer\)"):
+        await fleet.offload(engines=["c"])
     assert found["b"].advice.choices[0].first == "start it anew"
     with fleet["c"].claimed_for("a move"):
         found = await fleet.recover()
