@@ -107,7 +107,9 @@ async def attach(
     contested = record.conditions.get(IDENTITY)
     reason = reason if contested is None else contested.verdict.reason
     # Attaching takes nothing from another process, which may be in the middle of a command: what it kept stays.
-    session.commit(record, Edge(f"observed_{state}", reason=reason), save="no" if known else "try")
+    if not known and not session.keep_where_unchanged(replace(record, state=state), stored):
+        return await attach(session, deadline, known_here=known_here, reads=reads)  # it counts, as if kept before
+    session.commit(record, Edge(f"observed_{state}", reason=reason), save="no")
     return reading
 
 

@@ -211,6 +211,22 @@ class Session:
         shared = None if self.shared is None else self.shared.load(self.key)
         return shared if self.store is None or self.owner.kept_elsewhere else own
 
+    def keep_where_unchanged(self, record: Record, read: Record | None) -> bool:
+        """Whether the given store has this record, as far as it can be kept, instead of `read`, which it had before.
+
+        False where another process wrote one meanwhile. That one is what was kept last.
+        """
+        if self.store is None or self.owner.other(record.facts.boot) is not None:
+            return True
+        try:
+            self.store.save(self.key, record)
+        except Exception:
+            with suppress(Exception):
+                if self.store.load(self.key) != read:
+                    return False
+            logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", self.name)
+        return True
+
     def not_kept(self, problem: NotSaved, command: str) -> GuardRefused:
         """The refusal of a command whose record could not be saved: it would be forgotten if this process ended now."""
         reasons = {"store": f"what is known could not be kept ({problem}); fix this, or connect again"}

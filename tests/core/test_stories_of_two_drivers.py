@@ -82,6 +82,38 @@ async def test_weights_that_somebody_else_loaded_are_not_taken_for_those_that_we
     assert second.reason == "its facts make this state"
 
 
+@pytest.mark.parametrize("leased", [True, False])
+async def test_of_two_drivers_that_meet_an_engine_at_once_either_may_move_it(tmp_path: Path, leased: bool) -> None:
+    adapter = ScriptedAdapter("e")
+    leases = [Leases(tmp_path / "leases") if leased else None for _ in range(2)]
+    both = [driver(adapter, lease, store=Store(tmp_path / "engines")) for lease in leases]
+    first, second = both
+    read, reads, met = adapter.probe.read, asyncio.Event(), asyncio.Event()
+
+    async def slowly(*given: Any, **how: Any) -> Any:
+        adapter.probe.read = read  # type: ignore[method-assign]
+        reads.set()
+        await met.wait()
+        return await read(*given, **how)
+
+    adapter.probe.read = slowly  # type: ignore[method-assign]
+    connecting = asyncio.ensure_future(first.connect())
+    await asyncio.wait_for(reads.wait(), 5)
+    await second.connect()
+    if not leased:
+        await second.pause()
+    met.set()
+    await connecting
+    if not leased:
+        assert first.state is State.DRAINED, "what the other kept counts, and no request runs"
+        await first.resume()
+        await second.connect()
+    for each in both:
+        await each.pause()
+        await each.resume()
+    assert [each.state for each in both] == [State.SERVING, State.SERVING]
+
+
 async def test_what_a_driver_killed_in_an_update_kept_of_the_mapping_is_only_remembered(tmp_path: Path) -> None:
     adapter = ScriptedAdapter("e")
     store = Store(tmp_path / "engines")
