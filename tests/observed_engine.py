@@ -25,8 +25,10 @@ UNDETECTABLE = {
     "release": {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH},
 }
 
+POLICY = Policy()
+
 #: Bytes that a healthy engine may hold beside its mapped tags.
-THRESHOLD_BYTES = Policy().threshold_bytes
+THRESHOLD_BYTES = POLICY.threshold_bytes
 
 #: What may be something else once somebody else has closed or opened the engine.
 MEMORY = {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH}
@@ -113,7 +115,7 @@ class ObservedAdapter(ScriptedAdapter):
             self.reported_boot = engine.facts.boot
         elif engine.state is not State.FAILED:
             self.externally_modified -= self.reported
-        if self.others_seen and not gave_up:
+        if self.others_seen and not gave_up and engine.state is not State.FAILED:
             self.externally_modified -= MEMORY
         self.others_seen = False
         self.reported.clear()
@@ -168,8 +170,8 @@ class ObservedAdapter(ScriptedAdapter):
             self._admission_left_alone = True
         if seen.running is not None:
             self.reported.add(Fact.RUNNING)
-        if seen.released_tags is not None:
-            self.reported |= {Fact.MAPPED, Fact.CONTENTS, Fact.CACHE_FRESH}
+        if seen.released_tags is not None:  # tags that were released and restored in between are as they were
+            self.reported |= {Fact.MAPPED} if seen.released_tags == self.believed().unmapped() else MEMORY
         return seen
 
     async def barrier(self, *, deadline_s: float) -> bool:
@@ -225,8 +227,9 @@ class ObservedAdapter(ScriptedAdapter):
             self.not_yet_detected |= set(call.effect)  # it answers that nothing changed, and the call took effect
         if call.name == "load" and call.args["flush"] and self.engine.running:
             self._undetectable(Fact.CACHE_FRESH)  # requests that others admitted keep their part of the prefix cache
-        if call.name in ("pause", "resume") and act.effect == "now":
-            self.externally_modified.discard(Fact.PAUSED_BY)
+        if act.effect == "now":
+            own = {"pause": {Fact.PAUSED_BY}, "resume": {Fact.PAUSED_BY}, "load": {Fact.CONTENTS, Fact.CACHE_FRESH}}
+            self.externally_modified -= own.get(call.name, set())
         with self._process_survives(call), self.misleading_bytes():
             return super()._affect(act, call)
 
@@ -250,6 +253,14 @@ class ObservedAdapter(ScriptedAdapter):
         self.not_yet_detected |= set(call.effect)
         seen = call.name == "load" and self.engine.label != call.args["version"] and self.engine.false_label is None
         self._undetectable(*(() if seen else UNDETECTABLE.get(call.name, ())))
+        if call.name == "restore" and not self.reports_tags and not any(map(self._visible, call.args["tags"])):
+            self._undetectable(Fact.MAPPED)
+
+    def _visible(self, tag: str) -> bool:
+        """Whether the bytes of this tag are enough to be measured."""
+        return self.engine.sizes[tag] >= max(
+            POLICY.visible_bytes, POLICY.visible_fraction * sum(self.engine.sizes.values())
+        )
 
     def _undetectable(self, *facts: Fact) -> None:
         self.false_replies |= {(self.engine.boot, fact) for fact in facts}

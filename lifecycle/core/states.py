@@ -51,5 +51,8 @@ TRANSIENT = frozenset(State) - STABLE
 #: An update of the weights is under way.
 UPDATING = frozenset({State.UPDATING_WEIGHTS, State.UPDATING_IN_PLACE, State.UPDATING_LIVE})
 
+#: States that claim that no request runs.
+IDLE = frozenset({State.DRAINED, State.RELEASED, State.WEIGHTS_RESTORED, State.KV_RESTORED})
+
 #: States in which nothing is known that a contradiction could deny.
 UNCLAIMED = frozenset({State.DETACHED, State.GONE, State.FAILED})

@@ -16,7 +16,7 @@ from ..core.observer import Observer, Observers
 from ..core.policy import Policy, positive
 from ..core.ports import ResidualProbe, Router, StateStore
 from ..core.sources import FromDisk, Pushed, Source
-from ..core.states import UNCLAIMED, State
+from ..core.states import IDLE, UNCLAIMED, State
 from ..core.transition import Transition
 from ..engine.engine import RECOVER_S, Engine, store_given
 from ..engine.ownership import LeaseChoice, chosen_lease
@@ -343,7 +343,8 @@ class Fleet:
         _check_deadline(deadline_s)
         async with claimed(participants, what, deadline_s):
             if all_must:
-                there = [each for each in participants if each.state is State.RELEASED]
+                there = [each for each in participants if each.state in IDLE]
+                check_allowed([each for each in participants if each not in there], command)
                 await verify_all(there, deadline_s, for_move=True)
                 check_allowed(participants, command)
             return await self._together([(engine, command(engine)) for engine in participants], deadline_s)

@@ -33,7 +33,7 @@ from ..core.policy import OnFailure
 from ..core.ports import Router
 from ..core.record import Desired
 from ..core.sources import Pushed, Source
-from ..core.states import State
+from ..core.states import IDLE, State
 from ..core.transition import Transition
 from ..engine.collective import Collective
 from ..engine.engine import Engine
@@ -179,7 +179,7 @@ class Move:
 
         Raises FleetError; where the policy restores, the engines that did not fail serve again by then.
         """
-        await self._verify(self._in(State.RELEASED))
+        await self._verify(self._in(*IDLE))
         preflight(self.engines, goals)
         before = {engine.name: engine.desired for engine in self.engines}
         begun, failed = self._begins("offload", "", self.engines), list[Outcome]()
@@ -200,6 +200,9 @@ class Move:
             done = await self._phase("offload", kind, self.engines, goals)
             if kind is Release and done:
                 await self._verify(there)
+            if kind is Drain and done:  # the others were verified before it, and none is released before all are idle
+                drained = {outcome.engine.name for outcome in done}
+                await self._verify([each for each in self._in(*IDLE) if each.name not in drained])
             if not course.ended(done):
                 course.ended(self._externally_modified(kind, goals))
             if course.failed:
@@ -251,8 +254,8 @@ class Move:
 
     # what is believed
 
-    def _in(self, state: State) -> list[Engine]:
-        return [engine for engine in self.engines if engine.state is state]
+    def _in(self, *states: State) -> list[Engine]:
+        return [engine for engine in self.engines if engine.state in states]
 
     async def _verify(self, engines: Sequence[Engine]) -> None:
         await verify_all(engines, self._deadline_s, for_move=True)

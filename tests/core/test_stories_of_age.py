@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig import V1, engine_in, facts, fleet_of, sent, serve_again, serving, states
+from rig import V1, engine_in, facts, fleet_of, sent, serve_again, serving
 
 from lifecycle import (
-    Contents,
     Engine,
     Fact,
     Facts,
@@ -37,7 +36,7 @@ from lifecycle.rules.decision import ReadBytes, Stay, decide
 from lifecycle.rules.mapping import mapping_from_resident_bytes, undecided
 from lifecycle.store.codec import from_text, to_text
 from lifecycle.store.sqlite import Store
-from lifecycle.testing import DONE, KV_CACHE, WEIGHTS, capabilities
+from lifecycle.testing import KV_CACHE, WEIGHTS, capabilities
 
 MIB, GIB = 1 << 20, 1 << 30
 UNKNOWN = facts(mapped={"weights": None, "kv_cache": None})
@@ -294,52 +293,6 @@ async def test_a_reading_that_fails_lets_no_trainer_in() -> None:
     assert not fleet["a"].memory_is_free
     fleet["a"].adapter.probe.always = None
     await fleet.offload(weights=V1)
-
-
-@pytest.mark.parametrize("opens", [True, False])
-async def test_an_offload_plans_from_what_is_found_of_a_released_engine(opens: bool) -> None:
-    fleet, journal = await fleet_of("a", "b")
-    await fleet.offload(weights=V1)
-    model = fleet["a"].adapter.engine
-    model.apply("restore", {"tags": ["weights", "kv_cache"]})
-    if opens:
-        model.apply("resume", {})
-    journal.clear()
-    await fleet.offload(weights=V1)
-    assert [call for call in journal.calls() if "release" in call] == ["a: release(kv_cache)", "a: release(weights)"]
-    assert states(fleet) == {"a": "released", "b": "released"}
-    assert model.deaths == []
-    assert all(engine.memory_is_free for engine in fleet)
-
-
-async def test_one_that_is_restored_while_the_others_are_released_lets_no_trainer_in() -> None:
-    fleet, _ = await fleet_of("a", "b")
-    await fleet.offload(weights=V1, engines=["a"])
-    model = fleet["a"].adapter.engine
-
-    def restored(other: Any) -> None:
-        model.apply("restore", {"tags": ["weights", "kv_cache"]})
-
-    fleet["b"].adapter.script("pause", replace(DONE, then=restored))
-    with pytest.raises(FleetError):
-        await fleet.offload(weights=V1)
-    assert model.deaths == []
-    assert not fleet["a"].memory_is_free
-
-
-async def test_an_onload_brings_home_what_was_believed_to_serve() -> None:
-    fleet, _ = await fleet_of("a", "b")
-    await fleet.offload(weights=V1)
-    await fleet.onload()
-    fleet["a"].adapter.engine.apply("pause", {"mode": "abort"})
-    fleet["b"].adapter.engine.apply("pause", {"mode": "abort"})
-    fleet["b"].adapter.engine.apply("release", {"tags": ["weights"]})
-    await fleet.onload()
-    for engine in fleet:
-        assert engine.state is State.SERVING
-        assert engine.facts.contents == {"weights": Contents("loaded", "v1")}
-        assert engine.adapter.engine.submit()
-        assert engine.adapter.engine.violations == engine.adapter.engine.deaths == []
 
 
 async def test_a_release_of_one_that_is_believed_released_says_where_it_is_found() -> None:
