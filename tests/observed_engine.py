@@ -165,7 +165,9 @@ class ObservedAdapter(ScriptedAdapter):
             self.reported_boot = seen.boot
         if seen.admission is not None:
             self.reported.add(Fact.ADMISSION)
-            explained = not self._admission_left_alone or self.believed().admission in (None, seen.admission)
+            known = self.believed()
+            explained = not self._admission_left_alone or known.admission in (None, seen.admission)
+            explained &= not (seen.running and known.running == 0 and known.admission == "closed")
             self.others_seen |= not explained and seen.boot == self.believed().boot
             self._admission_left_alone = True
         if seen.running is not None:

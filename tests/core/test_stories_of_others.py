@@ -61,6 +61,18 @@ async def test_requests_that_somebody_else_let_in_deny_that_it_is_idle() -> None
     model.apply("pause", {"mode": "abort"})
     assert await engine.verify() is State.PAUSED
     assert engine.facts.running == 1
+    assert engine.facts.contents == {"weights": None}, "whoever had it open may have loaded others"
+    assert engine.facts.cache_fresh is None
+
+
+async def test_weights_that_were_garbage_may_be_loaded_once_somebody_else_mapped_them() -> None:
+    engine = await engine_in(State.RELEASED)
+    engine.adapter.reports_tags = True
+    model = engine.adapter.engine
+    model.apply("restore", {"tags": sorted(model.unmapped)})
+    model.apply("load", {"path": "/models/others", "version": model.label, "flush": True})
+    assert await engine.verify() is State.DRAINED
+    assert engine.facts.contents == {"weights": None}
 
 
 async def test_a_tag_in_doubt_that_is_found_released_leaves_no_fresh_cache() -> None:

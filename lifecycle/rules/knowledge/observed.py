@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.capabilities import Capabilities
-from ...core.facts import GARBAGE, Contents, Fact, Facts, Grade, Tag
+from ...core.facts import Contents, Fact, Facts, Grade, Tag
 from ...core.frozen import FrozenMap
 from ...core.observation import Observation
 from ...core.record import Record
@@ -85,8 +85,11 @@ def _others_acted(facts: Facts, seen: Observation) -> bool:
 
     Who closed an open engine may have released its memory, and who opened a closed one may have restored it, with any
     weights. Where it is not known how a call of ours left the admission, that call explains it, unless memory is
-    unmapped: no call of ours opens an engine then.
+    unmapped: no call of ours opens an engine then. Requests that run in a closed engine that was idle came while
+    somebody had it open.
     """
+    if facts.admission == "closed" and facts.running == 0 and seen.running:
+        return True
     if seen.admission is None or seen.admission == facts.admission:
         return False
     return facts.admission is not None or (seen.admission == "open" and bool(facts.unmapped()))
@@ -173,7 +176,7 @@ def _denied_contents(facts: Facts, seen: Observation, mapped: Mapping[Tag, bool]
     moved = {tag for tag, now in mapped.items() if were[tag] is not now and False in (were[tag], now)}
     label = seen.weights_label
     other = {tag for tag, held in facts.contents.items() if held and label and held.version not in (None, label)}
-    denied = {tag for tag in facts.contents if tag in moved | other and facts.contents[tag] != GARBAGE}
+    denied = {tag for tag in facts.contents if tag in moved | other}
     effect: dict[Fact, Any] = {Fact.CACHE_FRESH: None} if moved else {}
     return {**effect, Fact.CONTENTS: dict.fromkeys(denied)} if denied else effect
 
