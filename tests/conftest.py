@@ -10,9 +10,10 @@ import inspect
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import journals
 import pytest
 from virtual_time import virtually
 
@@ -25,6 +26,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The folder of this run is removed."""
     shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def journals_are_checked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the drivers of this process wrote into journals breaks no rule but those that the test provokes."""
+    if hasattr(request.function, "hypothesis"):  # many examples, of which each has engines of the same names
+        yield
+        return
+    marks = request.node.iter_markers("provokes_violation")
+    with journals.kept() as entries:
+        yield
+    journals.check(entries, frozenset(rule for mark in marks for rule in mark.args))
 
 
 @pytest.fixture

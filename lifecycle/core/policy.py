@@ -40,6 +40,7 @@ RESIDUAL_THRESHOLD_GIB = 3.0
 OnFailure = Literal["restore", "hold"]
 Unprovable = Literal["refuse", "warn"]
 Unleased = Literal["refuse", "warn"]
+Unrecorded = Literal["refuse", "warn"]
 ResidualScope = Literal["process", "device"]
 
 
@@ -125,6 +126,8 @@ class Policy:
     unprovable: Unprovable = "refuse"
     #: What to do at connect where no lease can be taken, since its holder cannot be asked.
     unleased: Unleased = "refuse"
+    #: What to do where a command cannot be written down: refuse it, and what it would send next; or warn and go on.
+    unrecorded: Unrecorded = "refuse"
     on_failure: OnFailure = "restore"
     #: Time kept back from every deadline for finding out where a failed command left the engine.
     settle_s: float = 5.0
@@ -170,6 +173,7 @@ _RULES: Mapping[str, Rule] = {
     "accept": _GRADE,
     "unprovable": _one_of(Unprovable),
     "unleased": _one_of(Unleased),
+    "unrecorded": _one_of(Unrecorded),
     "on_failure": _one_of(OnFailure),
     "settle_s": _POSITIVE,
     "poll_s": _POSITIVE,

@@ -188,7 +188,7 @@ class Attempt:
     def _fire(self, context: Context) -> None:
         edge = Edge(self.command.name, command=self.command.name, context=context)
         try:
-            self.session.commit(self._begun(context), edge, save="must")
+            self.session.commit(self._begun(context), edge, save="begin")
         except Refusals as refused:
             raise GuardRefused(refused.reasons, **self._about) from None
         except NotSaved as problem:

@@ -33,16 +33,18 @@ async def send(
     begun = time.monotonic()
     unwritten = _write_down(session, call, deadline_s, intent or command)
     if unwritten is not None:
+        session.journal.call_ended(call, unwritten)
         return unwritten
     sending = asyncio.ensure_future(session.adapter.send(call, deadline_s=deadline_s))
     try:
         await (sending if session.capabilities.cancellable else joined(sending))
     finally:
-        reply = _reply(sending)
+        reply, took_s = _reply(sending), time.monotonic() - begun
+        session.journal.call_ended(call, reply, took_s)
         if reply is None:
             session.commit(intent_over(after_cancelled(session.record, call, command)))
         else:
-            session.observers.notify("call", session.name, call, reply, time.monotonic() - begun)
+            session.notify("call", session.name, call, reply, took_s)
             session.commit(intent_over(after_reply(session.record, call, reply, command)))
     return sending.result()
 
@@ -53,13 +55,26 @@ def _write_down(session: Session, call: Call, deadline_s: float, command: Contex
     until_s = now_s + deadline_s
     try:
         session.owner.sends(session.facts.boot, None if call.repeatable else until_s)
+    except LeaseHeld as held:
+        return _not_sent(held)
+    except ConfigurationError as problem:
+        if not session.goes_on_unrecorded(problem):
+            return _not_sent(problem)
+    session.journal.call_sent(call, command, until_s=until_s, fence=session.owner.fence)
+    try:
         if needs_intent(call):
             by = session.owner.driver
             record = intended(session.record, call, command, since_s=now_s, until_s=until_s, by=by)
             session.commit(record, save="must")
-    except (NotSaved, LeaseHeld, ConfigurationError) as problem:
-        return Reply("lost", detail=f"it was not sent, since that could not be written down ({problem})", refused=True)
+        elif not call.repeatable:
+            session.journal.flush()
+    except NotSaved as problem:
+        return _not_sent(problem)
     return None
+
+
+def _not_sent(problem: Exception) -> Reply:
+    return Reply("lost", detail=f"it was not sent, since that could not be written down ({problem})", refused=True)
 
 
 def _reply(sending: asyncio.Future[Reply]) -> Reply | None:

@@ -34,6 +34,7 @@ from . import attach, canary, ownership
 from .attempt import Attempt
 from .collective import Collective
 from .gather import residual
+from .journaling import EngineJournal
 from .override import override
 from .ownership import LeaseChoice, chosen_lease
 from .preconditions import hook_mode_of
@@ -111,6 +112,7 @@ class Engine(EngineView):
     async def aclose(self) -> None:
         """Connections and the lease are let go; the engine is left as it is."""
         try:
+            self._session.journal.flush()
             self._session.owner.free(self._session.facts.boot)
         finally:
             await self.adapter.aclose()
@@ -197,19 +199,24 @@ class Engine(EngineView):
                 operation = row(command.name, session.state)
                 if operation is None:
                     raise session.not_allowed(command.name)
-                self.observers.notify("command_started", self.name, command, session.state)
+                session.notify("command_started", self.name, command, session.state)
                 attempt = Attempt(session, command, operation, deadline, pushes=self._pushes, collective=collective)
                 transition = await attempt.run()
         except CommandRefused as error:
-            self.observers.notify("refused", self.name, command, self.advised(error, command))
+            session.notify("refused", self.name, command, self.advised(error, command))
             raise
         except BaseException as error:
             if isinstance(error, LifecycleError):
                 self.advised(error, command)
-            self.observers.notify("command_ended", self.name, command, error, time.monotonic() - begun)
+            session.notify("command_ended", self.name, command, error, time.monotonic() - begun)
             raise
-        self.observers.notify("command_ended", self.name, command, transition, time.monotonic() - begun)
+        session.notify("command_ended", self.name, command, transition, time.monotonic() - begun)
         return transition
+
+    @property
+    def journal(self) -> EngineJournal:
+        """Where what is done to it is written down."""
+        return self._session.journal
 
     # finding out where it is
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-from ..core.lease import Driver, Lease, LeasedEngine, LeaseUse
+from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
 from ..core.ports import LeaseHolder
 from ..nodes.processes import node_name
 from ..rules.identity import own_identity
@@ -76,11 +76,25 @@ class Owner:
 
     def sends(self, boot: str | None, call_until_s: float | None) -> None:
         """A call is about to be sent; one that cannot be repeated may run until `call_until_s`."""
-        if self.holder is None or self.lease is None or (self._sent and call_until_s is None):
+        if self.holder is None or self.lease is None:
+            return
+        if self._sent and call_until_s is None:
+            self._refuse_lost(boot)
             return
         use = LeaseUse(self.lease.what, self.lease.until_s, call_until_s, sends=True, kept_in=self.kept_in)
         self.lease = self.holder.take(self.driver, self._engine(boot), use)
         self._sent, self._uses = True, self.lease.uses
+
+    @property
+    def fence(self) -> int:
+        """The number of this driver's lease: it grows with every driver that sends something; 0 without a lease."""
+        return 0 if self.lease is None else self.lease.uses
+
+    def _refuse_lost(self, boot: str | None) -> None:
+        """LeaseHeld where another driver has taken the lease since this one did."""
+        found = None if self.holder is None else self.holder.seen(self._engine(boot))
+        if found is not None and self.lease is not None and found.token != self.lease.token:
+            raise LeaseHeld(found)
 
     def rests(self, boot: str | None, where: str, *, keep: bool, may_run_still: bool = False) -> None:
         """No command is under way any more. It is freed, unless it is to be kept. `may_run_still`: as in `take`."""

@@ -96,6 +96,7 @@ async def attach(
     record = knowledge.attached(Record(state=session.state), kept, seen, session.capabilities)
     known = kept is not None and bool(kept.facts.mapped) and same_process(kept.facts.boot, record.facts.boot)
     session.commit(record)
+    session.journal.attached(session.adapter.url, session.group, session.policy)
     if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.left_s):
         session.commit(knowledge.barrier_returned(session.record))
     step = await _decided(session, deadline, may_close=False)

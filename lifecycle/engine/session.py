@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from ..core.commands import Command
 from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError, EngineBusy, EngineHeld, GuardRefused, InvalidTransition
 from ..core.facts import Facts, Tag
+from ..core.journal import BarrierReturned
 from ..core.lease import Lease, LeaseHeld, clock
 from ..core.observer import Observers
 from ..core.policy import Policy
@@ -32,12 +34,16 @@ from ..nodes.same_address import address_of
 from ..rules.evidence import Context, Evidence
 from ..rules.machine import next_state
 from ..rules.table import not_allowed
+from ..store.journal import Journal
+from ..store.sqlite import Store
+from .journaling import EngineJournal
 from .owner import Owner
 
 _NOTHING = Evidence()
 
 #: Whether a record must be saved for the commit to count, is saved where that works, or is not saved.
-Save = Literal["must", "try", "no"]
+#: "begin": as "must", of a command that can then be written down to its end.
+Save = Literal["begin", "must", "try", "no"]
 
 
 class NotSaved(Exception):
@@ -95,6 +101,9 @@ class Session:
         self.draining: asyncio.Timeout | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._record = Record()
+        self.journal = EngineJournal(
+            self.owner.driver, name=name, key=self.key, file=self._journal_file, record=lambda: self._record
+        )
         #: Why the engine is in its state, in words; empty where that was not said.
         self.reason = ""
         self._capabilities: Capabilities | None = None
@@ -156,6 +165,8 @@ class Session:
         if edge is not None:
             record = replace(record, state=next_state(source, edge.trigger, edge.context))
         self._save(record, save or ("no" if edge is None else "try"))
+        if self._record.uncertain.needs_barrier and not record.uncertain.needs_barrier:
+            self.journal.note(BarrierReturned())
         self._record = record
         if edge is None:
             return None
@@ -172,7 +183,7 @@ class Session:
             reason=edge.reason,
             at_s=time.monotonic(),
         )
-        self.observers.notify("transition", transition)
+        self.notify("transition", transition)
         return transition
 
     def go(self, trigger: str, *, reason: str, command: str = "") -> None:
@@ -185,10 +196,12 @@ class Session:
         saved: list[StateStore] = []
         for store in self._stores(record, save):
             try:
+                if save == "begin" and isinstance(store, Store):
+                    store.ready()
                 store.save(self.key, record)
                 saved.append(store)
             except Exception as problem:
-                if save == "must":
+                if save in ("begin", "must") and not self.goes_on_unrecorded(problem):
                     for other in saved:  # what is known stays what it was, in every store
                         with suppress(Exception):
                             other.save(self.key, self._record)
@@ -197,7 +210,7 @@ class Session:
 
     def _stores(self, record: Record, save: Save) -> Iterator[StateStore]:
         """Where a record is to be saved: what is known of an engine that another driver has is for that one to keep."""
-        if self.store is not None and (save == "must" or self.owner.other(record.facts.boot) is None):
+        if self.store is not None and (save in ("begin", "must") or self.owner.other(record.facts.boot) is None):
             yield self.store
         if self.shared is not None and self.owner.lease is not None:
             yield self.shared
@@ -231,6 +244,24 @@ class Session:
         """The refusal of a command whose record could not be saved: it would be forgotten if this process ended now."""
         reasons = {"store": f"what is known could not be kept ({problem}); fix this, or connect again"}
         return GuardRefused(reasons, **self.about(command))
+
+    def goes_on_unrecorded(self, problem: Exception) -> bool:
+        """Whether the policy lets a command go on where it cannot be written down, as `problem` says."""
+        unwritable = isinstance(problem, OSError | sqlite3.Error | ConfigurationError)
+        return unwritable and self.policy.unrecorded == "warn"
+
+    # what is told
+
+    def _journal_file(self) -> Journal | None:
+        """The journal beside what is known of the engine; None where nothing keeps one."""
+        return next((store.journal for store in (self.store, self.shared) if isinstance(store, Store)), None)
+
+    def notify(self, event: str, *about: object) -> None:
+        """The journal and the observers were told."""
+        hear = getattr(self.journal, event, None)
+        if hear is not None:
+            hear(*about)
+        self.observers.notify(event, *about)
 
     # who has it
 
@@ -277,6 +308,7 @@ class Session:
     def rest(self, *, keep: bool) -> None:
         """No command is under way any more; the lease is freed, unless it is to be kept."""
         may_run_still = self._record.uncertain.needs_barrier
+        self.journal.flush()  # before another driver can write what it did after this
         self.owner.rests(self.facts.boot, str(self.state), keep=keep, may_run_still=may_run_still)
 
     def held_by(self, lease: Lease, command: str) -> EngineHeld:

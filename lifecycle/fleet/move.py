@@ -42,6 +42,7 @@ from ..rules.desired import source_to_serve
 from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command
 from ..rules.table import allowed
 from .failure_policy import FAILURE_POLICY, Failed, MoveName, Others, Phase
+from .journaling import MoveJournal
 from .preflight import check_sources, not_released, preflight, stays_behind
 from .routing import Routing
 
@@ -172,6 +173,7 @@ class Move:
         self._waves = waves or (lambda engines: [list(engines)])
         self._deadline_s = deadline_s
         self._policy = FAILURE_POLICY[on_failure]
+        self._journal = MoveJournal(engines)
         self._observers = Observers({id(each): each for engine in engines for each in engine.observers}.values())
 
     async def offload(self, goals: Mapping[str, Goal]) -> list[Transition]:
@@ -212,6 +214,7 @@ class Move:
                 raise course.error(more)
         for engine in self.engines:
             _come_back_with(engine, goals[engine.name])
+        self._journal.handed_over()
         return [outcome.transition for outcome in done if outcome.transition is not None]
 
     async def onload(
@@ -374,6 +377,7 @@ class Move:
 
     def _notify(self, event: MoveEvent) -> None:
         self._observers.notify("phase" if event.phase else "move", event)
+        self._journal.phase(event)
 
 
 def _come_back_with(engine: Engine, goal: Goal) -> None:

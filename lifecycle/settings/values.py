@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ..core.facts import Grade, PauseMode
-from ..core.policy import OnFailure, Policy, ResidualScope, Unleased, Unprovable, wrong_values
+from ..core.policy import OnFailure, Policy, ResidualScope, Unleased, Unprovable, Unrecorded, wrong_values
 from ..launch.miles import MILES_THRESHOLD, forwarded
 from ..nodes.hook_mode import ESCAPE, MILES_ESCAPE, MILES_MODE, MODE
 from .problems import problem
@@ -114,6 +114,7 @@ class Values(BaseModel):
     accept: dict[str, NamedGrade] = {}
     unprovable: Annotated[Unprovable, SkipValidation] = DEFAULTS.unprovable
     unleased: Annotated[Unleased, SkipValidation] = DEFAULTS.unleased
+    unrecorded: Annotated[Unrecorded, SkipValidation] = DEFAULTS.unrecorded
     on_failure: Annotated[OnFailure, SkipValidation] = DEFAULTS.on_failure
     settle_s: Number = DEFAULTS.settle_s
     poll_s: Number = DEFAULTS.poll_s

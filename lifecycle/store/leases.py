@@ -24,6 +24,7 @@ from ..core.errors import ConfigurationError
 from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
 from ..core.ports import LeaseHolder
 from ..nodes.processes import start_mark
+from .reserve import Reserve, disk_is_full
 from .sqlite import Store, default_path
 
 _SCHEMA = (
@@ -74,7 +75,18 @@ class Leases:
         return self._records
 
     def take(self, driver: Driver, engine: LeasedEngine, use: LeaseUse) -> Lease:
-        """The driver has the engine. Raises LeaseHeld where another has it, or what another sent may still run."""
+        """The driver has the engine. Raises LeaseHeld where another has it, or what another sent may still run.
+
+        Where the disk is full, what the store reserved for the end of a command is given up.
+        """
+        try:
+            return self._take(driver, engine, use)
+        except ConfigurationError as problem:
+            if not disk_is_full(problem.__cause__) or not Reserve(self.path).give_up():
+                raise
+            return self._take(driver, engine, use)
+
+    def _take(self, driver: Driver, engine: LeasedEngine, use: LeaseUse) -> Lease:
         with self._changing() as db:
             last = _last(db, engine)
             if _refuses(last, driver) and _forgotten_are_collected():

@@ -10,13 +10,17 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
 from ..core.errors import ConfigurationError
 from ..core.record import Record
 from ..core.states import State
+from . import journal
 from .codec import UnreadableRow, from_text, to_text
+from .journal import Bounds, Journal
+from .reserve import Reserve, disk_is_full
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS engines "
@@ -43,30 +47,64 @@ def default_path() -> Path:
 
 
 class Store:
-    """The SQLite file (a `StateStore`). Several processes may have it open; the later of two writers is refused."""
+    """The SQLite file (a `StateStore`). Several processes may have it open; the later of two writers is refused.
 
-    def __init__(self, path: Path | None = None) -> None:
+    `journal` is beside the rows, in the same file: what was noted there is written with the next row.
+    """
+
+    def __init__(self, path: Path | None = None, *, bounds: Bounds | None = None) -> None:
         self.path = path or default_path()
         self._generations: dict[str, int] = {}
+        self._lock = threading.RLock()
+        self._reserve = Reserve(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")  # what cannot be repeated must be known after a crash
             self._db.execute(_SCHEMA)
+            self._db.execute(journal.SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise _unusable(self.path, error) from error
+        self.journal = Journal(self._db, self.path, self._lock, bounds or Bounds())
+
+    def ready(self) -> None:
+        """A command that begins now can be written down to its end. Raises OSError where the disk is too full."""
+        self._reserve.hold()
 
     def save(self, engine: str, record: Record) -> None:
-        """The row of this engine says what is known now; an engine never observed has none. Raises WriteConflict."""
+        """The row of this engine says what is known now; an engine never observed has none. Raises WriteConflict.
+
+        Where the disk is full in the middle of a command, what was reserved for that is given up.
+        """
         if record.facts.boot is None and record.state is not State.GONE:
             return
+        try:
+            self._save(engine, record)
+        except sqlite3.Error as error:
+            if not disk_is_full(error) or not self._reserve.give_up():
+                raise
+            self._save(engine, record)
+
+    def _save(self, engine: str, record: Record) -> None:
         generation = self._generations.get(engine, 0)
         row = (record.facts.boot, to_text(record), time.time(), engine)
-        written = self._db.execute(_UPDATE, (*row, generation)) if generation else self._db.execute(_INSERT, row)
-        if written.rowcount != 1:
-            raise WriteConflict(f"another process moved {engine} since it was observed here")
-        self._generations[engine] = generation + 1
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                written = (
+                    self._db.execute(_UPDATE, (*row, generation)) if generation else self._db.execute(_INSERT, row)
+                )
+                if written.rowcount != 1:
+                    raise WriteConflict(f"another process moved {engine} since it was observed here")
+                self.journal.write_within()
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            self._generations[engine] = generation + 1
+            self.journal.written()
 
     def load(self, engine: str) -> Record | None:
         """The record that was kept last of this engine; None where there is none that can be read."""
@@ -83,7 +121,8 @@ class Store:
             return None
 
     def close(self) -> None:
-        """The file is closed."""
+        """What was noted is written, and the file is closed."""
+        self.journal.flush()
         self._db.close()
 
 

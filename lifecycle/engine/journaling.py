@@ -1,0 +1,154 @@
+"""The journal of one engine: what its driver writes into it.
+
+Commands and edges are written as observers hear of them. Calls are written by `engine.call`, the one gate through which
+they are sent; what a move does, by `fleet.move`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from ..core.calls import Call, Reply
+from ..core.commands import Command
+from ..core.errors import CommandRefused
+from ..core.journal import (
+    Attached,
+    CallEnded,
+    CallSent,
+    CommandBegan,
+    CommandEnded,
+    Entry,
+    Event,
+    Refused,
+    StateEntered,
+)
+from ..core.lease import Driver
+from ..core.observer import BaseObserver
+from ..core.policy import ACCEPT, Policy
+from ..core.readings import Reading
+from ..core.record import Record
+from ..core.states import State
+from ..core.transition import Transition
+from ..rules.evidence import Context
+from ..store.journal import Journal
+
+#: The most characters of a call, a reason or an answer that are kept.
+_MOST = 2000
+
+
+class EngineJournal(BaseObserver):
+    """Writes what one driver does to one engine. `file` is asked each time; where it is None nothing is written."""
+
+    def __init__(
+        self, driver: Driver, *, name: str, key: str, file: Callable[[], Journal | None], record: Callable[[], Record]
+    ) -> None:
+        self._driver = driver
+        self._name = name
+        self._key = key
+        self._file = file
+        self._known = record
+
+    @property
+    def driver(self) -> str:
+        """The token of the driver that writes."""
+        return self._driver.token
+
+    @property
+    def file(self) -> Journal | None:
+        """Where it is written; None where nothing is."""
+        return self._file()
+
+    def note(self, event: Event) -> None:
+        """An entry of this event is written at the next turn of the event loop, or with the next row."""
+        file = self._file()
+        if file is not None:
+            file.note([Entry(event, time.time(), self._driver.token, self._name, self._key)])
+
+    def flush(self) -> None:
+        """What was noted is written now."""
+        file = self._file()
+        if file is not None:
+            file.flush()
+
+    def attached(self, url: str, group: str, policy: Policy) -> None:
+        """The driver observed the engine."""
+        self.note(
+            Attached(
+                who=self._driver.who,
+                url=url,
+                group=group,
+                boot=self._known().facts.boot,
+                version=_version(),
+                threshold_bytes=policy.threshold_bytes,
+                accept={claim: policy.least_grade(claim) for claim in ACCEPT},
+            )
+        )
+
+    def call_sent(self, call: Call, command: Context | None, *, until_s: float, fence: int) -> None:
+        """The call is about to be sent."""
+        baseline = None if command is None else command.baseline.residual
+        self.note(
+            CallSent(
+                call=str(call)[:_MOST],
+                command="" if command is None else command.command.name,
+                effect=tuple(sorted(call.effect)),
+                repeatable=call.repeatable,
+                until_s=until_s,
+                boot=self._known().facts.boot,
+                baseline_bytes=baseline.resident_bytes if isinstance(baseline, Reading) else None,
+                fence=fence,
+            )
+        )
+
+    def call_ended(self, call: Call, reply: Reply | None, duration_s: float = 0.0) -> None:
+        """What came of the call; None where the caller gave up before it was answered."""
+        if reply is None:
+            self.note(CallEnded(str(call)[:_MOST], "unknown", duration_s=duration_s))
+            return
+        outcome = "unsent" if reply.refused else reply.outcome
+        self.note(CallEnded(str(call)[:_MOST], outcome, reply.status, reply.detail[:_MOST], duration_s))
+
+    # what observers hear
+
+    def command_started(self, engine: str, command: Command, state: State) -> None:
+        """The engine was claimed for a command."""
+        self.note(CommandBegan(command.name, state))
+
+    def refused(self, engine: str, command: Command, error: CommandRefused) -> None:
+        """The command was refused."""
+        self.note(Refused(command.name, type(error).__name__, error.why[:_MOST]))
+
+    def transition(self, record: Transition) -> None:
+        """The engine changed its state."""
+        condition = self._known().conditions.get("memory_returned")
+        self.note(
+            StateEntered(
+                trigger=record.trigger,
+                source=record.source,
+                dest=record.dest,
+                command=record.command,
+                reason=record.reason[:_MOST],
+                duration_s=record.duration_s,
+                verdicts=record.verdicts,
+                memory_returned=None if condition is None else condition.verdict,
+            )
+        )
+
+    def command_ended(
+        self, engine: str, command: Command, result: Transition | BaseException, duration_s: float
+    ) -> None:
+        """The command ended."""
+        failed = isinstance(result, BaseException)
+        error, reason = (type(result).__name__, str(result)[:_MOST]) if failed else ("", "")
+        self.note(CommandEnded(command.name, self._known().state, duration_s, error, reason))
+
+
+@cache
+def _version() -> str:
+    try:
+        return version("engine-lifecycle")
+    except PackageNotFoundError:  # a folder on the path, without an installation
+        return "unknown"

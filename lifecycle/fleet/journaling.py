@@ -1,0 +1,41 @@
+"""What a move writes into the journals of its engines: its phases, and that their devices were handed over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from uuid import uuid4
+
+from ..core.journal import Entry, Event, HandedOver, MovePhase
+from ..core.observer import MoveEvent
+from ..core.states import State
+from ..engine.engine import Engine
+
+
+class MoveJournal:
+    """Writes one entry into each journal of the engines of one move, under an id of the move."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._engines = list(engines)
+        self._move_id = uuid4().hex[:12]
+
+    def phase(self, event: MoveEvent) -> None:
+        """The move, or a phase of it, begins or has ended."""
+        drivers = tuple(each.journal.driver for each in self._engines if each.name in event.engines)
+        failed = tuple(event.failed)
+        self._note(MovePhase(event.move, self._move_id, event.phase, drivers, failed, event.duration_s))
+
+    def handed_over(self) -> None:
+        """The devices of all engines are the next tenant's."""
+        gone = tuple(each.journal.driver for each in self._engines if each.state is State.GONE)
+        returned = {
+            each.journal.driver: each.conditions["memory_returned"].verdict
+            for each in self._engines
+            if each.state is not State.GONE and "memory_returned" in each.conditions
+        }
+        self._note(HandedOver(self._move_id, returned, gone))
+
+    def _note(self, event: Event) -> None:
+        files = {id(file): file for each in self._engines if (file := each.journal.file) is not None}
+        for file in files.values():
+            file.note([Entry(event, time.time(), self._move_id)])

@@ -1,0 +1,252 @@
+"""The journal in SQLite: a table of entries beside what is known of engines, in the same file.
+
+Entries are buffered until the next turn of the event loop, and written together. What has to be on disk before a call
+is sent is written with the record that names the call, in its transaction (`Store.save`). Such a transaction is synced;
+entries alone are not: they survive the end of the process, and the last of them may be lost with the host.
+
+The table is bounded by age and by size. Readers see what was written last, and never wait for a writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.encoding import decode, encode
+from ..core.errors import ConfigurationError
+from ..core.journal import EVENTS, JOURNAL_FORMAT, Entry, Event
+from ..core.units import MIB
+
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS journal (number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, "
+    "driver TEXT NOT NULL, engine TEXT NOT NULL, key TEXT NOT NULL, kind TEXT NOT NULL, event TEXT NOT NULL, "
+    "format INTEGER NOT NULL)"
+)
+_INSERT = "INSERT INTO journal (at, driver, engine, key, kind, event, format) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_SELECT = "SELECT number, at, driver, engine, key, kind, event, format FROM journal"
+
+#: Entries between two looks at the bounds.
+_PRUNE_EVERY = 1000
+
+#: The most that is buffered while the file cannot be written; what comes after it is dropped, and that is logged.
+_MOST_BUFFERED = 10_000
+
+
+class UnreadableJournal(ConfigurationError):
+    """A journal, or an entry of it, that this version cannot read; the message says where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a journal keeps: entries younger than `age_s` seconds, while its file uses less than `size_bytes`."""
+
+    age_s: float = 14 * 86400.0
+    size_bytes: int = 64 * MIB
+
+
+class Journal:
+    """The entries of one SQLite file, through the connection of its `Store`."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path, lock: threading.RLock, bounds: Bounds) -> None:
+        self.path = path
+        self._db = db
+        self._lock = lock
+        self._bounds = bounds
+        self._buffer: list[Entry] = []
+        self._until_pruned = 0
+        self._scheduled = False
+        self._failing = False
+
+    def note(self, entries: Iterable[Entry]) -> None:
+        """These entries are written at the next turn of the event loop; at once where none runs."""
+        with self._lock:
+            self._buffer += entries
+            if self._scheduled:
+                return
+            try:
+                asyncio.get_running_loop().call_soon(self.flush)
+            except RuntimeError:
+                self.flush()
+            else:
+                self._scheduled = True
+
+    def flush(self) -> None:
+        """What was noted is written. Where that fails it is logged once, and tried again with the next entries."""
+        with self._lock:
+            self._scheduled = False
+            if not self._buffer:
+                return
+            try:
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                try:
+                    self._db.execute("BEGIN IMMEDIATE")
+                    try:
+                        self.write_within()
+                        self._db.execute("COMMIT")
+                    except BaseException:
+                        self._db.execute("ROLLBACK")
+                        raise
+                finally:
+                    self._db.execute("PRAGMA synchronous=FULL")
+            except sqlite3.Error as error:
+                self._failed(error)
+            else:
+                self.written()
+
+    def write_within(self) -> None:
+        """What was noted is written in the transaction that is open; `written` is called once that was committed."""
+        self._db.executemany(_INSERT, [_row(entry) for entry in self._buffer])
+
+    def written(self) -> None:
+        """What was noted was committed."""
+        self._until_pruned -= len(self._buffer)
+        self._buffer.clear()
+        self._failing = False
+        if self._until_pruned <= 0:
+            self._until_pruned = _PRUNE_EVERY
+            try:
+                self._prune()
+            except sqlite3.Error as error:
+                self._failed(error)
+
+    def read(self, *, after: int = 0) -> Iterator[Entry]:
+        """The entries whose number is greater than `after`, in order. UnreadableJournal names one that is damaged."""
+        with self._lock:
+            rows = self._db.execute(f"{_SELECT} WHERE number > ? ORDER BY number", (after,)).fetchall()
+        return (entry_of(row, str(self.path)) for row in rows)
+
+    def _failed(self, error: sqlite3.Error) -> None:
+        lost = len(self._buffer) - _MOST_BUFFERED
+        if lost > 0:
+            del self._buffer[_MOST_BUFFERED:]
+        if not self._failing:
+            log = logging.getLogger("lifecycle")
+            log.warning("%s: the journal cannot be written (%s); the work goes on, and is not in it", self.path, error)
+        self._failing = True
+
+    def _prune(self) -> None:
+        """What is too old, or too much, is deleted, the oldest first. Freed pages are used again."""
+        self._db.execute("DELETE FROM journal WHERE at < ?", (time.time() - self._bounds.age_s,))
+        while self._used_bytes() > self._bounds.size_bytes:
+            first, last = self._db.execute("SELECT MIN(number), MAX(number) FROM journal").fetchone()
+            if first is None or first == last:
+                return
+            self._db.execute("DELETE FROM journal WHERE number <= ?", (first + (last - first) // 10,))
+
+    def _used_bytes(self) -> int:
+        pages, free, size = (
+            self._db.execute(f"PRAGMA {what}").fetchone()[0] for what in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+
+def read_file(path: Path) -> Iterator[Entry]:
+    """The entries of a journal from any machine: an SQLite file, or the lines that `lifecycle history --json` prints.
+
+    UnreadableJournal says what cannot be read, and where.
+    """
+    try:
+        with path.open("rb") as file:
+            is_sqlite = file.read(16) == b"SQLite format 3\0"
+    except OSError as error:
+        raise UnreadableJournal(f"{path}: {error.strerror or error}") from error
+    return _of_sqlite(path) if is_sqlite else _of_lines(path)
+
+
+def follow_file(path: Path, *, poll_s: float = 0.2) -> Iterator[Entry]:
+    """The entries of a journal in SQLite, and then those that are written, by any process, for as long as is asked."""
+    db = _opened(path)
+    try:
+        last = 0
+        while True:
+            for row in _rows(db, path, last):
+                last = row[0]
+                yield entry_of(row, str(path))
+            time.sleep(poll_s)
+    finally:
+        db.close()
+
+
+def to_line(entry: Entry) -> str:
+    """The entry as one line of JSON."""
+    head = {"format": JOURNAL_FORMAT, "number": entry.number, "at_s": entry.at_s, "driver": entry.driver}
+    return json.dumps({**head, "engine": entry.engine, "key": entry.key, **encode(entry.event)})
+
+
+def entry_of(row: Sequence[Any], where: str) -> Entry:
+    """The entry of a row of the table."""
+    number, at_s, driver, engine, key, kind, event, found = row
+    return Entry(_event(kind, event, found, f"{where}, entry {number}"), at_s, driver, engine, key, number)
+
+
+def _of_sqlite(path: Path) -> Iterator[Entry]:
+    db = _opened(path)
+    try:
+        for row in _rows(db, path, 0):
+            yield entry_of(row, str(path))
+    finally:
+        db.close()
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Read without writing anything: neither a table nor a journal mode is made."""
+    try:
+        return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+    except sqlite3.Error as error:
+        raise UnreadableJournal(f"{path}: no journal can be read there: {error}") from error
+
+
+def _rows(db: sqlite3.Connection, path: Path, after: int) -> list[tuple[Any, ...]]:
+    """All are read at once: a reader that waits in the middle would keep the file from being pruned."""
+    try:
+        return db.execute(f"{_SELECT} WHERE number > ? ORDER BY number", (after,)).fetchall()
+    except sqlite3.Error as error:
+        raise UnreadableJournal(f"{path}: no journal can be read there: {error}") from error
+
+
+def _of_lines(path: Path) -> Iterator[Entry]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _of_line(line, f"{path}, line {number}")
+
+
+def _of_line(line: str, where: str) -> Entry:
+    try:
+        data = json.loads(line)
+        kind, found = data["type"], data["format"]
+        at_s, number = float(data["at_s"]), data.get("number")
+        names = [data[part] for part in ("driver", "engine", "key")]
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise UnreadableJournal(f"{where}: it is no entry of a journal ({type(error).__name__}: {error})") from error
+    if not all(isinstance(name, str) for name in names) or not isinstance(number, int | None):
+        raise UnreadableJournal(f"{where}: it is no entry of a journal (its names are no strings)")
+    driver, engine, key = names
+    return Entry(_event(kind, data, found, where), at_s, driver, engine, key, number)
+
+
+def _event(kind: Any, data: Any, found: Any, where: str) -> Event:
+    if found != JOURNAL_FORMAT:
+        raise UnreadableJournal(f"{where}: it has format {found}, and this version reads {JOURNAL_FORMAT}")
+    if not isinstance(kind, str) or kind not in EVENTS:
+        raise UnreadableJournal(f"{where}: {kind!r:.60} is no kind of entry")
+    try:
+        values = json.loads(data) if isinstance(data, str) else data
+        event: Event = decode(EVENTS[kind], {**values, "type": kind})
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise UnreadableJournal(f"{where}: it is damaged ({error})") from error
+    return event
+
+
+def _row(entry: Entry) -> tuple[Any, ...]:
+    event = {name: value for name, value in encode(entry.event).items() if name != "type"}
+    text = json.dumps(event, separators=(",", ":"))
+    return entry.at_s, entry.driver, entry.engine, entry.key, entry.kind, text, JOURNAL_FORMAT
