@@ -19,7 +19,7 @@ from lifecycle import EngineBusy, Fleet, FleetError, Policy, Preempted, State
 pytestmark = pytest.mark.slow
 
 POLICY = Policy(residual_threshold_gib=0.25, settle_s=1.0, poll_s=0.02)
-TOKENS = 300
+TOKENS = 150
 
 
 @pytest.fixture(scope="module")
