@@ -1,10 +1,12 @@
-"""Journals of tests: everything that the drivers of a test write is kept in memory too, and checked when it ends.
+"""Journals of tests: what the drivers of a test write is checked as they write it, whether a file keeps it or not.
 
-A test that provokes a violation is marked `provokes_violation(rule)`; it must be found then.
+A test that provokes a violation is marked `provokes_violation(rule)`; it must be found then. One that takes a guard or
+a proof out of the table is marked `changes_the_table`, and is not checked: by which table?
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +15,38 @@ import pytest
 
 from lifecycle.core.journal import Entry
 from lifecycle.engine.session import Session
-from lifecycle.rules.violations import Violation, violations
+from lifecycle.rules.violations import Checker
 from lifecycle.store.journal import Journal
+
+
+class Checked:
+    """Entries, checked as they come: the rules that were broken, and how, with the entries before."""
+
+    def __init__(self) -> None:
+        self.broken: dict[str, str] = {}
+        self.count = 0
+        self._checker = Checker()
+        self._last: deque[Entry] = deque(maxlen=12)
+
+    def __iadd__(self, entries: Iterable[Entry]) -> Checked:
+        for entry in entries:
+            self.count += 1
+            self._last.append(entry)
+            for found in self._checker.broken_by(entry):
+                before = "\n".join(f"    {each.engine} {each.event}" for each in self._last)
+                self.broken.setdefault(found.rule, f"{found.rule}: {found.why}\n{before}")
+        return self
+
+    def must_break(self, rules: frozenset[str]) -> None:
+        """These rules were broken, and no other."""
+        told = "\n".join(self.broken.values())
+        assert set(self.broken) == rules, f"provoked: {sorted(rules)}, found: {sorted(self.broken)}\n{told}"
 
 
 class Kept:
     """A journal in memory, which passes on to a real one what is noted."""
 
-    def __init__(self, entries: list[Entry], beside: Journal | None) -> None:
+    def __init__(self, entries: list[Entry] | Checked, beside: Journal | None) -> None:
         self.path = Path("in memory") if beside is None else beside.path
         self._entries = entries
         self._beside = beside
@@ -37,9 +63,9 @@ class Kept:
 
 
 @contextmanager
-def kept() -> Iterator[list[Entry]]:
+def kept(entries: list[Entry] | Checked | None = None) -> Iterator[list[Entry] | Checked]:
     """The entries that drivers of this process write inside."""
-    entries: list[Entry] = []
+    entries = [] if entries is None else entries
     with pytest.MonkeyPatch.context() as patch:
         found = Session._journal_file
         known: dict[int, Kept] = {}
@@ -50,22 +76,3 @@ def kept() -> Iterator[list[Entry]]:
 
         patch.setattr(Session, "_journal_file", file)
         yield entries
-
-
-def told(found: Iterable[Violation], entries: list[Entry]) -> str:
-    """What is wrong, with the entries before it."""
-    lines = []
-    for each in found:
-        at = next(index for index, entry in enumerate(entries) if entry is each.entry)
-        lines += [
-            f"{each.rule}: {each.why}",
-            *(f"    {entry.engine} {entry.event}" for entry in entries[: at + 1][-12:]),
-        ]
-    return "\n".join(lines)
-
-
-def check(entries: list[Entry], provoked: frozenset[str]) -> None:
-    """The entries break the rules that the test is to break, and no other."""
-    found = list(violations(entries))
-    rules = {each.rule for each in found}
-    assert rules == provoked, f"provoked: {sorted(provoked)}, found:\n{told(found, entries)}"

@@ -26,13 +26,14 @@ from ..core.journal import (
     Refused,
     StateEntered,
 )
+from ..nodes.same_address import address_of
 from ..render.trace import trace
 from ..rules.violations import RULES, violations
-from ..store.journal import follow_file, read_file, to_line
+from ..store.journal import UnreadableJournal, follow_file, has_journal, read_file, to_line
 from ..store.sqlite import default_path
-from . import FAILED
+from . import FAILED, INTERRUPTED, signals
 from .options import one_of
-from .output import say
+from .output import complain, is_lost, say
 
 _FILE = Annotated[Path | None, typer.Option("--file", help="A journal other than this user's.")]
 _ENGINES = Annotated[str | None, typer.Option(help="Only the engines of these names or addresses, by commas.")]
@@ -57,7 +58,7 @@ def history(
 ) -> int:
     """Show what was done to engines, and what came of it: commands, calls, edges, proofs and moves."""
     wanted = _filter(engines, kind, since)
-    entries = [entry for entry in read_file(file or default_path()) if wanted(entry)]
+    entries = [entry for entry in _read(file) if wanted(entry)]
     entries = entries if last is None else entries[-last:]
     if trace_to is not None:
         _write(trace_to, json.dumps(trace(entries)))
@@ -65,7 +66,7 @@ def history(
     elif as_json:
         for entry in entries:
             print(to_line(entry))
-    else:
+    elif entries:
         say(_lines(entries))
     return 0
 
@@ -79,14 +80,15 @@ def logs(
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each entry.")] = False,
 ) -> int:
     """Print the journal a line an entry; with --follow also what is written from now on, by any process."""
-    wanted, path = _filter(engines, kind, since), file or default_path()
-    for entry in follow_file(path) if follow else read_file(path):
-        if wanted(entry):
-            if as_json:
-                print(to_line(entry), flush=True)
-            else:
-                say(_lines([entry]))
-    return 0
+    wanted = _filter(engines, kind, since)
+    with signals.until_interrupted() as is_interrupted:
+        for entry in _followed(file, lambda: is_interrupted() or is_lost()) if follow else _read(file):
+            if wanted(entry):
+                if as_json:
+                    print(to_line(entry), flush=True)
+                else:
+                    say(_lines([entry]))
+    return INTERRUPTED if is_interrupted() else 0
 
 
 def verify_journal(
@@ -96,15 +98,25 @@ def verify_journal(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Check journals offline against the table: each entry that breaks a rule is named. Exit 1 if any does."""
-    found = {str(path): _violations(path) for path in files}
+    found: dict[str, list[dict[str, str]]] = {}
+    unreadable: list[str] = []
+    for path in files:
+        try:
+            found[str(path)] = _violations(path)
+        except UnreadableJournal as error:
+            unreadable.append(str(error))
     if as_json:
         print(json.dumps(found, indent=2))
     else:
-        for path, broken in found.items():
+        for name, broken in found.items():
             for each in broken:
-                say([f"{path}, entry {each['entry']}: {each['rule']}: {each['why']} ({RULES[each['rule']]})"])
+                of = f" of {each['engine']}" if each["engine"] else ""
+                say([f"{name}, entry {each['entry']}{of}: {each['rule']}: {each['why']} ({RULES[each['rule']]})"])
         count = sum(map(len, found.values()))
-        say([f"{len(found)} journals, {count} violations"])
+        if found:
+            say([f"{len(found)} journals, {count} violations"])
+    if unreadable:
+        raise UnreadableJournal("\n".join(unreadable))
     return FAILED if any(found.values()) else 0
 
 
@@ -129,6 +141,29 @@ def _violations(path: Path) -> list[dict[str, str]]:
     ]
 
 
+def _read(file: Path | None) -> Iterator[Entry]:
+    """The entries of this file; of this user's journal none where there is none yet, and that is said."""
+    path = file or default_path()
+    if file is None and not has_journal(path):
+        complain(_none_yet(path))
+        return iter(())
+    return read_file(path)
+
+
+def _followed(file: Path | None, ends: Callable[[], bool]) -> Iterator[Entry]:
+    """The same, and what is written from now on. This user's journal is waited for where there is none yet."""
+    path = file or default_path()
+    if not has_journal(path):
+        if file is not None:
+            return read_file(path)  # which says what is wrong with it
+        complain(f"{_none_yet(path)}; it is waited for")
+    return follow_file(path, ends=ends)
+
+
+def _none_yet(path: Path) -> str:
+    return f"{path}: there is no journal yet: no driver has written there (LIFECYCLE_STATE_DIR names another folder)"
+
+
 def register(app: typer.Typer) -> None:
     """The three are commands of `app`."""
     app.command()(history)
@@ -139,6 +174,7 @@ def register(app: typer.Typer) -> None:
 def _filter(engines: str | None, kinds: str | None, since: str | None) -> Callable[[Entry], bool]:
     """Whether an entry is asked for. Entries of moves are of all engines."""
     names = None if engines is None else {each.strip() for each in engines.split(",")}
+    keys = {address_of(name if "//" in name else f"engine://{name}") for name in names or ()} | (names or set())
     wanted = None if kinds is None else {each.strip() for each in kinds.split(",")}
     unknown = sorted(wanted - set(EVENTS)) if wanted else []
     if unknown:
@@ -146,7 +182,7 @@ def _filter(engines: str | None, kinds: str | None, since: str | None) -> Callab
     after_s = 0.0 if since is None else _seconds(since)
 
     def is_wanted(entry: Entry) -> bool:
-        of_engine = names is None or not entry.key or bool(names & {entry.engine, entry.key})
+        of_engine = names is None or not entry.key or entry.engine in names or entry.key in keys
         return of_engine and (wanted is None or entry.kind in wanted) and entry.at_s >= after_s
 
     return is_wanted

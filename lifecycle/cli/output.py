@@ -58,6 +58,18 @@ class _Dropping(io.FileIO):
                 self.failure = error
         return memoryview(data).nbytes
 
+    def is_lost(self) -> bool:
+        """Whether what is written is dropped, or nobody can read it: the other end of a pipe was closed."""
+        ends = select.poll()
+        ends.register(self, 0)
+        return self.failure is not None or any(found & select.POLLERR for _, found in ends.poll(0))
+
+
+def is_lost() -> bool:
+    """Whether nobody gets what is printed on standard output from here on: a command that never ends ends then."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return isinstance(raw, _Dropping) and raw.is_lost()
+
 
 class _OneLine(logging.Handler):
     """Prints what is logged as one line; of an exception what it says. A command prints no traceback for it."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from . import Interrupted
@@ -18,6 +18,29 @@ from . import Interrupted
 R = TypeVar("R")
 
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextmanager
+def until_interrupted() -> Iterator[Callable[[], bool]]:
+    """What runs inside asks the function whether Ctrl-C was pressed, and ends then; a second one interrupts it.
+
+    An exception in the middle of a print would have the same line printed again at the end.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    pressed: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    if before is not signal.SIG_IGN:
+        with suppress(ValueError):  # in another thread
+            signal.signal(signal.SIGINT, end)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        with suppress(ValueError):
+            signal.signal(signal.SIGINT, before)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, R]]) -> R:

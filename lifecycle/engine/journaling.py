@@ -1,7 +1,8 @@
 """The journal of one engine: what its driver writes into it.
 
-Commands and edges are written as observers hear of them. Calls are written by `engine.call`, the one gate through which
-they are sent; what a move does, by `fleet.move`.
+Commands and edges are written as observers hear of them. Calls are written by `engine.call`, the gate through which
+they are sent; what a move does, by `fleet.move`. That a driver attached, and what it observed then, is held back until
+it does something: one that only looks, as `lifecycle status` does, writes nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..core.commands import Command
 from ..core.errors import CommandRefused
 from ..core.journal import (
     Attached,
+    BarrierReturned,
     CallEnded,
     CallSent,
     CommandBegan,
@@ -50,6 +52,7 @@ class EngineJournal(BaseObserver):
         self._key = key
         self._file = file
         self._known = record
+        self._held: list[Entry] | None = None
 
     @property
     def driver(self) -> str:
@@ -64,8 +67,21 @@ class EngineJournal(BaseObserver):
     def note(self, event: Event) -> None:
         """An entry of this event is written at the next turn of the event loop, or with the next row."""
         file = self._file()
-        if file is not None:
-            file.note([Entry(event, time.time(), self._driver.token, self._name, self._key)])
+        if file is None:
+            return
+        entry = Entry(event, time.time(), self._driver.token, self._name, self._key)
+        if isinstance(event, Attached):
+            self._held = [*(self._held or ()), entry]
+        elif self._held is not None and self._only_looks(event):
+            self._held.append(entry)
+        else:
+            held, self._held = self._held or [], None
+            file.note([*held, entry])
+
+    def _only_looks(self, event: Event) -> bool:
+        """Whether this is what a driver that attaches does: it waits for a barrier, and enters the first state."""
+        first = not any(isinstance(entry.event, StateEntered) for entry in self._held or ())
+        return isinstance(event, BarrierReturned) or (first and isinstance(event, StateEntered))
 
     def flush(self) -> None:
         """What was noted is written now."""

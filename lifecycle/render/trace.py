@@ -2,7 +2,8 @@
 
 One process of the trace is one engine, named by its address; the moves are process 0. A driver is a thread of it.
 Commands and calls are complete events (`X`), states are complete events of a track of their own, edges into `failed`
-and `gone` and hand-overs are instants (`i`). Times are microseconds since 1970.
+and `gone` and hand-overs are instants (`i`). What has not ended goes on to the last entry. Times are microseconds since
+1970.
 Source: "Trace Event Format", the Chromium project's document, JSON object form.
 """
 
@@ -11,10 +12,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..core.journal import CallEnded, CommandEnded, Entry, HandedOver, MovePhase, Refused, StateEntered
+from ..core.journal import (
+    CallEnded,
+    CallSent,
+    CommandBegan,
+    CommandEnded,
+    Entry,
+    HandedOver,
+    MovePhase,
+    Refused,
+    StateEntered,
+)
 from ..core.states import State
 
 _MOVES = 0
+
+#: Later than any clock (lifecycle.store.journal).
+_NEVER_S = 1e11
 
 
 class _Tracks:
@@ -43,6 +57,7 @@ def trace(entries: Iterable[Entry]) -> dict[str, Any]:
     """The entries as one trace: an object that `json.dumps` takes."""
     tracks, events = _Tracks(), list[dict[str, Any]]()
     states: dict[str, tuple[float, Entry]] = {}
+    begun: dict[tuple[str, str, bool], Entry] = {}
     last_s = 0.0
     for entry in entries:
         events += _events(entry, tracks)
@@ -52,6 +67,14 @@ def trace(entries: Iterable[Entry]) -> dict[str, Any]:
             if before is not None:
                 events.append(_state(*before, entry.at_s, tracks))
             states[entry.key] = (entry.at_s, entry)
+        of_call = isinstance(entry.event, CallSent | CallEnded)
+        if isinstance(entry.event, CommandBegan | CallSent):
+            begun[entry.key, entry.driver, of_call] = entry
+        elif isinstance(entry.event, Refused) and entry.event.error == "EngineBusy":
+            pass  # of a second caller: the command under way goes on
+        elif isinstance(entry.event, CommandEnded | Refused | CallEnded):
+            begun.pop((entry.key, entry.driver, of_call), None)
+    events += [_unended(entry, last_s, tracks) for entry in begun.values()]
     events += [_state(since_s, entry, last_s, tracks) for since_s, entry in states.values()]
     events.sort(key=lambda event: event["ts"])
     return {"displayTimeUnit": "ms", "traceEvents": [*tracks.events, *events]}
@@ -83,28 +106,37 @@ def _events(entry: Entry, tracks: _Tracks) -> list[dict[str, Any]]:
     return []
 
 
+def _unended(entry: Entry, last_s: float, tracks: _Tracks) -> dict[str, Any]:
+    """A command or a call of which the journal does not say how it ended: its driver may have ended before."""
+    event, driver = entry.event, f"driver {entry.driver[:8]}"
+    assert isinstance(event, CommandBegan | CallSent)
+    is_call = isinstance(event, CallSent)
+    name, category = (event.call, "call") if isinstance(event, CallSent) else (event.command, "command")
+    at = tracks.of(entry, f"{driver}, calls" if is_call else driver)
+    return _span(name, category, entry.at_s, last_s, {"outcome": "not known"}, at)
+
+
 def _state(since_s: float, entry: Entry, until_s: float, tracks: _Tracks) -> dict[str, Any]:
     event = entry.event
     assert isinstance(event, StateEntered)
     about = {"trigger": event.trigger, "proofs": {name: str(verdict) for name, verdict in event.verdicts.items()}}
     at = tracks.of(entry, "state")
-    return {
-        "name": str(event.dest),
-        "cat": "state",
-        "ph": "X",
-        "ts": _us(since_s),
-        "dur": _us(until_s - since_s),
-        "args": about,
-        **at,
-    }
+    return _span(str(event.dest), "state", since_s, until_s, about, at)
 
 
 def _complete(
     name: str, category: str, entry: Entry, duration_s: float, about: dict[str, Any], at: dict[str, int]
 ) -> dict[str, Any]:
     """An event that ended when its entry was made."""
-    begin = _us(entry.at_s - duration_s)
-    return {"name": name, "cat": category, "ph": "X", "ts": begin, "dur": _us(duration_s), "args": about, **at}
+    return _span(name, category, entry.at_s - duration_s, entry.at_s, about, at)
+
+
+def _span(
+    name: str, category: str, since_s: float, until_s: float, about: dict[str, Any], at: dict[str, int]
+) -> dict[str, Any]:
+    """It ends where the next one begins, and not a microsecond later: one that overlaps is drawn inside the other."""
+    begin, end = _us(since_s), _us(until_s)
+    return {"name": name, "cat": category, "ph": "X", "ts": begin, "dur": max(0, end - begin), "args": about, **at}
 
 
 def _instant(name: str, category: str, entry: Entry, about: dict[str, Any], at: dict[str, int]) -> dict[str, Any]:
@@ -116,4 +148,4 @@ def _meta(name: str, pid: int, tid: int, value: str) -> dict[str, Any]:
 
 
 def _us(seconds: float) -> int:
-    return max(0, round(seconds * 1e6))
+    return round(min(max(0.0, seconds), _NEVER_S) * 1e6)

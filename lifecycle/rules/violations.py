@@ -57,9 +57,12 @@ class Violation:
 
 @dataclass(slots=True)
 class _Driver:
-    """What is known of one driver of one engine. `at` is None before its first edge in this journal."""
+    """What is known of one driver of one engine. `at` is None before its first edge in this journal.
 
-    accept: dict[str, Grade]
+    `accept` is None where it attached before this journal begins: it may accept any grade.
+    """
+
+    accept: dict[str, Grade] | None = None
     at: State | None = None
     command: str | None = None
     returned: Verdict | None = None
@@ -78,20 +81,23 @@ class _Engine:
 
 def violations(entries: Iterable[Entry]) -> Iterator[Violation]:
     """The entries that break a rule, in order."""
-    return _Check().all(entries)
+    checker = Checker()
+    for entry in entries:
+        yield from checker.broken_by(entry)
 
 
-class _Check:
+class Checker:
+    """Checks a journal entry by entry, as it is read."""
+
     def __init__(self) -> None:
         self._drivers: dict[str, _Driver] = {}
         self._engines: dict[str, _Engine] = {}
         self._moves: dict[str, MovePhase] = {}
         self._releasing: dict[str, set[str]] = {}
 
-    def all(self, entries: Iterable[Entry]) -> Iterator[Violation]:
-        for entry in entries:
-            for rule, why in self._of(entry):
-                yield Violation(rule, entry, why)
+    def broken_by(self, entry: Entry) -> list[Violation]:
+        """The rules that this entry breaks, after all that were given before."""
+        return [Violation(rule, entry, why) for rule, why in self._of(entry)]
 
     def _of(self, entry: Entry) -> Iterator[tuple[str, str]]:
         event = entry.event
@@ -101,7 +107,7 @@ class _Check:
         if isinstance(event, HandedOver):
             yield from self._handed_over(event)
             return
-        driver = self._drivers.setdefault(entry.driver, _Driver(dict(ACCEPT)))
+        driver = self._drivers.setdefault(entry.driver, _Driver())
         engine = self._engines.setdefault(entry.key, _Engine())
         match event:
             case Attached():
@@ -111,6 +117,8 @@ class _Check:
                     driver.at = State.DETACHED
             case CommandBegan(command=command):
                 driver.command = command
+            case Refused(error="EngineBusy"):
+                pass  # of a second caller: the command under way goes on
             case CommandEnded() | Refused():
                 driver.command = None
             case CallSent():
@@ -202,7 +210,7 @@ class _Check:
                 continue
             if driver.at is not State.RELEASED:
                 yield "handover", f"an engine of the move is {driver.at}"
-            elif verdict is None or not holds(verdict, driver.accept["memory_returned"]):
+            elif verdict is None or not holds(verdict, _least(driver, "memory_returned")):
                 yield "handover", f"of an engine of the move memory_returned is {verdict or 'unknown'}"
 
     def _state_of(self, driver: str) -> State | None:
@@ -216,8 +224,12 @@ def _unproved(event: StateEntered, driver: _Driver) -> Iterator[tuple[str, str]]
         verdict = event.verdicts.get(proof.name)
         if verdict is None:
             yield "proofs", f"{event.dest} was entered without {proof.name}"
-        elif not holds(verdict, driver.accept.get(proof.name, Grade.MEASURED)):
+        elif not holds(verdict, _least(driver, proof.name)):
             yield "proofs", f"{event.dest} was entered, and {proof.name} is {verdict}"
+
+
+def _least(driver: _Driver, claim: str) -> Grade:
+    return Grade.ASSERTED if driver.accept is None else driver.accept.get(claim, Grade.MEASURED)
 
 
 def _row(event: StateEntered) -> Operation | None:

@@ -10,15 +10,16 @@ The table is bounded by age and by size. Readers see what was written last, and 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..core.encoding import decode, encode
 from ..core.errors import ConfigurationError
@@ -32,6 +33,13 @@ SCHEMA = (
 )
 _INSERT = "INSERT INTO journal (at, driver, engine, key, kind, event, format) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _SELECT = "SELECT number, at, driver, engine, key, kind, event, format FROM journal"
+
+_log = logging.getLogger("lifecycle")
+
+_MAGIC = b"SQLite format 3\0"
+
+#: Times from here on are of no clock, and cannot be printed as a date.
+_NEVER_S = 1e11
 
 #: Entries between two looks at the bounds.
 _PRUNE_EVERY = 1000
@@ -60,7 +68,7 @@ class Journal:
         self._db = db
         self._lock = lock
         self._bounds = bounds
-        self._buffer: list[Entry] = []
+        self._buffer: list[tuple[Any, ...]] = []
         self._until_pruned = 0
         self._scheduled = False
         self._failing = False
@@ -68,7 +76,11 @@ class Journal:
     def note(self, entries: Iterable[Entry]) -> None:
         """These entries are written at the next turn of the event loop; at once where none runs."""
         with self._lock:
-            self._buffer += entries
+            for entry in entries:
+                try:
+                    self._buffer.append(_row(entry))
+                except TypeError as error:
+                    _log.warning("%s: an entry (%s) cannot be written: %s", self.path, entry.kind, error)
             if self._scheduled:
                 return
             try:
@@ -103,7 +115,7 @@ class Journal:
 
     def write_within(self) -> None:
         """What was noted is written in the transaction that is open; `written` is called once that was committed."""
-        self._db.executemany(_INSERT, [_row(entry) for entry in self._buffer])
+        self._db.executemany(_INSERT, self._buffer)
 
     def written(self) -> None:
         """What was noted was committed."""
@@ -128,8 +140,7 @@ class Journal:
         if lost > 0:
             del self._buffer[_MOST_BUFFERED:]
         if not self._failing:
-            log = logging.getLogger("lifecycle")
-            log.warning("%s: the journal cannot be written (%s); the work goes on, and is not in it", self.path, error)
+            _log.warning("%s: the journal cannot be written (%s); the work goes on, and is not in it", self.path, error)
         self._failing = True
 
     def _prune(self) -> None:
@@ -154,22 +165,47 @@ def read_file(path: Path) -> Iterator[Entry]:
     UnreadableJournal says what cannot be read, and where.
     """
     try:
-        with path.open("rb") as file:
-            is_sqlite = file.read(16) == b"SQLite format 3\0"
+        file = path.open("rb")
+        is_sqlite = file.peek(len(_MAGIC)).startswith(_MAGIC)  # of a pipe nothing can be read twice
     except OSError as error:
         raise UnreadableJournal(f"{path}: {error.strerror or error}") from error
-    return _of_sqlite(path) if is_sqlite else _of_lines(path)
+    if not is_sqlite:
+        return _of_lines(file, path)
+    file.close()
+    return _of_sqlite(path)
 
 
-def follow_file(path: Path, *, poll_s: float = 0.2) -> Iterator[Entry]:
-    """The entries of a journal in SQLite, and then those that are written, by any process, for as long as is asked."""
+def has_journal(path: Path) -> bool:
+    """False where no driver has written there yet: there is no file, or it is of a version that kept no journal."""
+    if not path.exists():
+        return False
+    db = _opened(path)
+    try:
+        return bool(db.execute("SELECT 1 FROM sqlite_master WHERE name = 'journal'").fetchone())
+    except sqlite3.Error:
+        return True  # whoever reads it says what is wrong
+    finally:
+        db.close()
+
+
+def follow_file(path: Path, *, poll_s: float = 0.2, ends: Callable[[], bool] = lambda: False) -> Iterator[Entry]:
+    """The entries of a journal in SQLite, and then those that are written, by any process, until `ends` says so.
+
+    It is waited for where there is none yet.
+    """
+    while not has_journal(path):
+        if ends():
+            return
+        time.sleep(poll_s)
     db = _opened(path)
     try:
         last = 0
-        while True:
+        while not ends():
             for row in _rows(db, path, last):
                 last = row[0]
                 yield entry_of(row, str(path))
+                if ends():
+                    return
             time.sleep(poll_s)
     finally:
         db.close()
@@ -184,7 +220,8 @@ def to_line(entry: Entry) -> str:
 def entry_of(row: Sequence[Any], where: str) -> Entry:
     """The entry of a row of the table."""
     number, at_s, driver, engine, key, kind, event, found = row
-    return Entry(_event(kind, event, found, f"{where}, entry {number}"), at_s, driver, engine, key, number)
+    at = f"{where}, entry {number}"
+    return _entry(_event(kind, event, found, at), at_s, (driver, engine, key), number, at)
 
 
 def _of_sqlite(path: Path) -> Iterator[Entry]:
@@ -197,9 +234,25 @@ def _of_sqlite(path: Path) -> Iterator[Entry]:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """Read without writing anything: neither a table nor a journal mode is made."""
+    """Read without writing anything: neither a table nor a journal mode is made.
+
+    A journal whose folder cannot be written to, and that no process has open, is read as it stands.
+    """
+    uri = f"{path.absolute().as_uri()}?mode=ro"
     try:
-        return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+        db = sqlite3.connect(uri, uri=True, timeout=5.0)
+        try:
+            db.execute("SELECT 1 FROM sqlite_master")
+        except sqlite3.OperationalError as error:
+            db.close()
+            in_use = path.with_name(f"{path.name}-wal").exists()
+            if in_use or error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+                raise
+            return sqlite3.connect(f"{uri}&immutable=1", uri=True)
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
     except sqlite3.Error as error:
         raise UnreadableJournal(f"{path}: no journal can be read there: {error}") from error
 
@@ -212,9 +265,9 @@ def _rows(db: sqlite3.Connection, path: Path, after: int) -> list[tuple[Any, ...
         raise UnreadableJournal(f"{path}: no journal can be read there: {error}") from error
 
 
-def _of_lines(path: Path) -> Iterator[Entry]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
+def _of_lines(file: IO[bytes], path: Path) -> Iterator[Entry]:
+    with io.TextIOWrapper(file, encoding="utf-8", errors="replace") as text:
+        for number, line in enumerate(text, 1):
             if line.strip():
                 yield _of_line(line, f"{path}, line {number}")
 
@@ -225,12 +278,19 @@ def _of_line(line: str, where: str) -> Entry:
         kind, found = data["type"], data["format"]
         at_s, number = float(data["at_s"]), data.get("number")
         names = [data[part] for part in ("driver", "engine", "key")]
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
         raise UnreadableJournal(f"{where}: it is no entry of a journal ({type(error).__name__}: {error})") from error
+    return _entry(_event(kind, data, found, where), at_s, names, number, where)
+
+
+def _entry(event: Event, at_s: Any, names: Sequence[Any], number: Any, where: str) -> Entry:
+    """An entry of these parts, each of which is what it should be."""
     if not all(isinstance(name, str) for name in names) or not isinstance(number, int | None):
         raise UnreadableJournal(f"{where}: it is no entry of a journal (its names are no strings)")
+    if not isinstance(at_s, float) or not 0 <= at_s < _NEVER_S:
+        raise UnreadableJournal(f"{where}: it is no entry of a journal (at_s {at_s!r:.60} is no time)")
     driver, engine, key = names
-    return Entry(_event(kind, data, found, where), at_s, driver, engine, key, number)
+    return Entry(event, at_s, driver, engine, key, number)
 
 
 def _event(kind: Any, data: Any, found: Any, where: str) -> Event:

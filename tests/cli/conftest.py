@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import journals
 import pytest
+from journal_files import SMALL, Driven, Lines
 from lifecycle.adapters.loopback import LoopbackProcess
 
 from lifecycle.cli import main
@@ -42,14 +46,15 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lifecycle(kept: Path) -> Run:
     """Runs a command, which knows of the ones before only what they kept; an exception that it lets out is raised."""
 
-    def run(*arguments: str, state: Path = kept) -> subprocess.CompletedProcess[str]:
-        out, err = io.StringIO(), io.StringIO()
-        environment = mock.patch.dict(os.environ, LIFECYCLE_STATE_DIR=str(state))
-        with environment, redirect_stdout(out), redirect_stderr(err):
-            code = main(arguments)
-        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+    return partial(_run, state=kept)
 
-    return run
+
+def _run(*arguments: str, state: Path) -> subprocess.CompletedProcess[str]:
+    out, err = io.StringIO(), io.StringIO()
+    environment = mock.patch.dict(os.environ, LIFECYCLE_STATE_DIR=str(state))
+    with environment, redirect_stdout(out), redirect_stderr(err):
+        code = main(arguments)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +67,28 @@ def lifecycle_process(kept: Path) -> Run:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def driven(tmp_path_factory: pytest.TempPathFactory) -> Driven:
+    folder = tmp_path_factory.mktemp("driven")
+    with ExitStack() as stack, journals.kept() as noted:
+        engines = [
+            stack.enter_context(LoopbackProcess.start(weights_mib=96, kv_mib=96, weights_backup=True)) for _ in "ab"
+        ]
+        urls = [f"loopback://127.0.0.1:{each.port}?name={name}" for each, name in zip(engines, "ab", strict=True)]
+        for arguments, code in (
+            (("offload", *urls, "--weights", "kept", *SMALL), 0),
+            (("resume", urls[0]), 3),
+            (("onload", *urls), 0),
+        ):
+            result = _run(*arguments, state=folder)
+            assert result.returncode == code, result.stderr
+    return Driven(folder / "engines.sqlite3", noted)
+
+
+@pytest.fixture(scope="session")
+def driven_lines(driven: Driven) -> Lines:
+    """The same journal, as `history --json` prints it."""
+    result = _run("history", "--json", "--file", str(driven.path), state=driven.path.parent)
+    return [json.loads(line) for line in result.stdout.splitlines()]

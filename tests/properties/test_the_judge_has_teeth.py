@@ -14,6 +14,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from judge import Invariant
 from mutants import Patch, without
 
+pytestmark = pytest.mark.changes_the_table
+
 Steps = Callable[[Any], None]
 
 

@@ -1,0 +1,182 @@
+"""Where the journal or the store cannot be written: refused before a command, or a warning; and the bounds."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rig import V1
+
+from lifecycle import ConfigurationError, Engine, Fleet, GuardRefused, State
+from lifecycle.core.journal import (
+    Entry,
+    Refused,
+)
+from lifecycle.core.lease import Driver, Lease, LeasedEngine, LeaseUse
+from lifecycle.store.journal import Bounds, read_file
+from lifecycle.store.leases import Leases
+from lifecycle.store.reserve import Reserve
+from lifecycle.store.sqlite import Store
+from lifecycle.testing import QUICK, ScriptedAdapter
+
+
+def driver(adapter: ScriptedAdapter, path: Path, **how: Any) -> Engine:
+    policy = replace(QUICK, **how.pop("policy", {}))
+    store = how.pop("store", None) or Store(path / "engines.sqlite3")
+    return Engine(adapter, name=adapter.name, policy=policy, probe=adapter.probe, store=store, **how)
+
+
+def read(path: Path) -> list[Entry]:
+    return list(read_file(path / "engines.sqlite3"))
+
+
+def kinds(entries: list[Entry]) -> list[str]:
+    return [entry.kind for entry in entries]
+
+
+# a file that cannot be written
+
+
+class Full(sqlite3.OperationalError):
+    """What SQLite says of a full disk."""
+
+    sqlite_errorcode = sqlite3.SQLITE_FULL
+
+
+def fill(store: Store, more_pages: int = 0) -> None:
+    """The file of this store cannot grow: SQLite says that the disk is full, as it does on a disk that is."""
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count={pages + more_pages}")
+
+
+async def test_a_command_is_refused_where_no_room_is_left_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = ScriptedAdapter("e")
+    engine = await driver(adapter, tmp_path).connect()
+
+    def refuse(descriptor: int, begin: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "engines.sqlite3.reserve").unlink(missing_ok=True)
+    monkeypatch.setattr("lifecycle.store.reserve.os.posix_fallocate", refuse)
+    adapter.journal.clear()
+    with pytest.raises(GuardRefused, match="No space left") as refused:
+        await engine.pause()
+    assert "4 MiB" in str(refused.value)
+    assert adapter.journal.calls("e") == []
+    assert engine.state is State.SERVING
+    assert not (tmp_path / "engines.sqlite3.reserve").exists()
+
+
+async def test_a_disk_that_fills_in_the_middle_stops_no_command(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = ScriptedAdapter("e")
+    store = Store(tmp_path / "engines.sqlite3")
+    engine = await driver(adapter, tmp_path, store=store).connect()
+    await engine.pause()
+    await engine.drain()
+    save, full = store._save, Reserve(store.path).path
+
+    def until_given_up(name: str, record: Any) -> None:
+        if full.exists() and record.state is State.RELEASING and record.uncertain.intent is not None:
+            raise Full("database or disk is full")
+        save(name, record)
+
+    monkeypatch.setattr(store, "_save", until_given_up)
+    with caplog.at_level(logging.WARNING, "lifecycle"):
+        await engine.release(weights=V1)
+    assert engine.state is State.RELEASED
+    assert "the disk is full" in caplog.text
+    assert not full.exists()
+
+
+@pytest.mark.parametrize("going_on", ["refuse", "warn"])
+async def test_what_cannot_be_written_down_is_refused_or_warned_about_by_policy(
+    going_on: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter, store = ScriptedAdapter("e"), Store(tmp_path / "engines.sqlite3")
+    engine = await driver(adapter, tmp_path, store=store, policy={"unrecorded": going_on}).connect()
+    store._db.execute("PRAGMA query_only=ON")
+    with caplog.at_level(logging.WARNING, "lifecycle"):
+        if going_on == "refuse":
+            with pytest.raises(GuardRefused, match="could not be kept"):
+                await engine.pause()
+            assert engine.state is State.SERVING
+        else:
+            await Fleet([engine]).offload(weights=V1)
+            assert engine.memory_is_free
+            assert "could not be kept" in caplog.text
+            assert caplog.text.count("the journal cannot be written") == 1
+
+
+async def test_an_entry_that_cannot_be_encoded_breaks_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    adapter = ScriptedAdapter("e")
+    engine = await driver(adapter, tmp_path).connect()
+    engine.journal.note(Refused("pause", "Error", object()))  # type: ignore[arg-type]
+    with caplog.at_level(logging.WARNING, "lifecycle"):
+        await engine.pause()
+    await engine.aclose()
+    assert engine.state is State.PAUSED
+    assert "CommandEnded" in kinds(read(tmp_path))
+    assert "Refused" in caplog.text
+
+
+def test_the_disk_fills_while_a_lease_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leases, me, engine = Leases(tmp_path / "engines.sqlite3"), Driver("me", "me"), LeasedEngine("a:1")
+    reserve = Reserve(leases.path)
+    take = leases._take
+
+    def until_given_up(*about: Any) -> Lease:
+        if reserve.path.exists():
+            raise ConfigurationError("it cannot be written") from Full("database or disk is full")
+        return take(*about)
+
+    monkeypatch.setattr(leases, "_take", until_given_up)
+    reserve.hold()
+    assert leases.take(me, engine, LeaseUse("pause")).held
+    reserve.hold()
+    monkeypatch.setattr("lifecycle.store.leases.disk_is_full", lambda error: False)
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        leases.take(me, engine, LeaseUse("pause"))
+
+
+def test_the_reserve_is_made_once_and_is_real(tmp_path: Path) -> None:
+    reserve = Reserve(tmp_path / "engines.sqlite3", size_bytes=1 << 20)
+    reserve.hold()
+    status = reserve.path.stat()
+    assert status.st_size == 1 << 20
+    assert status.st_blocks * 512 >= 1 << 20, "a file with holes keeps nothing free"
+    reserve.hold()
+    assert reserve.path.stat().st_ino == status.st_ino
+    assert reserve.give_up()
+    assert not reserve.give_up()
+
+
+# bounds
+
+
+def entry(number: int, at_s: float | None = None) -> Entry:
+    return Entry(Refused("pause", "Error", "x" * 1000), at_s or time.time(), "me", f"e{number}", "e")
+
+
+def test_it_is_bounded_by_size(tmp_path: Path) -> None:
+    store = Store(tmp_path / "engines.sqlite3", bounds=Bounds(size_bytes=1 << 20))
+    for begin in range(0, 10_000, 500):
+        store.journal.note(entry(number) for number in range(begin, begin + 500))
+    kept = [each.engine for each in store.journal.read()]
+    assert kept[-1] == "e9999"
+    assert 200 < len(kept) < 1500
+    assert (tmp_path / "engines.sqlite3").stat().st_size < 4 << 20
+
+
+def test_it_is_bounded_by_age(tmp_path: Path) -> None:
+    store = Store(tmp_path / "engines.sqlite3", bounds=Bounds(age_s=3600.0))
+    store.journal.note([entry(1, time.time() - 7200.0), entry(2, time.time() - 60.0)])
+    assert [each.engine for each in store.journal.read()] == ["e2"]

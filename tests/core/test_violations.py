@@ -1,0 +1,257 @@
+"""The rules of journals: what the library writes breaks none, and each kind of damage is found by the rule it breaks.
+
+The journals are of real commands; a damage changes, removes, repeats or moves entries of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import journals
+import pytest
+from rig import V1, fleet_of
+
+from lifecycle import Grade, State
+from lifecycle.core.journal import (
+    Attached,
+    BarrierReturned,
+    CallEnded,
+    CallSent,
+    Entry,
+    HandedOver,
+    MovePhase,
+    StateEntered,
+)
+from lifecycle.core.verdicts import Pending, Proved, Refuted, Unmeasurable
+from lifecycle.rules.violations import RULES, violations
+
+Entries = list[Entry]
+
+
+async def cycle() -> Entries:
+    """An offload and an onload of two engines."""
+    with journals.kept() as entries:
+        fleet, _ = await fleet_of("a", "b")
+        await fleet.offload(weights=V1)
+        await fleet.onload()
+    return list(entries)
+
+
+def at(entries: Entries, which: Callable[[Any], bool], skip: int = 0) -> int:
+    """Where the first entry is whose event is one of these; `skip`: the one after so many."""
+    return [index for index, entry in enumerate(entries) if which(entry.event)][skip]
+
+
+def changed(entries: Entries, index: int, **parts: Any) -> Entries:
+    entry = entries[index]
+    return [*entries[:index], replace(entry, event=replace(entry.event, **parts)), *entries[index + 1 :]]
+
+
+def without(entries: Entries, index: int) -> Entries:
+    return [*entries[:index], *entries[index + 1 :]]
+
+
+def again(entries: Entries, index: int, *events: Any) -> Entries:
+    """These events stand behind the entry too, by the same driver."""
+    return [*entries[: index + 1], *(replace(entries[index], event=event) for event in events), *entries[index + 1 :]]
+
+
+def is_release(event: Any) -> bool:
+    return isinstance(event, CallSent) and event.command == "release"
+
+
+def is_released(event: Any) -> bool:
+    return isinstance(event, StateEntered) and event.dest is State.RELEASED
+
+
+def is_drained(event: Any) -> bool:
+    return isinstance(event, StateEntered) and event.dest is State.DRAINED
+
+
+def is_answer(event: Any) -> bool:
+    return isinstance(event, CallEnded)
+
+
+# each damage, and the rule that it breaks
+
+
+def an_edge_that_is_none(entries: Entries) -> Entries:
+    return changed(entries, at(entries, is_released), dest=State.SERVING)
+
+
+def an_edge_left_out(entries: Entries) -> Entries:
+    return without(entries, at(entries, is_drained))
+
+
+def a_proof_left_out(entries: Entries) -> Entries:
+    index = at(entries, is_released)
+    proofs = {name: each for name, each in entries[index].event.verdicts.items() if name != "memory_returned"}
+    return changed(entries, index, verdicts=proofs)
+
+
+def a_proof_that_does_not_hold(entries: Entries) -> Entries:
+    index = at(entries, is_released)
+    return changed(entries, index, verdicts={**entries[index].event.verdicts, "memory_returned": Refuted(reason="no")})
+
+
+def a_proof_of_too_low_a_grade(entries: Entries) -> Entries:
+    index = at(entries, is_released)
+    reported = Proved(reason="it says so", grade=Grade.REPORTED)
+    return changed(entries, index, verdicts={**entries[index].event.verdicts, "memory_returned": reported})
+
+
+def an_answer_without_an_intent(entries: Entries) -> Entries:
+    return without(entries, at(entries, is_release))
+
+
+def a_call_of_no_command(entries: Entries) -> Entries:
+    return changed(entries, at(entries, is_release), command="resume")
+
+
+def a_call_sent_again_without_an_answer(entries: Entries) -> Entries:
+    index = at(entries, is_release)
+    return again(entries, index, entries[index].event)
+
+
+def a_call_sent_again_after_a_lost_answer(entries: Entries) -> Entries:
+    index = at(entries, is_release)
+    sent = entries[index].event
+    lost = CallEnded(sent.call, "lost")
+    return again(entries, index, lost, sent)
+
+
+def a_call_after_one_that_was_given_up(entries: Entries) -> Entries:
+    return changed(entries, at(entries, is_answer), outcome="unknown")
+
+
+def a_driver_that_lost_its_lease(entries: Entries) -> Entries:
+    index = at(entries, is_release)
+    entries = changed(entries, index, fence=4)
+    other = replace(
+        entries[index], driver="other", event=replace(entries[index].event, fence=5, call="x", repeatable=True)
+    )
+    answered = replace(other, event=CallEnded("x", "done"))
+    late = replace(entries[index], event=replace(other.event, fence=4))
+    return [*entries[: index + 2], other, answered, late, *entries[index + 2 :]]
+
+
+def a_release_beside_one_that_is_not_idle(entries: Entries) -> Entries:
+    """One of the two is drained only once the other's release has begun."""
+    index = at(entries, is_drained, skip=1)
+    late = entries[index]
+    rest = [entry for entry in without(entries, index) if entry.driver != late.driver or entry.number is None]
+    begins = at(rest, lambda event: isinstance(event, StateEntered) and event.dest is State.RELEASING)
+    return [*rest[: begins + 1], late, *rest[begins + 1 :]]
+
+
+def a_hand_over_without_a_proof(entries: Entries) -> Entries:
+    index = at(entries, lambda event: isinstance(event, HandedOver))
+    token = next(iter(entries[index].event.returned))
+    return changed(entries, index, returned={**entries[index].event.returned, token: Pending(reason="restored since")})
+
+
+def a_hand_over_that_leaves_one_out(entries: Entries) -> Entries:
+    index = at(entries, lambda event: isinstance(event, HandedOver))
+    token = next(iter(entries[index].event.returned))
+    rest = {name: each for name, each in entries[index].event.returned.items() if name != token}
+    return changed(entries, index, returned=rest)
+
+
+def a_hand_over_of_a_process_that_runs(entries: Entries) -> Entries:
+    index = at(entries, lambda event: isinstance(event, HandedOver))
+    return changed(entries, index, returned={}, gone=tuple(entries[index].event.returned))
+
+
+DAMAGES: dict[Callable[[Entries], Entries], str] = {
+    an_edge_that_is_none: "edge",
+    an_edge_left_out: "order",
+    a_proof_left_out: "proofs",
+    a_proof_that_does_not_hold: "proofs",
+    a_proof_of_too_low_a_grade: "proofs",
+    an_answer_without_an_intent: "intent",
+    a_call_of_no_command: "intent",
+    a_call_sent_again_without_an_answer: "repeated",
+    a_call_sent_again_after_a_lost_answer: "repeated",
+    a_call_after_one_that_was_given_up: "barrier",
+    a_driver_that_lost_its_lease: "fence",
+    a_release_beside_one_that_is_not_idle: "drained",
+    a_hand_over_without_a_proof: "handover",
+    a_hand_over_that_leaves_one_out: "handover",
+    a_hand_over_of_a_process_that_runs: "handover",
+}
+
+
+async def test_a_cycle_breaks_no_rule() -> None:
+    entries = await cycle()
+    assert len(entries) > 60
+    assert list(violations(entries)) == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+async def test_each_damage_is_found_by_its_rule(damage: Callable[[Entries], Entries]) -> None:
+    damaged = damage(await cycle())
+    found = list(violations(damaged))
+    assert DAMAGES[damage] in {each.rule for each in found}, found
+    first = next(each for each in found if each.rule == DAMAGES[damage])
+    assert any(first.entry is entry for entry in damaged)
+    assert first.why
+
+
+def test_every_rule_has_a_damage() -> None:
+    assert set(DAMAGES.values()) == set(RULES)
+
+
+# what is no violation
+
+
+async def test_what_stands_before_the_first_entry_is_unknown() -> None:
+    entries = await cycle()
+    for begin in range(0, len(entries), 7):
+        assert list(violations(entries[begin:])) == [], begin
+
+
+async def test_what_the_policy_accepts_unseen_is_accepted_here() -> None:
+    entries = await cycle()
+    index = at(entries, is_released)
+    unseen = {**entries[index].event.verdicts, "memory_returned": Unmeasurable(reason="no probe")}
+    entries = changed(entries, index, verdicts=unseen)
+    assert [each.rule for each in violations(entries)] == ["proofs"]
+    token = entries[index].driver
+    begin = next(place for place, entry in enumerate(entries) if entry.driver == token)
+    assert isinstance(entries[begin].event, Attached)
+    accepted = changed(entries, begin, accept={"memory_returned": Grade.ACKNOWLEDGED})
+    assert list(violations(accepted)) == []
+
+
+async def test_a_call_goes_to_the_process_that_took_the_place_of_the_one_in_doubt() -> None:
+    entries = await cycle()
+    index = at(entries, is_release)
+    sent = entries[index].event
+    other = replace(sent, boot="another-boot")
+    assert [each.rule for each in violations(again(entries, index, CallEnded(sent.call, "lost"), sent))][:1] == [
+        "repeated"
+    ]
+    found = list(violations(again(entries, index, CallEnded(sent.call, "lost"), other)))
+    assert "repeated" not in {each.rule for each in found}
+
+
+async def test_a_barrier_ends_the_doubt() -> None:
+    entries = await cycle()
+    index = at(entries, is_release)
+    sent = entries[index].event
+    found = list(violations(again(entries, index, CallEnded(sent.call, "lost"), BarrierReturned(), sent)))
+    assert "repeated" not in {each.rule for each in found}
+    assert "barrier" not in {each.rule for each in found}
+
+
+async def test_a_move_of_an_offload_is_known_by_its_participants() -> None:
+    entries = await cycle()
+    moves = [entry.event for entry in entries if isinstance(entry.event, MovePhase) and not entry.event.phase]
+    assert [(move.move, move.duration_s is None) for move in moves] == [
+        ("offload", True),
+        ("offload", False),
+        ("onload", True),
+        ("onload", False),
+    ]
