@@ -84,22 +84,25 @@ def status(options: Options) -> int:
 moving.register(app)
 
 
-@command(app, "urls", "engines", "group", "deadline_s", "threshold_gib", "as_json")
+@command(app, "urls", "to", "weights", "version", "engines", "group", "deadline_s", "threshold_gib", "as_json")
 def recover(options: Options) -> int:
     """Observe each engine and enter its state; say why it is that one, and what leads on. Exit 1 if failed.
 
-    Admission is closed where the weights are invalid.
+    Admission is closed where the weights are invalid. With --to those that live are then brought there: exit 1 unless
+    all are.
     """
+    to, weights = options.recover_to(), options.source()
 
     async def observe() -> int:
-        async with options.fleet(accept_unprovable=True) as fleet:
-            limit = {} if options.deadline_s is None else {"deadline_s": options.deadline_s}
-            found = await fleet.recover(engines=options.participants(fleet), **limit)
+        async with options.fleet(accept_unprovable=to is None) as fleet:
+            chosen = options.participants(fleet)
+            found = await fleet.recover(to=to, weights=weights, engines=chosen, deadline_s=options.deadline_s)
         if options.as_json:
             print(json.dumps(encode(found), indent=2))
         else:
             say(recovery_lines(found))
-        return FAILED if any(each.state is State.FAILED for each in found.values()) else 0
+        there = [each.state is not State.FAILED if to is None else each.state == to for each in found.values()]
+        return 0 if all(there) else FAILED
 
     return signals.run(observe)
 

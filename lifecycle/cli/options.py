@@ -19,6 +19,7 @@ from ..core.policy import Policy
 from ..core.sources import FromDisk, Kept, Source
 from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
+from ..fleet.recovery import RecoverTo
 from ..settings.schema import Loaded, load
 from ..store.sqlite import Store
 
@@ -60,6 +61,12 @@ class Options:
     parity: Annotated[
         bool, typer.Option("--parity", help="Exit 1 unless prompts get the same tokens after the cycles as before.")
     ] = False
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="Then bring the engines there: serving or released.", autocompletion=one_of("serving", "released")
+        ),
+    ] = None
     engines: ENGINES = None
     group: Annotated[str | None, typer.Option(help="Only the engines of this group.")] = None
     deadline_s: Annotated[float | None, typer.Option("--deadline", help="Seconds that each step may take.")] = None
@@ -119,6 +126,13 @@ class Options:
             if mode == self.mode:
                 return mode
         raise ConfigurationError(f"--mode {self.mode!r}: one of {', '.join(PAUSE_MODES)}")
+
+    def recover_to(self) -> RecoverTo | None:
+        """Where --to brings engines; None where it is not given."""
+        match self.to:
+            case "serving" | "released" | None:
+                return self.to
+        raise ConfigurationError(f"--to {self.to!r}: one of serving, released")
 
     def source(self) -> Source | None:
         """Where the weights come from, as --weights and --version say; None where neither is given."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Self
+from typing import Self, get_args
 
 from ..core.advice import Recovery
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
@@ -26,7 +26,7 @@ from .connect import connected, member
 from .groups import Group
 from .move import Between, Move, at_once, claimed, leased, verify_all
 from .preflight import check_allowed, check_static
-from .recovery import recovered
+from .recovery import RecoverTo, brought, recovered
 from .routing import Routing
 from .updating import updating
 from .window import CANCELLED, restore_on_error, window_lock
@@ -289,13 +289,31 @@ class Fleet:
                 async with restored(after=CANCELLED):
                     await back(chosen)
 
-    async def recover(self, *, engines: Selection = None, deadline_s: float = RECOVER_S) -> dict[str, Recovery]:
+    async def recover(
+        self,
+        *,
+        to: RecoverTo | None = None,
+        weights: Source | None = None,
+        engines: Selection = None,
+        deadline_s: float | None = None,
+    ) -> dict[str, Recovery]:
         """What was found of each engine that is failed or gone, all at once; of those named, whatever they are.
+
+        With `to` every participant (of those named) is then brought to that state, from where it was found; where one
+        is not, its reason says why, and the others are not kept from it. `weights` as in `onload` and `offload`.
+        `deadline_s` bounds finding out (default 30 s) and each phase of the move.
 
         It raises for none of them: where an engine cannot be asked, its reason says why.
         """
-        named = [engine for engine in self.engines if engine.state in UNCLAIMED]
-        return await recovered(named if engines is None else self._named(engines), deadline_s)
+        _check_deadline(deadline_s)
+        limit_s = RECOVER_S if deadline_s is None else deadline_s
+        if to is None:
+            lost = [engine for engine in self.engines if engine.state in UNCLAIMED]
+            return await recovered(lost if engines is None else self._named(engines), limit_s)
+        if to not in get_args(RecoverTo):
+            raise ConfigurationError(f"recover(to={to!r}): one of {', '.join(get_args(RecoverTo))}")
+        move = self.onload if to == "serving" else self.offload
+        return await brought(self.participants(engines), State(to), move, weights, limit_s, deadline_s)
 
     # who takes part
 

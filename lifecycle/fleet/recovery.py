@@ -1,19 +1,76 @@
-"""Finding out at once where several engines are."""
+"""Finding out at once where several engines are, and bringing those that live to one state.
+
+What a driver left in the middle is finished by another: it finds out where each engine is, and then moves those that
+are in a state of the ring, each from where it was found. One that is gone, or of which a fact stays unknown, is left
+out, and its reason says why. So is one that the move would only refuse, and what fails on the way fails for it alone.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from typing import Literal, Protocol
 
 from ..core.advice import Recovery
-from ..core.errors import LifecycleError
+from ..core.errors import FleetError, LifecycleError
+from ..core.sources import Source
+from ..core.states import UNCLAIMED, State
 from ..engine.engine import Engine
+from .preflight import stays_behind
+
+#: Where a recovery may bring engines.
+RecoverTo = Literal["serving", "released"]
 
 
 async def recovered(engines: Sequence[Engine], deadline_s: float) -> dict[str, Recovery]:
     """What was found of each engine, by name. Where one cannot be asked, its reason says why."""
     found = await asyncio.gather(*(_recovered(engine, deadline_s) for engine in engines))
     return {engine.name: each for engine, each in zip(engines, found, strict=True)}
+
+
+class Moves(Protocol):
+    """A move of some engines to where they are to be."""
+
+    def __call__(
+        self, *, weights: Source | None, engines: Sequence[Engine], deadline_s: float | None
+    ) -> Awaitable[object]:
+        """All of these are there, or it raises."""
+
+
+async def brought(
+    engines: Sequence[Engine],
+    to: State,
+    move: Moves,
+    weights: Source | None,
+    limit_s: float,
+    deadline_s: float | None,
+) -> dict[str, Recovery]:
+    """Where each engine is once those that can have been moved to this state; why not, where one is not.
+
+    One whose weights come by a push alone stays where it is unless `weights` names others. `limit_s` bounds finding
+    out, `deadline_s` each phase of the move.
+    """
+    found = await recovered([engine for engine in engines if engine.state in UNCLAIMED], limit_s)
+    able = [engine for engine in engines if engine.state not in UNCLAIMED]
+    asked = able if to is State.SERVING and weights is None else []
+    why = {engine.name: error for engine in asked if (error := stays_behind(engine)) is not None}
+    going = [engine for engine in able if engine.name not in why]
+    try:
+        if going:
+            await move(weights=weights, engines=going, deadline_s=deadline_s)
+    except FleetError as error:
+        why |= {each.engine: each for each in error.exceptions if isinstance(each, LifecycleError)}
+    except LifecycleError as error:  # one of them is not to be had, and none was touched
+        why |= {engine.name: error for engine in going}
+    return {engine.name: _brought(engine, found.get(engine.name), to, why.get(engine.name)) for engine in engines}
+
+
+def _brought(engine: Engine, found: Recovery | None, to: State, why: LifecycleError | None) -> Recovery:
+    if why is not None:
+        return Recovery(engine.state, why.why, why.advice or engine.advice)
+    if engine.state is to or found is None:
+        return Recovery(engine.state, engine.reason, engine.advice)
+    return Recovery(engine.state, found.reason, engine.advice)
 
 
 async def _recovered(engine: Engine, deadline_s: float) -> Recovery:

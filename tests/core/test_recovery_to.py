@@ -1,0 +1,111 @@
+"""fleet.recover(to=...): what a driver left in the middle is finished, for each engine that can be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from rig import V1, fleet_of, serving, states
+
+from lifecycle import ConfigurationError, Engine, Fleet, Pushed, State
+from lifecycle.testing import REJECTED
+
+
+async def a_mixed_fleet() -> Fleet:
+    """One that serves, one paused, one released, one failed that can be found, one gone, one that does not answer."""
+    fleet, _ = await fleet_of("serves", "paused", "released", "failed", "gone", "silent")
+    await fleet["paused"].pause()
+    await fleet.offload(weights=V1, engines=["released"])
+    fleet["failed"]._session.go("contradicted", reason="a test")
+    for name in ("gone", "silent"):
+        fleet[name]._session.go("contradicted", reason="a test")
+    fleet["gone"].adapter.engine.die("killed")
+    fleet["silent"].adapter.engine.reachable = False
+    return fleet
+
+
+async def test_all_that_live_are_brought_to_serving_and_the_others_say_why() -> None:
+    fleet = await a_mixed_fleet()
+    found = await fleet.recover(to="serving", deadline_s=0.5)
+    assert states(fleet) == {
+        "serves": "serving",
+        "paused": "serving",
+        "released": "serving",
+        "failed": "serving",
+        "gone": "gone",
+        "silent": "failed",
+    }
+    assert {name: str(each.state) for name, each in found.items()} == states(fleet)
+    assert found["silent"].reason == "it does not answer (no answer)"
+    assert found["gone"].reason == fleet["gone"].reason
+    assert found["gone"].advice.choices[0].first == "start it anew"
+    assert all(engine.adapter.engine.violations == [] for engine in fleet)
+
+
+async def test_all_that_live_are_brought_to_released() -> None:
+    fleet = await a_mixed_fleet()
+    found = await fleet.recover(to="released", weights=V1, deadline_s=0.5)
+    assert [name for name, each in found.items() if each.state is State.RELEASED] == [
+        "serves",
+        "paused",
+        "released",
+        "failed",
+    ]
+    assert all(fleet[name].memory_is_free for name in ("serves", "paused", "released", "failed"))
+    assert found["silent"].state is State.FAILED
+    await fleet.recover(to="serving", deadline_s=0.5)
+    assert states(fleet)["released"] == "serving"
+
+
+async def test_one_whose_weights_come_by_a_push_alone_stays_released_and_says_that_the_trainer_must_push() -> None:
+    fleet, _ = await fleet_of("pushed", "loaded")
+
+    async def push(engines: Sequence[Engine], version: str) -> None:
+        raise AssertionError("nobody pushes here")
+
+    await fleet.offload(weights=Pushed(push, "v2"), engines=["pushed"])
+    await fleet.offload(weights=V1, engines=["loaded"])
+    fleet["pushed"]._session.commit(fleet["pushed"].record)
+    found = await fleet.recover(to="serving")
+    assert states(fleet) == {"pushed": "released", "loaded": "serving"}
+    assert "only the trainer can make that" in found["pushed"].reason
+    assert (await fleet.recover(to="serving", weights=V1))["pushed"].state is State.SERVING
+
+
+async def test_what_fails_on_the_way_fails_for_it_alone() -> None:
+    fleet, _ = await fleet_of("a", "b")
+    await fleet.offload(weights=V1)
+    fleet["a"].adapter.script("resume", REJECTED)
+    found = await fleet.recover(to="serving")
+    assert states(fleet)["b"] == "serving"
+    assert found["a"].state is not State.SERVING
+    assert "resume" in found["a"].reason
+    assert "onload" in str(found["a"].advice)
+
+
+async def test_where_one_is_busy_none_is_touched_and_all_say_so() -> None:
+    fleet, journal = await fleet_of("a", "b")
+    await fleet.pause()
+    journal.clear()
+    with fleet["a"].claimed_for("a move"):
+        found = await fleet.recover(to="serving")
+    assert {name: each.reason for name, each in found.items()} == dict.fromkeys(
+        "ab", "a move is under way; wait for it or cancel it"
+    )
+    assert journal.calls("b") == []
+
+
+async def test_a_place_that_is_none_is_refused() -> None:
+    fleet, journal = await fleet_of("a")
+    with pytest.raises(ConfigurationError, match="one of serving, released"):
+        await fleet.recover(to="asleep")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="deadline_s"):
+        await fleet.recover(to="serving", deadline_s=-1.0)
+    assert journal.calls("a") == []
+
+
+async def test_it_needs_no_engine_that_is_lost() -> None:
+    engine = await serving()
+    assert {name: each.state for name, each in (await Fleet([engine]).recover(to="serving")).items()} == {
+        "e": State.SERVING
+    }
