@@ -66,8 +66,6 @@ def _write_down(session: Session, call: Call, deadline_s: float, command: Contex
             by = session.owner.driver
             record = intended(session.record, call, command, since_s=now_s, until_s=until_s, by=by)
             session.commit(record, save="must")
-        elif not call.repeatable:
-            session.journal.flush()
     except NotSaved as problem:
         return _not_sent(problem)
     return None

@@ -112,7 +112,7 @@ class Checker:
         match event:
             case Attached():
                 driver.accept = {**ACCEPT, **event.accept}
-                driver.whole = driver.whole or driver.at is None
+                driver.whole = True
                 if driver.at is None:
                     driver.at = State.DETACHED
             case CommandBegan(command=command):

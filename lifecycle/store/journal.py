@@ -104,7 +104,8 @@ class Journal:
                         self.write_within()
                         self._db.execute("COMMIT")
                     except BaseException:
-                        self._db.execute("ROLLBACK")
+                        if self._db.in_transaction:  # a full disk has ended it already
+                            self._db.execute("ROLLBACK")
                         raise
                 finally:
                     self._db.execute("PRAGMA synchronous=FULL")

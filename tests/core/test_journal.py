@@ -203,6 +203,24 @@ async def test_the_number_of_a_lease_goes_with_every_call_and_grows_with_the_nex
     assert min(one) > 0
 
 
+async def test_what_was_done_under_a_lease_is_on_disk_before_another_can_have_it(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    class Looks(Leases):
+        def free(self, driver: Driver, engine: LeasedEngine) -> None:
+            seen.append(kinds(read(tmp_path)))
+            super().free(driver, engine)
+
+    engine = await driver(ScriptedAdapter("e"), tmp_path, lease=Looks(tmp_path / "leases")).connect()
+    await engine.pause()
+    await engine.resume()
+    assert [found[-1] for found in seen] == ["StateEntered"]
+    assert seen[0].count("CallEnded") == seen[0].count("CallSent") > 1
+    await engine.pause()
+    await engine.aclose()
+    assert seen[-1][-1] == "CommandEnded"
+
+
 async def test_a_driver_whose_lease_another_has_taken_stops_before_its_next_call(tmp_path: Path) -> None:
     class Takes:
         """A holder that gave the lease to another driver meanwhile, as one with leases that expire does."""

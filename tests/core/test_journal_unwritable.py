@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sqlite3
+import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,8 @@ import pytest
 from rig import V1
 
 from lifecycle import ConfigurationError, Engine, Fleet, GuardRefused, State
-from lifecycle.core.journal import (
-    Entry,
-    Refused,
-)
+from lifecycle.core.calls import Call, Reply
+from lifecycle.core.journal import CallSent, Entry, Refused
 from lifecycle.core.lease import Driver, Lease, LeasedEngine, LeaseUse
 from lifecycle.store.journal import Bounds, read_file
 from lifecycle.store.leases import Leases
@@ -95,6 +96,51 @@ async def test_a_disk_that_fills_in_the_middle_stops_no_command(
     assert engine.state is State.RELEASED
     assert "the disk is full" in caplog.text
     assert not full.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 9 MiB, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def test_a_real_disk_that_fills_in_the_middle_stops_no_command_and_refuses_the_next(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter, filling = ScriptedAdapter("e"), small_disk / "filling"
+    engine = await driver(adapter, small_disk).connect()
+    await engine.pause()
+    await engine.drain()
+    send = adapter.send
+
+    async def fills(call: Call, *, deadline_s: float) -> Reply:
+        if call.name == "release" and not filling.exists():
+            with filling.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+                while True:
+                    file.write(b"x" * 4096)
+        return await send(call, deadline_s=deadline_s)
+
+    adapter.send = fills  # type: ignore[method-assign]
+    with caplog.at_level(logging.WARNING, "lifecycle"):
+        await engine.release(weights=V1)
+    assert engine.memory_is_free
+    assert "what was reserved is used" in caplog.text
+    assert "database or disk is full" in caplog.text, "the journal says what is wrong, and not what came of that"
+    with pytest.raises(GuardRefused, match="no 4 MiB are left for the end of a command"):
+        await engine.restore_weights()
+    filling.unlink()
+    await engine.restore_weights()
+    await engine.aclose()
+    calls = [each.event for each in read(small_disk) if isinstance(each.event, CallSent)]
+    assert [call.command for call in calls if not call.repeatable] == ["release", "release", "restore_weights"]
 
 
 @pytest.mark.parametrize("going_on", ["refuse", "warn"])
