@@ -100,7 +100,7 @@ def recover(options: Options) -> int:
         if options.as_json:
             print(json.dumps(encode(found), indent=2))
         else:
-            say(recovery_lines(found))
+            say(recovery_lines(found, State(to or "serving")))
         there = [each.state is not State.FAILED if to is None else each.state == to for each in found.values()]
         return 0 if all(there) else FAILED
 

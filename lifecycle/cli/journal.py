@@ -28,7 +28,7 @@ from ..core.journal import (
 )
 from ..nodes.same_address import address_of
 from ..render.trace import trace
-from ..rules.violations import RULES, violations
+from ..rules.violations import RULES, Checker
 from ..store.journal import UnreadableJournal, follow_file, has_journal, read_file, to_line
 from ..store.sqlite import default_path
 from . import FAILED, INTERRUPTED, signals
@@ -122,22 +122,11 @@ def verify_journal(
 
 def _violations(path: Path) -> list[dict[str, str]]:
     """The violations of one journal, with the number of the entry, or of the line where it has none."""
-    lines: dict[int, int] = {}
-
-    def numbered() -> Iterator[Entry]:
-        for line, entry in enumerate(read_file(path), 1):
-            lines[id(entry)] = line
-            yield entry
-
-    kept = list(numbered())
+    checker = Checker()
     return [
-        {
-            "entry": str(each.entry.number or lines[id(each.entry)]),
-            "engine": each.entry.engine,
-            "rule": each.rule,
-            "why": each.why,
-        }
-        for each in violations(kept)
+        {"entry": str(entry.number or line), "engine": entry.engine, "rule": each.rule, "why": each.why}
+        for line, entry in enumerate(read_file(path), 1)
+        for each in checker.broken_by(entry)
     ]
 
 

@@ -80,13 +80,13 @@ def _notes(record: dict[str, Any]) -> list[str]:
     return notes
 
 
-def recovery_lines(found: Mapping[str, Recovery]) -> list[str]:
-    """What was found of each engine: its state; of one that does not serve why, and what leads on, a line each."""
-    return [line for name, each in found.items() for line in _recovery_lines(name, each)]
+def recovery_lines(found: Mapping[str, Recovery], wanted: State = State.SERVING) -> list[str]:
+    """What was found of each engine: its state; of one that is elsewhere why, and what leads on, a line each."""
+    return [line for name, each in found.items() for line in _recovery_lines(name, each, wanted)]
 
 
-def _recovery_lines(name: str, found: Recovery) -> list[str]:
-    if found.state is State.SERVING:
+def _recovery_lines(name: str, found: Recovery, wanted: State) -> list[str]:
+    if found.state is wanted:
         return [f"{name}  {found.state}"]
     choices = [f"  {choice}" for choice in found.advice.choices]
     return [f"{name}  {found.state}: {found.reason}", "  what leads on:", *choices]

@@ -24,6 +24,9 @@ from .verdicts import Verdict
 #: Changes when an entry no longer means what it meant.
 JOURNAL_FORMAT = 1
 
+#: Times from here on are of no clock, and cannot be printed as a date.
+NEVER_S = 1e11
+
 _NO_GRADES: FrozenMap[str, Grade] = FrozenMap()
 _NO_VERDICTS: FrozenMap[str, Verdict] = FrozenMap()
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..core.journal import (
+    NEVER_S,
     CallEnded,
     CallSent,
     CommandBegan,
@@ -26,9 +27,6 @@ from ..core.journal import (
 from ..core.states import State
 
 _MOVES = 0
-
-#: Later than any clock (lifecycle.store.journal).
-_NEVER_S = 1e11
 
 
 class _Tracks:
@@ -148,4 +146,4 @@ def _meta(name: str, pid: int, tid: int, value: str) -> dict[str, Any]:
 
 
 def _us(seconds: float) -> int:
-    return round(min(max(0.0, seconds), _NEVER_S) * 1e6)
+    return round(min(max(0.0, seconds), NEVER_S) * 1e6)

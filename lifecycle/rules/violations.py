@@ -26,7 +26,7 @@ from ..core.journal import (
 )
 from ..core.policy import ACCEPT
 from ..core.states import IDLE, RING, State
-from ..core.verdicts import Verdict, holds
+from ..core.verdicts import holds
 from .identity import compare
 from .machine import edges
 from .table import OPERATIONS, Operation
@@ -65,7 +65,6 @@ class _Driver:
     accept: dict[str, Grade] | None = None
     at: State | None = None
     command: str | None = None
-    returned: Verdict | None = None
     sent: CallSent | None = None
     whole: bool = False
 
@@ -140,7 +139,7 @@ class Checker:
             yield "edge", f"{edge} is no edge of the table"
         if driver.at is not None and event.source is not driver.at:
             yield "order", f"{edge}, and it was {driver.at} before"
-        driver.at, driver.returned = event.dest, event.memory_returned
+        driver.at = event.dest
         if event.trigger == "succeeded":
             yield from _unproved(event, driver)
         decided = event.trigger.startswith(("observed_", "asserted_")) and event.dest in (*RING, State.GONE)

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from ..core.encoding import decode, encode
 from ..core.errors import ConfigurationError
-from ..core.journal import EVENTS, JOURNAL_FORMAT, Entry, Event
+from ..core.journal import EVENTS, JOURNAL_FORMAT, NEVER_S, Entry, Event
 from ..core.units import MIB
 
 SCHEMA = (
@@ -38,13 +38,10 @@ _log = logging.getLogger("lifecycle")
 
 _MAGIC = b"SQLite format 3\0"
 
-#: Times from here on are of no clock, and cannot be printed as a date.
-_NEVER_S = 1e11
-
 #: Entries between two looks at the bounds.
 _PRUNE_EVERY = 1000
 
-#: The most that is buffered while the file cannot be written; what comes after it is dropped, and that is logged.
+#: The most that is buffered while the file cannot be written; what comes after it is dropped.
 _MOST_BUFFERED = 10_000
 
 
@@ -129,12 +126,6 @@ class Journal:
                 self._prune()
             except sqlite3.Error as error:
                 self._failed(error)
-
-    def read(self, *, after: int = 0) -> Iterator[Entry]:
-        """The entries whose number is greater than `after`, in order. UnreadableJournal names one that is damaged."""
-        with self._lock:
-            rows = self._db.execute(f"{_SELECT} WHERE number > ? ORDER BY number", (after,)).fetchall()
-        return (entry_of(row, str(self.path)) for row in rows)
 
     def _failed(self, error: sqlite3.Error) -> None:
         lost = len(self._buffer) - _MOST_BUFFERED
@@ -288,7 +279,7 @@ def _entry(event: Event, at_s: Any, names: Sequence[Any], number: Any, where: st
     """An entry of these parts, each of which is what it should be."""
     if not all(isinstance(name, str) for name in names) or not isinstance(number, int | None):
         raise UnreadableJournal(f"{where}: it is no entry of a journal (its names are no strings)")
-    if not isinstance(at_s, float) or not 0 <= at_s < _NEVER_S:
+    if not isinstance(at_s, float) or not 0 <= at_s < NEVER_S:
         raise UnreadableJournal(f"{where}: it is no entry of a journal (at_s {at_s!r:.60} is no time)")
     driver, engine, key = names
     return Entry(event, at_s, driver, engine, key, number)

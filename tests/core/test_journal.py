@@ -6,14 +6,13 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from journal_rig import driver, kinds, read
 from rig import V1
 
-from lifecycle import Engine, Fleet, OperationFailed, State
+from lifecycle import Fleet, OperationFailed, State
 from lifecycle.core.calls import Call, Reply
 from lifecycle.core.journal import (
     EVENTS,
@@ -33,22 +32,7 @@ from lifecycle.core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUs
 from lifecycle.store.journal import UnreadableJournal, read_file, to_line
 from lifecycle.store.leases import Leases
 from lifecycle.store.sqlite import Store
-from lifecycle.testing import HANG, LOST, QUICK, ScriptedAdapter
-
-
-def driver(adapter: ScriptedAdapter, path: Path, **how: Any) -> Engine:
-    policy = replace(QUICK, **how.pop("policy", {}))
-    store = how.pop("store", None) or Store(path / "engines.sqlite3")
-    return Engine(adapter, name=adapter.name, policy=policy, probe=adapter.probe, store=store, **how)
-
-
-def read(path: Path) -> list[Entry]:
-    return list(read_file(path / "engines.sqlite3"))
-
-
-def kinds(entries: list[Entry]) -> list[str]:
-    return [entry.kind for entry in entries]
-
+from lifecycle.testing import HANG, LOST, ScriptedAdapter
 
 # before a call
 

@@ -8,37 +8,22 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from journal_rig import driver, kinds, read
 from rig import V1
 
-from lifecycle import ConfigurationError, Engine, Fleet, GuardRefused, State
+from lifecycle import ConfigurationError, Fleet, GuardRefused, State
 from lifecycle.core.calls import Call, Reply
 from lifecycle.core.journal import CallSent, Entry, Refused
 from lifecycle.core.lease import Driver, Lease, LeasedEngine, LeaseUse
-from lifecycle.store.journal import Bounds, read_file
+from lifecycle.store.journal import Bounds
 from lifecycle.store.leases import Leases
-from lifecycle.store.reserve import Reserve
+from lifecycle.store.reserve import Reserve, disk_is_full
 from lifecycle.store.sqlite import Store
-from lifecycle.testing import QUICK, ScriptedAdapter
-
-
-def driver(adapter: ScriptedAdapter, path: Path, **how: Any) -> Engine:
-    policy = replace(QUICK, **how.pop("policy", {}))
-    store = how.pop("store", None) or Store(path / "engines.sqlite3")
-    return Engine(adapter, name=adapter.name, policy=policy, probe=adapter.probe, store=store, **how)
-
-
-def read(path: Path) -> list[Entry]:
-    return list(read_file(path / "engines.sqlite3"))
-
-
-def kinds(entries: list[Entry]) -> list[str]:
-    return [entry.kind for entry in entries]
-
+from lifecycle.testing import ScriptedAdapter
 
 # a file that cannot be written
 
@@ -193,6 +178,32 @@ def test_the_disk_fills_while_a_lease_is_taken(tmp_path: Path, monkeypatch: pyte
         leases.take(me, engine, LeaseUse("pause"))
 
 
+async def test_no_more_than_so_many_entries_wait_for_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    store = Store(tmp_path / "engines.sqlite3")
+    store._db.execute("PRAGMA query_only=ON")
+    for begin in range(0, 30_000, 1000):
+        store.journal.note(entry(number) for number in range(begin, begin + 1000))
+        store.journal.flush()
+    store._db.execute("PRAGMA query_only=OFF")
+    store.journal.flush()
+    assert [each.engine for each in read(tmp_path)] == [f"e{number}" for number in range(10_000)]
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (Full("database or disk is full"), True),
+        (sqlite3.OperationalError("database is locked"), False),
+        (OSError(28, "No space left on device"), True),
+        (OSError(122, "Disk quota exceeded"), True),
+        (OSError(13, "Permission denied"), False),
+        (None, False),
+    ],
+)
+def test_what_a_full_disk_is_told_by(error: Exception | None, full: bool) -> None:
+    assert disk_is_full(error) is full
+
+
 def test_the_reserve_is_made_once_and_is_real(tmp_path: Path) -> None:
     reserve = Reserve(tmp_path / "engines.sqlite3", size_bytes=1 << 20)
     reserve.hold()
@@ -216,7 +227,7 @@ def test_it_is_bounded_by_size(tmp_path: Path) -> None:
     store = Store(tmp_path / "engines.sqlite3", bounds=Bounds(size_bytes=1 << 20))
     for begin in range(0, 10_000, 500):
         store.journal.note(entry(number) for number in range(begin, begin + 500))
-    kept = [each.engine for each in store.journal.read()]
+    kept = [each.engine for each in read(tmp_path)]
     assert kept[-1] == "e9999"
     assert 200 < len(kept) < 1500
     assert (tmp_path / "engines.sqlite3").stat().st_size < 4 << 20
@@ -225,4 +236,4 @@ def test_it_is_bounded_by_size(tmp_path: Path) -> None:
 def test_it_is_bounded_by_age(tmp_path: Path) -> None:
     store = Store(tmp_path / "engines.sqlite3", bounds=Bounds(age_s=3600.0))
     store.journal.note([entry(1, time.time() - 7200.0), entry(2, time.time() - 60.0)])
-    assert [each.engine for each in store.journal.read()] == ["e2"]
+    assert [each.engine for each in read(tmp_path)] == ["e2"]
