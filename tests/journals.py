@@ -37,6 +37,11 @@ class Checked:
                 self.broken.setdefault(found.rule, f"{found.rule}: {found.why}\n{before}")
         return self
 
+    def another_world(self) -> None:
+        """Engines of the names so far that come from here on are others: what was sent to those says nothing."""
+        self._checker = Checker()
+        self._last.clear()
+
     def must_break(self, rules: frozenset[str]) -> None:
         """These rules were broken, and no other."""
         told = "\n".join(self.broken.values())
@@ -62,6 +67,16 @@ class Kept:
             self._beside.flush()
 
 
+#: What is being checked now, the innermost last.
+_CHECKED: list[Checked] = []
+
+
+def another_world() -> None:
+    """A test begins anew with engines of the same names and boots, as each example of a property does."""
+    for checked in _CHECKED:
+        checked.another_world()
+
+
 @contextmanager
 def kept(entries: list[Entry] | Checked | None = None) -> Iterator[list[Entry] | Checked]:
     """The entries that drivers of this process write inside."""
@@ -75,4 +90,9 @@ def kept(entries: list[Entry] | Checked | None = None) -> Iterator[list[Entry] |
             return known.setdefault(id(beside), Kept(entries, beside))
 
         patch.setattr(Session, "_journal_file", file)
-        yield entries
+        checked = [entries] if isinstance(entries, Checked) else []
+        _CHECKED.extend(checked)
+        try:
+            yield entries
+        finally:
+            del _CHECKED[len(_CHECKED) - len(checked) :]

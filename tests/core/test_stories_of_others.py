@@ -75,6 +75,17 @@ async def test_weights_that_were_garbage_may_be_loaded_once_somebody_else_mapped
     assert engine.facts.contents == {"weights": None}
 
 
+async def test_who_mapped_the_kv_cache_may_have_loaded_the_weights() -> None:
+    engine = await engine_in(State.WEIGHTS_RESTORED)
+    engine.adapter.reports_tags = True
+    model = engine.adapter.engine
+    assert str(engine.facts.contents["weights"]) == "garbage"
+    model.apply("restore", {"tags": ["kv_cache"]})
+    model.apply("load", {"path": "/models/others", "version": model.label, "flush": True})
+    assert await engine.verify() is State.DRAINED
+    assert engine.facts.contents == {"weights": None}
+
+
 async def test_a_tag_in_doubt_that_is_found_released_leaves_no_fresh_cache() -> None:
     engine = await engine_in(State.WEIGHTS_RESTORED)
     engine.adapter.reports_tags = True

@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
+import journals
 from drawn import COMMANDS, SHAPES, V1, acts, deadlines_s, patience, script, some_faults
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -84,6 +85,7 @@ class EngineMachine(RuleBasedStateMachine):
         ranks: int = 1,
         late: bool = True,
     ) -> None:
+        journals.another_world()
         self.time, self.judge = VirtualTime(), Judge()
         able: Capabilities = capabilities(*SHAPES[shape], cancellable=cancellable, ranks=ranks)
         self.adapter = ObservedAdapter("e", able, self.judge)

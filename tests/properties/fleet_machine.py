@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 from unittest import mock
 
+import journals
 from drawn import COMMANDS, V1, V2, deadlines_s, patience, push, push_half, script, some_faults
 from engine_machine import GRACE_S, POLICY, close, cut_short
 from hypothesis import strategies as st
@@ -88,6 +89,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @initialize(size=st.integers(2, 3), waves=st.booleans(), cancellable=st.booleans())
     def launch(self, size: int = 2, waves: bool = False, cancellable: bool = True) -> None:
+        journals.another_world()
         self.time, self.judge, self.journal = VirtualTime(), Judge(), Journal()
         self.adapters: list[ObservedAdapter] = []
         engines = [self.new_engine(number, waves, cancellable) for number in range(size)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -81,18 +81,25 @@ def _same_process(record: Record, seen: Observation, capabilities: Capabilities)
 
 
 def _others_acted(facts: Facts, seen: Observation) -> bool:
-    """Whether no call of ours explains the admission that is seen.
+    """Whether no call of ours explains the admission, the requests or the mapping that is seen.
 
     Who closed an open engine may have released its memory, and who opened a closed one may have restored it, with any
     weights. Where it is not known how a call of ours left the admission, that call explains it, unless memory is
     unmapped: no call of ours opens an engine then. Requests that run in a closed engine that was idle came while
-    somebody had it open.
+    somebody had it open. Who moved one tag may have loaded weights into another.
     """
     if facts.admission == "closed" and facts.running == 0 and seen.running:
+        return True
+    if seen.released_tags is not None and _moved(facts, seen.released_tags):
         return True
     if seen.admission is None or seen.admission == facts.admission:
         return False
     return facts.admission is not None or (seen.admission == "open" and bool(facts.unmapped()))
+
+
+def _moved(facts: Facts, released: Collection[Tag]) -> bool:
+    """Whether a tag that was known to be mapped is reported as released, or the other way round."""
+    return any(known is not None and known is (tag in released) for tag, known in facts.mapped.items())
 
 
 def moved_by_others(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
