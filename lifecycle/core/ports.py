@@ -1,4 +1,4 @@
-"""The ports: what this library asks of an engine, a router, a store, a holder of leases and a probe of memory."""
+"""The ports: what this library asks of engines, routers, stores, holders of leases, ledgers and probes of memory."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .capabilities import Capabilities
 from .observation import Observation, Probe
 from .readings import Process, Reading
 from .record import Record
+from .tenants import Shortage, Tenancy, Tenant
 from .verdicts import Unmeasurable
 
 
@@ -130,3 +131,32 @@ class LeaseHolder(Protocol):
 
     def seen(self, engine: LeasedEngine) -> Lease | None:
         """The lease that was taken last of this engine; None where none ever was."""
+
+
+class TenantLedger(Protocol):
+    """Keeps what tenants may hold of devices. What it reaches is what is protected, as with a holder of leases.
+
+    It is asked in the event loop's thread, and must answer promptly. Where it cannot, it raises LedgerUnusable.
+    """
+
+    @property
+    def pipeline(self) -> str:
+        """The pipeline to which the tenants of this process belong."""
+
+    def reserve(
+        self, tenant: Tenant, needs: Mapping[str, int | None], *, totals: Mapping[str, int], wait_s: float
+    ) -> Shortage | None:
+        """The tenant may hold these bytes of each device from here on (None: an unknown part), or of none of them.
+
+        A shortage says why not, and keeps the tenant's place among those that wait, for `wait_s` seconds. `totals` are
+        the sizes of the devices, which are their budgets where no other was stated.
+        """
+
+    def holds(self, tenant: Tenant, sizes: Mapping[str, int | None], *, given_back: bool) -> None:
+        """The tenant may hold just this, whatever the budget is: a fact, and no request. It waits no more."""
+
+    def leaves(self, name: str) -> None:
+        """The tenant of this name holds nothing, and waits for nothing."""
+
+    def tenancies(self) -> list[Tenancy]:
+        """What every tenant that may live may hold."""

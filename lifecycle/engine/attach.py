@@ -31,7 +31,10 @@ async def connect(session: Session, *, offloads: bool, deadline_s: float) -> Non
         if session.state not in UNCLAIMED:
             edge = Edge("contradicted", "connect", reason="connect() was asked for again")
             session.commit(session.record, edge, save="no")
-        reading = await attach(session, deadline, known_here=known_here, reads=offloads)
+        in_ledger = session.tenancy.ledger is not None
+        reading = await attach(session, deadline, known_here=known_here, reads=offloads or in_ledger)
+        if in_ledger and reading is not None and session.owner.other(session.facts.boot) is None:
+            await session.tenancy.attached(session.record, reading, session.policy)
         if offloads:
             _check_evidence(session, reading)
 

@@ -88,8 +88,9 @@ class Attempt:
 
     async def _steps(self) -> Transition:
         try:
-            context = await self._ask()
-            self._fire(context)
+            with self.session.tenancy.until_begun():
+                context = await self._ask()
+                self._fire(context)
         except (OperationFailed, GuardRefused) as error:
             self._fail_collective(error)
             raise

@@ -17,7 +17,7 @@ from ..core.errors import CommandRefused, EngineBusy, LifecycleError
 from ..core.facts import Grade, PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy
-from ..core.ports import EngineAdapter, ResidualProbe, StateStore
+from ..core.ports import EngineAdapter, ResidualProbe, StateStore, TenantLedger
 from ..core.readings import Reading
 from ..core.record import Desired
 from ..core.sources import FromDisk, Pushed, Source
@@ -53,8 +53,8 @@ class Engine(EngineView):
     """One inference engine. Every verb returns the `Transition` it made, or raises (see `errors`).
 
     A verb's `deadline_s` bounds everything from the call to its return; None takes the policy's. `store` keeps what is
-    known across processes. States and facts can be read here and not set: the only way into a state without evidence
-    is `override_state`.
+    known across processes, `tenants` what it may hold of its devices. States and facts can be read here and not set:
+    the only way into a state without evidence is `override_state`.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Engine(EngineView):
         has_router: bool = False,
         store: StateStore | None = None,
         lease: LeaseChoice = "user",
+        tenants: TenantLedger | None = None,
         memory: StateStore | None = None,
         address: str | None = None,
     ) -> None:
@@ -86,6 +87,7 @@ class Engine(EngineView):
             has_router=has_router,
             store=store_given(store, memory),
             lease=chosen_lease(lease),
+            tenants=tenants,
         )
         self._pushes = Pushes()
 

@@ -13,9 +13,9 @@ from ..core.facts import Fact
 from ..core.frozen import FrozenMap
 from ..core.observation import Observation
 from ..core.readings import Reading
-from ..core.verdicts import NotApplicable, Unmeasurable, Verdict
+from ..core.verdicts import Unmeasurable, Verdict
 from ..nodes.port import PROCESSES_UNKNOWN
-from ..rules.evidence import OBSERVED, Evidence, EvidenceKind
+from ..rules.evidence import OBSERVED, Evidence, EvidenceKind, targets
 from ..rules.table import check_table
 from . import canary
 from .headroom import device_room, host_room
@@ -34,6 +34,9 @@ _FACTS_OF: Mapping[str, set[Fact]] = {
     EvidenceKind.LABEL: {Fact.CONTENTS},
     EvidenceKind.CHECKSUM: {Fact.CONTENTS, Fact.CHECKSUM},
 }
+
+
+_NOT_READ = Unmeasurable(reason="not read")
 
 
 @dataclass(slots=True)
@@ -107,12 +110,18 @@ async def _host_room(asked: Question) -> Verdict:
 
 
 async def _device_room(asked: Question) -> Verdict:
-    reading = asked.parts.get("residual", Unmeasurable(reason="not read"))
+    reading = asked.parts.get("residual", _NOT_READ)
     return await device_room(asked.session, asked.command, reading, asked.deadline.left_s)
 
 
 async def _cotenants(asked: Question) -> Verdict:
-    return NotApplicable(reason="no ledger of co-tenants yet")
+    """Reserves what comes back: it is asked before the free memory is, so that no two find the same room free."""
+    session = asked.session
+    context = session.context(asked.command, targets=targets(asked.command, session.facts, session.capabilities))
+    reading = asked.parts.get("residual")
+    if reading is None and session.tenancy.ledger is not None:
+        reading = await residual(session, deadline_s=asked.deadline.left_s)
+    return await session.tenancy.headroom(context, reading or _NOT_READ, asked.deadline.left_s)
 
 
 #: Who reads each kind of evidence, in the order of reading: what comes later may use what was read before.
@@ -122,8 +131,8 @@ READERS: Mapping[str, Callable[[Question], Awaitable[Any]]] = {
     EvidenceKind.RESIDUAL: _residual,
     EvidenceKind.HOOK_MODE: _hook_mode,
     EvidenceKind.HOST_ROOM: _host_room,
-    EvidenceKind.DEVICE_ROOM: _device_room,
     EvidenceKind.COTENANTS: _cotenants,
+    EvidenceKind.DEVICE_ROOM: _device_room,
 }
 
 check_table(gathered=OBSERVED | READERS.keys())

@@ -24,7 +24,7 @@ from ..core.journal import BarrierReturned
 from ..core.lease import Lease, LeaseHeld, clock
 from ..core.observer import Observers
 from ..core.policy import Policy
-from ..core.ports import EngineAdapter, LeaseHolder, ResidualProbe, StateStore
+from ..core.ports import EngineAdapter, LeaseHolder, ResidualProbe, StateStore, TenantLedger
 from ..core.record import Record
 from ..core.states import State
 from ..core.transition import Transition
@@ -38,6 +38,7 @@ from ..store.journal import Journal
 from ..store.sqlite import Store
 from .journaling import EngineJournal
 from .owner import Owner
+from .tenancy import EngineTenancy
 
 _NOTHING = Evidence()
 
@@ -78,6 +79,7 @@ class Session:
         has_router: bool,
         store: StateStore | None,
         lease: LeaseHolder | None = None,
+        tenants: TenantLedger | None = None,
     ) -> None:
         self.adapter = adapter
         self.name = name
@@ -94,6 +96,7 @@ class Session:
         #: Whether other processes can reach the engine: its URL has a host and a port.
         self.reachable = address is not None
         self.owner = Owner(lease, name=name, address=self.key)
+        self.tenancy = EngineTenancy(tenants, adapter, name=name, key=self.key, unique=self.reachable)
         #: The command under way, and the fleet's move that the engine takes part in, if any.
         self.busy: str | None = None
         self.in_move: str | None = None
@@ -168,6 +171,7 @@ class Session:
         if self._record.uncertain.needs_barrier and not record.uncertain.needs_barrier:
             self.journal.note(BarrierReturned())
         self._record = record
+        self.tenancy.committed(record)
         if edge is None:
             return None
         self.reason = edge.reason

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from ..core.errors import ConfigurationError, by_reason
 from ..core.observer import Observers
 from ..core.policy import Policy
-from ..core.ports import LeaseHolder, ResidualProbe, StateStore
+from ..core.ports import LeaseHolder, ResidualProbe, StateStore, TenantLedger
 from ..engine.engine import Engine
 from ..nodes.address import parse
 from ..nodes.processes import above, node_name
@@ -31,6 +31,7 @@ def member(
     store: StateStore | None,
     probe: ResidualProbe | None,
     lease: LeaseHolder | None,
+    tenants: TenantLedger | None = None,
 ) -> Engine:
     """An engine for this URL; what the URL says of its group is added to `groups`."""
     address = parse(url)
@@ -52,6 +53,7 @@ def member(
         has_router=has_router,
         store=store,
         lease=lease,
+        tenants=tenants,
         address=f"{address}?{urlencode(typed, safe=':/,')}" if typed else str(address),
     )
 

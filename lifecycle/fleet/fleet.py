@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Self, get_args
 
@@ -14,7 +14,7 @@ from ..core.errors import ConfigurationError, FleetError
 from ..core.facts import PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy, positive
-from ..core.ports import ResidualProbe, Router, StateStore
+from ..core.ports import ResidualProbe, Router, StateStore, TenantLedger
 from ..core.sources import FromDisk, Pushed, Source
 from ..core.states import IDLE, UNCLAIMED, State
 from ..core.transition import Transition
@@ -23,7 +23,7 @@ from ..engine.ownership import LeaseChoice, chosen_lease
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
 from .connect import connected, member
-from .groups import Group
+from .groups import Group, waves
 from .move import Between, Move, at_once, claimed, leased, verify_all
 from .preflight import check_allowed, check_static
 from .recovery import RecoverTo, brought, recovered
@@ -70,6 +70,7 @@ class Fleet:
         observers: Iterable[Observer] = (),
         store: StateStore | None = None,
         lease: LeaseChoice = "user",
+        tenants: TenantLedger | None = None,
         probe: ResidualProbe | None = None,
         memory: StateStore | None = None,
     ) -> Self:
@@ -77,20 +78,22 @@ class Fleet:
 
         `store` keeps what is known across processes (`lifecycle.store.Store`); `memory` is its deprecated name.
         `lease` keeps other drivers away: "user" (the leases of this user on this host), another holder, or None.
-        `probe` measures their memory in place of the one that fits each engine's device. Options of a URL beside its
-        adapter's own: `name`, `group`, `offload` (true or false), `drain_after`.
+        `tenants` is a ledger of who may hold memory of which device (`lifecycle.store.Tenants`). `probe` measures in
+        place of the one that fits each engine's device. Options of a URL beside its adapter's own: `name`, `group`,
+        `offload` (true or false), `drain_after`.
         """
         hearing, kept = Observers(observers), store_given(store, memory)
         known, holder = dict(groups or {}), chosen_lease(lease)
-        engines = [member(url, known, router is not None, policy, hearing, kept, probe, holder) for url in urls]
+        engines = [
+            member(url, known, router is not None, policy, hearing, kept, probe, holder, tenants) for url in urls
+        ]
         return cls(engines, groups=known, router=router, policy=policy)
 
     async def __aenter__(self) -> Self:
-        try:
-            await self._connect()
-        except BaseException:
-            await self.aclose()
-            raise
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.aclose)
+            await connected(self.engines)
+            stack.pop_all()
         return self
 
     async def __aexit__(self, *exception: object) -> None:
@@ -329,15 +332,7 @@ class Fleet:
 
     def waves(self, engines: Sequence[Engine]) -> list[list[Engine]]:
         """The engines in waves, each of groups that wait for the groups before."""
-        left, waves = list(engines), []
-        while left:
-            waiting = {engine.group for engine in left}
-            wave = [engine for engine in left if not waiting & set(self.groups[engine.group].drain_after)]
-            if not wave:
-                raise ConfigurationError(f"the groups {', '.join(sorted(waiting))} drain after each other in a circle")
-            waves.append(wave)
-            left = [engine for engine in left if engine not in wave]
-        return waves
+        return waves(engines, self.groups)
 
     def _move(self, participants: Sequence[Engine], deadline_s: float | None) -> Move:
         _check_deadline(deadline_s)
@@ -375,9 +370,6 @@ class Fleet:
         if failed:
             raise FleetError.of(f"{len(failed)} of {len(outcomes)} engines", failed, done)
         return done
-
-    async def _connect(self) -> None:
-        await connected(self.engines)
 
     def _check(self) -> None:
         for what, values in (

@@ -102,7 +102,11 @@ def encode_free_memory(found: Mapping[str, FreeMemory] | Unmeasurable) -> dict[s
         found,
         lambda devices: {
             "devices": {
-                device: {"free_bytes": each.free_bytes, "holders": _encode_holders(each.holders)}
+                device: {
+                    "free_bytes": each.free_bytes,
+                    "holders": _encode_holders(each.holders),
+                    "total_bytes": each.total_bytes,
+                }
                 for device, each in devices.items()
             }
         },
@@ -112,7 +116,9 @@ def encode_free_memory(found: Mapping[str, FreeMemory] | Unmeasurable) -> dict[s
 def decode_free_memory(answer: Mapping[str, Any]) -> Mapping[str, FreeMemory] | Unmeasurable:
     """Returns what is free of each device of this answer."""
     return _reason(answer) or {
-        str(device): FreeMemory(int(each["free_bytes"]), _decode_holders(each["holders"]))
+        str(device): FreeMemory(
+            int(each["free_bytes"]), _decode_holders(each["holders"]), _int_or_none(each.get("total_bytes"))
+        )
         for device, each in answer["devices"].items()
     }
 
@@ -137,6 +143,10 @@ def _unless_unmeasurable(found: T | Unmeasurable, encode: Callable[[T], dict[str
 
 def _reason(answer: Mapping[str, Any]) -> Unmeasurable | None:
     return Unmeasurable(reason=str(answer["unmeasurable"])) if "unmeasurable" in answer else None
+
+
+def _int_or_none(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
 def _encode_holders(holders: Sequence[Holder]) -> list[list[Any]]:

@@ -35,6 +35,12 @@ def available_bytes(cgroup: Path = CGROUP) -> int:
     return free if left is None else min(free, left)
 
 
+def total_bytes(cgroup: Path = CGROUP) -> int:
+    """Returns the bytes of memory that this host has, or that this container may use where that is less."""
+    limits = (_number(cgroup / limit_file) for limit_file, *_ in _CGROUP_FILES)
+    return min([int(psutil.virtual_memory().total), *(limit for limit in limits if limit is not None)])
+
+
 def biggest_holders(device: str, without: frozenset[int]) -> tuple[Holder, ...]:
     """Returns the MAX_HOLDERS processes with the most resident memory, largest first, except the pids in `without`."""
     held = sorted(_resident(without), key=lambda each: -each[1])[:MAX_HOLDERS]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import psutil
 
@@ -28,6 +28,19 @@ def by_node(
     for agent in dict.fromkeys(process.agent for process in processes):
         node: Node = ThisHost() if agent is None else RemoteNode(agent, threshold_gib=threshold_gib)
         yield node, tuple(process for process in processes if process.agent == agent)
+
+
+async def sizes_of_devices(
+    processes: Sequence[Process], devices: Iterable[str], *, deadline_s: float
+) -> dict[str, int]:
+    """Returns the bytes of memory that each of these devices has, as far as the nodes of the processes say."""
+    clock, sizes = Deadline(deadline_s), dict[str, int]()
+    for node, there in by_node(processes):
+        left = [device for device in devices if device not in sizes]
+        found = await node.free_memory(left, there, need_bytes=0, deadline_s=clock.look_s())
+        if not isinstance(found, Unmeasurable):
+            sizes |= {device: each.total_bytes for device, each in found.items() if each.total_bytes is not None}
+    return sizes
 
 
 async def ended(processes: Sequence[Process], *, deadline_s: float) -> bool:

@@ -86,7 +86,7 @@ def measure(
         if own:
             held[device.uuid] = [_holder(usage, own_pids[usage.pid], device, proc_fs) for usage in own]
     if not held:
-        return Unmeasurable(reason=_why_not_listed(snapshot, pids, proc_fs))
+        return _none_listed(snapshot, pids, proc_fs)
     whole = {uuid: used for uuid in held if (used := snapshot.device(uuid).used_bytes) is not None}
     if scope == "device":
         return _whole_devices(snapshot, held, whole, proc_fs)
@@ -138,8 +138,22 @@ def _no_figure(usage: ProcessUsage, device: Device) -> str:
     )
 
 
-def _why_not_listed(snapshot: Snapshot, pids: frozenset[int], proc_fs: ProcFs) -> str:
-    """Why the driver lists none of these processes on any device, and what would help."""
+def _none_listed(snapshot: Snapshot, pids: frozenset[int], proc_fs: ProcFs) -> Unmeasurable:
+    """Why the driver lists none of these processes on any device, and what would help.
+
+    Where it lists every process that holds memory, and these are not among them, the figure `resident_bytes` is 0: of
+    an engine that is no measure, since an engine holds some, but of a process that may hold none it is.
+    """
+    why = _why_hidden(snapshot, pids, proc_fs)
+    if why is not None:
+        return Unmeasurable(reason=why)
+    named = f"pids {', '.join(str(pid) for pid in sorted(pids)[:8])}"
+    reason = f"none of {named} holds memory of any of the {len(snapshot.devices)} devices that the driver shows"
+    return Unmeasurable(reason=reason, figures={"resident_bytes": 0})
+
+
+def _why_hidden(snapshot: Snapshot, pids: frozenset[int], proc_fs: ProcFs) -> str | None:
+    """Why these processes may hold memory of a device and not be listed; None where they would be."""
     named = f"pids {', '.join(str(pid) for pid in sorted(pids)[:8])}"
     if not snapshot.devices:
         return f"the driver shows no device; {named} cannot hold GPU memory here"
@@ -152,4 +166,4 @@ def _why_not_listed(snapshot: Snapshot, pids: frozenset[int], proc_fs: ProcFs) -
     used = any((device.used_bytes or 0) > GIB for device in snapshot.devices)
     if used and not any(snapshot.usages.values()):
         return f"memory is used and the driver lists no process at all: {SEE_PIDS}"
-    return f"none of {named} holds memory of any of the {len(snapshot.devices)} devices that the driver shows"
+    return None

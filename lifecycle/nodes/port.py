@@ -23,10 +23,14 @@ PROCESSES_UNKNOWN = (
 
 @dataclass(frozen=True, slots=True)
 class FreeMemory:
-    """Free bytes of one device, and the processes other than the engine's that hold the rest, largest first."""
+    """Free bytes of one device, and the processes other than the engine's that hold the rest, largest first.
+
+    `total_bytes` is the size of the device; None where that is not known (an agent of an older version).
+    """
 
     free_bytes: int
     holders: tuple[Holder, ...] = ()
+    total_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -62,6 +63,18 @@ def start_mark(pid: int) -> str:
     try:
         return f"{node_name()}//{psutil.Process(pid).create_time():.0f}" if not _PROC else ""
     except psutil.NoSuchProcess:
+        return ""
+
+
+@cache
+def pid_namespace() -> str:
+    """Returns what tells the pid namespace of this process from others; pids of another mean nothing here.
+
+    Empty where the kernel has none.
+    """
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
         return ""
 
 

@@ -10,7 +10,7 @@ from ..core.readings import Process, Reading
 from ..core.verdicts import Unmeasurable, Verdict
 from .driver import DriverUnavailable, NvmlDriver, driver
 from .hook_mode import HookMode, in_use
-from .host_memory import available_bytes, biggest_holders
+from .host_memory import available_bytes, biggest_holders, total_bytes
 from .in_thread import measure_in_thread
 from .nvml import PROC_FS, NvmlProbe, other_holders
 from .port import FreeMemory, Kind, ProcessEnv, Scope
@@ -88,7 +88,8 @@ class ThisHost:
         for device in devices:
             if device.startswith("host:"):
                 left = available_bytes()
-                found[device] = FreeMemory(left, biggest_holders(device, pids) if left < need_bytes else ())
+                holders = biggest_holders(device, pids) if left < need_bytes else ()
+                found[device] = FreeMemory(left, holders, total_bytes())
         gpus = [device for device in devices if device not in found]
         return {**found, **self._free_of_gpus(gpus, pids)} if gpus else found
 
@@ -100,5 +101,7 @@ class ThisHost:
             device = known.get(uuid)
             if device is None or device.free_bytes is None:
                 raise DriverUnavailable(f"the driver does not say how much of {device or uuid} is free")
-            found[uuid] = FreeMemory(device.free_bytes, other_holders(snapshot, uuid, pids, PROC_FS))
+            found[uuid] = FreeMemory(
+                device.free_bytes, other_holders(snapshot, uuid, pids, PROC_FS), device.total_bytes
+            )
         return found

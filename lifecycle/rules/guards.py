@@ -223,7 +223,7 @@ def device_has_room(context: Context) -> str | None:
 
 @guard(EvidenceKind.COTENANTS)
 def cotenants_within_budget(context: Context) -> str | None:
-    """The other tenants of the device hold no more than was agreed."""
+    """The tenants of each device may hold no more than its budget together, with what comes back."""
     return _unless_proved(context.evidence.cotenants)
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from ..core.ports import StateStore
 from .sqlite import Store, WriteConflict, default_path
+from .tenants import Tenants
 
-__all__ = ["StateStore", "Store", "WriteConflict", "default_path"]
+__all__ = ["StateStore", "Store", "Tenants", "WriteConflict", "default_path"]
 
 _RENAMED: dict[str, Any] = {"Memory": StateStore, "Overtaken": WriteConflict}
 

@@ -34,7 +34,10 @@ CHECKS = {
     ("drained", "release"): _RELEASE,
     ("weights_restored", "release"): _RELEASE,
     ("kv_restored", "release"): _RELEASE,
-    ("released", "restore_weights"): ("device_has_room mapping_borne_out", "weights_mapped admission_closed"),
+    ("released", "restore_weights"): (
+        "cotenants_within_budget device_has_room mapping_borne_out",
+        "weights_mapped admission_closed",
+    ),
     ("weights_restored", "update_weights"): ("source_ready mapping_borne_out", "weights_match admission_closed"),
     ("drained", "update_weights"): ("source_ready mapping_borne_out", "weights_match cache_fresh admission_closed"),
     ("paused", "update_weights"): (

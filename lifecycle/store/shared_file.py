@@ -1,0 +1,60 @@
+"""A SQLite file that processes of one host share: opened when it is first asked, and anew after a fork."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+#: Seconds to wait while another process writes. A process that was killed holds no lock; one that was stopped does.
+BUSY_S = 5.0
+
+
+class SharedFile:
+    """The file at `path`. `unusable` makes what is raised where it cannot be opened, read or written."""
+
+    def __init__(
+        self, path: Callable[[], Path], schema: Sequence[str], unusable: Callable[[Path, Exception], Exception]
+    ) -> None:
+        self._path = path
+        self._schema = schema
+        self._unusable = unusable
+        self._db: sqlite3.Connection | None = None
+        self._pid = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def changing(self) -> Iterator[sqlite3.Connection]:
+        """The file, with nobody else writing it meanwhile. What is done inside is kept as a whole, or not at all."""
+        with self.asking() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    @contextmanager
+    def asking(self) -> Iterator[sqlite3.Connection]:
+        """The file, to read it."""
+        with self._lock:
+            try:
+                yield self._opened()
+            except (OSError, sqlite3.Error) as error:
+                raise self._unusable(self._path(), error) from error
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._db is None or self._pid != os.getpid():  # a connection must not be used across a fork
+            path = self._path()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S, check_same_thread=False)
+            db.execute("PRAGMA journal_mode=WAL")
+            for table in self._schema:
+                db.execute(table)
+            self._db, self._pid = db, os.getpid()
+        return self._db

@@ -1,0 +1,258 @@
+"""The ledger of tenants in one SQLite file: who may hold memory of the devices of this host, of all users of the file.
+
+A tenant is written down before it takes more of a device, in one transaction with the question whether the budget
+holds, so that two of them never take the same room. It stays there until what it gave back was measured, or its
+processes have ended; the end of its driver says nothing about the memory of an engine. Processes are told by pid, start
+time, host boot and pid namespace. Of a process of another host or namespace nothing can be known here: it counts as
+alive until its driver says otherwise, or a person does (`lifecycle tenants --forget NAME`).
+
+Who finds no room waits in line, by the time of its first question: otherwise a tenant that gave a device back and wants
+it again at once would always be before the one that waits. A tenant whose pipeline holds the device already does not
+wait behind others: those ahead may be waiting for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ConfigurationError
+from ..core.readings import Process
+from ..core.tenants import LedgerUnusable, Shortage, Tenancy, Tenant
+from ..core.units import mib
+from ..nodes.processes import node_name, pid_namespace, start_mark
+from .shared_file import SharedFile
+from .sqlite import default_path
+
+_TENANT = "kind TEXT NOT NULL, who TEXT NOT NULL, pipeline TEXT NOT NULL, processes TEXT NOT NULL"
+_SCHEMA = (
+    f"CREATE TABLE IF NOT EXISTS tenants (device TEXT, name TEXT, {_TENANT}, size INTEGER, "
+    "given_back INTEGER NOT NULL, since REAL NOT NULL, PRIMARY KEY (device, name))",
+    f"CREATE TABLE IF NOT EXISTS waiting (name TEXT PRIMARY KEY, {_TENANT}, ticket INTEGER NOT NULL, "
+    "devices TEXT NOT NULL, until REAL NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS budgets (device TEXT PRIMARY KEY, size INTEGER NOT NULL)",
+)
+
+
+class Tenants:
+    """The ledger in the file at `path` (a `TenantLedger`); None: the file of this user.
+
+    `budgets` states how many bytes of a device all tenants together may hold; of another device that is its size.
+    `pipeline` names what the tenants of this process belong to; None: this process. Where an engine's driver and its
+    trainer are two processes, both name one. ConfigurationError where a budget is no number of bytes.
+    """
+
+    def __init__(
+        self, path: Path | None = None, *, budgets: Mapping[str, int] | None = None, pipeline: str | None = None
+    ) -> None:
+        self._given = path
+        self._budgets = dict(budgets or {})
+        for device, size in self._budgets.items():
+            if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
+                raise ConfigurationError(f"budgets[{device!r}]: a number of bytes > 0, got {size!r}")
+        self._pipeline = pipeline
+        self._file = SharedFile(lambda: self.path, _SCHEMA, _unusable)
+        self._stated_by = 0
+
+    def __str__(self) -> str:
+        return f"the ledger of tenants in {self.path}"
+
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._given or default_path().with_name("tenants.sqlite3")
+
+    @property
+    def pipeline(self) -> str:
+        """The pipeline of the tenants of this process."""
+        return self._pipeline or f"{node_name()}/{os.getpid()}/{start_mark(os.getpid()).rpartition('/')[2]}"
+
+    def reserve(
+        self, tenant: Tenant, needs: Mapping[str, int | None], *, totals: Mapping[str, int], wait_s: float
+    ) -> Shortage | None:
+        """The tenant may hold this of each device, or of none; a shortage says why not. See `TenantLedger`."""
+        with self._changing() as db:
+            tenancies, waiting = _tenancies(db), _waiting(db)
+            _check_name(tenant, tenancies)
+            for device, need in needs.items():
+                budget = self._budget(db, device, totals)
+                short = _shortage(tenant, device, need, budget, tenancies, waiting)
+                if short is not None:
+                    _wait(db, tenant, list(needs), wait_s)
+                    return short
+            for device, need in needs.items():
+                _write(db, tenant, device, need, given_back=False)
+            db.execute("DELETE FROM waiting WHERE name = ?", (tenant.name,))
+        return None
+
+    def holds(self, tenant: Tenant, sizes: Mapping[str, int | None], *, given_back: bool) -> None:
+        """The tenant may hold just this: a fact, and no request. See `TenantLedger`."""
+        with self._changing() as db:
+            _check_name(tenant, _tenancies(db))
+            db.execute("DELETE FROM waiting WHERE name = ?", (tenant.name,))
+            kept = [device for device, size in sizes.items() if size is None or size > 0]
+            marks = ", ".join("?" * len(kept))
+            db.execute(f"DELETE FROM tenants WHERE name = ? AND device NOT IN ({marks})", (tenant.name, *kept))
+            for device in kept:
+                _write(db, tenant, device, sizes[device], given_back=given_back)
+
+    def leaves(self, name: str) -> None:
+        """The tenant of this name holds nothing, and waits for nothing."""
+        with self._changing() as db:
+            db.execute("DELETE FROM tenants WHERE name = ?", (name,))
+            db.execute("DELETE FROM waiting WHERE name = ?", (name,))
+
+    def tenancies(self) -> list[Tenancy]:
+        """What every tenant that may live may hold, by device, the longest first."""
+        with self._file.asking() as db:
+            return _tenancies(db)
+
+    def budgets(self) -> dict[str, int]:
+        """The budgets that were stated, by device."""
+        with self._changing() as db:
+            return dict(db.execute("SELECT device, size FROM budgets ORDER BY device").fetchall())
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """The file, without the tenants whose processes have ended, and with the budgets that are stated here."""
+        with self._file.changing() as db:
+            for table in ("tenants", "waiting"):
+                for number, processes in db.execute(f"SELECT rowid, processes FROM {table}").fetchall():
+                    if not _may_live(json.loads(processes)):
+                        db.execute(f"DELETE FROM {table} WHERE rowid = ?", (number,))
+            if self._stated_by != os.getpid():
+                self._state_budgets(db)
+                self._stated_by = os.getpid()
+            yield db
+
+    def _state_budgets(self, db: sqlite3.Connection) -> None:
+        held = {each.device for each in _tenancies(db)}
+        for device, size in self._budgets.items():
+            found = db.execute("SELECT size FROM budgets WHERE device = ?", (device,)).fetchone()
+            if found is not None and found[0] != size and device in held:
+                raise ConfigurationError(
+                    f"{self.path}: the budget of {device} is {mib(found[0])} for the tenants that hold it, and not "
+                    f"{mib(size)}; state the same one everywhere"
+                )
+            db.execute("INSERT OR REPLACE INTO budgets VALUES (?, ?)", (device, size))
+
+    def _budget(self, db: sqlite3.Connection, device: str, totals: Mapping[str, int]) -> int:
+        found = db.execute("SELECT size FROM budgets WHERE device = ?", (device,)).fetchone()
+        size = found[0] if found is not None else totals.get(device)
+        if size is None:
+            raise LedgerUnusable(f"the size of {device} is not known; state Tenants(budgets={{{device!r}: BYTES}})")
+        return int(size)
+
+
+def _shortage(
+    tenant: Tenant,
+    device: str,
+    need: int | None,
+    budget: int,
+    tenancies: Sequence[Tenancy],
+    waiting: Sequence[tuple[Tenant, Sequence[str]]],
+) -> Shortage | None:
+    """Why the tenant may not hold this of the device; None where it may. An unknown part leaves no room beside it."""
+    there = [each for each in tenancies if each.device == device]
+    others = [each for each in there if each.tenant.name != tenant.name]
+    left = None if any(each.size_bytes is None for each in others) else budget - sum(e.size_bytes or 0 for e in others)
+    fits = left is not None and (need <= left if need is not None else all(each.given_back for each in others))
+    inside = any(each.tenant.pipeline == tenant.pipeline and not each.given_back for each in there)
+    ahead = [] if inside else _ahead(tenant, device, waiting)
+    return None if fits and not ahead else Shortage(device, need, budget, tuple(others), tuple(ahead))
+
+
+def _ahead(tenant: Tenant, device: str, waiting: Sequence[tuple[Tenant, Sequence[str]]]) -> list[Tenant]:
+    """Those of other pipelines that wait for the device for longer than this tenant."""
+    ahead = []
+    for each, devices in waiting:
+        if each.name == tenant.name:
+            break
+        if device in devices and each.pipeline != tenant.pipeline:
+            ahead.append(each)
+    return ahead
+
+
+def _check_name(tenant: Tenant, tenancies: Sequence[Tenancy]) -> None:
+    """ConfigurationError where another tenant that may live has the name."""
+    for each in tenancies:
+        other = each.tenant
+        if other.name != tenant.name or other.kind == tenant.kind == "engine":
+            continue
+        if {process.pid for process in other.processes}.isdisjoint(process.pid for process in tenant.processes):
+            raise ConfigurationError(
+                f"{tenant.name!r} is the name of another tenant in the ledger: {other.who}; give each a name of its own"
+            )
+
+
+def _tenancies(db: sqlite3.Connection) -> list[Tenancy]:
+    query = "SELECT device, name, kind, who, pipeline, processes, size, given_back, since FROM tenants"
+    found = db.execute(f"{query} ORDER BY device, since, name").fetchall()
+    return [
+        Tenancy(device, _tenant(name, kind, who, pipeline, processes), size, bool(given_back), since)
+        for device, name, kind, who, pipeline, processes, size, given_back, since in found
+        if _may_live(json.loads(processes))
+    ]
+
+
+def _waiting(db: sqlite3.Connection) -> list[tuple[Tenant, Sequence[str]]]:
+    """Those who wait, and for which devices, the longest first."""
+    query = "SELECT name, kind, who, pipeline, processes, devices FROM waiting WHERE until > ? ORDER BY ticket"
+    found = db.execute(query, (_uptime_s(),)).fetchall()
+    return [(_tenant(*of_tenant), json.loads(devices)) for *of_tenant, devices in found]
+
+
+def _wait(db: sqlite3.Connection, tenant: Tenant, devices: Sequence[str], wait_s: float) -> None:
+    """The tenant waits from now on, in the place that it had if it waits already. Its driver, this process, waits."""
+    last = db.execute("SELECT MAX(ticket) FROM waiting").fetchone()[0] or 0
+    had = db.execute("SELECT ticket FROM waiting WHERE name = ? AND until > ?", (tenant.name, _uptime_s())).fetchone()
+    ticket = had[0] if had is not None else last + 1
+    driver = json.dumps([_encoded(Process(node_name(), os.getpid(), 0.0))])
+    row = (tenant.name, tenant.kind, tenant.who, tenant.pipeline, driver, ticket, json.dumps(list(devices)))
+    db.execute("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, _uptime_s() + wait_s))
+
+
+def _write(db: sqlite3.Connection, tenant: Tenant, device: str, size: int | None, *, given_back: bool) -> None:
+    before = db.execute("SELECT since FROM tenants WHERE device = ? AND name = ?", (device, tenant.name)).fetchone()
+    since_s = time.time() if before is None else before[0]
+    processes = json.dumps([_encoded(process) for process in tenant.processes])
+    row = (device, tenant.name, tenant.kind, tenant.who, tenant.pipeline, processes, size, given_back, since_s)
+    db.execute("INSERT OR REPLACE INTO tenants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+
+def _encoded(process: Process) -> list[Any]:
+    """A process as the ledger keeps it; of one of another node only what its driver says of it is known."""
+    here = process.agent is None and process.node == node_name()
+    mark, namespace = (start_mark(process.pid) or "ended", pid_namespace()) if here else ("", "")
+    return [process.node, process.pid, process.start_time, process.agent, mark, namespace]
+
+
+def _tenant(name: str, kind: Any, who: str, pipeline: str, processes: str) -> Tenant:
+    known = [Process(node, pid, started, agent=agent) for node, pid, started, agent, *_ in json.loads(processes)]
+    return Tenant(name, kind, who, pipeline, tuple(known))
+
+
+def _may_live(processes: Sequence[Sequence[Any]]) -> bool:
+    """Whether any of these processes may exist. Where none is known it may."""
+    return not processes or any(
+        not mark or namespace != pid_namespace() or start_mark(pid) == mark
+        for _, pid, _, _, mark, namespace in processes
+    )
+
+
+def _uptime_s() -> float:
+    """Seconds since the host booted, sleep included: no clock that is set moves it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
+
+
+def _unusable(path: Path, error: Exception) -> LedgerUnusable:
+    why = f"{path}: the ledger of tenants cannot be used: {error}"
+    if "locked" in str(error):
+        return LedgerUnusable(f"{why}; another process writes it and does not end that: is one stopped?")
+    return LedgerUnusable(f"{why}; LIFECYCLE_STATE_DIR names another folder")
