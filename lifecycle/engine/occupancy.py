@@ -77,13 +77,13 @@ async def _enter(
     held = await _held(tenant.processes, needs, policy, deadline.left_s)
     if isinstance(held, Unmeasurable):
         raise ConfigurationError(f"{tenant.who}: what it holds cannot be measured: {held.reason}")
-    totals: dict[str, int] = {}
+    totals, host = dict[str, int](), f"host:{node_name()}"
     for device in needs:
         totals |= await sizes_of_devices(tenant.processes, [device], deadline_s=deadline.left_s)
-        if device not in totals:
+        if device not in totals or (device.startswith("host:") and device != host):
             raise ConfigurationError(
                 f"{tenant.who}: there is no device {device} here that tells its size; name it by the UUID that "
-                f"`nvidia-smi -L` shows (of a divided GPU its MIG instance), or host:{node_name()}"
+                f"`nvidia-smi -L` shows (of a divided GPU its MIG instance), or {host}"
             )
     entered = False
     try:

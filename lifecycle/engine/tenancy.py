@@ -57,7 +57,7 @@ class EngineTenancy:
         self._key = key if unique else f"{key} of pid {os.getpid()}"
         self._tenant: Tenant | None = None
         self._entry: _Entry | None = None
-        self._reserving = False
+        self._reserved: _Entry | None = None
         self._totals: Mapping[str, int] = {}
 
     async def attached(self, record: Record, reading: Reading | Unmeasurable, policy: Policy) -> None:
@@ -115,7 +115,7 @@ class EngineTenancy:
         while True:
             short = ledger.reserve(tenant, needs, totals=self._totals, wait_s=waiting.left_s + 2 * poll_s)
             if short is None:
-                self._entry = _Entry(needs, given_back=False)
+                self._entry = self._reserved = _Entry(needs, given_back=False)
                 return Proved(grade=Grade.ACKNOWLEDGED, reason="the budgets of its devices hold with what comes back")
             if waiting.left_s <= 0:
                 return Refuted(reason=str(short), figures={"budget_bytes": short.budget_bytes})
@@ -124,19 +124,23 @@ class EngineTenancy:
     @contextmanager
     def until_begun(self) -> Iterator[None]:
         """A command is asked for and begins. Where it does not, nothing that was reserved for it stays so."""
-        before, self._reserving = self._entry, True
+        before = self._entry
         try:
             yield
         except BaseException:
-            if self.ledger is not None and before is not None and self._tenant is not None:
+            if before is not None and self._reserved is not None and self._entry is self._reserved:
                 self._try_to_write(before)
             raise
         finally:
-            self._reserving = False
+            self._reserved = None
 
     def committed(self, record: Record) -> None:
         """This is known of the engine now."""
-        if self.ledger is None or self._tenant is None or self._entry is None or self._reserving:
+        if self.ledger is None or self._tenant is None or self._entry is None:
+            return
+        if (
+            self._reserved is not None and record.memory_is_free
+        ):  # of the time before the command that is about to begin
             return
         entry = _entry_of(record, self._entry)
         if entry is not None and entry != self._entry:

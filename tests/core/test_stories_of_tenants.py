@@ -1,4 +1,4 @@
-"""Engines in the ledger of tenants: what they may hold is lowered on evidence alone, and taken again where there is room."""
+"""Engines in the ledger of tenants: what they may hold falls on evidence alone, and rises where there is room."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ from lifecycle import (
     Proved,
     State,
     Unmeasurable,
+    Unreachable,
 )
 from lifecycle.core.tenants import LedgerUnusable, Shortage, Tenant
+from lifecycle.engine.gather import READERS
 from lifecycle.nodes.processes import by_pid
+from lifecycle.rules.evidence import EvidenceKind
 from lifecycle.store import Tenants
+from lifecycle.store.leases import Leases
 from lifecycle.testing import DIE, KV_CACHE, LOST, LOST_AFTER, WEIGHTS, ScriptedAdapter, capabilities
 
 GIB = 1 << 30
@@ -48,10 +52,10 @@ def held(ledger: Tenants) -> dict[str, float | None]:
     return {each.tenant.name: None if each.size_bytes is None else each.size_bytes / GIB for each in found}
 
 
-def engine(ledger: Tenants, name: str = "e", *, policy: Policy = QUICK, **how: Any) -> Engine:
+def engine(ledger: Tenants, name: str = "e", *, policy: Policy = QUICK, lease: Any = None, **how: Any) -> Engine:
     """An engine with 4 GiB of weights and 8 GiB of KV cache on one device, in the ledger."""
     adapter = ScriptedAdapter(name, capabilities(WEIGHTS, KV_CACHE), devices=(CARD,), **how)
-    return Engine(adapter, name=name, policy=policy, probe=adapter.probe, lease=None, tenants=ledger)
+    return Engine(adapter, name=name, policy=policy, probe=adapter.probe, lease=lease, tenants=ledger)
 
 
 async def released(ledger: Tenants, name: str = "e") -> Engine:
@@ -188,6 +192,35 @@ async def test_a_restore_whose_reply_was_lost_keeps_what_it_may_hold(path: Path,
         await one.restore_weights(deadline_s=0.5)
     least = left + (4 if act is LOST_AFTER else 0)
     assert least <= (held(ledger)[in_ledger(one)] or 0) <= left + 4
+
+
+async def test_an_engine_that_is_found_gone_when_its_memory_is_wanted_back_holds_nothing(path: Path) -> None:
+    ledger = Tenants(path, budgets={CARD: 16 * GIB})
+    one = await released(ledger)
+    one.adapter.script("observe", DIE)
+    with pytest.raises(Unreachable):
+        await one.restore_weights(deadline_s=1.0)
+    await one.recover()
+    assert one.state is State.GONE
+    assert held(ledger) == {}
+
+
+def test_room_is_reserved_before_it_is_measured() -> None:
+    """Otherwise two engines would each find the same memory free, and both take it."""
+    order = list(READERS)
+    assert order.index(EvidenceKind.COTENANTS) < order.index(EvidenceKind.DEVICE_ROOM)
+
+
+async def test_who_only_looks_at_an_engine_that_another_drives_writes_nothing(path: Path, tmp_path: Path) -> None:
+    ledger, leases = Tenants(path, budgets={CARD: 16 * GIB}), Leases(tmp_path / "leases.sqlite3")
+    one = engine(ledger, lease=leases)
+    await one.connect()
+    await one.pause()
+    tenant = ledger.tenancies()[0].tenant
+    ledger.holds(tenant, {CARD: 14 * GIB}, given_back=False)
+    other = Engine(one.adapter, name="e", policy=QUICK, probe=one.adapter.probe, lease=leases, tenants=ledger)
+    await other.connect()
+    assert held(ledger) == {in_ledger(one): 14}
 
 
 async def test_an_engine_that_is_gone_holds_nothing(path: Path) -> None:

@@ -131,6 +131,24 @@ def test_who_asked_first_is_first_where_another_wants_it_back_at_once(path: Path
     assert take(ledger, b, 79) is None
 
 
+def test_who_asks_again_keeps_its_place(path: Path) -> None:
+    ledger = Tenants(path)
+    a, b, c = tenant("a"), tenant("b"), tenant("c")
+    assert take(ledger, a, 80) is None
+    for each in (b, c, b):
+        assert take(ledger, each, 80) is not None
+    ledger.leaves("a")
+    assert "trainer b waits for it for longer" in str(take(ledger, c, 80))
+    assert take(ledger, b, 80) is None
+
+
+def test_a_pipeline_does_not_wait_behind_itself(path: Path) -> None:
+    ledger = Tenants(path)
+    take(ledger, tenant("a"), 60)
+    assert take(ledger, tenant("big", "one"), 30) is not None
+    assert take(ledger, tenant("small", "one"), 10) is None
+
+
 def test_who_waits_no_longer_is_not_waited_for(path: Path) -> None:
     ledger = Tenants(path)
     a, b = tenant("a"), tenant("b")
@@ -180,6 +198,15 @@ def test_of_a_process_of_another_host_nothing_is_known_so_it_may_live(path: Path
     assert take(ledger, tenant("b"), 1) is not None
     ledger.leaves("a")
     assert take(ledger, tenant("b"), 1) is None
+
+
+def test_nothing_is_known_of_another_host_by_a_pid_that_exists_here(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lifecycle.store.tenants.pid_namespace", lambda: "")  # a kernel that has no namespaces
+    ledger = Tenants(path)
+    take(ledger, tenant("a", processes=(Process("another-host", os.getpid(), 0.0),)), 80)
+    assert take(ledger, tenant("b"), 1) is not None
 
 
 def test_a_pid_of_another_namespace_says_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
