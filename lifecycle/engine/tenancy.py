@@ -57,7 +57,7 @@ class EngineTenancy:
         self._key = key if unique else f"{key} of pid {os.getpid()}"
         self._tenant: Tenant | None = None
         self._entry: _Entry | None = None
-        self._reserved: _Entry | None = None
+        self._record = Record()
         self._totals: Mapping[str, int] = {}
 
     async def attached(self, record: Record, reading: Reading | Unmeasurable, policy: Policy) -> None:
@@ -100,11 +100,11 @@ class EngineTenancy:
             self._totals = await sizes_of_devices(self._tenant.processes, needs, deadline_s=deadline_s / 4)
         waiting = Deadline(min(context.policy.room_wait_s, deadline_s / 2))
         try:
-            return await self._reserved(self.ledger, self._tenant, needs, waiting, context.policy.poll_s)
+            return await self._reserve(self.ledger, self._tenant, needs, waiting, context.policy.poll_s)
         except LedgerUnusable as problem:
             return Unmeasurable(reason=str(problem))
 
-    async def _reserved(
+    async def _reserve(
         self,
         ledger: TenantLedger,
         tenant: Tenant,
@@ -115,7 +115,7 @@ class EngineTenancy:
         while True:
             short = ledger.reserve(tenant, needs, totals=self._totals, wait_s=waiting.left_s + 2 * poll_s)
             if short is None:
-                self._entry = self._reserved = _Entry(needs, given_back=False)
+                self._entry = _Entry(needs, given_back=False)
                 return Proved(grade=Grade.ACKNOWLEDGED, reason="the budgets of its devices hold with what comes back")
             if waiting.left_s <= 0:
                 return Refuted(reason=str(short), figures={"budget_bytes": short.budget_bytes})
@@ -123,34 +123,31 @@ class EngineTenancy:
 
     @contextmanager
     def until_begun(self) -> Iterator[None]:
-        """A command is asked for and begins. Where it does not, nothing that was reserved for it stays so."""
+        """A command is asked for and begins. Where it does not, what was reserved for it is given up.
+
+        What was found out about the engine meanwhile counts.
+        """
         before = self._entry
         try:
             yield
         except BaseException:
-            if before is not None and self._reserved is not None and self._entry is self._reserved:
-                self._try_to_write(before)
+            if before is not None:
+                self._try_to_write(_entry_of(self._record, before) or before)
             raise
-        finally:
-            self._reserved = None
 
     def committed(self, record: Record) -> None:
         """This is known of the engine now."""
+        self._record = record
         if self.ledger is None or self._tenant is None or self._entry is None:
             return
-        if (
-            self._reserved is not None and record.memory_is_free
-        ):  # of the time before the command that is about to begin
-            return
-        entry = _entry_of(record, self._entry)
-        if entry is not None and entry != self._entry:
-            self._try_to_write(entry)
+        self._try_to_write(_entry_of(record, self._entry) or self._entry)
 
     def _try_to_write(self, entry: _Entry) -> None:
         """Where it cannot be written, what is there stays, and that is logged."""
         try:
-            self._write(entry)
-        except (LedgerUnusable, ConfigurationError):
+            if entry != self._entry:
+                self._write(entry)
+        except ConfigurationError:
             _log.exception("%s: what it may hold could not be written into the ledger", self._engine)
 
     def _write(self, entry: _Entry) -> None:

@@ -87,7 +87,7 @@ class Tenants:
                     _wait(db, tenant, list(needs), wait_s)
                     return short
             for device, need in needs.items():
-                _write(db, tenant, device, need, given_back=False)
+                self._write(db, tenant, device, need, given_back=False)
             db.execute("DELETE FROM waiting WHERE name = ?", (tenant.name,))
         return None
 
@@ -100,7 +100,7 @@ class Tenants:
             marks = ", ".join("?" * len(kept))
             db.execute(f"DELETE FROM tenants WHERE name = ? AND device NOT IN ({marks})", (tenant.name, *kept))
             for device in kept:
-                _write(db, tenant, device, sizes[device], given_back=given_back)
+                self._write(db, tenant, device, sizes[device], given_back=given_back)
 
     def leaves(self, name: str) -> None:
         """The tenant of this name holds nothing, and waits for nothing."""
@@ -141,6 +141,17 @@ class Tenants:
                     f"{mib(size)}; state the same one everywhere"
                 )
             db.execute("INSERT OR REPLACE INTO budgets VALUES (?, ?)", (device, size))
+
+    def _write(
+        self, db: sqlite3.Connection, tenant: Tenant, device: str, size: int | None, *, given_back: bool
+    ) -> None:
+        """What is written of a tenant stays of its pipeline, where this process names none."""
+        query = "SELECT since, pipeline FROM tenants WHERE device = ? AND name = ?"
+        before = db.execute(query, (device, tenant.name)).fetchone() or (time.time(), tenant.pipeline)
+        pipeline = tenant.pipeline if self._pipeline is not None else before[1]
+        processes = json.dumps([_encoded(process) for process in tenant.processes])
+        row = (device, tenant.name, tenant.kind, tenant.who, pipeline, processes, size, given_back, before[0])
+        db.execute("INSERT OR REPLACE INTO tenants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def _budget(self, db: sqlite3.Connection, device: str, totals: Mapping[str, int]) -> int:
         found = db.execute("SELECT size FROM budgets WHERE device = ?", (device,)).fetchone()
@@ -216,14 +227,6 @@ def _wait(db: sqlite3.Connection, tenant: Tenant, devices: Sequence[str], wait_s
     driver = json.dumps([_encoded(Process(node_name(), os.getpid(), 0.0))])
     row = (tenant.name, tenant.kind, tenant.who, tenant.pipeline, driver, ticket, json.dumps(list(devices)))
     db.execute("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, _uptime_s() + wait_s))
-
-
-def _write(db: sqlite3.Connection, tenant: Tenant, device: str, size: int | None, *, given_back: bool) -> None:
-    before = db.execute("SELECT since FROM tenants WHERE device = ? AND name = ?", (device, tenant.name)).fetchone()
-    since_s = time.time() if before is None else before[0]
-    processes = json.dumps([_encoded(process) for process in tenant.processes])
-    row = (device, tenant.name, tenant.kind, tenant.who, tenant.pipeline, processes, size, given_back, since_s)
-    db.execute("INSERT OR REPLACE INTO tenants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
 def _encoded(process: Process) -> list[Any]:

@@ -205,6 +205,16 @@ async def test_an_engine_that_is_found_gone_when_its_memory_is_wanted_back_holds
     assert held(ledger) == {}
 
 
+async def test_a_restore_that_finds_the_engine_open_leaves_it_with_all_that_it_may_hold(path: Path) -> None:
+    ledger = Tenants(path, budgets={CARD: 40 * GIB})
+    one = await released(ledger)
+    for call, args in (("restore", {"tags": ["kv_cache", "weights"]}), ("resume", {})):
+        one.adapter.engine.apply(call, args)
+    with pytest.raises(Unreachable):
+        await one.restore_weights(deadline_s=1.0)
+    assert (held(ledger)[in_ledger(one)] or 0) >= 12
+
+
 def test_room_is_reserved_before_it_is_measured() -> None:
     """Otherwise two engines would each find the same memory free, and both take it."""
     order = list(READERS)

@@ -149,6 +149,15 @@ def test_a_pipeline_does_not_wait_behind_itself(path: Path) -> None:
     assert take(ledger, tenant("small", "one"), 10) is None
 
 
+def test_who_names_no_pipeline_leaves_a_tenant_in_its_own(path: Path) -> None:
+    """A command line that brings an engine back is none of its pipeline, and takes it from none."""
+    Tenants(path, pipeline="one").holds(tenant("engine", "one"), {CARD: 60 * GIB}, given_back=False)
+    Tenants(path).holds(tenant("engine", "the command line's"), {CARD: 50 * GIB}, given_back=False)
+    assert [(each.tenant.pipeline, each.size_bytes) for each in Tenants(path).tenancies()] == [("one", 50 * GIB)]
+    Tenants(path, pipeline="two").holds(tenant("engine", "two"), {CARD: 60 * GIB}, given_back=False)
+    assert [each.tenant.pipeline for each in Tenants(path).tenancies()] == ["two"]
+
+
 def test_who_waits_no_longer_is_not_waited_for(path: Path) -> None:
     ledger = Tenants(path)
     a, b = tenant("a"), tenant("b")
