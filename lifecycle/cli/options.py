@@ -22,6 +22,7 @@ from ..fleet.fleet import Fleet
 from ..fleet.recovery import RecoverTo
 from ..settings.schema import Loaded, load
 from ..store.sqlite import Store
+from ..store.tenants import Tenants
 
 
 def one_of(*values: str) -> Callable[[str], list[str]]:
@@ -97,11 +98,14 @@ class Options:
         """The fleet, not yet connected. What is known of its engines is kept from one command to the next.
 
         With `accept_unprovable` it also has engines that cannot give the evidence that the policy asks for: a command
-        that observes an engine is no reason to refuse it.
+        that observes an engine is no reason to refuse it. Any other command is bound by the ledger of tenants, where
+        this user has one.
         """
         policy = replace(self.policy, unprovable="warn") if accept_unprovable else self.policy
         urls, groups = self.loaded.urls or self.urls, self.loaded.groups
-        return Fleet.connect(urls, groups=groups, policy=policy, observers=observers, store=Store())
+        ledger = Tenants()
+        tenants = None if accept_unprovable or not ledger.path.exists() else ledger
+        return Fleet.connect(urls, groups=groups, policy=policy, observers=observers, store=Store(), tenants=tenants)
 
     def participants(self, fleet: Fleet) -> list[Engine]:
         """The engines that take part. ConfigurationError names an engine or a group that the fleet does not have."""

@@ -26,7 +26,7 @@ from ..core.errors import ConfigurationError
 from ..core.readings import Process
 from ..core.tenants import LedgerUnusable, Shortage, Tenancy, Tenant
 from ..core.units import mib
-from ..nodes.processes import node_name, pid_namespace, start_mark
+from ..nodes.processes import is_alive, node_name, pid_namespace, start_mark
 from .shared_file import SharedFile
 from .sqlite import default_path
 
@@ -107,6 +107,24 @@ class Tenants:
         with self._changing() as db:
             db.execute("DELETE FROM tenants WHERE name = ?", (name,))
             db.execute("DELETE FROM waiting WHERE name = ?", (name,))
+
+    def forget(self, name: str) -> list[Tenancy]:
+        """What a tenant may hold is taken out on the word of a person; what it was.
+
+        ConfigurationError where there is none of this name, or where a process of it is seen to live.
+        """
+        with self._changing() as db:
+            gone = [each for each in _tenancies(db) if each.tenant.name == name]
+            if not gone:
+                raise ConfigurationError(f"{self.path}: no tenant {name!r} is known that may live")
+            alive = [process.pid for process in gone[0].tenant.processes if is_alive(process) and _is_here(process)]
+            if alive:
+                raise ConfigurationError(
+                    f"{gone[0].tenant.who}: pid {alive[0]} lives; let it give its memory back, or end it"
+                )
+            db.execute("DELETE FROM tenants WHERE name = ?", (name,))
+            db.execute("DELETE FROM waiting WHERE name = ?", (name,))
+        return gone
 
     def tenancies(self) -> list[Tenancy]:
         """What every tenant that may live may hold, by device, the longest first."""
@@ -231,9 +249,12 @@ def _wait(db: sqlite3.Connection, tenant: Tenant, devices: Sequence[str], wait_s
 
 def _encoded(process: Process) -> list[Any]:
     """A process as the ledger keeps it; of one of another node only what its driver says of it is known."""
-    here = process.agent is None and process.node == node_name()
-    mark, namespace = (start_mark(process.pid) or "ended", pid_namespace()) if here else ("", "")
+    mark, namespace = (start_mark(process.pid) or "ended", pid_namespace()) if _is_here(process) else ("", "")
     return [process.node, process.pid, process.start_time, process.agent, mark, namespace]
+
+
+def _is_here(process: Process) -> bool:
+    return process.agent is None and process.node == node_name()
 
 
 def _tenant(name: str, kind: Any, who: str, pipeline: str, processes: str) -> Tenant:
