@@ -133,6 +133,21 @@ class LeaseHolder(Protocol):
         """The lease that was taken last of this engine; None where none ever was."""
 
 
+@runtime_checkable
+class RenewsLeases(Protocol):
+    """What a holder has beside the port whose leases end unless their drivers renew them.
+
+    `renew` is asked in a thread of its own, every `renew_s` seconds.
+    """
+
+    @property
+    def renew_s(self) -> float:
+        """Seconds between two renewals; a lease must outlast more than one that fails."""
+
+    def renew(self, driver: Driver) -> None:
+        """The leases that the driver still has end later. One that has ended stays so."""
+
+
 class TenantLedger(Protocol):
     """Keeps what tenants may hold of devices. What it reaches is what is protected, as with a holder of leases.
 

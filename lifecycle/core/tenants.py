@@ -66,7 +66,8 @@ class Shortage:
     def __str__(self) -> str:
         need = "an unknown part of it is" if self.need_bytes is None else f"{mib(self.need_bytes)} of it are"
         said = [str(each) for each in self.others] + [f"{each.who} waits for it for longer" for each in self.ahead]
-        return f"the budget of {self.device} is {mib(self.budget_bytes)}, and {need} needed: {'; '.join(said)}"
+        why = "; ".join(said) or "nobody else holds any, so it is too small for this tenant"
+        return f"the budget of {self.device} is {mib(self.budget_bytes)}, and {need} needed: {why}"
 
 
 class LedgerUnusable(ConfigurationError):

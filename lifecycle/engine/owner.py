@@ -17,6 +17,7 @@ from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
 from ..core.ports import LeaseHolder
 from ..nodes.processes import node_name
 from ..rules.identity import own_identity
+from . import renewal
 
 #: A number of uses that is none: another driver goes on using the engine, so that what is seen of it now is of before.
 _NEVER = -1
@@ -69,6 +70,7 @@ class Owner:
         last = None if had else self.holder.seen(engine)
         call_until_s = self._call_until_s(self.lease or last, may_run_still)
         self.lease = self.holder.take(self.driver, engine, LeaseUse(what, until_s, call_until_s))
+        renewal.keep(self.holder, self.driver)
         self._sent = self._sent and had
         if self._uses is not None and self.lease.uses != self._uses:
             self.missed = last.who if last is not None else "another driver"
@@ -78,8 +80,8 @@ class Owner:
         """A call is about to be sent; one that cannot be repeated may run until `call_until_s`."""
         if self.holder is None or self.lease is None:
             return
+        self._refuse_lost(boot)
         if self._sent and call_until_s is None:
-            self._refuse_lost(boot)
             return
         use = LeaseUse(self.lease.what, self.lease.until_s, call_until_s, sends=True, kept_in=self.kept_in)
         self.lease = self.holder.take(self.driver, self._engine(boot), use)
@@ -132,6 +134,7 @@ class Owner:
     def free(self, boot: str | None) -> None:
         """This driver does not have the engine any more."""
         if self.holder is not None and self.lease is not None:
+            renewal.drop(self.holder, self.driver)
             self.holder.free(self.driver, self._engine(boot))
         self.lease = None
 

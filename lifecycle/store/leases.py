@@ -184,6 +184,24 @@ class FunctionHolder:
         return lease
 
 
+class RenewingHolder(FunctionHolder):
+    """The same, of leases that end unless they are renewed: `function("renew", driver=...)`, from another thread.
+
+    That is asked every `renew_s` seconds while the driver has a lease, and must be well below the time after which one
+    ends (`LeaseTable.ttl_s`).
+    """
+
+    def __init__(self, function: LeaseFunction, *, renew_s: float) -> None:
+        super().__init__(function)
+        if not renew_s > 0:
+            raise ConfigurationError(f"renew_s={renew_s!r}: seconds > 0")
+        self.renew_s = renew_s
+
+    def renew(self, driver: Driver) -> None:
+        """As the function does."""
+        self._ask("renew", driver=driver)
+
+
 def holder_of(given: LeaseHolder | LeaseFunction) -> LeaseHolder:
     """What was given as a holder; a function becomes one. ConfigurationError where it is neither."""
     if isinstance(given, LeaseHolder):

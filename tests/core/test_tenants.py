@@ -89,6 +89,10 @@ def test_all_devices_are_taken_or_none(path: Path) -> None:
     assert [each.device for each in ledger.tenancies()] == ["GPU-2"]
 
 
+def test_a_budget_that_is_too_small_for_one_alone_is_said_so(path: Path) -> None:
+    assert "nobody else holds any, so it is too small for this tenant" in str(take(Tenants(path), tenant("a"), 81))
+
+
 def test_a_device_of_unknown_size_needs_a_budget(path: Path) -> None:
     with pytest.raises(LedgerUnusable, match=r"state Tenants\(budgets=\{'GPU-1': BYTES\}\)"):
         Tenants(path).reserve(tenant("a"), {CARD: 1}, totals={}, wait_s=1)

@@ -83,13 +83,13 @@ def test_a_command_is_bound_by_the_ledger_where_there_is_one(run: Command, ledge
         chosen = ("--threshold-gib", "0.125")
         assert run("offload", url, "--weights", str(process.weights), "--version", "v1", *chosen)[0] == 0
         assert not ledger.path.exists(), "there is no ledger, and none is begun"
-        total = 200 * MIB
+        total = 320 * MIB
         ledger = Tenants(kept / "tenants.sqlite3", budgets={device: total})
         ledger.holds(HERE, {device: total}, given_back=False)
         code, said = run("onload", url, "--deadline", "1", *chosen)
         assert code != 0
         assert "cotenants_within_budget" in said
-        assert "trainer t (pid 1 on here) may hold 200 MiB of it" in said
+        assert "trainer t (pid 1 on here) may hold 320 MiB of it" in said
         assert run("status", url)[0] == 0
         ledger.leaves("trainer")
         code, said = run("onload", url, *chosen)
