@@ -57,7 +57,7 @@ class EngineTenancy:
         self._key = key if unique else f"{key} of pid {os.getpid()}"
         self._tenant: Tenant | None = None
         self._entry: _Entry | None = None
-        self._record = Record()
+        self._known = Record()
         self._totals: Mapping[str, int] = {}
 
     async def attached(self, record: Record, reading: Reading | Unmeasurable, policy: Policy) -> None:
@@ -132,12 +132,12 @@ class EngineTenancy:
             yield
         except BaseException:
             if before is not None:
-                self._try_to_write(_entry_of(self._record, before) or before)
+                self._try_to_write(_entry_of(self._known, before) or before)
             raise
 
     def committed(self, record: Record) -> None:
         """This is known of the engine now."""
-        self._record = record
+        self._known = record
         if self.ledger is None or self._tenant is None or self._entry is None:
             return
         self._try_to_write(_entry_of(record, self._entry) or self._entry)
