@@ -126,6 +126,13 @@ class Store:
         self._db.close()
 
 
+def said_of(path: Path, error: Exception) -> str:
+    """What is wrong with a file: SQLite says of a folder that cannot be written to that a file cannot be opened."""
+    folder = path.parent
+    closed = folder.exists() and not os.access(folder, os.W_OK)
+    return f"{error} (nothing can be written in {folder})" if closed else str(error)
+
+
 def _unusable(path: Path, error: Exception) -> ConfigurationError:
-    why = f"{path}: what is known of engines cannot be kept there: {error}"
+    why = f"{path}: what is known of engines cannot be kept there: {said_of(path, error)}"
     return ConfigurationError(f"{why}; LIFECYCLE_STATE_DIR names another folder")
