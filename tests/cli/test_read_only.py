@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from journal_files import copied
@@ -155,7 +156,11 @@ def test_a_journal_that_cannot_be_followed_yet_is_waited_for_in_no_read_only_fol
 def test_a_file_that_is_in_use_and_cannot_be_opened_is_not_copied(
     lifecycle, killed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def closed(*_: object, **how: object) -> None:
+    connect = sqlite3.connect
+
+    def closed(path: Any, **how: Any) -> sqlite3.Connection:
+        if "mode=ro" not in str(path):
+            return connect(path, **how)
         error = sqlite3.OperationalError("unable to open database file")
         error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
         raise error
