@@ -158,12 +158,14 @@ def test_a_file_that_is_in_use_and_cannot_be_opened_is_not_copied(
 ) -> None:
     connect = sqlite3.connect
 
+    class Closed(sqlite3.Connection):
+        def execute(self, *_: object) -> sqlite3.Cursor:
+            error = sqlite3.OperationalError("unable to open database file")
+            error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+            raise error
+
     def closed(path: Any, **how: Any) -> sqlite3.Connection:
-        if "mode=ro" not in str(path):
-            return connect(path, **how)
-        error = sqlite3.OperationalError("unable to open database file")
-        error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
-        raise error
+        return connect(path, **how, **({"factory": Closed} if "mode=ro" in str(path) else {}))
 
     monkeypatch.setattr(sqlite3, "connect", closed)  # as for who may not read what its processes share
     monkeypatch.setattr(shutil, "copyfile", lambda *_: pytest.fail("a copy would have parts of two moments"))
