@@ -175,6 +175,16 @@ def read_file(path: Path) -> Iterator[Entry]:
     return _of_sqlite(path)
 
 
+def read_kind(path: Path, kind: str) -> list[Entry]:
+    """The entries of this kind in a journal in SQLite."""
+    with closing(_opened(path)) as db:
+        try:
+            rows = db.execute(f"{_SELECT} WHERE kind = ? ORDER BY number", (kind,)).fetchall()
+        except sqlite3.Error as error:
+            raise UnreadableJournal(f"{path}: no journal can be read there: {error}") from error
+    return [entry_of(row, str(path)) for row in rows]
+
+
 def has_journal(path: Path) -> bool:
     """False where no driver has written there yet: there is no file, or it is of a version that kept no journal."""
     if not path.exists():

@@ -12,6 +12,7 @@ import os
 import sqlite3
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ..core.errors import ConfigurationError
@@ -119,6 +120,14 @@ class Store:
         except UnreadableRow as error:
             logging.getLogger("lifecycle").warning("%s: what was kept of it cannot be read: %s", engine, error)
             return None
+
+    def known(self) -> dict[str, Record]:
+        """What is kept of each engine, by its address; without those of which it cannot be read."""
+        found = {}
+        for engine, text in self._db.execute("SELECT url, known FROM engines ORDER BY url").fetchall():
+            with suppress(UnreadableRow):
+                found[engine] = from_text(text)
+        return found
 
     def close(self) -> None:
         """What was noted is written, and the file is closed."""
