@@ -11,6 +11,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import journals
@@ -28,17 +30,38 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def journal_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[journals.Files]:
+    """The store files of this run. What no test's own folder has is read at the end, for the last test."""
+    files = journals.Files()
+    yield files
+    left = files.read(tmp_path_factory.getbasetemp(), Path(os.environ["XDG_STATE_HOME"]))
+    _last_item[0].user_properties.append(("journal", [left.count, 0, files.of_others, 0]))
+    left.must_break(frozenset())
+
+
+_last_item: list[pytest.Item] = []
+
+
 @pytest.fixture(autouse=True)
-def journals_are_checked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What the drivers of this process wrote into journals breaks no rule but those that the test provokes."""
-    if request.node.get_closest_marker("changes_the_table") is not None:
+def journals_are_checked(request: pytest.FixtureRequest, journal_files: journals.Files) -> Iterator[None]:
+    """What the drivers of a test wrote into journals breaks no rule but those that it provokes."""
+    _last_item[:] = [request.node]
+    checked, places = journals.Checked(), [Path(os.environ["XDG_STATE_HOME"])]
+    marked = request.node.get_closest_marker("changes_the_table") is not None
+    with nullcontext() if marked else journals.kept(checked):
         yield
+    if "tmp_path" in request.node.funcargs:
+        places.append(request.node.funcargs["tmp_path"])
+    others = journal_files.read(*places)
+    if marked:
         return
-    marks, checked = request.node.iter_markers("provokes_violation"), journals.Checked()
-    with journals.kept(checked):
-        yield
-    checked.must_break(frozenset(rule for mark in marks for rule in mark.args))
-    request.node.user_properties.append(("journal", [checked.count, len(checked.broken)]))
+    checked.broken = {**others.broken, **checked.broken}
+    checked.must_break(
+        frozenset(rule for mark in request.node.iter_markers("provokes_violation") for rule in mark.args)
+    )
+    figures = [checked.count + others.count, len(checked.broken), 0, 1]
+    request.node.user_properties.append(("journal", figures))
 
 
 @pytest.fixture
@@ -76,11 +99,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
     lines = [line for report in reports for name, line in report.user_properties if name == "report"]
     ends = [report for report in terminalreporter.getreports("") if report.when == "teardown"]
-    journals = [value for report in ends for name, value in report.user_properties if name == "journal" and value[0]]
-    if journals:
-        entries, provoked = (sum(each[part] for each in journals) for part in (0, 1))
+    figures = [
+        value for report in ends for name, value in report.user_properties if name == "journal" and any(value[:3])
+    ]
+    if figures:
+        entries, provoked, files, tests = (sum(each[part] for each in figures) for part in range(4))
         found = f"0 violations but the {provoked} that tests provoke"
-        lines.append(f"journals of {len(journals)} tests checked, {entries} entries: {found}")
+        of_others = f"{files} files of other processes among them"
+        lines.append(f"journals of {tests} tests checked, {entries} entries, {of_others}: {found}")
     if lines:
         terminalreporter.section("reported by tests")
         for line in dict.fromkeys(lines):

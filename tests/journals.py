@@ -1,22 +1,31 @@
 """Journals of tests: what the drivers of a test write is checked as they write it, whether a file keeps it or not.
 
+What drivers in other processes write (commands, forked drivers, the demo) is read from the files that they leave in the
+test's folder and in the state folder of the run, and is checked with what this process wrote there.
+
 A test that provokes a violation is marked `provokes_violation(rule)`; it must be found then. One that takes a guard or
 a proof out of the table is marked `changes_the_table`, and is not checked: by which table?
 """
 
 from __future__ import annotations
 
+import os
+import re
+import sqlite3
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from lifecycle.core.journal import Entry
+from lifecycle.core.journal import Attached, Entry
 from lifecycle.engine.session import Session
 from lifecycle.rules.violations import Checker
-from lifecycle.store.journal import Journal
+from lifecycle.store.journal import Journal, UnreadableJournal, entry_of
+
+_MAGIC = b"SQLite format 3\0"
+_NEXT = "SELECT number, at, driver, engine, key, kind, event, format FROM journal WHERE number > ? ORDER BY number"
 
 
 class Checked:
@@ -96,3 +105,98 @@ def kept(entries: list[Entry] | Checked | None = None) -> Iterator[list[Entry] |
             yield entries
         finally:
             del _CHECKED[len(_CHECKED) - len(checked) :]
+
+
+class OfOthers:
+    """One file, read on from where it was read before. `count` are the entries that drivers of other processes wrote.
+
+    Nothing counts before such a driver is seen to have attached: a test makes journals by hand, damaged ones too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self._checked = Checked()
+        self._others: set[str] = set()
+        self._last = 0
+        self._stamp: object = None
+        self._told: set[str] = set()
+
+    def read_on(self) -> dict[str, str]:
+        """The rules that were broken since it was read before, and how."""
+        stamp = [_stamp(self.path), _stamp(self.path.with_name(f"{self.path.name}-wal"))]
+        if stamp == self._stamp:
+            return {}
+        self._stamp = stamp
+        try:
+            for entry in _rows(self.path, self._last):
+                self._last = entry.number or self._last
+                if isinstance(entry.event, Attached) and _of_other_process(entry.event.who):
+                    self._others.add(entry.driver)
+                self.count += entry.driver in self._others
+                self._checked += [entry]
+        except UnreadableJournal as error:
+            self._checked.broken.setdefault("unreadable", str(error))
+        if not self._others:
+            return {}
+        new = {rule: f"{self.path}: {how}" for rule, how in self._checked.broken.items() if rule not in self._told}
+        self._told |= set(new)
+        return new
+
+
+class Files:
+    """The store files that tests leave, each read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], OfOthers] = {}
+
+    def read(self, *places: Path) -> Checked:
+        """What is new in the stores at or below these places, of the files that other processes wrote."""
+        found = Checked()
+        for path in _stores(places):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                each = self._known.setdefault((status.st_dev, status.st_ino), OfOthers(path))
+                before = each.count
+                for rule, how in each.read_on().items():
+                    found.broken.setdefault(rule, how)
+                found.count += each.count - before
+        return found
+
+    @property
+    def of_others(self) -> int:
+        """How many files other processes wrote."""
+        return sum(each.count > 0 for each in self._known.values())
+
+
+def _stores(places: Iterable[Path]) -> Iterator[Path]:
+    for place in places:
+        for path in [place] if place.is_file() else sorted(place.rglob("*")):
+            with suppress(OSError):
+                if path.is_file() and not path.is_symlink():
+                    with path.open("rb") as file:
+                        if file.read(len(_MAGIC)) == _MAGIC:
+                            yield path
+
+
+def _rows(path: Path, after: int) -> Iterator[Entry]:
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)) as db:
+            rows = db.execute(_NEXT, (after,)).fetchall()
+    except sqlite3.Error:  # damaged on purpose, or a store without a journal
+        return
+    for row in rows:
+        yield entry_of(row, str(path))
+
+
+def _of_other_process(who: str) -> bool:
+    found = re.match(r"pid (\d+) on ", who)
+    return found is not None and int(found[1]) != os.getpid()
+
+
+def _stamp(path: Path) -> object:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_size

@@ -14,6 +14,7 @@ from ..core.encoding import encode
 from ..core.errors import ConfigurationError
 from ..core.states import RING, State
 from . import FAILED, agent, config, doctor, env, journal, moving, signals, tenants
+from .membership import say_differences
 from .options import ENGINES, URLS, Options, command, one_of
 from .output import say
 from .report import recovery_lines, status_lines, status_record
@@ -68,6 +69,8 @@ def status(options: Options) -> int:
 
     async def show() -> int:
         fleet = options.fleet(accept_unprovable=True)
+        if options.of_file:
+            say_differences(fleet)
         try:
             records = await asyncio.gather(*(status_record(each) for each in fleet))
         finally:
@@ -94,7 +97,10 @@ def recover(options: Options) -> int:
     to, weights = options.recover_to(), options.source()
 
     async def observe() -> int:
-        async with options.fleet(accept_unprovable=to is None) as fleet:
+        fleet = options.fleet(accept_unprovable=to is None)
+        if options.of_file:
+            say_differences(fleet)
+        async with fleet:
             chosen = options.participants(fleet)
             found = await fleet.recover(to=to, weights=weights, engines=chosen, deadline_s=options.deadline_s)
         if options.as_json:

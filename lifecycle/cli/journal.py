@@ -27,6 +27,7 @@ from ..core.journal import (
     StateEntered,
 )
 from ..nodes.same_address import address_of
+from ..render.redacted import Redaction
 from ..render.trace import trace
 from ..rules.violations import RULES, Checker
 from ..store.journal import UnreadableJournal, follow_file, has_journal, read_file, to_line
@@ -52,14 +53,21 @@ def history(
     since: _SINCE = None,
     last: Annotated[int | None, typer.Option(min=1, help="Only the last entries, this many.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each entry.")] = False,
+    redacted: Annotated[
+        bool, typer.Option("--redacted", help="Number hosts, processes, engines, paths and labels; leave out secrets.")
+    ] = False,
     trace_to: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Write a trace that Perfetto opens instead.")
     ] = None,
 ) -> int:
     """Show what was done to engines, and what came of it: commands, calls, edges, proofs and moves."""
     wanted = _filter(engines, kind, since)
-    entries = [entry for entry in _read(file) if wanted(entry)]
+    read = list(_read(file))
+    entries = [entry for entry in read if wanted(entry)]
     entries = entries if last is None else entries[-last:]
+    if redacted:  # what a name is, entries that are not asked for may say
+        redaction = Redaction(read)
+        entries = [redaction.of(entry) for entry in entries]
     if trace_to is not None:
         _write(trace_to, json.dumps(trace(entries)))
         say([f"{trace_to}: {len(entries)} entries; open it at https://ui.perfetto.dev"])

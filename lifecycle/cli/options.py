@@ -88,6 +88,11 @@ class Options:
             raise ConfigurationError(f"give either URLs or one file, not {' '.join(self.urls)}")
         return load(Path(files[0]) if files else None)
 
+    @property
+    def of_file(self) -> bool:
+        """Whether a file describes the fleet."""
+        return bool(self.loaded.urls)
+
     @cached_property
     def policy(self) -> Policy:
         """What the engines are held to: the settings, with --threshold-gib."""

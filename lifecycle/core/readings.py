@@ -10,7 +10,9 @@ from .frozen import freeze_fields
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process of an engine. `start_time` (seconds since the epoch) tells it from a later one of the same pid.
+    """One process of an engine. `start_time` tells it from a later one of the same pid.
+
+    That is in seconds of a clock of its host that nobody sets.
 
     `agent` is where the agent of its node listens ("host:port"); None where it runs on this host.
     """

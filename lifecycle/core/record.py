@@ -57,7 +57,8 @@ class Intent:
     """A call that changes memory or cannot be repeated, written down before it was sent.
 
     `doubt` is what it makes unknown where its driver ends before the answer is written down. It was sent at `since_s`
-    and may run until `until_s` (wall-clock seconds). `by` says in words who sent it, and `token` is that driver's.
+    and may run until `until_s` (wall-clock seconds, by a clock that stood as `clock` says: `nodes.clock`). `by` says in
+    words who sent it, and `token` is that driver's.
     """
 
     call: str
@@ -66,6 +67,7 @@ class Intent:
     until_s: float
     by: str = ""
     token: str = ""
+    clock: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError, DeadlineExceeded, OperationFailed, Rejected, Unreachable
 from ..core.lease import LeaseHeld
 from ..core.states import State
+from ..nodes import clock
 from ..rules.evidence import Context
 from ..rules.knowledge import after_cancelled, after_reply, intended, intent_over, needs_intent
 from .session import NotSaved, Session
@@ -64,7 +65,8 @@ def _write_down(session: Session, call: Call, deadline_s: float, command: Contex
     try:
         if needs_intent(call):
             by = session.owner.driver
-            record = intended(session.record, call, command, since_s=now_s, until_s=until_s, by=by)
+            times = {"since_s": now_s, "until_s": until_s}
+            record = intended(session.record, call, command, **times, by=by, clock=clock.stamp())
             session.commit(record, save="must")
     except NotSaved as problem:
         return _not_sent(problem)

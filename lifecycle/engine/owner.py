@@ -67,8 +67,8 @@ class Owner:
         if self.holder is None:
             return
         engine, had = self._engine(boot), self.lease is not None
-        last = None if had else self.holder.seen(engine)
-        call_until_s = self._call_until_s(self.lease or last, may_run_still)
+        last = self.holder.seen(engine) if may_run_still or not had else None
+        call_until_s = self._call_until_s(last, may_run_still)
         self.lease = self.holder.take(self.driver, engine, LeaseUse(what, until_s, call_until_s))
         renewal.keep(self.holder, self.driver)
         self._sent = self._sent and had
@@ -104,7 +104,8 @@ class Owner:
             return
         engine = self._engine(boot)
         try:
-            call_until_s = self._call_until_s(self.lease, may_run_still)
+            last = self.holder.seen(engine) if may_run_still else None  # asked anew: the clock may have been set
+            call_until_s = self._call_until_s(last, may_run_still)
             use = LeaseUse(f"an engine that it left {where}", call_until_s=call_until_s)
             self.lease = self.holder.take(self.driver, engine, use)
             if not keep:

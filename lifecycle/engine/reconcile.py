@@ -32,6 +32,7 @@ from ..core.readings import Reading
 from ..core.record import Record
 from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
+from ..nodes.clock import set_since_s
 from ..rules import knowledge, mapping
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
 from ..rules.identity import IDENTITY, compare, is_contested, needs_confirming, same_process, two_answer
@@ -131,8 +132,10 @@ def refuse_while_called(session: Session, boot: str | None, kept: Record | None)
     if kept is None or intent is None or intent.token == session.owner.driver.token:
         return
     ended = boot is not None and compare(kept.facts.boot or boot, boot) == "other"  # with the process that it went to
-    if intent.until_s > now_s and not ended:
-        lease = Lease(intent.token, intent.by, intent.call, False, intent.since_s, call_until_s=intent.until_s)
+    set_s = set_since_s(intent.clock)
+    if intent.until_s + set_s > now_s and not ended:
+        since_s, until_s = intent.since_s + set_s, intent.until_s + set_s
+        lease = Lease(intent.token, intent.by, intent.call, False, since_s, call_until_s=until_s)
         raise session.held_by(lease, "connect")
 
 

@@ -6,12 +6,14 @@ import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from os import sysconf
 from pathlib import Path
 
 import psutil
 
 from ..core.readings import Process
 from ..core.verdicts import Unmeasurable
+from .clock import host_boot
 
 #: Whether the kernel shows processes in files.
 _PROC = Path("/proc/self/stat").exists()
@@ -37,29 +39,14 @@ def by_pid(pid: int) -> Process:
 
     Raises psutil.NoSuchProcess where there is none.
     """
-    return Process(node=node_name(), pid=pid, start_time=psutil.Process(pid).create_time())
-
-
-@cache
-def _host_boot() -> str:
-    """The boot of this host; empty where the kernel does not name it."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
+    return Process(node=node_name(), pid=pid, start_time=_started_s(psutil.Process(pid)))
 
 
 def start_mark(pid: int) -> str:
-    """Returns what tells this process from every other that had or will have its pid here; empty where none has it.
-
-    It is exact, unlike a start time in seconds, which moves when the clock is set.
-    """
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        after_name = []
+    """Returns what tells this process from every other that had or will have its pid here; empty where none has it."""
+    after_name = _stat(pid)
     if after_name:
-        return "" if after_name[0] in ("Z", "X") else f"{node_name()}/{_host_boot()}/{after_name[19]}"
+        return "" if after_name[0] in ("Z", "X") else f"{node_name()}/{host_boot()}/{after_name[19]}"
     try:
         return f"{node_name()}//{psutil.Process(pid).create_time():.0f}" if not _PROC else ""
     except psutil.NoSuchProcess:
@@ -76,6 +63,32 @@ def pid_namespace() -> str:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel says of a process, behind its name; empty where it says nothing."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _started_s(process: psutil.Process) -> float:
+    """When it started, by a clock of this boot of the host that nobody sets.
+
+    The kernel counts from its boot, and psutil adds the time of that: it moves with the wall clock, and a process would
+    be another one once the clock was set. What is added here is the same for one boot, and another for the next.
+    """
+    after_name = _stat(process.pid)
+    if not after_name:  # it ended, or no kernel shows it in a file
+        return process.create_time()
+    return _boot_s() + int(after_name[19]) / sysconf("SC_CLK_TCK")
+
+
+@cache
+def _boot_s() -> float:
+    """A number of this boot of the host, far from those of others."""
+    return int(host_boot()[:6] or "0", 16) * 1e6
 
 
 def tree_pids(root: Process) -> set[int]:
@@ -185,7 +198,7 @@ def _existing(process: Process) -> psutil.Process | None:
     """The process of this pid, unless it is a zombie or has another start time. Raises psutil.NoSuchProcess."""
     found = psutil.Process(process.pid)
     # The kernel counts start times in hundredths of a second, so that two readings of one may differ a little.
-    same = abs(found.create_time() - process.start_time) < 0.5
+    same = abs(_started_s(found) - process.start_time) < 0.5
     return found if same and found.status() != psutil.STATUS_ZOMBIE else None
 
 

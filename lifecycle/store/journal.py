@@ -13,10 +13,13 @@ import asyncio
 import io
 import json
 import logging
+import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -136,8 +139,13 @@ class Journal:
         self._failing = True
 
     def _prune(self) -> None:
-        """What is too old, or too much, is deleted, the oldest first. Freed pages are used again."""
-        self._db.execute("DELETE FROM journal WHERE at < ?", (time.time() - self._bounds.age_s,))
+        """What is too old, or too much, is deleted, the oldest first. Freed pages are used again.
+
+        What was written before any entry that is young enough is too old: by its number, since clocks are set.
+        """
+        young = "SELECT MIN(number) FROM journal WHERE at >= ?"
+        (first,) = self._db.execute(young, (time.time() - self._bounds.age_s,)).fetchone()
+        self._db.execute("DELETE FROM journal WHERE number < coalesce(?, number + 1)", (first,))
         while self._used_bytes() > self._bounds.size_bytes:
             first, last = self._db.execute("SELECT MIN(number), MAX(number) FROM journal").fetchone()
             if first is None or first == last:
@@ -165,6 +173,16 @@ def read_file(path: Path) -> Iterator[Entry]:
         return _of_lines(file, path)
     file.close()
     return _of_sqlite(path)
+
+
+def read_kind(path: Path, kind: str) -> list[Entry]:
+    """The entries of this kind in a journal in SQLite."""
+    with closing(_opened(path)) as db:
+        try:
+            rows = db.execute(f"{_SELECT} WHERE kind = ? ORDER BY number", (kind,)).fetchall()
+        except sqlite3.Error as error:
+            raise UnreadableJournal(f"{path}: no journal can be read there: {error}") from error
+    return [entry_of(row, str(path)) for row in rows]
 
 
 def has_journal(path: Path) -> bool:
@@ -228,7 +246,8 @@ def _of_sqlite(path: Path) -> Iterator[Entry]:
 def _opened(path: Path) -> sqlite3.Connection:
     """Read without writing anything: neither a table nor a journal mode is made.
 
-    A journal whose folder cannot be written to, and that no process has open, is read as it stands.
+    A journal whose folder cannot be written to, and that no process has open, is read as it stands. Where a part of it
+    lies in the file beside it (`-wal`), that takes a copy: SQLite reads both only where it may write.
     """
     uri = f"{path.absolute().as_uri()}?mode=ro"
     try:
@@ -237,9 +256,12 @@ def _opened(path: Path) -> sqlite3.Connection:
             db.execute("SELECT 1 FROM sqlite_master")
         except sqlite3.OperationalError as error:
             db.close()
-            in_use = path.with_name(f"{path.name}-wal").exists()
-            if in_use or error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
                 raise
+            if path.with_name(f"{path.name}-shm").exists():  # it may be in use: a copy would be of two moments
+                raise
+            if path.with_name(f"{path.name}-wal").exists():
+                return _copied(path)
             return sqlite3.connect(f"{uri}&immutable=1", uri=True)
         except sqlite3.Error:
             db.close()
@@ -247,6 +269,25 @@ def _opened(path: Path) -> sqlite3.Connection:
         return db
     except sqlite3.Error as error:
         raise UnreadableJournal(f"{path}: no journal can be read there: {error}") from error
+
+
+def _copied(path: Path) -> sqlite3.Connection:
+    """The file with what lies beside it, in memory."""
+    memory = sqlite3.connect(":memory:")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for each in (path, path.with_name(f"{path.name}-wal")):
+                shutil.copyfile(each, Path(folder) / each.name)
+            with closing(sqlite3.connect(Path(folder) / path.name)) as copy:
+                copy.backup(memory)
+    except OSError as error:
+        memory.close()
+        why = f"its folder cannot be written to, and no copy could be made ({error})"
+        raise UnreadableJournal(f"{path}: {why}; copy it with its -wal file to a folder that can be") from error
+    except BaseException:
+        memory.close()
+        raise
+    return memory
 
 
 def _rows(db: sqlite3.Connection, path: Path, after: int) -> list[tuple[Any, ...]]:
@@ -287,7 +328,10 @@ def _entry(event: Event, at_s: Any, names: Sequence[Any], number: Any, where: st
 
 def _event(kind: Any, data: Any, found: Any, where: str) -> Event:
     if found != JOURNAL_FORMAT:
-        raise UnreadableJournal(f"{where}: it has format {found}, and this version reads {JOURNAL_FORMAT}")
+        why = f"it has format {found}, and this version reads {JOURNAL_FORMAT}"
+        raise UnreadableJournal(
+            f"{where}: {why}; the version of this library that wrote it reads it, and nothing is lost"
+        )
     if not isinstance(kind, str) or kind not in EVENTS:
         raise UnreadableJournal(f"{where}: {kind!r:.60} is no kind of entry")
     try:

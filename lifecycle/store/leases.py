@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,19 @@ from weakref import WeakValueDictionary
 from ..core.errors import ConfigurationError
 from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
 from ..core.ports import LeaseHolder
+from ..nodes.clock import set_since_s, stamp
 from ..nodes.processes import start_mark
 from .reserve import Reserve, disk_is_full
-from .sqlite import Store, default_path
+from .sqlite import Store, default_path, said_of
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS leases (address TEXT PRIMARY KEY, boot TEXT, token TEXT NOT NULL, who TEXT NOT NULL, "
     "pid INTEGER NOT NULL, mark TEXT NOT NULL, what TEXT NOT NULL, since REAL NOT NULL, until REAL, call_until REAL, "
     "uses INTEGER NOT NULL, used INTEGER NOT NULL, kept_in TEXT, held INTEGER NOT NULL)"
 )
-_COLUMNS = "address, boot, token, who, pid, mark, what, since, until, call_until, uses, used, kept_in, held"
-_WRITE = f"INSERT OR REPLACE INTO leases ({_COLUMNS}) VALUES ({', '.join('?' * 14)})"
+_CLOCK = "ALTER TABLE leases ADD COLUMN clock TEXT NOT NULL DEFAULT ''"  # a file of an earlier version has none
+_COLUMNS = "address, boot, token, who, pid, mark, what, since, until, call_until, uses, used, kept_in, held, clock"
+_WRITE = f"INSERT OR REPLACE INTO leases ({_COLUMNS}) VALUES ({', '.join('?' * 15)})"
 
 #: The drivers of this process that took a lease and still exist.
 _HERE: WeakValueDictionary[str, Driver] = WeakValueDictionary()
@@ -152,6 +154,9 @@ class Leases:
             self._db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute(_SCHEMA)
+            if "clock" not in {column[1] for column in self._db.execute("PRAGMA table_info(leases)")}:
+                with suppress(sqlite3.OperationalError):  # another process was first
+                    self._db.execute(_CLOCK)
             self._pid = os.getpid()
         return self._db
 
@@ -237,9 +242,10 @@ def _last(db: sqlite3.Connection, engine: LeasedEngine) -> _Row | None:
 
 
 def _row(found: tuple[Any, ...]) -> _Row:
-    _, _, token, who, pid, mark, what, since_s, until_s, call_until_s, uses, used, kept_in, held = found
-    lives = bool(held) and _lives(token, pid, mark)
-    return _Row(Lease(token, who, what, lives, since_s, until_s, call_until_s, uses, kept_in), bool(used))
+    _, _, token, who, pid, mark, what, *times, uses, used, kept_in, held, clock = found
+    lives, set_s = bool(held) and _lives(token, pid, mark), set_since_s(clock)
+    since_s, until_s, call_until_s = (None if each is None else each + set_s for each in times)
+    return _Row(Lease(token, who, what, lives, since_s or 0.0, until_s, call_until_s, uses, kept_in), bool(used))
 
 
 def _write(db: sqlite3.Connection, engine: LeasedEngine, lease: Lease, *, used: bool) -> None:
@@ -260,6 +266,7 @@ def _write(db: sqlite3.Connection, engine: LeasedEngine, lease: Lease, *, used: 
             used,
             lease.kept_in,
             True,
+            stamp(),
         ),
     )
 
@@ -290,6 +297,6 @@ def _lives(token: str, pid: int, mark: str) -> bool:
 
 
 def _unusable(path: Path, error: Exception) -> ConfigurationError:
-    why = f"{path}: who drives an engine cannot be written down there: {error}"
+    why = f"{path}: who drives an engine cannot be written down there: {said_of(path, error)}"
     ways = "LIFECYCLE_STATE_DIR names another folder, lease= another holder, lease=None drives without a lease"
     return ConfigurationError(f"{why}; {ways}")

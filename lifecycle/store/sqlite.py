@@ -12,6 +12,7 @@ import os
 import sqlite3
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ..core.errors import ConfigurationError
@@ -120,12 +121,27 @@ class Store:
             logging.getLogger("lifecycle").warning("%s: what was kept of it cannot be read: %s", engine, error)
             return None
 
+    def known(self) -> dict[str, Record]:
+        """What is kept of each engine, by its address; without those of which it cannot be read."""
+        found = {}
+        for engine, text in self._db.execute("SELECT url, known FROM engines ORDER BY url").fetchall():
+            with suppress(UnreadableRow):
+                found[engine] = from_text(text)
+        return found
+
     def close(self) -> None:
         """What was noted is written, and the file is closed."""
         self.journal.flush()
         self._db.close()
 
 
+def said_of(path: Path, error: Exception) -> str:
+    """What is wrong with a file: SQLite says of a folder that cannot be written to that a file cannot be opened."""
+    folder = path.parent
+    closed = folder.exists() and not os.access(folder, os.W_OK)
+    return f"{error} (nothing can be written in {folder})" if closed else str(error)
+
+
 def _unusable(path: Path, error: Exception) -> ConfigurationError:
-    why = f"{path}: what is known of engines cannot be kept there: {error}"
+    why = f"{path}: what is known of engines cannot be kept there: {said_of(path, error)}"
     return ConfigurationError(f"{why}; LIFECYCLE_STATE_DIR names another folder")

@@ -36,6 +36,23 @@ def test_a_good_journal_has_no_violations(lifecycle, driven: Driven, driven_line
     assert (result.returncode, json.loads(result.stdout)) == (0, {str(driven.path): []})
 
 
+def test_an_entry_of_another_version_is_named_and_nothing_is_lost(lifecycle, driven: Driven, tmp_path: Path) -> None:
+    path = tmp_path / "engines.sqlite3"
+    with closing(copied(driven.path, path)) as db:
+        db.execute("UPDATE journal SET format = 9 WHERE number = 3")
+        db.commit()
+    said = (
+        f"{path}, entry 3: it has format 9, and this version reads {JOURNAL_FORMAT}; the version of this library that"
+    )
+    for command in (("history",), ("logs",), ("verify-journal", str(path))):
+        result = lifecycle(*command, state=tmp_path)
+        assert result.returncode == 2
+        assert said in result.stderr
+    noted_in(tmp_path, Entry(StateEntered("observed_serving", State.DETACHED, State.SERVING), 1e9, "t", "e", "h:1"))
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT COUNT(*) FROM journal").fetchone() == (len(driven.entries) + 1,)
+
+
 @pytest.mark.parametrize("part", range(4))
 def test_what_stands_before_the_first_entry_is_no_violation(
     lifecycle, driven_lines: Lines, tmp_path: Path, part: int

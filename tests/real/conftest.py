@@ -30,6 +30,9 @@ ORDER = (
 def pytest_configure(config: pytest.Config) -> None:
     """The table of the conformance suite is printed at the end."""
     Table.register(config)
+    config.addinivalue_line(
+        "markers", "committed_journal(name): what its drivers write goes into docs/measured/journals"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -54,3 +57,18 @@ def lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
         environment.setenv("LIFECYCLE_STATE_DIR", str(tmp_path_factory.mktemp("state")))
         yield lane
     lane.stop()
+
+
+@pytest.fixture(autouse=True)
+def journal_is_committed(request: pytest.FixtureRequest, lane: Lane) -> Iterator[None]:
+    """What the drivers of a test so marked wrote is redacted and kept, where it passed."""
+    mark = request.node.get_closest_marker("committed_journal")
+    if mark is None:
+        yield
+        return
+    import committed  # as above
+
+    after, failed = committed.last_number(), request.session.testsfailed
+    yield
+    if request.session.testsfailed == failed:
+        committed.write(*mark.args, after=after)

@@ -112,6 +112,7 @@ async def test_a_push_that_fails_is_ended_and_the_next_begin_is_taken(lane: Lane
     assert await asked(server) == lane.expected(0)
 
 
+@pytest.mark.committed_journal("sglang-release-given-up")
 async def test_a_release_whose_answer_is_given_up_after_20_ms(sglang: RealSGLang, lane: Lane) -> None:
     async with fleet(sglang) as engines:
         engine = engines["e"]
@@ -133,6 +134,7 @@ async def test_a_release_whose_answer_is_given_up_after_20_ms(sglang: RealSGLang
     assert await asked(sglang) == lane.expected(0)
 
 
+@pytest.mark.committed_journal("sglang-ring")
 async def test_a_health_check_by_another_client_while_paused(sglang: RealSGLang, lane: Lane) -> None:
     async with fleet(sglang) as engines:
         await engines.offload(weights=source(0))

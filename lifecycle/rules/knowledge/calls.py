@@ -24,17 +24,23 @@ def needs_intent(call: Call) -> bool:
 
 
 def intended(
-    record: Record, call: Call, command: Context | None, *, since_s: float, until_s: float, by: Driver
+    record: Record,
+    call: Call,
+    command: Context | None,
+    *,
+    since_s: float,
+    until_s: float,
+    by: Driver,
+    clock: str = "",
 ) -> Record:
-    """The record to be kept before this call is sent by this driver; it may run until `until_s`.
+    """The record to be kept before this call is sent by this driver; it may run until `until_s`, by its `clock`.
 
     `command` is the context in which bytes can tell what this call did.
     """
     doubt = UncertainCall(call.effect, record.facts, record.facts)
     doubt = doubt if command is None else uncertain_call(record, call.effect, command)
-    return replace(
-        record, uncertain=replace(record.uncertain, intent=Intent(str(call), doubt, since_s, until_s, by.who, by.token))
-    )
+    intent = Intent(str(call), doubt, since_s, until_s, by.who, by.token, clock)
+    return replace(record, uncertain=replace(record.uncertain, intent=intent))
 
 
 def intent_over(record: Record) -> Record:
