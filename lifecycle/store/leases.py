@@ -11,10 +11,9 @@ from __future__ import annotations
 import gc
 import os
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from ..core.ports import LeaseHolder
 from ..nodes.clock import set_since_s, stamp
 from ..nodes.processes import start_mark
 from .reserve import Reserve, disk_is_full
+from .shared_file import SharedFile
 from .sqlite import Store, default_path, said_of
 
 _SCHEMA = (
@@ -51,10 +51,8 @@ class Leases:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._db: sqlite3.Connection | None = None
-        self._pid = 0
+        self._file = SharedFile(lambda: self.path, _upgraded, _unusable)
         self._records: Store | None = None
-        self._lock = threading.Lock()
 
     def __str__(self) -> str:
         home, path = str(Path.home()), str(self.path)
@@ -89,7 +87,7 @@ class Leases:
             return self._take(driver, engine, use)
 
     def _take(self, driver: Driver, engine: LeasedEngine, use: LeaseUse) -> Lease:
-        with self._changing() as db:
+        with self._file.changing() as db:
             last = _last(db, engine)
             if _refuses(last, driver) and _forgotten_are_collected():
                 last = _last(db, engine)
@@ -116,7 +114,7 @@ class Leases:
 
     def free(self, driver: Driver, engine: LeasedEngine) -> None:
         """The driver does not have the engine any more."""
-        with self._changing() as db:
+        with self._file.changing() as db:
             db.execute(
                 "UPDATE leases SET held = 0 WHERE token = ? AND (address = ? OR boot = ?)",
                 (driver.token, engine.address, engine.boot),
@@ -124,41 +122,9 @@ class Leases:
 
     def seen(self, engine: LeasedEngine) -> Lease | None:
         """The lease that was taken last of this engine; None where none ever was."""
-        with self._asking() as db:
+        with self._file.asking() as db:
             found = _last(db, engine)
         return None if found is None else found.lease
-
-    @contextmanager
-    def _changing(self) -> Iterator[sqlite3.Connection]:
-        """The file, with nobody else writing it meanwhile."""
-        with self._asking() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-            except BaseException:
-                db.execute("ROLLBACK")
-                raise
-            db.execute("COMMIT")
-
-    @contextmanager
-    def _asking(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                yield self._opened()
-            except (OSError, sqlite3.Error) as error:
-                raise _unusable(self.path, error) from error
-
-    def _opened(self) -> sqlite3.Connection:
-        if self._db is None or self._pid != os.getpid():  # a connection must not be used across a fork
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute(_SCHEMA)
-            if "clock" not in {column[1] for column in self._db.execute("PRAGMA table_info(leases)")}:
-                with suppress(sqlite3.OperationalError):  # another process was first
-                    self._db.execute(_CLOCK)
-            self._pid = os.getpid()
-        return self._db
 
 
 #: A holder as one function, for instance a call of an actor: it is given the method's name, then its arguments by name.
@@ -214,6 +180,14 @@ def holder_of(given: LeaseHolder | LeaseFunction) -> LeaseHolder:
     if callable(given):
         return FunctionHolder(given)
     raise ConfigurationError(f"lease={given!r}: a holder of leases, a function, 'user', or None for no lease at all")
+
+
+def _upgraded(db: sqlite3.Connection) -> None:
+    """The table is there, with the columns of now."""
+    db.execute(_SCHEMA)
+    if "clock" not in {column[1] for column in db.execute("PRAGMA table_info(leases)")}:
+        with suppress(sqlite3.OperationalError):  # another process was first
+            db.execute(_CLOCK)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,13 +14,16 @@ BUSY_S = 5.0
 
 
 class SharedFile:
-    """The file at `path`. `unusable` makes what is raised where it cannot be opened, read or written."""
+    """The file at `path`. `prepare` makes its tables, `unusable` what is raised where it cannot be used."""
 
     def __init__(
-        self, path: Callable[[], Path], schema: Sequence[str], unusable: Callable[[Path, Exception], Exception]
+        self,
+        path: Callable[[], Path],
+        prepare: Callable[[sqlite3.Connection], object],
+        unusable: Callable[[Path, Exception], Exception],
     ) -> None:
         self._path = path
-        self._schema = schema
+        self._prepare = prepare
         self._unusable = unusable
         self._db: sqlite3.Connection | None = None
         self._pid = 0
@@ -54,7 +57,6 @@ class SharedFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S, check_same_thread=False)
             db.execute("PRAGMA journal_mode=WAL")
-            for table in self._schema:
-                db.execute(table)
+            self._prepare(db)
             self._db, self._pid = db, os.getpid()
         return self._db

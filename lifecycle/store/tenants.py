@@ -28,7 +28,7 @@ from ..core.tenants import LedgerUnusable, Shortage, Tenancy, Tenant
 from ..core.units import mib
 from ..nodes.processes import is_alive, node_name, pid_namespace, start_mark
 from .shared_file import SharedFile
-from .sqlite import default_path
+from .sqlite import default_path, said_of
 
 _TENANT = "kind TEXT NOT NULL, who TEXT NOT NULL, pipeline TEXT NOT NULL, processes TEXT NOT NULL"
 _SCHEMA = (
@@ -57,7 +57,7 @@ class Tenants:
             if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
                 raise ConfigurationError(f"budgets[{device!r}]: a number of bytes > 0, got {size!r}")
         self._pipeline = pipeline
-        self._file = SharedFile(lambda: self.path, _SCHEMA, _unusable)
+        self._file = SharedFile(lambda: self.path, lambda db: [db.execute(table) for table in _SCHEMA], _unusable)
         self._stated_by = 0
 
     def __str__(self) -> str:
@@ -276,7 +276,7 @@ def _uptime_s() -> float:
 
 
 def _unusable(path: Path, error: Exception) -> LedgerUnusable:
-    why = f"{path}: the ledger of tenants cannot be used: {error}"
+    why = f"{path}: the ledger of tenants cannot be used: {said_of(path, error)}"
     if "locked" in str(error):
         return LedgerUnusable(f"{why}; another process writes it and does not end that: is one stopped?")
     return LedgerUnusable(f"{why}; LIFECYCLE_STATE_DIR names another folder")

@@ -77,9 +77,9 @@ def test_the_lease_of_a_process_that_ended_is_void(path: Path) -> None:
     take = (
         "import sys, pathlib; from lifecycle.store.leases import *; from lifecycle.core.lease import *;"
         "d = Driver('dead', 'one that ended');"
-        "import time;"
+        "import os, time;"
         "Leases(pathlib.Path(sys.argv[1])).take(d, LeasedEngine('here:30000', 'boot-1'),"
-        "LeaseUse('offload', call_until_s=time.time() + 0.8, sends=True))"
+        "LeaseUse('offload', call_until_s=time.time() + 2.0, sends=True)); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", take, str(path)], check=True)
     with pytest.raises(LeaseHeld, match="since what it sent may run until then"):
