@@ -88,7 +88,10 @@ async def attach(
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
     used_by_others = session.owner.met(seen.boot)
     stored = session.kept()
-    refuse_while_called(session, seen.boot, stored)
+    lease = call_under_way(session, seen.boot, stored)
+    if lease is not None:
+        await _call_over(session, lease, deadline)
+        return await attach(session, deadline, known_here=known_here, reads=reads)  # nothing that was seen counts
     seen = await _confirmed_alone(session, seen, deadline, looks=ATTACHING_LOOKS)
     if seen.others:
         boots = two_answer((seen.boot or "", *seen.others))
@@ -123,20 +126,28 @@ def _with_reading(session: Session, state: State, reading: Reading | Unmeasurabl
     return replace(record, state=session.state)
 
 
-def refuse_while_called(session: Session, boot: str | None, kept: Record | None) -> None:
-    """EngineHeld while a call of another driver that cannot be repeated may run, whether that driver lives or not."""
+def call_under_way(session: Session, boot: str | None, kept: Record | None) -> Lease | None:
+    """The lease of another driver of which a call that cannot be repeated may run, whether that driver lives or not."""
     now_s, other = time.time(), session.owner.other(boot)
     if other is not None and (other.call_until_s or 0.0) > now_s:
-        raise session.held_by(replace(other, until_s=other.call_until_s), "connect")
+        return replace(other, until_s=other.call_until_s)
     intent = None if kept is None else kept.uncertain.intent
     if kept is None or intent is None or intent.token == session.owner.driver.token:
-        return
+        return None
     ended = boot is not None and compare(kept.facts.boot or boot, boot) == "other"  # with the process that it went to
     set_s = set_since_s(intent.clock)
     if intent.until_s + set_s > now_s and not ended:
         since_s, until_s = intent.since_s + set_s, intent.until_s + set_s
-        lease = Lease(intent.token, intent.by, intent.call, False, since_s, call_until_s=until_s)
+        return Lease(intent.token, intent.by, intent.call, False, since_s, call_until_s=until_s)
+    return None
+
+
+async def _call_over(session: Session, lease: Lease, deadline: Deadline) -> None:
+    """The call of a driver that has ended may run no more. EngineHeld where it lives, or the deadline comes before."""
+    left_s = (lease.call_until_s or 0.0) - time.time()
+    if lease.held or left_s >= deadline.left_s:
         raise session.held_by(lease, "connect")
+    await asyncio.sleep(max(0.0, left_s))
 
 
 async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
