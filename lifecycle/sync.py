@@ -26,7 +26,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
@@ -37,10 +37,11 @@ from anyio.from_thread import BlockingPortal
 from .core.errors import ConfigurationError
 from .core.observer import Observer
 from .core.policy import Policy
-from .core.ports import ResidualProbe, Router, StateStore
+from .core.ports import ResidualProbe, Router, StateStore, TenantLedger
 from .core.states import State
 from .core.transition import Transition
 from .engine import engine as engine_module
+from .engine import occupancy
 from .engine.ownership import LeaseChoice
 from .fleet import fleet as fleet_module
 from .fleet.groups import Group
@@ -235,6 +236,7 @@ class Fleet(Blocking):
         observers: Iterable[Observer] = (),
         store: StateStore | None = None,
         lease: LeaseChoice = "user",
+        tenants: TenantLedger | None = None,
         probe: ResidualProbe | None = None,
         memory: StateStore | None = None,
     ) -> Self:
@@ -248,6 +250,7 @@ class Fleet(Blocking):
             observers=observers,
             store=kept,
             lease=lease,
+            tenants=tenants,
             probe=probe,
         )
         return cls(fleet, Loop())
@@ -302,3 +305,25 @@ class Fleet(Blocking):
 
     offloaded = windowed(fleet_module.Fleet.offloaded, _as_it_is)
     updating_weights = windowed(fleet_module.Fleet.updating_weights, _blocking_engines)
+
+
+@contextmanager
+def occupying(
+    ledger: TenantLedger,
+    needs: Mapping[str, int],
+    *,
+    name: str,
+    deadline_s: float,
+    keeps_bytes: int | None = None,
+    policy: Policy | None = None,
+) -> Iterator[None]:
+    """As `lifecycle.engine.occupancy.occupying`, for a trainer whose thread blocks."""
+    loop = Loop()
+    try:
+        window = occupancy.occupying(
+            ledger, needs, name=name, deadline_s=deadline_s, keeps_bytes=keeps_bytes, policy=policy
+        )
+        with Window(window, loop, _as_it_is):
+            yield
+    finally:
+        loop.close()
