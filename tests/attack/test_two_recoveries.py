@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from another_driver import alive, url
-from conftest import Start
 from crash import Point, killed_at
 from lifecycle.adapters.loopback import LoopbackProcess
 
@@ -24,6 +23,8 @@ from lifecycle.rules.violations import violations
 from lifecycle.store.journal import read_file
 
 pytestmark = pytest.mark.slow
+
+Start = Callable[..., LoopbackProcess]
 
 Ended = tuple[int, int, str]
 
