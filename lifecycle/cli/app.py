@@ -97,10 +97,10 @@ def recover(options: Options) -> int:
     to, weights = options.recover_to(), options.source()
 
     async def observe() -> int:
-        fleet = options.fleet(accept_unprovable=to is None)
+        described = options.fleet(accept_unprovable=to is None)
         if options.of_file:
-            say_differences(fleet)
-        async with fleet:
+            say_differences(described)
+        async with described as fleet:
             chosen = options.participants(fleet)
             found = await fleet.recover(to=to, weights=weights, engines=chosen, deadline_s=options.deadline_s)
         if options.as_json:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from another_driver import alive, url
-from conftest import Start
 from crash import DEADLINE_S, Point, brought_home, killed_at
 from lifecycle.adapters.loopback import LoopbackProcess
 from set_clock import WallClock
@@ -20,6 +19,8 @@ from lifecycle.store.journal import read_file
 from lifecycle.store.sqlite import default_path
 
 pytestmark = pytest.mark.slow
+
+Start = Callable[..., LoopbackProcess]
 
 HOUR_S = 3600.0
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from another_driver import alive, url
-from conftest import Start
 from crash import Point, killed_at
 from lifecycle.adapters.loopback import LoopbackProcess
 
@@ -24,6 +23,8 @@ from lifecycle.rules.violations import violations
 from lifecycle.store.journal import read_file
 
 pytestmark = pytest.mark.slow
+
+Start = Callable[..., LoopbackProcess]
 
 Ended = tuple[int, int, str]
 
@@ -76,12 +77,12 @@ def test_one_of_them_acts_and_the_other_is_told_who_does(
         ended += (both := at_once("recover", url(process), "--to", "serving"))
         pids = {pid for pid, _, _ in both}
         for pid, code, printed in both:
-            assert code in (0, 3), printed
+            assert code in (0, 1, 3), printed  # 1: it had attached already when the other took the engine
             held = re.search(r"pid (\d+) on ", printed)
             assert code == 0 or (held is not None and int(held[1]) != pid), printed
-            acted = code == 3 and held is not None and int(held[1]) in pids
+            acted = code != 0 and held is not None and int(held[1]) in pids
             assert not acted or any(other != pid and its == 0 for other, its, _ in both), "the one that is named did it"
-    assert any(code == 3 for _, code, _ in ended), "both were there, and one was refused"
+    assert any(code != 0 for _, code, _ in ended), "both were there, and one was refused"
     assert alive(process), "a call was repeated"
     entries = list(read_file(state / "engines.sqlite3"))
     assert list(violations(entries)) == []

@@ -60,7 +60,7 @@ def lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
 
 
 @pytest.fixture(autouse=True)
-def journal_is_committed(request: pytest.FixtureRequest, lane: Lane) -> Iterator[None]:
+def journal_is_committed(request: pytest.FixtureRequest) -> Iterator[None]:
     """What the drivers of a test so marked wrote is redacted and kept, where it passed."""
     mark = request.node.get_closest_marker("committed_journal")
     if mark is None:
@@ -68,6 +68,7 @@ def journal_is_committed(request: pytest.FixtureRequest, lane: Lane) -> Iterator
         return
     import committed  # as above
 
+    request.getfixturevalue("lane")  # whose folder the journal is in
     after, failed = committed.last_number(), request.session.testsfailed
     yield
     if request.session.testsfailed == failed:
