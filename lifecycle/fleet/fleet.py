@@ -22,9 +22,11 @@ from ..engine.engine import RECOVER_S, Engine, store_given
 from ..engine.ownership import LeaseChoice, chosen_lease
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
+from .claims import claimed, leased, verify_all
 from .connect import connected, member
+from .course import at_once
 from .groups import Group
-from .move import Between, Move, at_once, claimed, leased, verify_all
+from .move import Between, Move
 from .preflight import check_allowed, check_static
 from .recovery import RecoverTo, brought, recovered
 from .routing import Routing

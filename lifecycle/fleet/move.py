@@ -22,25 +22,23 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from ..core.commands import Command, Drain, Release, RestoreKV, Resume, UpdateWeights
+from ..core.commands import Command, Drain, Release, RestoreKV, Resume
 from ..core.errors import FleetError, LifecycleError, OperationFailed
 from ..core.observer import MoveEvent, Observers
 from ..core.policy import OnFailure
 from ..core.ports import Router
 from ..core.record import Desired
-from ..core.sources import Pushed, Source
+from ..core.sources import Source
 from ..core.states import IDLE, State
 from ..core.transition import Transition
-from ..engine.collective import Collective
 from ..engine.engine import Engine
-from ..engine.verify import VERIFY_S
 from ..rules.desired import source_to_serve
 from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command
 from ..rules.table import allowed
+from .claims import verify_all
+from .course import Course, Outcome, at_once
 from .failure_policy import FAILURE_POLICY, Failed, MoveName, Others, Phase
 from .journaling import MoveJournal
 from .preflight import check_sources, not_released, preflight, stays_behind
@@ -48,112 +46,6 @@ from .routing import Routing
 
 #: The caller's step between weights and KV. What it returns is awaited where that can be.
 Between = Callable[[], Awaitable[object] | object]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one engine in one phase."""
-
-    engine: Engine
-    command: Command | None = None
-    transition: Transition | None = None
-    error: Exception | None = None
-
-
-@dataclass(slots=True)
-class _Course:
-    """How a move went so far: who takes part still, who failed, and what was done for the others."""
-
-    active: list[Engine]
-    done: list[Outcome] = field(default_factory=list)
-    failed: list[Outcome] = field(default_factory=list)
-
-    def ended(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Takes in one phase; returns those that failed in it, which take part no more."""
-        lost = [outcome for outcome in outcomes if outcome.error is not None]
-        self.done += [outcome for outcome in outcomes if outcome.error is None]
-        self.failed += lost
-        gone = {outcome.engine.name for outcome in lost}
-        self.active = [engine for engine in self.active if engine.name not in gone]
-        return lost
-
-    def error(self, more: Sequence[Exception] = ()) -> FleetError:
-        """Names all that failed, and what else went wrong; `succeeded` are the last transitions of the others."""
-        lost = {outcome.engine.name for outcome in self.failed}
-        last = {outcome.engine.name: outcome.transition for outcome in self.done if outcome.transition is not None}
-        succeeded = [transition for name, transition in last.items() if name not in lost]
-        errors = [outcome.error for outcome in self.failed if outcome.error is not None]
-        return FleetError.of(f"{len(lost)} of {len(lost) + len(succeeded)} engines", [*errors, *more], succeeded)
-
-
-@asynccontextmanager
-async def leased(engines: Sequence[Engine], what: str, deadline_s: float | None = None) -> AsyncIterator[None]:
-    """The engines are this driver's, and what is known of them is of now; EngineHeld names one that another has."""
-    with ExitStack() as stack:
-        for engine in engines:
-            stack.enter_context(engine.leased_for(what))
-        await _caught_up(engines, deadline_s)
-        yield
-
-
-@asynccontextmanager
-async def claimed(engines: Sequence[Engine], move: str, deadline_s: float | None = None) -> AsyncIterator[None]:
-    """The engines belong to this move; EngineBusy names one that another has, and then none is claimed.
-
-    Every lease is taken before anything is sent, so that two drivers never move a half of the same engines each.
-    """
-    with ExitStack() as stack:
-        for engine in engines:
-            stack.enter_context(engine.claimed_for(move))
-        await _caught_up(engines, deadline_s)
-        yield
-
-
-async def _caught_up(engines: Sequence[Engine], deadline_s: float | None) -> None:
-    """What is known of all these engines is of now; raises once all have ended."""
-    ended = await asyncio.gather(*(engine.caught_up(deadline_s) for engine in engines), return_exceptions=True)
-    for problem in ended:
-        if isinstance(problem, BaseException):
-            raise problem
-
-
-async def verify_all(engines: Sequence[Engine], deadline_s: float | None = None, *, for_move: bool = False) -> None:
-    """These engines were verified, all at once: what is denied of them was given up."""
-    limit_s = VERIFY_S if deadline_s is None else deadline_s
-    async with asyncio.TaskGroup() as group:
-        for engine in engines:
-            group.create_task(engine.verify(deadline_s=limit_s, for_move=for_move))
-
-
-async def at_once(commands: Sequence[tuple[Engine, Command]], deadline_s: float | None = None) -> list[Outcome]:
-    """Every command has ended, all having run at once; results stand in the order given. A cancellation reaches all.
-
-    Updates from the same push take part in one collective.
-    """
-    collectives = _collectives(commands)
-
-    async def one(engine: Engine, command: Command) -> Outcome:
-        collective = collectives.get(id(command.source)) if isinstance(command, UpdateWeights) else None
-        try:
-            done = await engine.execute(command, deadline_s=deadline_s, for_move=True, collective=collective)
-            return Outcome(engine, command, done)
-        except Exception as error:
-            if collective is not None:
-                collective.fail(error, who=engine.name)  # also where it was refused before it arrived
-            return Outcome(engine, command, error=error)
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(engine, command)) for engine, command in commands]
-    return [task.result() for task in tasks]
-
-
-def _collectives(commands: Sequence[tuple[Engine, Command]]) -> dict[int, Collective]:
-    """A collective for each push among the commands, by the identity of its source."""
-    parties: dict[int, tuple[Pushed, list[Engine]]] = {}
-    for engine, command in commands:
-        if isinstance(command, UpdateWeights) and isinstance(command.source, Pushed):
-            parties.setdefault(id(command.source), (command.source, []))[1].append(engine)
-    return {key: Collective(source, engines) for key, (source, engines) in parties.items()}
 
 
 class Move:
@@ -198,7 +90,7 @@ class Move:
         done: list[Outcome] = []
         there = self._in(State.RELEASED)
         for kind in OFFLOAD:
-            course = _Course(list(self.engines))
+            course = Course(list(self.engines))
             done = await self._phase("offload", kind, self.engines, goals)
             if kind is Release and done:
                 await self._verify(there)
@@ -237,7 +129,7 @@ class Move:
             if weights is not None and not engine.view(weights).weights_are_valid:
                 engine.set_desired(weights)
         begun = self._begins("onload", "", self.engines)
-        course = _Course(list(self.engines))
+        course = Course(list(self.engines))
         try:
             for kind in ONLOAD:
                 if kind is RestoreKV and between is not None and course.active:
@@ -283,7 +175,7 @@ class Move:
         place = {engine.name: index for index, engine in enumerate(self.engines)}
         return sorted(outcomes, key=lambda outcome: place[outcome.engine.name])
 
-    async def _between(self, step: Between, deadline_s: float | None, course: _Course) -> None:
+    async def _between(self, step: Between, deadline_s: float | None, course: Course) -> None:
         """The caller's step has ended."""
         begun = self._begins("onload", Phase.BETWEEN, course.active)
         try:
