@@ -151,6 +151,25 @@ class MovePhase:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A move goes on without a participant that failed in it: it is in quarantine from here on, for this reason.
+
+    `left_out` is its driver and `name` its name. `gone`: its process has ended. Otherwise it lives on `devices`, and
+    the router was closed for it (`closed`); `others` are the devices of the engines with which the move goes on.
+    """
+
+    move: str
+    move_id: str
+    left_out: str
+    name: str
+    reason: str
+    gone: bool
+    closed: bool = False
+    devices: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class HandedOver:
     """The devices of these engines were handed to the next tenant: by driver, what was known of the memory then.
 
@@ -175,6 +194,7 @@ Event = (
     | StateEntered
     | CommandEnded
     | MovePhase
+    | Quarantined
     | HandedOver
 )
 

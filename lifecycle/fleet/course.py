@@ -41,6 +41,10 @@ class Course:
         self.active = [engine for engine in self.active if engine.name not in gone]
         return lost
 
+    def goes_on_without(self, engine: Engine) -> None:
+        """This engine, which failed, is none of those that the move fails for."""
+        self.failed = [outcome for outcome in self.failed if outcome.engine is not engine]
+
     def error(self, more: Sequence[Exception] = ()) -> FleetError:
         """Names all that failed, and what else went wrong; `succeeded` are the last transitions of the others."""
         lost = {outcome.engine.name for outcome in self.failed}

@@ -8,7 +8,7 @@ would need it is not applied until it is known.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..core.facts import Grade
 from ..core.journal import (
@@ -21,6 +21,7 @@ from ..core.journal import (
     Entry,
     HandedOver,
     MovePhase,
+    Quarantined,
     Refused,
     StateEntered,
 )
@@ -40,6 +41,7 @@ RULES = {
     "barrier": "nothing is sent after a call that may run still, before a barrier has returned",
     "fence": "no driver sends anything once a later one has sent something",
     "drained": "no participant of an offload is released before all are idle",
+    "quarantine": "a move goes on without an engine only where that is gone, or closed and on no device of the others",
     "handover": "no device is handed over without the proof that its memory returned, or that its process is gone",
 }
 
@@ -102,6 +104,9 @@ class Checker:
         event = entry.event
         if isinstance(event, MovePhase):
             self._phase(event)
+            return
+        if isinstance(event, Quarantined):
+            yield from self._quarantined(event)
             return
         if isinstance(event, HandedOver):
             yield from self._handed_over(event)
@@ -197,6 +202,22 @@ class Checker:
             busy = next((state for state in states if state is not None and state not in IDLE), None)
             if busy is not None:
                 yield "drained", f"a release began, and a participant of the offload is {busy}"
+
+    def _quarantined(self, event: Quarantined) -> Iterator[tuple[str, str]]:
+        """The move has one participant less, which is gone, or holds no memory of a device of the others."""
+        at, shared = self._state_of(event.left_out), sorted({*event.devices} & {*event.others})
+        if event.gone and at not in (None, State.GONE):
+            yield "quarantine", f"{event.name} is said to be gone, and it is {at}"
+        elif not event.gone and not event.closed:
+            yield "quarantine", f"{event.name} lives, and its router was not closed"
+        elif not event.gone and not (event.devices and event.others):
+            yield "quarantine", f"{event.name} lives, and it is not known whether it is on a device of the others"
+        elif not event.gone and shared:
+            yield "quarantine", f"{event.name} lives on {shared[0]}, which is a device of the others"
+        move = self._moves.get(event.move_id)
+        if move is not None:
+            rest = tuple(driver for driver in move.drivers if driver != event.left_out)
+            self._moves[event.move_id] = replace(move, drivers=rest)
 
     def _handed_over(self, event: HandedOver) -> Iterator[tuple[str, str]]:
         move = self._moves.get(event.move_id)

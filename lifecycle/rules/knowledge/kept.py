@@ -13,7 +13,7 @@ from ...core.observation import Observation
 from ...core.record import Record
 from ...core.sources import Pushed
 from ...core.states import UPDATING, State
-from .. import identity
+from .. import identity, quarantine
 from .observed import after_observation, disputed, first_seen, unknown
 
 #: The cause of what only an earlier process knew.
@@ -23,8 +23,14 @@ REMEMBERED = "remembered"
 def attached(record: Record, kept: Record | None, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine once it was first observed by this process, which has `kept` of an earlier one.
 
-    The kept record counts where it is about the process that answers, or about one that still runs beside it.
+    The kept record counts where it is about the process that answers, or about one that still runs beside it. That the
+    engine is in quarantine counts whichever process answers.
     """
+    now = _attached(record, kept, seen, capabilities)
+    return now if kept is None else quarantine.carried(now, kept)
+
+
+def _attached(record: Record, kept: Record | None, seen: Observation, capabilities: Capabilities) -> Record:
     if kept is None or kept.facts.boot is None or seen.boot is None:
         return first_seen(record, seen, capabilities)
     record = replace(record, calibration=replace(record.calibration, boots=kept.calibration.boots))
