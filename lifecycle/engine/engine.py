@@ -309,8 +309,8 @@ class Engine(EngineView):
     def rollback_desired(self, before: Desired) -> None:
         """It should serve what it did before: as it is where that is still valid, else what it can be rolled back to.
 
-        Where there is nothing to fall back to, what was named for the window has to do; not for one in quarantine, which
-        is to serve what its fleet does, or nothing.
+        Where there is nothing to fall back to, what was named for the window has to do. One in quarantine is to serve
+        what its fleet does, or nothing.
         """
         record, named = self._session.record, self.desired.source
         record = replace(record, desired=replace(before, rollback_source=record.desired.rollback_source))

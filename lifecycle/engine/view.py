@@ -148,6 +148,11 @@ class EngineView:
         """Why it stays out of its fleet's moves until it is recovered, and since when; None where it takes part."""
         return quarantine_of(self._session.record)
 
+    def kept_conditions(self) -> Mapping[str, Condition]:
+        """The conditions that were kept of it last, for one that cannot be observed; empty where nothing was kept."""
+        kept = self._session.kept()
+        return {} if kept is None else kept.conditions
+
     def weights_refusal(self) -> str | None:
         """Why its weights are not worth serving; None where they are."""
         return invalid_weights(self._session.record, self._session.capabilities)

@@ -106,6 +106,17 @@ FAILURE_POLICY: Mapping[OnFailure, Mapping[Step, Consequence]] = {
 }
 
 
+def all_rows() -> list[tuple[str, str, str, str, str]]:
+    """The tables of all policies in words, as `rows`, each row with the policies that have it in front."""
+    found: list[tuple[str, str, str, str, str]] = []
+    for move, phase in _RESTORE:
+        policies: dict[Consequence, list[str]] = {}
+        for name, table in FAILURE_POLICY.items():
+            policies.setdefault(table[move, phase], []).append(name)
+        found += [(", ".join(names), move, phase, row.others, row.failed) for row, names in policies.items()]
+    return found
+
+
 def rows(on_failure: OnFailure) -> list[tuple[str, str, str, str]]:
     """The table of one policy in words: move, phase that failed, what becomes of the others and of the failed one."""
     return [

@@ -22,6 +22,7 @@ from lifecycle.core.journal import (
     Entry,
     HandedOver,
     MovePhase,
+    Quarantined,
     StateEntered,
 )
 from lifecycle.core.verdicts import Pending, Proved, Refuted, Unmeasurable
@@ -146,6 +147,15 @@ def a_release_beside_one_that_is_not_idle(entries: Entries) -> Entries:
     return [*rest[: begins + 1], late, *rest[begins + 1 :]]
 
 
+def one_left_behind_beside_the_others(entries: Entries) -> Entries:
+    """The offload goes on without one that lives on a device of the other."""
+    index = at(entries, is_drained, skip=1)
+    begun = next(entry.event for entry in entries if isinstance(entry.event, MovePhase))
+    behind = Quarantined("offload", begun.move_id, begun.drivers[0], "a", "no", False, True, ("gpu-0",), ("gpu-0",))
+    move = replace(entries[index], driver=begun.move_id, engine="", key="", event=behind)
+    return [*entries[: index + 1], move, *entries[index + 1 :]]
+
+
 def a_hand_over_without_a_proof(entries: Entries) -> Entries:
     index = at(entries, lambda event: isinstance(event, HandedOver))
     token = next(iter(entries[index].event.returned))
@@ -177,6 +187,7 @@ DAMAGES: dict[Callable[[Entries], Entries], str] = {
     a_call_after_one_that_was_given_up: "barrier",
     a_driver_that_lost_its_lease: "fence",
     a_release_beside_one_that_is_not_idle: "drained",
+    one_left_behind_beside_the_others: "quarantine",
     a_hand_over_without_a_proof: "handover",
     a_hand_over_that_leaves_one_out: "handover",
     a_hand_over_of_a_process_that_runs: "handover",

@@ -47,7 +47,8 @@ def _attached(record: Record, kept: Record | None, seen: Observation, capabiliti
 def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that an earlier process kept this record of, about the boot that was seen.
 
-    Of its conditions only `memory_returned` of a released engine still says something, once its memory is read again.
+    Of its conditions `memory_returned` of a released engine still says something, once its memory is read again, and
+    that it is in quarantine. The others do not.
     What was under way when that process ended is unknown, and so is whether a router sends to the engine. One that was
     opened or closed since may have any memory mapped. Otherwise the mapping is remembered, not measured: others may
     have moved memory and left the admission as it was.
@@ -55,6 +56,7 @@ def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> R
     returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
     record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
     record = record if kept.state.stable else interrupted(record)
+    record = quarantine.carried(record, kept)
     record = identity.sighted(record, kept.facts.boot)
     facts = record.facts.doubt({Fact.ROUTED: None})
     if Fact.MAPPED in facts.basis:

@@ -1,0 +1,176 @@
+"""Quarantine: an engine that was lost before a move, and one that was left out: in later moves, and on its way home."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from quarantine_rig import HERE, OWN, PHASES, SERVE, SHARED, fleet_with, moved, where
+from rig import V1, V2
+
+from lifecycle import Fleet, FleetError, FromDisk, Group, GuardRefused, Pushed, State
+from lifecycle.fleet.failure_policy import Step
+from lifecycle.testing import DIE, Act
+
+# before and after
+
+
+async def test_one_that_was_gone_before_is_left_behind() -> None:
+    fleet = await fleet_with()
+    fleet["a"].adapter.engine.die("killed")
+    fleet["a"]._session.go("contradicted", reason="a test")
+    await fleet.recover()
+    assert fleet["a"].state is State.GONE
+    assert [each.engine for each in await fleet.offload(weights=V1)] == ["b", "c"]
+    assert list(fleet.quarantined) == ["a"]
+
+
+async def test_one_that_was_failed_before_and_shares_a_device_keeps_the_others_from_a_move() -> None:
+    fleet = await fleet_with()
+    fleet["a"]._session.go("contradicted", reason="a test")
+    with pytest.raises(FleetError, match="it lives, and it is on gpu-0"):
+        await fleet.offload(weights=V1)
+    assert where(fleet) == SERVE
+    assert not fleet.router.closed - {"a"}
+
+
+async def test_waves_behind_the_one_that_failed_are_drained() -> None:
+    groups = {"prefill": Group(), "decode": Group(drain_after=("prefill",))}
+    fleet = await fleet_with(groups=groups, of={"a": "prefill", "b": "prefill", "c": "decode"})
+    fleet["a"].adapter.script("prove_idle", DIE)
+    assert [each.engine for each in await fleet.offload(weights=V1, deadline_s=0.3)] == ["b", "c"]
+
+
+async def test_later_moves_and_steps_leave_it_out_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    fleet = await fleet_with()
+    fleet["a"].adapter.script("pause", DIE)
+    async with fleet.offloaded(weights=V1):
+        assert where(fleet) == HERE
+    assert where(fleet) == SERVE
+    caplog.clear()
+    async with fleet.offloaded(weights=V2):
+        assert where(fleet) == HERE
+    assert "a is left out of offload: in quarantine since" in caplog.text
+    await fleet.pause()
+    await fleet.drain()
+    await fleet.release(weights=V2)
+    await fleet.restore_weights()
+    await fleet.update_weights(V1)
+    await fleet.restore_kv()
+    await fleet.resume()
+    assert where(fleet) == SERVE
+    assert fleet["a"].state is State.GONE
+    assert fleet["a"].desired.version == "v1"
+
+
+async def test_a_move_of_engines_in_quarantine_alone_is_refused() -> None:
+    fleet = await fleet_with()
+    fleet["a"].adapter.script("pause", DIE)
+    await fleet.offload(weights=V1)
+    with pytest.raises(
+        FleetError, match=r"a: onload refused in state gone: quarantined: it is in quarantine since"
+    ) as no:
+        await fleet.onload(engines=["a"])
+    assert isinstance(no.value.exceptions[0], GuardRefused)
+
+
+async def home(fleet: Fleet, *, restarted: bool) -> None:
+    """`a` is home by one call, with the fleet's weights, before its router opens."""
+    a = fleet["a"]
+    if restarted:
+        a.adapter.engine.restart()
+    a.adapter.as_modelled()
+    a.adapter.engine.stubborn, a.adapter.engine.frees = 0, True
+    opened: list[str | None] = []
+    open_router = fleet.router.open
+
+    async def opens(engines: Any) -> None:
+        if "a" in engines:
+            opened.append(a.adapter.engine.label)
+        await open_router(engines)
+
+    fleet.router.open = opens
+    found = await fleet.recover(to="serving")
+    assert found["a"].state is State.SERVING, found
+    assert fleet.quarantined == {}
+    assert opened
+    assert set(opened) == {"v2"}
+    assert "a" not in fleet.router.closed
+    assert a.adapter.engine.violations == []
+    assert len(await fleet.offload(weights=V1)) == 3
+
+
+@pytest.mark.parametrize("step", PHASES, ids="-".join)
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "alive"])
+async def test_it_comes_home_by_recover_with_the_weights_of_its_fleet(step: Step, killed: bool) -> None:
+    fleet = await fleet_with(SHARED if killed else OWN)
+    prepare, call, fail = PHASES[step]
+    await prepare(fleet)
+    if killed:
+        fleet["a"].adapter.script(call, DIE)
+    else:
+        fail(fleet["a"])
+    await moved(fleet, step)
+    assert list(fleet.quarantined) == ["a"]
+    if step[0] == "offload":
+        await fleet.onload()
+    async with fleet.offloaded(weights=V2):
+        pass
+    await home(fleet, restarted=killed)
+
+
+async def test_after_a_window_that_failed_it_comes_home_with_what_the_fleet_went_back_to() -> None:
+    fleet = await fleet_with()
+    fleet["a"].adapter.script("pause", DIE)
+    async with fleet.offloaded(weights=V2):
+        pass
+    with pytest.raises(ArithmeticError):
+        async with fleet.offloaded(weights=FromDisk("/models/step-3", "v3")):
+            raise ArithmeticError("the step diverged")
+    assert {engine.desired.version for engine in fleet} == {"v2"}
+    await home(fleet, restarted=True)
+
+
+async def test_one_whose_fleet_was_pushed_to_waits_for_the_trainer() -> None:
+    fleet = await fleet_with()
+    fleet["a"].adapter.script("pause", DIE)
+
+    async def push(engines: Any) -> None:
+        for engine in engines:
+            await engine.push("tensor", tensors=["all of it"])
+
+    async with fleet.offloaded(weights=Pushed(push, "v3")):
+        pass
+    fleet["a"].adapter.engine.restart()
+    found = await fleet.recover(to="serving")
+    assert "only the trainer can make that" in found["a"].reason
+    assert "a" in fleet.router.closed
+
+
+async def test_one_that_was_started_again_on_a_device_of_the_others_keeps_them_from_an_offload() -> None:
+    fleet = await fleet_with()
+    fleet["a"].adapter.script("pause", DIE)
+    async with fleet.offloaded(weights=V1):
+        pass
+    fleet["a"].adapter.engine.restart()
+    with pytest.raises(FleetError, match="it is in quarantine, and it lives, and it is on gpu-0, as b is; recover it"):
+        await fleet.offload(weights=V1)
+    assert where(fleet) == SERVE
+    assert list(fleet.quarantined) == ["a"]
+    await fleet.recover(to="serving")
+    assert len(await fleet.offload(weights=V1)) == 3
+
+
+async def test_no_device_is_handed_over_where_it_was_started_again_meanwhile() -> None:
+    fleet = await fleet_with()
+    fleet["a"].adapter.script("pause", DIE)
+
+    def again(_: Any) -> None:
+        fleet["a"].adapter.engine.restart()
+
+    fleet["c"].adapter.script("release", replace(Act(), then=again))
+    with pytest.raises(FleetError, match="it is in quarantine, and it lives, and it is on gpu-0, as b is"):
+        await fleet.offload(weights=V1)
+    assert where(fleet) == SERVE
+    assert "a" in fleet.router.closed
