@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from ..core.commands import Release
 from ..core.facts import Grade
 from ..core.journal import (
     Attached,
@@ -121,6 +122,8 @@ class Checker:
                     driver.at = State.DETACHED
             case CommandBegan(command=command):
                 driver.command = command
+                if command == Release.name and driver.at in IDLE:  # what becomes of it now is no other's barrier
+                    self._release_began(entry.driver)
             case Refused(error="EngineBusy"):
                 pass  # of a second caller: the command under way goes on
             case CommandEnded() | Refused():
@@ -191,8 +194,13 @@ class Checker:
         else:
             self._moves.pop(event.move_id, None)
 
+    def _release_began(self, driver: str) -> None:
+        for move_id, move in self._moves.items():
+            if driver in move.drivers:
+                self._releasing[move_id].add(driver)
+
     def _not_idle(self, driver: str) -> Iterator[tuple[str, str]]:
-        """A release began: every other participant of its offload is idle, or its own release has begun."""
+        """A release began: every other participant of its offload is idle, or its own release began where it was."""
         for move_id, move in self._moves.items():
             if move.move != "offload" or driver not in move.drivers:
                 continue

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from quarantine_rig import HERE, OWN, PHASES, SERVE, SHARED, fleet_with, moved, where
 from rig import V1, V2
 
-from lifecycle import Fleet, FleetError, FromDisk, Group, GuardRefused, Pushed, State
+from lifecycle import Engine, Fleet, FleetError, FromDisk, Group, GuardRefused, Pushed, State
 from lifecycle.fleet.failure_policy import Step
-from lifecycle.testing import DIE, Act
+from lifecycle.store.sqlite import Store
+from lifecycle.testing import DIE, REJECTED, Act
 
 # before and after
 
@@ -73,6 +75,33 @@ async def test_a_move_of_engines_in_quarantine_alone_is_refused() -> None:
     ) as no:
         await fleet.onload(engines=["a"])
     assert isinstance(no.value.exceptions[0], GuardRefused)
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "alive"])
+async def test_the_next_process_leaves_it_out_too(tmp_path: Path, killed: bool) -> None:
+    fleet, path = await fleet_with(OWN), tmp_path / "engines"
+    a = fleet["a"]
+    a._session.store = Store(path)
+    a.adapter.script("pause", DIE if killed else REJECTED)
+    await fleet.offload(weights=V2)
+    if killed:
+        a.adapter.engine.restart()
+    second = await Engine(a.adapter, name="a", policy=a.policy, probe=a.probe, store=Store(path)).connect()
+    assert second.quarantined == a.quarantined
+    assert second.desired.version == "v2"
+    await second.recover()
+    assert second.quarantined is None
+    third = await Engine(a.adapter, name="a", policy=a.policy, probe=a.probe, store=Store(path)).connect()
+    assert third.quarantined is None
+
+
+async def test_what_a_step_loads_into_the_others_it_has_to_have_too() -> None:
+    fleet = await fleet_with()
+    fleet["a"].adapter.script("pause", DIE)
+    await fleet.offload(weights=V1)
+    await fleet.restore_weights()
+    await fleet.update_weights(V2)
+    assert fleet["a"].desired.version == "v2"
 
 
 async def home(fleet: Fleet, *, restarted: bool) -> None:

@@ -257,6 +257,19 @@ async def test_a_barrier_ends_the_doubt() -> None:
     assert "barrier" not in {each.rule for each in found}
 
 
+async def test_one_that_dies_as_its_release_begins_keeps_no_other_from_its_own() -> None:
+    """It was idle when the phase began, and the barrier is of that."""
+    entries = await cycle()
+    index = at(entries, lambda event: isinstance(event, StateEntered) and event.dest is State.RELEASING)
+    died = StateEntered("contradicted", State.DRAINED, State.FAILED, "release", "its process is gone")
+    gone = replace(died, trigger="observed_gone", source=State.FAILED, dest=State.GONE)
+    driver, rest = entries[index].driver, entries[index + 1 :]
+    said = [replace(entries[index], event=event) for event in (died, gone)]
+    entries = [*entries[:index], *said, *(entry for entry in rest if entry.driver != driver)]
+    end = at(entries, lambda event: isinstance(event, HandedOver))
+    assert list(violations(entries[:end])) == []
+
+
 async def test_a_move_of_an_offload_is_known_by_its_participants() -> None:
     entries = await cycle()
     moves = [entry.event for entry in entries if isinstance(entry.event, MovePhase) and not entry.event.phase]
