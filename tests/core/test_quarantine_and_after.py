@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from quarantine_rig import HERE, OWN, PHASES, SERVE, SHARED, fleet_with, moved, where
-from rig import V1, V2
+from rig import V1, V2, sent
 
 from lifecycle import Engine, Fleet, FleetError, FromDisk, Group, GuardRefused, Pushed, State
 from lifecycle.fleet.failure_policy import Step
@@ -35,6 +36,34 @@ async def test_one_that_was_failed_before_and_shares_a_device_keeps_the_others_f
         await fleet.offload(weights=V1)
     assert where(fleet) == SERVE
     assert not fleet.router.closed - {"a"}
+
+
+async def test_one_that_was_gone_before_an_onload_is_left_behind() -> None:
+    fleet = await fleet_with()
+    await fleet.offload(weights=V1)
+    fleet["a"].adapter.engine.die("killed")
+    await fleet["a"].recover()
+    assert [each.engine for each in await fleet.onload()] == ["b", "c"]
+    assert list(fleet.quarantined) == ["a"]
+
+
+async def test_one_that_is_gone_still_stays_in_quarantine() -> None:
+    fleet = await fleet_with()
+    fleet["a"].adapter.script("pause", DIE)
+    await fleet.offload(weights=V1)
+    assert (await fleet.recover())["a"].state is State.GONE
+    assert list(fleet.quarantined) == ["a"]
+
+
+async def test_a_window_that_is_given_up_on_its_way_out_brings_the_others_back() -> None:
+    fleet = await fleet_with()
+    fleet["a"].adapter.script("pause", DIE)
+    fleet["b"].adapter.engine.stubborn = -1
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1), fleet.offloaded(weights=V1):
+            raise AssertionError("entered")
+    assert where(fleet) == SERVE
+    assert fleet["a"].state is State.GONE
 
 
 async def test_waves_behind_the_one_that_failed_are_drained() -> None:
@@ -161,6 +190,19 @@ async def test_after_a_window_that_failed_it_comes_home_with_what_the_fleet_went
     await home(fleet, restarted=True)
 
 
+async def test_where_the_others_do_not_come_back_it_is_to_serve_what_it_was_to_before() -> None:
+    fleet = await fleet_with()
+    fleet["a"].adapter.script("pause", DIE)
+    async with fleet.offloaded(weights=V2):
+        pass
+    with pytest.raises(ArithmeticError):
+        async with fleet.offloaded(weights=FromDisk("/models/step-3", "v3")):
+            for name in "bc":
+                fleet[name].adapter.always("restore", REJECTED)
+            raise ArithmeticError("the step diverged")
+    assert {engine.desired.version for engine in fleet} == {"v2"}
+
+
 async def test_one_whose_fleet_was_pushed_to_waits_for_the_trainer() -> None:
     fleet = await fleet_with()
     fleet["a"].adapter.script("pause", DIE)
@@ -183,8 +225,10 @@ async def test_one_that_was_started_again_on_a_device_of_the_others_keeps_them_f
     async with fleet.offloaded(weights=V1):
         pass
     fleet["a"].adapter.engine.restart()
+    fleet["b"].adapter.journal.clear()
     with pytest.raises(FleetError, match="it is in quarantine, and it lives, and it is on gpu-0, as b is; recover it"):
         await fleet.offload(weights=V1)
+    assert sent(fleet["b"]) == []
     assert where(fleet) == SERVE
     assert list(fleet.quarantined) == ["a"]
     await fleet.recover(to="serving")

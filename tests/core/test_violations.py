@@ -257,6 +257,25 @@ async def test_a_barrier_ends_the_doubt() -> None:
     assert "barrier" not in {each.rule for each in found}
 
 
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ({"gone": True}, "said to be gone, and it is drained"),
+        ({"closed": False}, "its router was not closed"),
+        ({"devices": ()}, "it is not known whether it is on a device of the others"),
+        ({"others": ()}, "it is not known whether it is on a device of the others"),
+        ({}, "lives on gpu-0"),
+        ({"devices": ("gpu-1",)}, ""),
+    ],
+)
+async def test_an_engine_is_left_behind_only_where_that_is_safe(parts: dict[str, Any], why: str) -> None:
+    entries = one_left_behind_beside_the_others(await cycle())
+    index = at(entries, lambda event: isinstance(event, Quarantined))
+    found = [each for each in violations(changed(entries, index, **parts)) if each.rule == "quarantine"]
+    assert len(found) == bool(why)
+    assert all(why in each.why for each in found)
+
+
 async def test_one_that_dies_as_its_release_begins_keeps_no_other_from_its_own() -> None:
     """It was idle when the phase began, and the barrier is of that."""
     entries = await cycle()
