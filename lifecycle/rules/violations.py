@@ -200,7 +200,12 @@ class Checker:
                 self._releasing[move_id].add(driver)
 
     def _not_idle(self, driver: str) -> Iterator[tuple[str, str]]:
-        """A release began: every other participant of its offload is idle, or its own release began where it was."""
+        """A release began: every other participant of its offload is idle, or its own release began where it was.
+
+        What an onload releases again, on the way back from an offload too, was idle and waits for nobody.
+        """
+        if any(move.move == "onload" and driver in move.drivers for move in self._moves.values()):
+            return
         for move_id, move in self._moves.items():
             if move.move != "offload" or driver not in move.drivers:
                 continue

@@ -124,6 +124,13 @@ async def test_the_next_process_leaves_it_out_too(tmp_path: Path, killed: bool) 
     assert third.quarantined is None
 
 
+async def test_what_leads_on_from_quarantine_is_recover() -> None:
+    fleet = await fleet_with(OWN)
+    fleet["a"].adapter.script("pause", REJECTED)
+    await fleet.offload(weights=V1)
+    assert str(fleet["a"].advice).startswith("Next: `fleet.recover(to='serving', engines=['a'])`")
+
+
 async def test_what_a_step_loads_into_the_others_it_has_to_have_too() -> None:
     fleet = await fleet_with()
     fleet["a"].adapter.script("pause", DIE)

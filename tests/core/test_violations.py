@@ -13,7 +13,7 @@ import journals
 import pytest
 from rig import V1, fleet_of
 
-from lifecycle import Grade, State
+from lifecycle import FleetError, Grade, State
 from lifecycle.core.journal import (
     Attached,
     BarrierReturned,
@@ -27,6 +27,7 @@ from lifecycle.core.journal import (
 )
 from lifecycle.core.verdicts import Pending, Proved, Refuted, Unmeasurable
 from lifecycle.rules.violations import RULES, violations
+from lifecycle.testing import LOST_AFTER
 
 Entries = list[Entry]
 
@@ -287,6 +288,20 @@ async def test_one_that_dies_as_its_release_begins_keeps_no_other_from_its_own()
     entries = [*entries[:index], *said, *(entry for entry in rest if entry.driver != driver)]
     end = at(entries, lambda event: isinstance(event, HandedOver))
     assert list(violations(entries[:end])) == []
+
+
+async def test_an_engine_that_is_released_again_on_its_way_back_waits_for_no_other() -> None:
+    """It was released before an offload that failed, and the restore on the way back from that fails."""
+    with journals.kept() as entries:
+        fleet, _ = await fleet_of("a", "b")
+        await fleet.offload(weights=V1, engines=["a"])
+        fleet["a"].adapter.script("restore", LOST_AFTER)
+        fleet["b"].adapter.engine.stubborn = -1
+        with pytest.raises(FleetError):
+            await fleet.offload(weights=V1, deadline_s=0.3)
+    assert fleet["a"].state is State.RELEASED
+    assert sum(is_release(entry.event) for entry in entries) == 3
+    assert list(violations(entries)) == []
 
 
 async def test_a_move_of_an_offload_is_known_by_its_participants() -> None:
