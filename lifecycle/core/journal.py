@@ -138,6 +138,8 @@ class CommandEnded:
 class MovePhase:
     """A move, or one phase of it, begins or has ended. `phase` is empty where the entry is about the whole move.
 
+    A step of a fleet (`Fleet.release`) is a move named after its command, and is written as a whole.
+
     `drivers` are the tokens of its participants, `failed` the names of those that failed. `duration_s` is None at the
     beginning.
     """

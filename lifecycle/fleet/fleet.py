@@ -27,6 +27,7 @@ from .claims import claimed, leased, verify_all
 from .connect import connected, member
 from .course import at_once
 from .groups import Group, check_members, waves_of
+from .journaling import step_noted
 from .move import Between, Move
 from .preflight import check_allowed, check_static
 from .quarantine import follow, taking_part
@@ -149,7 +150,7 @@ class Fleet:
         done: list[Transition] = []
         participants = self._taking_part(engines, "drain")
         for wave in self.waves(participants):
-            done += await self._step(lambda engine: Drain(), wave, deadline_s, what=Drain.name)
+            done += await self._step(lambda engine: Drain(), wave, deadline_s)
         return sorted(done, key=lambda record: [engine.name for engine in participants].index(record.engine))
 
     async def release(
@@ -366,8 +367,8 @@ class Fleet:
         engines: Selection,
         deadline_s: float | None,
         all_must: bool = False,
-        what: str = "a step",
     ) -> list[Transition]:
+        what = command(self.engines[0]).name
         participants = self._taking_part(engines, what)
         _check_deadline(deadline_s)
         async with claimed(participants, what, deadline_s):
@@ -380,7 +381,8 @@ class Fleet:
 
     async def _together(self, commands: list[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:
         """Every command has ended; FleetError names those that failed."""
-        outcomes = await at_once(commands, deadline_s)
+        with step_noted(commands) as outcomes:
+            outcomes += await at_once(commands, deadline_s)
         failed = [outcome.error for outcome in outcomes if outcome.error is not None]
         done = [outcome.transition for outcome in outcomes if outcome.transition is not None]
         if failed:

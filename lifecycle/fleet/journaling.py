@@ -1,15 +1,39 @@
-"""What a move writes into the journals of its engines: its phases, and that their devices were handed over."""
+"""What a move, or a step, writes into the journals of its engines: its phases, and that devices were handed over."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from uuid import uuid4
 
+from ..core.commands import Command
 from ..core.journal import Entry, Event, HandedOver, MovePhase, Quarantined
 from ..core.observer import MoveEvent
 from ..core.states import State
 from ..engine.engine import Engine
+from .course import Outcome
+
+
+@contextmanager
+def step_noted(commands: Sequence[tuple[Engine, Command]]) -> Iterator[list[Outcome]]:
+    """A step of a fleet, one command to several engines, is a move of one phase in their journals.
+
+    It is noted when it begins and when it has ended; what became of the engines is added to the list by the caller.
+    """
+    outcomes: list[Outcome] = []
+    if not commands:
+        yield outcomes
+        return
+    engines, what = [engine for engine, _ in commands], commands[0][1].name
+    journal, began_s = MoveJournal(engines), time.monotonic()
+    names = tuple(engine.name for engine in engines)
+    journal.phase(MoveEvent(what, names))
+    try:
+        yield outcomes
+    finally:
+        failed = {each.engine.name: each.error for each in outcomes if each.error is not None}
+        journal.phase(MoveEvent(what, names, "", time.monotonic() - began_s, failed))
 
 
 class MoveJournal:

@@ -41,12 +41,15 @@ RULES = {
     "repeated": "a call that may not be repeated is not sent again without an answer or a decision between",
     "barrier": "nothing is sent after a call that may run still, before a barrier has returned",
     "fence": "no driver sends anything once a later one has sent something",
-    "drained": "no participant of an offload is released before all are idle",
+    "drained": "no participant of an offload, or of a fleet's release, is released before all are idle",
     "quarantine": "a move goes on without an engine only where that is gone, or closed and on no device of the others",
     "handover": "no device is handed over without the proof that its memory returned, or that its process is gone",
 }
 
 _EDGES = frozenset(edges())
+
+#: The moves that release their participants, once all of them are idle.
+_RELEASING = ("offload", Release.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,14 +210,14 @@ class Checker:
         if any(move.move == "onload" and driver in move.drivers for move in self._moves.values()):
             return
         for move_id, move in self._moves.items():
-            if move.move != "offload" or driver not in move.drivers:
+            if move.move not in _RELEASING or driver not in move.drivers:
                 continue
             begun = self._releasing[move_id]
             begun.add(driver)
             states = (self._state_of(other) for other in move.drivers if other not in begun)
             busy = next((state for state in states if state is not None and state not in IDLE), None)
             if busy is not None:
-                yield "drained", f"a release began, and a participant of the offload is {busy}"
+                yield "drained", f"a release began, and a participant of the {move.move} is {busy}"
 
     def _quarantined(self, event: Quarantined) -> Iterator[tuple[str, str]]:
         """The move has one participant less, which is gone, or holds no memory of a device of the others."""

@@ -90,6 +90,8 @@ async def test_later_moves_and_steps_leave_it_out_and_say_so(caplog: pytest.LogC
     await fleet.update_weights(V1)
     await fleet.restore_kv()
     await fleet.resume()
+    steps = ("pause", "drain", "release", "restore_weights", "update_weights", "restore_kv", "resume")
+    assert all(f"a is left out of {step}: in quarantine since" in caplog.text for step in steps)
     assert where(fleet) == SERVE
     assert fleet["a"].state is State.GONE
     assert fleet["a"].desired.version == "v1"

@@ -27,7 +27,7 @@ from lifecycle.core.journal import (
 )
 from lifecycle.core.verdicts import Pending, Proved, Refuted, Unmeasurable
 from lifecycle.rules.violations import RULES, violations
-from lifecycle.testing import LOST_AFTER
+from lifecycle.testing import LOST_AFTER, REJECTED
 
 Entries = list[Entry]
 
@@ -213,6 +213,44 @@ async def test_each_damage_is_found_by_its_rule(damage: Callable[[Entries], Entr
 
 def test_every_rule_has_a_damage() -> None:
     assert set(DAMAGES.values()) == set(RULES)
+
+
+async def steps() -> Entries:
+    """The steps of a cycle of two engines."""
+    with journals.kept() as entries:
+        fleet, _ = await fleet_of("a", "b")
+        for step in (fleet.pause(), fleet.drain(), fleet.release(weights=V1), fleet.restore_weights()):
+            await step
+        for step in (fleet.update_weights(V1), fleet.restore_kv(), fleet.resume()):
+            await step
+    return list(entries)
+
+
+async def test_the_steps_of_a_fleet_are_moves_of_one_phase_and_break_no_rule() -> None:
+    entries = await steps()
+    moves = [entry.event for entry in entries if isinstance(entry.event, MovePhase)]
+    names = ("pause", "drain", "release", "restore_weights", "update_weights", "restore_kv", "resume")
+    assert [(move.move, move.phase, move.duration_s is None) for move in moves] == [
+        (name, "", begins) for name in names for begins in (True, False)
+    ]
+    assert all(len(move.drivers) == 2 for move in moves)
+    assert list(violations(entries)) == []
+
+
+async def test_a_step_that_releases_one_beside_another_that_is_not_idle_is_found() -> None:
+    damaged = a_release_beside_one_that_is_not_idle(await steps())
+    found = {each.rule: each.why for each in violations(damaged)}
+    assert found["drained"] == "a release began, and a participant of the release is draining"
+
+
+async def test_a_step_that_failed_says_for_whom() -> None:
+    with journals.kept() as entries:
+        fleet, _ = await fleet_of("a", "b")
+        fleet["a"].adapter.script("pause", REJECTED)
+        with pytest.raises(FleetError):
+            await fleet.pause()
+    ended = next(entry.event for entry in reversed(entries) if isinstance(entry.event, MovePhase))
+    assert (ended.move, ended.failed) == ("pause", ("a",))
 
 
 # what is no violation
