@@ -41,7 +41,7 @@ async def fleet_with(
     on_failure: OnFailure = "quarantine",
     groups: dict[str, Group] | None = None,
     of: dict[str, str] | None = None,
-    heard: Heard | None = None,
+    heard: BaseObserver | None = None,
 ) -> Fleet:
     """A connected fleet of a, b and c; `a` is on these devices, the others on gpu-0. `of`: their groups."""
     journal, policy = Journal(), replace(QUICK, on_failure=on_failure)

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 from quarantine_rig import OWN, PHASES, SERVE, Heard, ends, fleet_with, moved, where
 from rig import V1, V2, states
+from structlog.testing import capture_logs
 
 from lifecycle import FleetError, State, Unmeasurable
 from lifecycle.fleet.failure_policy import FAILURE_POLICY, Failed, Step
+from lifecycle.observers import EventLog
 from lifecycle.testing import DIE, LOST_AFTER, REJECTED
 
 
@@ -72,6 +74,16 @@ async def test_one_that_lives_on_a_device_of_the_others_is_handled_as_under_rest
     assert states(fleet) == states(other)
     assert fleet.router.closed == other.router.closed
     assert fleet.quarantined == {}
+
+
+async def test_the_log_has_an_event_of_it() -> None:
+    with capture_logs() as events:
+        fleet = await fleet_with(heard=EventLog())
+        fleet["a"].adapter.script("pause", DIE)
+        await fleet.offload(weights=V1)
+    (event,) = [event for event in events if event["event"] == "quarantined"]
+    assert (event["engine"], event["error"], event["log_level"]) == ("a", "Unreachable", "warning")
+    assert event["reason"].startswith("its process is gone; a: pause failed in state serving")
 
 
 # where it may not be left behind
