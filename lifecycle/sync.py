@@ -40,6 +40,7 @@ from .core.policy import Policy
 from .core.ports import ResidualProbe, Router, StateStore, TenantLedger
 from .core.states import State
 from .core.transition import Transition
+from .core.verdicts import Verdict
 from .engine import engine as engine_module
 from .engine import occupancy
 from .engine.ownership import LeaseChoice
@@ -282,6 +283,11 @@ class Fleet(Blocking):
     def engines(self) -> list[Engine]:
         """The engines, in the groups' order."""
         return list(_blocking_engines(self._wrapped.engines, self._loop))
+
+    @property
+    def quarantined(self) -> dict[str, Verdict]:
+        """The engines that moves and steps leave out until they are recovered, by name: since when, and why."""
+        return self._wrapped.quarantined
 
     def __getitem__(self, name: str) -> Engine:
         return Engine(self._wrapped[name], self._loop)

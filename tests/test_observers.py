@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from lifecycle import (
 from lifecycle.core.observer import Observers
 from lifecycle.observers import EventLog, HealthCheckPause
 from lifecycle.observers.logs import CALL_KEYS, TRANSITION_KEYS
-from lifecycle.testing import HANG, QUICK, REJECTED, ScriptedAdapter, capabilities
+from lifecycle.testing import DIE, HANG, QUICK, REJECTED, ScriptedAdapter, capabilities
 
 
 def edge(source: State, dest: State, engine: str = "e") -> Transition:
@@ -129,6 +130,9 @@ async def test_an_observer_whose_every_method_throws_breaks_nothing(caplog: pyte
     with pytest.raises(InvalidTransition):
         await fleet["a"].drain()
     assert {engine.state for engine in fleet} == {State.SERVING}
+    fleet.policy = replace(fleet.policy, on_failure="quarantine")
+    fleet["a"].adapter.script("pause", DIE)
+    assert len(await fleet.offload(weights=FromDisk("/models/step-1", "v1"))) == len(fleet) - 1
     assert set(hears.names()) == set(HOOKS)
     assert all(f"out of ink in {name}" in caplog.text for name in HOOKS)
 

@@ -14,8 +14,8 @@ from ..core.sources import FromDisk, version_of
 from ..core.states import State
 from ..core.transition import Transition
 from ..engine.engine import Engine
+from ..fleet.claims import verify_all
 from ..fleet.fleet import Fleet
-from ..fleet.move import verify_all
 from ..rules.desired import source_after_release, source_to_serve
 from ..rules.dry_run import Step, commands_of
 from ..rules.planner import Goal

@@ -34,8 +34,8 @@ app = typer.Typer(
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
-#: The columns of `failure_policy.rows` in docs/lifecycle.md.
-_FAILURE_HEADINGS = ("move", "phase that failed", "the others", "the one that failed")
+#: The columns of `failure_policy.all_rows` in docs/lifecycle.md.
+_FAILURE_HEADINGS = ("policy", "move", "phase that failed", "the others", "the one that failed")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -155,7 +155,7 @@ def diagram(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 where a page is out of date.")] = False,
 ) -> int:
     """Draw the lifecycle from its table."""
-    from ..fleet.failure_policy import rows
+    from ..fleet.failure_policy import all_rows
     from ..render.diagram import draw
     from ..render.pages import drift, write
 
@@ -166,7 +166,7 @@ def diagram(
             raise ConfigurationError(str(error)) from None
         return 0
     try:
-        failures = [dict(zip(_FAILURE_HEADINGS, row, strict=True)) for row in rows("restore")]
+        failures = [dict(zip(_FAILURE_HEADINGS, row, strict=True)) for row in all_rows()]
         stale = drift(docs, failures) if check else write(docs, failures)
     except OSError as error:
         raise ConfigurationError(f"--docs {docs}: {error.strerror or error}") from None

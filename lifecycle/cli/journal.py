@@ -23,6 +23,7 @@ from ..core.journal import (
     Entry,
     HandedOver,
     MovePhase,
+    Quarantined,
     Refused,
     StateEntered,
 )
@@ -236,6 +237,8 @@ def _words(entry: Entry) -> str:
             end = "begins" if event.duration_s is None else f"has ended ({event.duration_s:.3f} s)"
             failed = f", failed: {', '.join(event.failed)}" if event.failed else ""
             return f"{what} {end}{failed}"
+        case Quarantined():
+            return f"the move goes on without {event.name}: {event.reason}"
         case HandedOver():
             return f"devices handed over: {len(event.returned)} proved, {len(event.gone)} gone"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..core.errors import ConfigurationError
 from ..core.sources import FromDisk
 from ..core.states import State
 from ..core.transition import Transition
+from ..core.verdicts import Verdict
 from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
 from ..rules.dry_run import Step, dry_run
@@ -25,7 +26,7 @@ from .live import watching
 from .options import Options, command
 from .output import say
 from .parity import Parity
-from .report import cycle_lines, dry_run_lines, record_of
+from .report import cycle_lines, dry_run_lines, quarantine_lines, record_of
 
 Verb = Callable[[Options], Action]
 _VERBS: list[tuple[Verb, tuple[str, ...]]] = []
@@ -134,11 +135,12 @@ def _run(options: Options, action: Action) -> int:
             async with options.fleet(observers) as fleet:
                 engines = options.participants(fleet)
                 if options.dry_run:
-                    say(_planned(action, engines))
+                    say(_planned(action, [each for each in engines if each.quarantined is None]))
                     return OK
                 there = [each for each in engines if arrived(each, action.commands(each))]
                 done = await _perform(options, action, fleet, engines, there)
-        return _reported(options, action, done, there)
+                quarantined = fleet.quarantined
+        return _reported(options, action, done, there, quarantined)
 
     return _with_errors_as_json(run) if options.as_json else signals.run(run)
 
@@ -161,15 +163,22 @@ async def _perform(
         raise Interrupted(_interrupted(rest)) from None
 
 
-def _reported(options: Options, action: Action, done: Sequence[Transition], there: Sequence[Engine]) -> int:
+def _reported(
+    options: Options,
+    action: Action,
+    done: Sequence[Transition],
+    there: Sequence[Engine],
+    quarantined: Mapping[str, Verdict],
+) -> int:
     parity = action.parity or Parity()
     if options.as_json:
         compared = {"parity": parity.found} if action.parity else {}
         records = [record_of(each) for each in done]
-        print(json.dumps({"ok": not parity.broken, "done": records, **compared}, indent=2))
+        out = {"quarantined": {name: why.reason for name, why in quarantined.items()}} if quarantined else {}
+        print(json.dumps({"ok": not parity.broken, "done": records, **out, **compared}, indent=2))
     else:
         found = (f"{name}: parity {result}" for name, result in parity.found.items())
-        say([*cycle_lines(done, there), *found])
+        say([*cycle_lines(done, there), *found, *quarantine_lines(quarantined)])
     return FAILED if parity.broken else OK
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..core.advice import Recovery
@@ -13,7 +14,9 @@ from ..core.readings import Reading
 from ..core.states import State
 from ..core.transition import Transition
 from ..core.units import mib
+from ..core.verdicts import Condition, Verdict
 from ..engine.engine import Engine
+from ..rules.quarantine import QUARANTINED
 from .output import printable
 
 
@@ -23,7 +26,7 @@ async def status_record(engine: Engine) -> dict[str, Any]:
     try:
         await engine.connect()
     except (ConfigurationError, EngineHeld) as error:
-        return record | {"state": "unknown", "error": str(error)}
+        return record | {"state": "unknown", "error": str(error), "conditions": _kept_conditions(engine)}
     reading = await engine.read_residual(deadline_s=10.0)
     facts = engine.facts
     return record | {
@@ -39,9 +42,19 @@ async def status_record(engine: Engine) -> dict[str, Any]:
         "memory_saver": engine.capabilities.memory_saver,
         "resident_bytes": dict(reading.devices) if isinstance(reading, Reading) else None,
         "residual_probe": reading.probe if isinstance(reading, Reading) else reading.reason,
-        "conditions": {name: str(condition.verdict) for name, condition in engine.conditions.items()},
+        "conditions": _words(engine.conditions),
         "notes": list(engine.capabilities.notes),
     }
+
+
+def _kept_conditions(engine: Engine) -> dict[str, str]:
+    with suppress(ConfigurationError):  # a store that cannot be read was named by the error of connect()
+        return _words(engine.kept_conditions())
+    return {}
+
+
+def _words(conditions: Mapping[str, Condition]) -> dict[str, str]:
+    return {name: str(condition.verdict) for name, condition in conditions.items()}
 
 
 def status_lines(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -72,9 +85,11 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _notes(record: dict[str, Any]) -> list[str]:
+    quarantined = record["conditions"].get(QUARANTINED)
+    kept_out = [f"{record['engine']}: in quarantine {quarantined.removeprefix('proved: ')}"] if quarantined else []
     if record["error"]:
-        return [record["error"]]
-    notes = [f"{record['engine']}: {note}" for note in record["notes"]]
+        return [record["error"], *kept_out]
+    notes = kept_out + [f"{record['engine']}: {note}" for note in record["notes"]]
     if record["state"] in (State.FAILED, State.GONE):
         notes.append(f"{record['engine']}: {record['state']}: {record['reason']}. {record['advice']}")
     return notes
@@ -110,6 +125,11 @@ def phase_line(record: Transition) -> str:
     """One state that an engine entered, with the proofs of it."""
     proofs = "; ".join(f"{name} {verdict}" for name, verdict in record.verdicts.items())
     return f"{record.engine}  {record.dest}  {record.duration_s * 1000:.0f} ms  {proofs or record.reason}"
+
+
+def quarantine_lines(quarantined: Mapping[str, Verdict]) -> list[str]:
+    """A line for each engine that a command went on without."""
+    return [f"{name}: in quarantine {why.reason}" for name, why in quarantined.items()]
 
 
 def cycle_lines(done: Sequence[Transition], there: Sequence[Engine] = ()) -> list[str]:

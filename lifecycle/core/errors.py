@@ -52,6 +52,8 @@ class LifecycleError(Exception):
     """
 
     advice: Advice | None = None
+    #: What is to be said beside why it failed, in words.
+    remark: str = ""
 
     def __init__(self, why: str, *, engine: str, command: str, state: State) -> None:
         self.why = why
@@ -66,12 +68,17 @@ class LifecycleError(Exception):
     def advise(self, advice: Advice) -> None:
         """The message ends with what leads on."""
         self.advice = advice
-        self.args = (self._with_advice(self._message()),)
+        self.args = (self._with_advice(self.without_advice),)
+
+    def add_remark(self, remark: str) -> None:
+        """The message says this too."""
+        self.remark = remark
+        self.args = (self._with_advice(self.without_advice),)
 
     @property
     def without_advice(self) -> str:
         """The message as it is without what leads on."""
-        return self._message()
+        return f"{self._message()}. {self.remark}" if self.remark else self._message()
 
     def _with_advice(self, message: str) -> str:
         return message if self.advice is None else f"{message}. {self.advice}"
@@ -138,7 +145,7 @@ class OperationFailed(LifecycleError):
     def settle(self, settled: State, note: str = "") -> OperationFailed:
         """This error, saying where the engine is now."""
         self.settled, self.note = settled, note
-        self.args = (self._with_advice(self._message()),)
+        self.args = (self._with_advice(self.without_advice),)
         return self
 
     def _message(self) -> str:

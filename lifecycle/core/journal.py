@@ -138,6 +138,8 @@ class CommandEnded:
 class MovePhase:
     """A move, or one phase of it, begins or has ended. `phase` is empty where the entry is about the whole move.
 
+    A step of a fleet (`Fleet.release`) is a move named after its command, and is written as a whole.
+
     `drivers` are the tokens of its participants, `failed` the names of those that failed. `duration_s` is None at the
     beginning.
     """
@@ -148,6 +150,25 @@ class MovePhase:
     drivers: tuple[str, ...]
     failed: tuple[str, ...] = ()
     duration_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A move goes on without a participant that failed in it: it is in quarantine from here on, for this reason.
+
+    `left_out` is its driver and `name` its name. `gone`: its process has ended. Otherwise it lives on `devices`, and
+    the router was closed for it (`closed`); `others` are the devices of the engines with which the move goes on.
+    """
+
+    move: str
+    move_id: str
+    left_out: str
+    name: str
+    reason: str
+    gone: bool
+    closed: bool = False
+    devices: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +196,7 @@ Event = (
     | StateEntered
     | CommandEnded
     | MovePhase
+    | Quarantined
     | HandedOver
 )
 

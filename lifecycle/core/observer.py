@@ -2,7 +2,8 @@
 
 One command is heard as `command_started`, then either `refused`, or any number of `call` and `transition`, and last
 `command_ended`; one that is refused before it has the engine (busy, not allowed there) as `refused` alone. A move of a
-fleet is heard as `move` when it begins and when it ends, each phase of it as `phase`.
+fleet is heard as `move` when it begins and when it ends, each phase of it as `phase`, and an engine that it goes on
+without as `quarantined`.
 """
 
 from __future__ import annotations
@@ -68,6 +69,9 @@ class Observer(Protocol):
     def move(self, event: MoveEvent) -> None:
         """A move begins or has ended."""
 
+    def quarantined(self, engine: str, error: Exception, reason: str) -> None:
+        """A move goes on without an engine that failed with this error; `reason` says why that is safe."""
+
 
 class BaseObserver:
     """An observer that does nothing, to inherit from."""
@@ -94,6 +98,9 @@ class BaseObserver:
 
     def move(self, event: MoveEvent) -> None:
         """A move begins or has ended."""
+
+    def quarantined(self, engine: str, error: Exception, reason: str) -> None:
+        """A move goes on without an engine that failed."""
 
 
 class Observers:

@@ -37,7 +37,7 @@ ACCEPT: dict[str, Grade] = {}
 RESIDUAL_THRESHOLD_GIB = 3.0
 
 
-OnFailure = Literal["restore", "hold"]
+OnFailure = Literal["restore", "quarantine", "hold"]
 Unprovable = Literal["refuse", "warn"]
 Unleased = Literal["refuse", "warn"]
 Unrecorded = Literal["refuse", "warn"]

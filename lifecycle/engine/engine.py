@@ -24,7 +24,7 @@ from ..core.sources import FromDisk, Pushed, Source
 from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
 from ..core.verdicts import Unmeasurable, Verdict
-from ..rules import knowledge
+from ..rules import knowledge, quarantine
 from ..rules.advice import TRAINER, after_recovery
 from ..rules.desired import known_source, set_desired
 from ..rules.planner import Goal
@@ -235,7 +235,7 @@ class Engine(EngineView):
         """The state that barrier and observation make, why it is that one, and what leads on from there.
 
         It is failed where a fact stays unknown. An engine that admits requests without being worth serving is closed
-        first.
+        first. One in quarantine that is found in a state of the ring takes part in its fleet's moves again.
         """
         session, deadline = self._session, Deadline(deadline_s)
         with self.advising():
@@ -243,6 +243,8 @@ class Engine(EngineView):
                 if session.state not in UNCLAIMED:
                     session.go("contradicted", reason="recover() was asked for")
                 found = await reconcile(session, deadline)
+                if found.state not in UNCLAIMED and self.quarantined is not None:
+                    session.commit(quarantine.taken_out(session.record), save="try")
                 advice = after_recovery(self.where, found.candidates)
                 return Recovery(found.state, session.reason, advice)
 
@@ -309,18 +311,23 @@ class Engine(EngineView):
     def rollback_desired(self, before: Desired) -> None:
         """It should serve what it did before: as it is where that is still valid, else what it can be rolled back to.
 
-        Where there is nothing to fall back to, what was named for the window has to do.
+        Where there is nothing to fall back to, what was named for the window has to do. One in quarantine is to serve
+        what its fleet does, or nothing.
         """
         record, named = self._session.record, self.desired.source
         record = replace(record, desired=replace(before, rollback_source=record.desired.rollback_source))
         again = record.desired.rollback_source or known_source(record.desired, self.capabilities) or named
-        if again is not None and invalid_weights(record, self.capabilities) is not None:
+        if again is not None and self.quarantined is None and invalid_weights(record, self.capabilities) is not None:
             record = set_desired(record, again, self.capabilities)
         self._session.commit(record)
 
     def router_confirmed(self, sends: bool | None, verdict: Verdict, grade: Grade) -> None:
         """The router in front of it sends to it or does not (None: not certain), as `verdict` says."""
         self._session.commit(knowledge.routed(self._session.record, sends, verdict, grade))
+
+    def set_quarantined(self, reason: str) -> None:
+        """It stays out of its fleet's moves from here on, until it is recovered."""
+        self._session.commit(quarantine.put_in(self._session.record, reason, time.time()), save="try")
 
     async def read_residual(self, *, deadline_s: float = 10.0) -> Reading | Unmeasurable:
         """What its processes hold now, in bytes by device."""

@@ -18,11 +18,12 @@ from ..core.record import Desired, Record
 from ..core.sources import Source
 from ..core.states import State
 from ..core.units import gib
-from ..core.verdicts import Condition
+from ..core.verdicts import Condition, Verdict
 from ..rules.advice import Asked, Where, advice, not_connected, towards_serving
 from ..rules.desired import set_desired
 from ..rules.evidence import Context
 from ..rules.planner import PlannerView
+from ..rules.quarantine import quarantine_of
 from ..rules.weights import invalid_weights
 from .session import Session
 
@@ -141,6 +142,16 @@ class EngineView:
     def memory_is_free(self) -> bool:
         """Whether its devices may be handed to the next tenant: memory proved returned, or process gone."""
         return self._session.record.memory_is_free
+
+    @property
+    def quarantined(self) -> Verdict | None:
+        """Why it stays out of its fleet's moves until it is recovered, and since when; None where it takes part."""
+        return quarantine_of(self._session.record)
+
+    def kept_conditions(self) -> Mapping[str, Condition]:
+        """The conditions that were kept of it last, for one that cannot be observed; empty where nothing was kept."""
+        kept = self._session.kept()
+        return {} if kept is None else kept.conditions
 
     def weights_refusal(self) -> str | None:
         """Why its weights are not worth serving; None where they are."""

@@ -38,6 +38,7 @@ class Others(StrEnum):
         "no source that is known, stays released, and the error says so"
     )
     GO_ON = "go on to serving"
+    MOVE_ON = "go on with the move, without it"
     STAY = "stay where they are, and the error says so; `onload()` goes on from there"
 
 
@@ -51,6 +52,10 @@ class Failed(StrEnum):
     )
     RELEASE_AGAIN = "released again where it can be; else it keeps its devices, and its state says so"
     STAY_CLOSED = "closed again, and the router stays closed"
+    QUARANTINE = (
+        "in quarantine: the router is closed for it, and moves leave it out until it is recovered; where it lives and "
+        "may hold memory of a device of the others, or its router cannot be closed, all is as under `restore`"
+    )
     STAY = "stays where it was found"
     NOBODY = "no engine failed: the caller's step did"
 
@@ -86,8 +91,30 @@ _HELD = {
 }
 _HOLD = {step: _HELD.get((row.others, row.failed), row) for step, row in _RESTORE.items()}
 
+_QUARANTINED = {
+    (Others.ONLOAD, Failed.ONLOAD): Consequence(Others.MOVE_ON, Failed.QUARANTINE),
+    (Others.GO_ON, Failed.RELEASE_AGAIN): Consequence(Others.GO_ON, Failed.QUARANTINE),
+    (Others.GO_ON, Failed.STAY_CLOSED): Consequence(Others.GO_ON, Failed.QUARANTINE),
+}
+_QUARANTINE = {step: _QUARANTINED.get((row.others, row.failed), row) for step, row in _RESTORE.items()}
+
 #: By `Policy.on_failure`, then by the move and the phase of it that failed.
-FAILURE_POLICY: Mapping[OnFailure, Mapping[Step, Consequence]] = {"restore": _RESTORE, "hold": _HOLD}
+FAILURE_POLICY: Mapping[OnFailure, Mapping[Step, Consequence]] = {
+    "restore": _RESTORE,
+    "quarantine": _QUARANTINE,
+    "hold": _HOLD,
+}
+
+
+def all_rows() -> list[tuple[str, str, str, str, str]]:
+    """The tables of all policies in words, as `rows`, each row with the policies that have it in front."""
+    found: list[tuple[str, str, str, str, str]] = []
+    for move, phase in _RESTORE:
+        policies: dict[Consequence, list[str]] = {}
+        for name, table in FAILURE_POLICY.items():
+            policies.setdefault(table[move, phase], []).append(name)
+        found += [(", ".join(names), move, phase, row.others, row.failed) for row, names in policies.items()]
+    return found
 
 
 def rows(on_failure: OnFailure) -> list[tuple[str, str, str, str]]:

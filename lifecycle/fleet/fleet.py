@@ -18,14 +18,19 @@ from ..core.ports import ResidualProbe, Router, StateStore, TenantLedger
 from ..core.sources import FromDisk, Pushed, Source
 from ..core.states import IDLE, UNCLAIMED, State
 from ..core.transition import Transition
+from ..core.verdicts import Verdict
 from ..engine.engine import RECOVER_S, Engine, store_given
 from ..engine.ownership import LeaseChoice, chosen_lease
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
+from .claims import claimed, leased, verify_all
 from .connect import connected, member
-from .groups import Group, waves
-from .move import Between, Move, at_once, claimed, leased, verify_all
+from .course import at_once
+from .groups import Group, check_members, waves_of
+from .journaling import step_noted
+from .move import Between, Move
 from .preflight import check_allowed, check_static
+from .quarantine import follow, taking_part
 from .recovery import RecoverTo, brought, recovered
 from .routing import Routing
 from .updating import updating
@@ -55,9 +60,9 @@ class Fleet:
         self.engines = sorted(engines, key=lambda engine: order.index(engine.group))
         self.router = router
         self.policy = policy or Policy()
-        self._restores = self.policy.on_failure == "restore"
+        self._restores = self.policy.on_failure != "hold"
         self._in_windows: set[str] = set()
-        self._check()
+        check_members(self.engines, self.groups)
 
     @classmethod
     def connect(
@@ -121,13 +126,18 @@ class Fleet:
     def __repr__(self) -> str:
         return f"<Fleet {' '.join(f'{engine.name}={engine.state}' for engine in self.engines)}>"
 
+    @property
+    def quarantined(self) -> dict[str, Verdict]:
+        """The engines that moves and steps leave out until they are recovered, by name: since when, and why."""
+        return {each.name: why for each in self.engines if (why := each.quarantined) is not None}
+
     # step by step
 
     async def pause(
         self, mode: PauseMode | None = None, *, engines: Selection = None, deadline_s: float | None = None
     ) -> list[Transition]:
         """No participant admits requests; the router, if there is one, stopped sending to them first."""
-        routing, participants = Routing(self.router), self.participants(engines)
+        routing, participants = Routing(self.router), self._taking_part(engines, "pause")
         command = Pause(mode or self.policy.pause_mode)
         _check_deadline(deadline_s)
         check_static(participants, command)
@@ -141,9 +151,9 @@ class Fleet:
     async def drain(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
         """Every participant is idle; groups drain in the order of `drain_after`."""
         done: list[Transition] = []
-        participants = self.participants(engines)
+        participants = self._taking_part(engines, "drain")
         for wave in self.waves(participants):
-            done += await self._step(lambda engine: Drain(), wave, deadline_s, what=Drain.name)
+            done += await self._step(lambda engine: Drain(), wave, deadline_s)
         return sorted(done, key=lambda record: [engine.name for engine in participants].index(record.engine))
 
     async def release(
@@ -176,7 +186,9 @@ class Fleet:
         deadline_s: float | None = None,
     ) -> list[Transition]:
         """The participants hold the weights of `source`; a push is one collective, which one failure fails for all."""
-        return await self._step(lambda engine: UpdateWeights(source, force), engines, deadline_s)
+        done = await self._step(lambda engine: UpdateWeights(source, force), engines, deadline_s)
+        follow(self.participants(engines), source)
+        return done
 
     def updating_weights(
         self, version: str, *, engines: Selection = None, deadline_s: float | None = None
@@ -196,7 +208,7 @@ class Fleet:
         self, *, preempt: bool = False, engines: Selection = None, deadline_s: float | None = None
     ) -> list[Transition]:
         """The participants generated a real token each, and the router sends to them; `preempt` as in Engine.resume."""
-        participants = self.participants(engines)
+        participants = self._taking_part(engines, "resume")
         _check_deadline(deadline_s)
         if preempt and participants:
             deadline_s = min(await asyncio.gather(*(each.preempt_drain(deadline_s) for each in participants)))
@@ -220,19 +232,20 @@ class Fleet:
         """Every participant is released, proved: results of the releases. `deadline_s` bounds each phase.
 
         Routers close, all pause, all drain, and only then is any released. When some fail the others serve again
-        (policy `on_failure="restore"`) before FleetError is raised. Cancelled, it leaves every engine where it is:
-        `recover()`, then `onload()`; `offloaded()` does that by itself.
+        (policy `on_failure="restore"`) before FleetError is raised; with "quarantine" it goes on without those that
+        failed, where that puts no device in doubt, and `quarantined` names them. Cancelled, it leaves every engine
+        where it is: `recover()`, then `onload()`; `offloaded()` does that by itself.
         """
-        participants = self.participants(engines)
+        chosen, participants = self.participants(engines), self._taking_part(engines, "offload")
         named = None if tags is None else frozenset(tags)
         async with claimed(participants, "offload", deadline_s):
             goals = {
                 engine.name: Goal(
                     State.RELEASED, named, source_after_release(engine.record, weights), mode or self.policy.pause_mode
                 )
-                for engine in participants
+                for engine in chosen
             }
-            return await self._move(participants, deadline_s).offload(goals) if participants else []
+            return await self._move(chosen, deadline_s).offload(goals) if participants else []
 
     async def onload(
         self,
@@ -252,11 +265,11 @@ class Fleet:
         exception in it, or no end in `between_deadline_s`, fails the move: the engines stay weights_restored, and
         another `onload()` goes on from there.
         """
-        participants = self.participants(engines)
+        chosen, participants = self.participants(engines), self._taking_part(engines, "onload")
         if between_deadline_s is not None:
             positive("between_deadline_s", between_deadline_s)
         async with claimed(participants, "onload", deadline_s):
-            move = self._move(participants, deadline_s)
+            move = self._move(chosen, deadline_s)
             return await move.onload(between, weights=weights, between_deadline_s=between_deadline_s)
 
     @asynccontextmanager
@@ -280,7 +293,7 @@ class Fleet:
             await self.onload(engines=some, deadline_s=deadline_s)
 
         with window_lock(chosen, self._in_windows):
-            async with leased(chosen, "offloaded", deadline_s):
+            async with leased(self._taking_part(chosen, "offloaded"), "offloaded", deadline_s):
                 before = {engine.name: engine.desired for engine in chosen}
                 restored = partial(restore_on_error, chosen, back, deadline_s=deadline_s)
                 async with restored(after=CANCELLED if self._restores else (), before=before):
@@ -300,7 +313,7 @@ class Fleet:
         engines: Selection = None,
         deadline_s: float | None = None,
     ) -> dict[str, Recovery]:
-        """What was found of each engine that is failed or gone, all at once; of those named, whatever they are.
+        """What was found of each engine that is failed, gone or in quarantine, all at once; of those named, of all.
 
         With `to` every participant (of those named) is then brought to that state, from where it was found; where one
         is not, its reason says why, and the others are not kept from it. `weights` as in `onload` and `offload`.
@@ -311,7 +324,7 @@ class Fleet:
         _check_deadline(deadline_s)
         limit_s = RECOVER_S if deadline_s is None else deadline_s
         if to is None:
-            lost = [engine for engine in self.engines if engine.state in UNCLAIMED]
+            lost = [each for each in self.engines if each.state in UNCLAIMED or each.quarantined is not None]
             return await recovered(lost if engines is None else self._named(engines), limit_s)
         if to not in get_args(RecoverTo):
             raise ConfigurationError(f"recover(to={to!r}): one of {', '.join(get_args(RecoverTo))}")
@@ -321,10 +334,16 @@ class Fleet:
     # who takes part
 
     def participants(self, engines: Selection = None) -> list[Engine]:
-        """The engines of a move, in the groups' order: those named (KeyError if unknown), of groups that offload."""
+        """The engines of a move, in the groups' order: those named (KeyError if unknown), of groups that offload.
+
+        Those of them that are in quarantine are left out of it.
+        """
         if engines is None:
             return [engine for engine in self.engines if engine.offloads]
         return [engine for engine in self._named(engines) if engine.offloads]
+
+    def _taking_part(self, engines: Selection, what: str) -> list[Engine]:
+        return taking_part(self.participants(engines), what)
 
     def _named(self, engines: Iterable[str | Engine]) -> list[Engine]:
         names = {self[each if isinstance(each, str) else each.name].name for each in engines}
@@ -332,12 +351,13 @@ class Fleet:
 
     def waves(self, engines: Sequence[Engine]) -> list[list[Engine]]:
         """The engines in waves, each of groups that wait for the groups before."""
-        return waves(engines, self.groups)
+        return waves_of(engines, self.groups)
 
-    def _move(self, participants: Sequence[Engine], deadline_s: float | None) -> Move:
+    def _move(self, chosen: Sequence[Engine], deadline_s: float | None) -> Move:
         _check_deadline(deadline_s)
         return Move(
-            participants,
+            [engine for engine in chosen if engine.quarantined is None],
+            left_out=[engine for engine in chosen if engine.quarantined is not None],
             router=self.router,
             waves=self.waves,
             deadline_s=deadline_s,
@@ -350,9 +370,9 @@ class Fleet:
         engines: Selection,
         deadline_s: float | None,
         all_must: bool = False,
-        what: str = "a step",
     ) -> list[Transition]:
-        participants = self.participants(engines)
+        what = command(self.engines[0]).name
+        participants = self._taking_part(engines, what)
         _check_deadline(deadline_s)
         async with claimed(participants, what, deadline_s):
             if all_must:
@@ -364,26 +384,13 @@ class Fleet:
 
     async def _together(self, commands: list[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:
         """Every command has ended; FleetError names those that failed."""
-        outcomes = await at_once(commands, deadline_s)
+        with step_noted(commands) as outcomes:
+            outcomes += await at_once(commands, deadline_s)
         failed = [outcome.error for outcome in outcomes if outcome.error is not None]
         done = [outcome.transition for outcome in outcomes if outcome.transition is not None]
         if failed:
             raise FleetError.of(f"{len(failed)} of {len(outcomes)} engines", failed, done)
         return done
-
-    def _check(self) -> None:
-        for what, values in (
-            ("name", [engine.name for engine in self.engines]),
-            ("URL", [engine.adapter.url for engine in self.engines]),
-        ):
-            twice = next((value for value in values if values.count(value) > 1), None)
-            if twice is not None:
-                raise ConfigurationError(f"{what} {twice} stands twice in the fleet; an engine belongs in it once")
-        for name, group in self.groups.items():
-            for other in group.drain_after:
-                if other not in self.groups:
-                    raise ConfigurationError(f"group {name} drains after {other!r}, and there is no such group")
-        self.waves(self.engines)
 
 
 def _check_deadline(deadline_s: float | None) -> None:

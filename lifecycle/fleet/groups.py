@@ -20,14 +20,30 @@ class Group:
     drain_after: tuple[str, ...] = ()
 
 
-def waves(engines: Sequence[Engine], groups: Mapping[str, Group]) -> list[list[Engine]]:
-    """The engines in waves, each of groups that wait for the groups before. ConfigurationError for a circle of them."""
-    left, found = list(engines), list[list[Engine]]()
+def waves_of(engines: Sequence[Engine], groups: Mapping[str, Group]) -> list[list[Engine]]:
+    """The engines in waves, each of groups that wait for the groups before. ConfigurationError names a circle."""
+    left, waves = list(engines), []
     while left:
         waiting = {engine.group for engine in left}
         wave = [engine for engine in left if not waiting & set(groups[engine.group].drain_after)]
         if not wave:
             raise ConfigurationError(f"the groups {', '.join(sorted(waiting))} drain after each other in a circle")
-        found.append(wave)
+        waves.append(wave)
         left = [engine for engine in left if engine not in wave]
-    return found
+    return waves
+
+
+def check_members(engines: Sequence[Engine], groups: Mapping[str, Group]) -> None:
+    """Each engine stands once among these, and each group waits for groups that there are; else ConfigurationError."""
+    for what, values in (
+        ("name", [engine.name for engine in engines]),
+        ("URL", [engine.adapter.url for engine in engines]),
+    ):
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise ConfigurationError(f"{what} {twice} stands twice in the fleet; an engine belongs in it once")
+    for name, group in groups.items():
+        for other in group.drain_after:
+            if other not in groups:
+                raise ConfigurationError(f"group {name} drains after {other!r}, and there is no such group")
+    waves_of(engines, groups)

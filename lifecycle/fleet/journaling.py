@@ -1,15 +1,39 @@
-"""What a move writes into the journals of its engines: its phases, and that their devices were handed over."""
+"""What a move, or a step, writes into the journals of its engines: its phases, and that devices were handed over."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from uuid import uuid4
 
-from ..core.journal import Entry, Event, HandedOver, MovePhase
+from ..core.commands import Command
+from ..core.journal import Entry, Event, HandedOver, MovePhase, Quarantined
 from ..core.observer import MoveEvent
 from ..core.states import State
 from ..engine.engine import Engine
+from .course import Outcome
+
+
+@contextmanager
+def step_noted(commands: Sequence[tuple[Engine, Command]]) -> Iterator[list[Outcome]]:
+    """A step of a fleet, one command to several engines, is a move of one phase in their journals.
+
+    It is noted when it begins and when it has ended; what became of the engines is added to the list by the caller.
+    """
+    outcomes: list[Outcome] = []
+    if not commands:
+        yield outcomes
+        return
+    engines, what = [engine for engine, _ in commands], commands[0][1].name
+    journal, began_s = MoveJournal(engines), time.monotonic()
+    names = tuple(engine.name for engine in engines)
+    journal.phase(MoveEvent(what, names))
+    try:
+        yield outcomes
+    finally:
+        failed = {each.engine.name: each.error for each in outcomes if each.error is not None}
+        journal.phase(MoveEvent(what, names, "", time.monotonic() - began_s, failed))
 
 
 class MoveJournal:
@@ -25,12 +49,20 @@ class MoveJournal:
         failed = tuple(event.failed)
         self._note(MovePhase(event.move, self._move_id, event.phase, drivers, failed, event.duration_s))
 
-    def handed_over(self) -> None:
-        """The devices of all engines are the next tenant's."""
+    def quarantined(
+        self, move: str, engine: Engine, reason: str, closed: bool, devices: Iterable[str], others: Iterable[str]
+    ) -> None:
+        """The move goes on without this engine, which lives on `devices` or is gone; `others` are those of the rest."""
+        gone, on, theirs = engine.state is State.GONE, tuple(sorted(devices)), tuple(sorted(others))
+        driver = engine.journal.driver
+        self._note(Quarantined(move, self._move_id, driver, engine.name, reason, gone, closed, on, theirs))
+
+    def handed_over(self, engines: Sequence[Engine]) -> None:
+        """The devices of these engines are the next tenant's, and those of all that are gone."""
         gone = tuple(each.journal.driver for each in self._engines if each.state is State.GONE)
         returned = {
             each.journal.driver: each.conditions["memory_returned"].verdict
-            for each in self._engines
+            for each in engines
             if each.state is not State.GONE and "memory_returned" in each.conditions
         }
         self._note(HandedOver(self._move_id, returned, gone))

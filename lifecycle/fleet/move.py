@@ -14,7 +14,9 @@ those that serve before an onload. What is found otherwise is planned for as it 
 engines took their time looks at them once more, so nothing older than the move says that memory is free.
 
 What becomes of the others, and of those that failed, is not decided here: `failure_policy` is the table. An engine that
-somebody else moved meanwhile counts as failed, since the phases to come would pass it by.
+somebody else moved meanwhile counts as failed, since the phases to come would pass it by. Where the policy goes on
+without those that failed (`quarantine` says whether it may), so does one that was failed or gone before, in the first
+phase, and each phase is asked again of the others.
 """
 
 from __future__ import annotations
@@ -22,138 +24,31 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from ..core.commands import Command, Drain, Release, RestoreKV, Resume, UpdateWeights
+from ..core.commands import Command, Drain, Release, RestoreKV, Resume
 from ..core.errors import FleetError, LifecycleError, OperationFailed
 from ..core.observer import MoveEvent, Observers
 from ..core.policy import OnFailure
 from ..core.ports import Router
 from ..core.record import Desired
-from ..core.sources import Pushed, Source
-from ..core.states import IDLE, State
+from ..core.sources import Source
+from ..core.states import IDLE, UNCLAIMED, State
 from ..core.transition import Transition
-from ..engine.collective import Collective
 from ..engine.engine import Engine
-from ..engine.verify import VERIFY_S
 from ..rules.desired import source_to_serve
 from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command
 from ..rules.table import allowed
-from .failure_policy import FAILURE_POLICY, Failed, MoveName, Others, Phase
+from .claims import verify_all
+from .course import Course, Outcome, at_once
+from .failure_policy import FAILURE_POLICY, Consequence, Failed, MoveName, Others, Phase
 from .journaling import MoveJournal
-from .preflight import check_sources, not_released, preflight, stays_behind
+from .preflight import check_sources, lost_before, not_released, preflight, stays_behind
+from .quarantine import Quarantine, follow
 from .routing import Routing
 
 #: The caller's step between weights and KV. What it returns is awaited where that can be.
 Between = Callable[[], Awaitable[object] | object]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one engine in one phase."""
-
-    engine: Engine
-    command: Command | None = None
-    transition: Transition | None = None
-    error: Exception | None = None
-
-
-@dataclass(slots=True)
-class _Course:
-    """How a move went so far: who takes part still, who failed, and what was done for the others."""
-
-    active: list[Engine]
-    done: list[Outcome] = field(default_factory=list)
-    failed: list[Outcome] = field(default_factory=list)
-
-    def ended(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Takes in one phase; returns those that failed in it, which take part no more."""
-        lost = [outcome for outcome in outcomes if outcome.error is not None]
-        self.done += [outcome for outcome in outcomes if outcome.error is None]
-        self.failed += lost
-        gone = {outcome.engine.name for outcome in lost}
-        self.active = [engine for engine in self.active if engine.name not in gone]
-        return lost
-
-    def error(self, more: Sequence[Exception] = ()) -> FleetError:
-        """Names all that failed, and what else went wrong; `succeeded` are the last transitions of the others."""
-        lost = {outcome.engine.name for outcome in self.failed}
-        last = {outcome.engine.name: outcome.transition for outcome in self.done if outcome.transition is not None}
-        succeeded = [transition for name, transition in last.items() if name not in lost]
-        errors = [outcome.error for outcome in self.failed if outcome.error is not None]
-        return FleetError.of(f"{len(lost)} of {len(lost) + len(succeeded)} engines", [*errors, *more], succeeded)
-
-
-@asynccontextmanager
-async def leased(engines: Sequence[Engine], what: str, deadline_s: float | None = None) -> AsyncIterator[None]:
-    """The engines are this driver's, and what is known of them is of now; EngineHeld names one that another has."""
-    with ExitStack() as stack:
-        for engine in engines:
-            stack.enter_context(engine.leased_for(what))
-        await _caught_up(engines, deadline_s)
-        yield
-
-
-@asynccontextmanager
-async def claimed(engines: Sequence[Engine], move: str, deadline_s: float | None = None) -> AsyncIterator[None]:
-    """The engines belong to this move; EngineBusy names one that another has, and then none is claimed.
-
-    Every lease is taken before anything is sent, so that two drivers never move a half of the same engines each.
-    """
-    with ExitStack() as stack:
-        for engine in engines:
-            stack.enter_context(engine.claimed_for(move))
-        await _caught_up(engines, deadline_s)
-        yield
-
-
-async def _caught_up(engines: Sequence[Engine], deadline_s: float | None) -> None:
-    """What is known of all these engines is of now; raises once all have ended."""
-    ended = await asyncio.gather(*(engine.caught_up(deadline_s) for engine in engines), return_exceptions=True)
-    for problem in ended:
-        if isinstance(problem, BaseException):
-            raise problem
-
-
-async def verify_all(engines: Sequence[Engine], deadline_s: float | None = None, *, for_move: bool = False) -> None:
-    """These engines were verified, all at once: what is denied of them was given up."""
-    limit_s = VERIFY_S if deadline_s is None else deadline_s
-    async with asyncio.TaskGroup() as group:
-        for engine in engines:
-            group.create_task(engine.verify(deadline_s=limit_s, for_move=for_move))
-
-
-async def at_once(commands: Sequence[tuple[Engine, Command]], deadline_s: float | None = None) -> list[Outcome]:
-    """Every command has ended, all having run at once; results stand in the order given. A cancellation reaches all.
-
-    Updates from the same push take part in one collective.
-    """
-    collectives = _collectives(commands)
-
-    async def one(engine: Engine, command: Command) -> Outcome:
-        collective = collectives.get(id(command.source)) if isinstance(command, UpdateWeights) else None
-        try:
-            done = await engine.execute(command, deadline_s=deadline_s, for_move=True, collective=collective)
-            return Outcome(engine, command, done)
-        except Exception as error:
-            if collective is not None:
-                collective.fail(error, who=engine.name)  # also where it was refused before it arrived
-            return Outcome(engine, command, error=error)
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(engine, command)) for engine, command in commands]
-    return [task.result() for task in tasks]
-
-
-def _collectives(commands: Sequence[tuple[Engine, Command]]) -> dict[int, Collective]:
-    """A collective for each push among the commands, by the identity of its source."""
-    parties: dict[int, tuple[Pushed, list[Engine]]] = {}
-    for engine, command in commands:
-        if isinstance(command, UpdateWeights) and isinstance(command.source, Pushed):
-            parties.setdefault(id(command.source), (command.source, []))[1].append(engine)
-    return {key: Collective(source, engines) for key, (source, engines) in parties.items()}
 
 
 class Move:
@@ -167,6 +62,7 @@ class Move:
         waves: Callable[[Sequence[Engine]], list[list[Engine]]] | None = None,
         deadline_s: float | None = None,
         on_failure: OnFailure = "restore",
+        left_out: Sequence[Engine] = (),
     ) -> None:
         self.engines = list(engines)
         self._routing = Routing(router)
@@ -175,6 +71,13 @@ class Move:
         self._policy = FAILURE_POLICY[on_failure]
         self._journal = MoveJournal(engines)
         self._observers = Observers({id(each): each for engine in engines for each in engine.observers}.values())
+        self._quarantine = Quarantine(
+            left_out,
+            routing=self._routing,
+            journal=self._journal,
+            observers=self._observers,
+            deadline_s=deadline_s,
+        )
 
     async def offload(self, goals: Mapping[str, Goal]) -> list[Transition]:
         """Every engine is released, proved; the results of the releases, in the engines' order.
@@ -182,40 +85,61 @@ class Move:
         Raises FleetError; where the policy restores, the engines that did not fail serve again by then.
         """
         await self._verify(self._in(*IDLE))
-        preflight(self.engines, goals)
-        before = {engine.name: engine.desired for engine in self.engines}
+        before, lost = {engine.name: engine.desired for engine in self.engines}, list[Outcome]()
+        if self._policy["offload", Phase.PAUSE].failed is Failed.QUARANTINE:
+            lost = [Outcome(each, error=lost_before(each, goals[each.name])) for each in self._in(*UNCLAIMED)]
+        able = [engine for engine in self.engines if engine not in [outcome.engine for outcome in lost]]
+        preflight(able or self.engines, goals)
+        await self._quarantine.check(able)
         begun, failed = self._begins("offload", "", self.engines), list[Outcome]()
         try:
-            await self._routing.close(self.engines)
-            return await self._offload(goals, before, failed)
+            await self._routing.close(able)
+            return await self._offload(goals, before, lost, failed)
         finally:
             self._ended(begun, failed)
 
     async def _offload(
-        self, goals: Mapping[str, Goal], before: Mapping[str, Desired], failed: list[Outcome]
+        self, goals: Mapping[str, Goal], before: Mapping[str, Desired], lost: Sequence[Outcome], failed: list[Outcome]
     ) -> list[Transition]:
-        """The phases of an offload; `failed` takes in who failed."""
+        """The phases of an offload; `lost` were failed or gone before, and `failed` takes in who failed."""
         done: list[Outcome] = []
         there = self._in(State.RELEASED)
         for kind in OFFLOAD:
-            course = _Course(list(self.engines))
-            done = await self._phase("offload", kind, self.engines, goals)
-            if kind is Release and done:
-                await self._verify(there)
-            if kind is Drain and done:  # the others were verified before it, and none is released before all are idle
-                drained = {outcome.engine.name for outcome in done}
-                await self._verify([each for each in self._in(*IDLE) if each.name not in drained])
-            if not course.ended(done):
-                course.ended(self._externally_modified(kind, goals))
-            if course.failed:
-                failed += course.failed
-                bring_back = self._policy["offload", Phase(kind.name)].others is Others.ONLOAD
-                more = await self._bring_back(course.failed, before) if bring_back else []
-                raise course.error(more)
+            course, done = Course(list(self.engines)), []
+            phase, lost = Phase(kind.name), course.ended(lost)
+            while True:
+                if not lost:
+                    ended = await self._phase("offload", kind, self.engines, goals)
+                    done += [outcome for outcome in ended if outcome.error is None]
+                    await self._verify_others(kind, ended, there)
+                    lost = course.ended(ended) or course.ended(self._externally_modified(kind, goals))
+                if not lost:
+                    break
+                if not await self._goes_on_without("offload", phase, course, lost):
+                    failed += course.failed
+                    row = self._row("offload", phase)
+                    raise self._error(course, await self._bring_back(row, course.failed, before))
+                lost = []
+        came_back = await self._quarantine.back(self._quarantine.engines, self.engines)
+        if came_back:
+            failed += came_back
+            row = self._row("offload", Phase.RELEASE)
+            course = Course([], failed=came_back)
+            raise self._error(course, await self._bring_back(row, came_back, before))
         for engine in self.engines:
             _come_back_with(engine, goals[engine.name])
-        self._journal.handed_over()
+        for engine in self._quarantine.engines:
+            follow([engine], goals[engine.name].weights)
+        self._journal.handed_over(self.engines)
         return [outcome.transition for outcome in done if outcome.transition is not None]
+
+    async def _verify_others(self, kind: type[Command], ended: Sequence[Outcome], there: Sequence[Engine]) -> None:
+        """The engines to which a phase gave no command are verified, where it took its time with the others."""
+        if kind is Release and ended:
+            await self._verify(there)
+        if kind is Drain and ended:  # the others were verified before it, and none is released before all are idle
+            drained = {outcome.engine.name for outcome in ended}
+            await self._verify([each for each in self._in(*IDLE) if each.name not in drained])
 
     async def onload(
         self,
@@ -237,21 +161,22 @@ class Move:
             if weights is not None and not engine.view(weights).weights_are_valid:
                 engine.set_desired(weights)
         begun = self._begins("onload", "", self.engines)
-        course = _Course(list(self.engines))
+        course = Course(list(self.engines))
         try:
             for kind in ONLOAD:
                 if kind is RestoreKV and between is not None and course.active:
                     await self._between(between, between_deadline_s, course)
                 lost = course.ended(await self._phase("onload", kind, course.active, self._home()))
-                if lost and self._policy["onload", Phase(kind.name)].failed is Failed.RELEASE_AGAIN:
-                    await self._release_again(lost)
+                await self._left_behind(Phase(kind.name), course, lost)
             unexpected = [engine for engine in course.active if engine.state is not State.SERVING]
-            course.ended([Outcome(engine, error=_unexpected_state(engine)) for engine in unexpected])
+            lost = course.ended([Outcome(engine, error=_unexpected_state(engine)) for engine in unexpected])
+            await self._goes_on_without("onload", Phase.RESUME, course, lost)
+            self._quarantine.follow(course.active)
             problems = await self._reopen(course.active)
         finally:
             self._ended(begun, course.failed)
         if course.failed or problems:
-            raise course.error(problems)
+            raise self._error(course, problems)
         resumed = [each.transition for each in course.done if each.transition is not None]
         return [transition for transition in resumed if transition.command == Resume.name]
 
@@ -276,14 +201,15 @@ class Move:
                 planned = [(engine, next_command(engine.view(), goals[engine.name])) for engine in wave]
                 commands = [(engine, command) for engine, command in planned if isinstance(command, kind)]
                 outcomes += await at_once(commands, self._deadline_s)
-                if any(outcome.error for outcome in outcomes):
+                failed = any(outcome.error for outcome in outcomes)
+                if failed and self._policy[move, Phase(kind.name)].others is not Others.GO_ON:
                     break
         finally:
             self._ended(begun, outcomes)
         place = {engine.name: index for index, engine in enumerate(self.engines)}
         return sorted(outcomes, key=lambda outcome: place[outcome.engine.name])
 
-    async def _between(self, step: Between, deadline_s: float | None, course: _Course) -> None:
+    async def _between(self, step: Between, deadline_s: float | None, course: Course) -> None:
         """The caller's step has ended."""
         begun = self._begins("onload", Phase.BETWEEN, course.active)
         try:
@@ -331,14 +257,56 @@ class Move:
 
     # when some fail
 
-    async def _bring_back(self, failed: Sequence[Outcome], before: Mapping[str, Desired]) -> list[Exception]:
+    def _row(self, move: MoveName, phase: Phase) -> Consequence:
+        """What becomes of the engines where those that failed are not put in quarantine."""
+        row = self._policy[move, phase]
+        return FAILURE_POLICY["restore"][move, phase] if row.failed is Failed.QUARANTINE else row
+
+    async def _goes_on_without(self, move: MoveName, phase: Phase, course: Course, lost: Sequence[Outcome]) -> bool:
+        """Whether the move goes on without all that failed in this phase: they are in quarantine then.
+
+        An offload goes on without all of them or not at all. Of the others the error says why they are not in it.
+        """
+        if not lost or self._policy[move, phase].failed is not Failed.QUARANTINE:
+            return False
+        found = await self._quarantine.find([outcome.engine for outcome in lost], course.active)
+        may = all(each.why_not is None for each in found)
+        for outcome, each in zip(lost, found, strict=True):
+            if each.why_not is not None and isinstance(outcome.error, LifecycleError):
+                outcome.error.add_remark(f"It is not put in quarantine: {each.why_not}")
+            elif may or move == "onload":
+                self._quarantine.take_in(outcome, each, move)
+                course.goes_on_without(outcome.engine)
+                self.engines.remove(outcome.engine)
+        return may
+
+    async def _left_behind(self, phase: Phase, course: Course, lost: Sequence[Outcome]) -> None:
+        """Those that failed in this phase of an onload are in quarantine, or released again, or stay."""
+        if not lost or await self._goes_on_without("onload", phase, course, lost):
+            return
+        if self._row("onload", phase).failed is Failed.RELEASE_AGAIN:
+            left = {outcome.engine.name for outcome in course.failed}
+            await self._release_again([outcome for outcome in lost if outcome.engine.name in left])
+
+    def _error(self, course: Course, more: Sequence[Exception] = ()) -> FleetError:
+        """Names all that failed; whom the move went on without before that, stands in its notes."""
+        error = course.error(more)
+        for engine in self._quarantine.put:
+            error.add_note(f"{engine.name} is in quarantine {engine.quarantined and engine.quarantined.reason}")
+        return error
+
+    async def _bring_back(
+        self, row: Consequence, failed: Sequence[Outcome], before: Mapping[str, Desired]
+    ) -> list[Exception]:
         """All that can serve serve again: a refused or drained one is resumed, a released one restored.
 
         One whose release failed stays where it was found: its memory is in question. The weights are those of before
         the move where they are still there, else those of the rollback source: the new ones belong to a step that
         never began.
         """
-        for engine in self.engines:
+        if row.others is not Others.ONLOAD:
+            return []
+        for engine in (*self.engines, *self._quarantine.put):
             engine.rollback_desired(before[engine.name])
         lost = {outcome.engine.name for outcome in failed}
         able = [engine for engine in self.engines if engine.name not in lost or engine.state is not State.RELEASED]
@@ -347,7 +315,8 @@ class Move:
         home = [engine for engine in able if engine.name not in stuck]
         problems: list[Exception] = [*stuck.values()]
         try:
-            await Move(home, router=self._routing.router, deadline_s=self._deadline_s).onload()
+            left_out = self._quarantine.engines
+            await Move(home, router=self._routing.router, deadline_s=self._deadline_s, left_out=left_out).onload()
         except FleetError as error:
             problems += error.exceptions
         return problems

@@ -17,7 +17,8 @@ from ..rules.machine import refusals
 from ..rules.planner import Goal, route
 from ..rules.table import allowed, row
 
-_REFUSED = "refused before anything was sent"
+#: How the error begins that names the engines for which a move was refused.
+REFUSED = "refused before anything was sent"
 
 
 def preflight(engines: Sequence[Engine], goals: Mapping[str, Goal]) -> None:
@@ -99,11 +100,16 @@ def not_released(engine: Engine, goal: Goal) -> LifecycleError | None:
     return engine.advised(GuardRefused({"memory_returned": reason}, **engine.about("a move to released")), goal)
 
 
+def lost_before(engine: Engine, goal: Goal) -> LifecycleError:
+    """The refusal of a move with an engine that was failed or gone before."""
+    hint = "; or leave it out (engines=...)"
+    return engine.advised(engine.not_allowed(f"a move to {goal.state}", hint), goal)
+
+
 def _refusal(engine: Engine, goal: Goal) -> LifecycleError | None:
     move = f"a move to {goal.state}"
     if engine.state in UNCLAIMED:
-        hint = "; or leave it out (engines=...)"
-        return engine.advised(engine.not_allowed(move, hint), goal)
+        return lost_before(engine, goal)
     there = goal.state is engine.state is State.RELEASED
     lacking = not_released(engine, goal) if there else None
     if lacking is not None:
@@ -125,4 +131,4 @@ def _static_guards(command: Command, state: State) -> tuple[Guard, ...]:
 def _raise_all(found: Sequence[LifecycleError | None]) -> None:
     refused = [error for error in found if error is not None]
     if refused:
-        raise FleetError.of(_REFUSED, refused)
+        raise FleetError.of(REFUSED, refused)

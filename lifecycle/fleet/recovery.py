@@ -50,7 +50,8 @@ async def brought(
     One whose weights come by a push alone stays where it is unless `weights` names others. `limit_s` bounds finding
     out, `deadline_s` each phase of the move.
     """
-    found = await recovered([engine for engine in engines if engine.state in UNCLAIMED], limit_s)
+    lost = [engine for engine in engines if engine.state in UNCLAIMED or engine.quarantined is not None]
+    found = await recovered(lost, limit_s)
     able = [engine for engine in engines if engine.state not in UNCLAIMED]
     asked = able if to is State.SERVING and weights is None else []
     why = {engine.name: error for engine in asked if (error := stays_behind(engine)) is not None}

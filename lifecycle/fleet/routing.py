@@ -36,12 +36,21 @@ class Routing:
                 await self.open(engines)
             raise
         for engine in engines:
-            known = sending[engine.name] is not None
-            grade = Grade.REPORTED if known else Grade.ACKNOWLEDGED
-            if sending[engine.name]:
-                _note(engine, True, Refuted(reason="the router was closed, and says that it still sends"), grade)
-            else:
-                _note(engine, False, Proved(grade=grade, reason="the router sends nothing to it"), grade)
+            _closed(engine, sending[engine.name])
+
+    async def kept_closed(self, engine: Engine) -> str | None:
+        """Why it is not certain that the router sends nothing to this engine, which is to stay closed; else None."""
+        if self.router is None:
+            return "no router keeps requests from it"
+        try:
+            await self.router.close([engine.name])
+            sends = await self.router.is_open(engine.name)
+        except Exception as error:
+            why = f"its router could not be closed: {error or type(error).__name__}"
+            _note(engine, None, Refuted(reason=why))
+            return why
+        _closed(engine, sends)
+        return "its router was closed, and says that it still sends" if sends else None
 
     async def open(self, engines: Sequence[Engine]) -> None:
         """The router may send to these engines again."""
@@ -55,6 +64,15 @@ class Routing:
             raise
         for engine in engines:
             _note(engine, True, Proved(grade=Grade.ACKNOWLEDGED, reason="the router sends to it"))
+
+
+def _closed(engine: Engine, sends: bool | None) -> None:
+    """The router was closed; `sends` is what it says then (None: it does not tell)."""
+    grade = Grade.ACKNOWLEDGED if sends is None else Grade.REPORTED
+    if sends:
+        _note(engine, True, Refuted(reason="the router was closed, and says that it still sends"), grade)
+    else:
+        _note(engine, False, Proved(grade=grade, reason="the router sends nothing to it"), grade)
 
 
 def _note(engine: Engine, sends: bool | None, verdict: Verdict, grade: Grade = Grade.ACKNOWLEDGED) -> None:

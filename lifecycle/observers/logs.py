@@ -1,4 +1,4 @@
-"""One structured log event for every edge and every call."""
+"""One structured log event for every edge, every call and every engine that a move goes on without."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _BAD = (State.FAILED, State.GONE)
 
 
 class EventLog(BaseObserver):
-    """Writes to structlog: `transition` (info; warning where the engine failed or is gone) and `call` (debug;
-    warning where it was not acknowledged). Times in seconds; a verdict is its words.
+    """Writes to structlog: `transition` (info; warning where the engine failed or is gone), `call` (debug;
+    warning where it was not acknowledged) and `quarantined` (warning). Times in seconds; a verdict is its words.
     """
 
     def __init__(self, logger: Any = None) -> None:
@@ -47,3 +47,7 @@ class EventLog(BaseObserver):
             duration_s=round(duration_s, 4),
             detail=reply.detail,
         )
+
+    def quarantined(self, engine: str, error: Exception, reason: str) -> None:
+        """One event says which engine a move goes on without, and why that is safe."""
+        self._log.warning("quarantined", engine=engine, error=type(error).__name__, reason=reason)

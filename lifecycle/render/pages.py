@@ -42,7 +42,8 @@ _FAILURE_HEAD = """
 ## When some engines fail
 
 Generated from `lifecycle/fleet/failure_policy.py`. A move has phases; this is what becomes of its engines when a phase
-fails for some of them.
+fails for some of them, by `Policy.on_failure` (`on_failure` in fleet.toml, `LIFECYCLE_ON_FAILURE`; `restore` unless
+set).
 
 """
 

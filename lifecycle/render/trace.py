@@ -21,6 +21,7 @@ from ..core.journal import (
     Entry,
     HandedOver,
     MovePhase,
+    Quarantined,
     Refused,
     StateEntered,
 )
@@ -98,6 +99,9 @@ def _events(entry: Entry, tracks: _Tracks) -> list[dict[str, Any]]:
             about = {"move": event.move_id, "failed": list(event.failed)}
             name = event.phase or event.move
             return [_complete(name, "move", entry, event.duration_s or 0.0, about, tracks.of(entry, event.move))]
+        case Quarantined():
+            about = {"move": event.move_id, "reason": event.reason}
+            return [_instant(f"{event.name} in quarantine", "move", entry, about, tracks.of(entry, event.move))]
         case HandedOver():
             about = {"move": event.move_id, "returned": {key: str(each) for key, each in event.returned.items()}}
             return [_instant("devices handed over", "move", entry, about, tracks.of(entry, "offload"))]

@@ -35,7 +35,19 @@ def contradiction(record: Record, seen: Observation) -> str | None:
     if seen.released_tags is not None and seen.released_tags != facts.unmapped():
         released, left = _named(seen.released_tags), _named(facts.unmapped())
         return f"released are {released}, and were left {left}: externally modified"
+    left_as = _other_version(facts, seen)
+    if left_as is not None:
+        return f"its weights have the label {seen.weights_label!r}, and were left as {left_as!r}: externally modified"
     return None
+
+
+def _other_version(facts: Facts, seen: Observation) -> str | None:
+    """The version that its weights are known to have, where the engine reports another one; a label is of all tags.
+
+    That both are the same proves little. That they differ says that somebody else loaded weights, or named them.
+    """
+    versions = (held.version for _, held in sorted(facts.contents.items()) if held is not None)
+    return next((each for each in versions if seen.weights_label and each not in (None, seen.weights_label)), None)
 
 
 def _because(seen: Observation) -> str:

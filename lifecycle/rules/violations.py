@@ -8,8 +8,9 @@ would need it is not applied until it is known.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ..core.commands import Release
 from ..core.facts import Grade
 from ..core.journal import (
     Attached,
@@ -21,6 +22,7 @@ from ..core.journal import (
     Entry,
     HandedOver,
     MovePhase,
+    Quarantined,
     Refused,
     StateEntered,
 )
@@ -39,11 +41,15 @@ RULES = {
     "repeated": "a call that may not be repeated is not sent again without an answer or a decision between",
     "barrier": "nothing is sent after a call that may run still, before a barrier has returned",
     "fence": "no driver sends anything once a later one has sent something",
-    "drained": "no participant of an offload is released before all are idle",
+    "drained": "no participant of an offload, or of a fleet's release, is released before all are idle",
+    "quarantine": "a move goes on without an engine only where that is gone, or closed and on no device of the others",
     "handover": "no device is handed over without the proof that its memory returned, or that its process is gone",
 }
 
 _EDGES = frozenset(edges())
+
+#: The moves that release their participants, once all of them are idle.
+_RELEASING = ("offload", Release.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,9 @@ class Checker:
         if isinstance(event, MovePhase):
             self._phase(event)
             return
+        if isinstance(event, Quarantined):
+            yield from self._quarantined(event)
+            return
         if isinstance(event, HandedOver):
             yield from self._handed_over(event)
             return
@@ -116,6 +125,8 @@ class Checker:
                     driver.at = State.DETACHED
             case CommandBegan(command=command):
                 driver.command = command
+                if command == Release.name and driver.at in IDLE:  # what becomes of it now is no other's barrier
+                    self._release_began(entry.driver)
             case Refused(error="EngineBusy"):
                 pass  # of a second caller: the command under way goes on
             case CommandEnded() | Refused():
@@ -186,17 +197,43 @@ class Checker:
         else:
             self._moves.pop(event.move_id, None)
 
-    def _not_idle(self, driver: str) -> Iterator[tuple[str, str]]:
-        """A release began: every other participant of its offload is idle, or its own release has begun."""
+    def _release_began(self, driver: str) -> None:
         for move_id, move in self._moves.items():
-            if move.move != "offload" or driver not in move.drivers:
+            if driver in move.drivers:
+                self._releasing[move_id].add(driver)
+
+    def _not_idle(self, driver: str) -> Iterator[tuple[str, str]]:
+        """A release began: every other participant of its offload is idle, or its own release began where it was.
+
+        What an onload releases again, on the way back from an offload too, was idle and waits for nobody.
+        """
+        if any(move.move == "onload" and driver in move.drivers for move in self._moves.values()):
+            return
+        for move_id, move in self._moves.items():
+            if move.move not in _RELEASING or driver not in move.drivers:
                 continue
             begun = self._releasing[move_id]
             begun.add(driver)
             states = (self._state_of(other) for other in move.drivers if other not in begun)
             busy = next((state for state in states if state is not None and state not in IDLE), None)
             if busy is not None:
-                yield "drained", f"a release began, and a participant of the offload is {busy}"
+                yield "drained", f"a release began, and a participant of the {move.move} is {busy}"
+
+    def _quarantined(self, event: Quarantined) -> Iterator[tuple[str, str]]:
+        """The move has one participant less, which is gone, or holds no memory of a device of the others."""
+        at, shared = self._state_of(event.left_out), sorted({*event.devices} & {*event.others})
+        if event.gone and at not in (None, State.GONE):
+            yield "quarantine", f"{event.name} is said to be gone, and it is {at}"
+        elif not event.gone and not event.closed:
+            yield "quarantine", f"{event.name} lives, and its router was not closed"
+        elif not event.gone and not (event.devices and event.others):
+            yield "quarantine", f"{event.name} lives, and it is not known whether it is on a device of the others"
+        elif not event.gone and shared:
+            yield "quarantine", f"{event.name} lives on {shared[0]}, which is a device of the others"
+        move = self._moves.get(event.move_id)
+        if move is not None:
+            rest = tuple(driver for driver in move.drivers if driver != event.left_out)
+            self._moves[event.move_id] = replace(move, drivers=rest)
 
     def _handed_over(self, event: HandedOver) -> Iterator[tuple[str, str]]:
         move = self._moves.get(event.move_id)

@@ -23,6 +23,7 @@ from lifecycle.core.journal import (
     Event,
     HandedOver,
     MovePhase,
+    Quarantined,
     Refused,
     StateEntered,
 )
@@ -55,6 +56,10 @@ WORDS: list[tuple[Event, str]] = [
     (CommandEnded("pause", State.FAILED, 0.5, "Rejected", "busy"), "pause failed: busy, in failed (0.500 s)"),
     (MovePhase("offload", "m1", "", ("t1", "t2")), "offload begins"),
     (MovePhase("offload", "m1", "drain", ("t1",), ("a",), 0.5), "drain has ended (0.500 s), failed: a"),
+    (
+        Quarantined("offload", "m1", "t3", "c", "it is gone", True),
+        "the move goes on without c: it is gone",
+    ),
     (HandedOver("m1", {"t1": PROVED}, ("t2",)), "devices handed over: 1 proved, 1 gone"),
 ]
 

@@ -225,7 +225,8 @@ def test_the_times_of_a_trace_are_those_of_the_entries(lifecycle, tmp_path: Path
 def test_a_trace_of_every_kind_of_entry_is_well_formed(lifecycle, tmp_path: Path) -> None:
     path = noted_in(tmp_path, *(Entry(event, 1.8e9, "t1", "e", "host:1") for event, _ in WORDS))
     (events,) = traced(lifecycle, path, tmp_path / "trace.json").values()
-    assert [each["name"] for each in events if each["ph"] == "i"] == ["resume refused", "failed", "devices handed over"]
+    marks = ["resume refused", "failed", "c in quarantine", "devices handed over"]
+    assert [each["name"] for each in events if each["ph"] == "i"] == marks
 
 
 def test_a_trace_shows_where_an_engine_was_gone(lifecycle, tmp_path: Path) -> None:

@@ -157,6 +157,18 @@ def drained(lines: Lines) -> int:
     return idle + 1
 
 
+def quarantine(lines: Lines) -> int:
+    """The offload goes on without an engine that lives, and of which no device is known."""
+    begun = at(lines, "MovePhase", "", move="offload", phase="")
+    behind = {"type": "Quarantined", "left_out": lines[begun]["drivers"][0], "name": "a", "reason": "it failed"}
+    lives = {"gone": False, "closed": True, "devices": [], "others": []}
+    move = {
+        name: lines[begun][name] for name in ("format", "number", "at_s", "driver", "engine", "key", "move", "move_id")
+    }
+    lines.insert(begun + 1, move | behind | lives)
+    return begun + 1
+
+
 def handover(lines: Lines) -> int:
     found = at(lines, "HandedOver", "")
     driver = next(iter(lines[found]["returned"]))
@@ -164,7 +176,7 @@ def handover(lines: Lines) -> int:
     return found
 
 
-DAMAGE = [edge, order, proofs, intent, repeated, barrier, fence, drained, handover]
+DAMAGE = [edge, order, proofs, intent, repeated, barrier, fence, drained, quarantine, handover]
 
 
 def test_each_rule_has_its_damage() -> None:

@@ -314,3 +314,21 @@ async def a_store_that_cannot_be_written() -> Met:
     engine._session.store = store
     await engine.connect()
     return await met(engine, engine.pause(), heal=lambda: setattr(store, "broken", False))
+
+
+@case
+async def an_onload_of_an_engine_in_quarantine() -> Met:
+    engine = await engine_in(State.PAUSED)
+    engine.set_quarantined("a test")
+    fleet = Fleet([engine], policy=POLICY)
+    return await met(engine, fleet.onload(), fleet=fleet)
+
+
+@case
+async def an_offload_of_an_engine_that_is_gone_and_in_quarantine() -> Met:
+    engine = await engine_in(State.SERVING)
+    engine.set_quarantined("a test")
+    engine.adapter.engine.die("killed")
+    await engine.recover()
+    fleet = Fleet([engine], policy=POLICY)
+    return await met(engine, fleet.offload(weights=V1), fleet=fleet)

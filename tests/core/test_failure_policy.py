@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from rig import V1, believing, fleet_of, serve_again, states
 
-from lifecycle import ConfigurationError, Fleet, FleetError, Refuted, State
+from lifecycle import ConfigurationError, Fleet, FleetError, Group, Refuted, State
 from lifecycle.core.policy import OnFailure
 from lifecycle.fleet.failure_policy import FAILURE_POLICY, Consequence, Failed, Others, Phase, Step, rows
 from lifecycle.testing import LOST_AFTER, QUICK, REJECTED
@@ -117,6 +117,8 @@ CELLS: dict[Step, tuple[Prepare, dict[OnFailure, tuple[str, str, set[str]]]]] = 
         {"restore": ("paused", "serving", {"a"}), "hold": ("paused", "serving", {"a"})},
     ),
 }
+for _, _ends in CELLS.values():
+    _ends["quarantine"] = _ends["restore"]  # both are on one device: test_quarantine.py has those that are not
 
 
 class StepFailed(Exception):
@@ -202,6 +204,16 @@ async def test_after_a_step_that_failed_another_onload_goes_on() -> None:
     assert "a weights_restored, b weights_restored" in notes
     await fleet.onload()
     assert states(fleet) == {"a": "serving", "b": "serving"}
+
+
+async def test_waves_behind_one_that_failed_on_the_way_home_are_drained_and_serve() -> None:
+    groups = {"prefill": Group(), "decode": Group(drain_after=("prefill",))}
+    fleet, _ = await fleet_of("prefill/a", "decode/b", groups=groups)
+    await stale_and_stubborn(fleet)
+    with pytest.raises(FleetError) as failed:
+        await fleet.onload(deadline_s=0.3)
+    assert [error.engine for error in failed.value.exceptions] == ["a"]
+    assert states(fleet) == {"a": "paused", "b": "serving"}
 
 
 async def test_a_step_that_does_not_end_in_time_fails_the_move() -> None:

@@ -25,6 +25,7 @@ from lifecycle.core.journal import (
     Entry,
     HandedOver,
     MovePhase,
+    Quarantined,
     Refused,
     StateEntered,
 )
@@ -261,6 +262,7 @@ def every_event() -> list[Entry]:
                 StateEntered("succeeded", State.PAUSING, State.PAUSED, "pause", "", 0.1, {"idle": proved}, proved),
                 CommandEnded("pause", State.PAUSED, 0.2),
                 MovePhase("offload", "m", "pause", ("me",), ("e",), 0.5),
+                Quarantined("offload", "m", "you", "f", "no", False, True, ("gpu-1",), ("gpu-0",)),
                 HandedOver("m", {"me": proved}, ("you",)),
             ],
             1,

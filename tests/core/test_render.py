@@ -8,7 +8,7 @@ import pytest
 
 from lifecycle.cli.app import run
 from lifecycle.core.states import TRANSIENT, State
-from lifecycle.fleet.failure_policy import rows
+from lifecycle.fleet.failure_policy import all_rows
 from lifecycle.render.diagram import arrows, draw
 from lifecycle.render.pages import drift, failure_table, lifecycle_page, write
 from lifecycle.rules.table import OPERATIONS
@@ -53,8 +53,8 @@ def test_the_command_line_writes_the_failure_policy_into_the_page(
     page = tmp_path / "lifecycle.md"
     section = page.read_text().partition("## When some engines fail")[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")]
-    assert lines[0] == "| move | phase that failed | the others | the one that failed |"
-    assert lines[1:] == [f"| {' | '.join(row)} |" for row in rows("restore")]
+    assert lines[0] == "| policy | move | phase that failed | the others | the one that failed |"
+    assert lines[1:] == [f"| {' | '.join(row)} |" for row in all_rows()]
     page.write_text(page.read_text().replace("go on to serving", "stay"))
     assert run(["diagram", "--docs", str(tmp_path), "--check"]) == 1
     assert "lifecycle.md is out of date" in capsys.readouterr().out

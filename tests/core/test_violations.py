@@ -13,7 +13,7 @@ import journals
 import pytest
 from rig import V1, fleet_of
 
-from lifecycle import Grade, State
+from lifecycle import FleetError, Grade, State
 from lifecycle.core.journal import (
     Attached,
     BarrierReturned,
@@ -22,10 +22,12 @@ from lifecycle.core.journal import (
     Entry,
     HandedOver,
     MovePhase,
+    Quarantined,
     StateEntered,
 )
 from lifecycle.core.verdicts import Pending, Proved, Refuted, Unmeasurable
 from lifecycle.rules.violations import RULES, violations
+from lifecycle.testing import LOST_AFTER, REJECTED
 
 Entries = list[Entry]
 
@@ -146,6 +148,15 @@ def a_release_beside_one_that_is_not_idle(entries: Entries) -> Entries:
     return [*rest[: begins + 1], late, *rest[begins + 1 :]]
 
 
+def one_left_behind_beside_the_others(entries: Entries) -> Entries:
+    """The offload goes on without one that lives on a device of the other."""
+    index = at(entries, is_drained, skip=1)
+    begun = next(entry.event for entry in entries if isinstance(entry.event, MovePhase))
+    behind = Quarantined("offload", begun.move_id, begun.drivers[0], "a", "no", False, True, ("gpu-0",), ("gpu-0",))
+    move = replace(entries[index], driver=begun.move_id, engine="", key="", event=behind)
+    return [*entries[: index + 1], move, *entries[index + 1 :]]
+
+
 def a_hand_over_without_a_proof(entries: Entries) -> Entries:
     index = at(entries, lambda event: isinstance(event, HandedOver))
     token = next(iter(entries[index].event.returned))
@@ -177,6 +188,7 @@ DAMAGES: dict[Callable[[Entries], Entries], str] = {
     a_call_after_one_that_was_given_up: "barrier",
     a_driver_that_lost_its_lease: "fence",
     a_release_beside_one_that_is_not_idle: "drained",
+    one_left_behind_beside_the_others: "quarantine",
     a_hand_over_without_a_proof: "handover",
     a_hand_over_that_leaves_one_out: "handover",
     a_hand_over_of_a_process_that_runs: "handover",
@@ -201,6 +213,44 @@ async def test_each_damage_is_found_by_its_rule(damage: Callable[[Entries], Entr
 
 def test_every_rule_has_a_damage() -> None:
     assert set(DAMAGES.values()) == set(RULES)
+
+
+async def steps() -> Entries:
+    """The steps of a cycle of two engines."""
+    with journals.kept() as entries:
+        fleet, _ = await fleet_of("a", "b")
+        for step in (fleet.pause(), fleet.drain(), fleet.release(weights=V1), fleet.restore_weights()):
+            await step
+        for step in (fleet.update_weights(V1), fleet.restore_kv(), fleet.resume()):
+            await step
+    return list(entries)
+
+
+async def test_the_steps_of_a_fleet_are_moves_of_one_phase_and_break_no_rule() -> None:
+    entries = await steps()
+    moves = [entry.event for entry in entries if isinstance(entry.event, MovePhase)]
+    names = ("pause", "drain", "release", "restore_weights", "update_weights", "restore_kv", "resume")
+    assert [(move.move, move.phase, move.duration_s is None) for move in moves] == [
+        (name, "", begins) for name in names for begins in (True, False)
+    ]
+    assert all(len(move.drivers) == 2 for move in moves)
+    assert list(violations(entries)) == []
+
+
+async def test_a_step_that_releases_one_beside_another_that_is_not_idle_is_found() -> None:
+    damaged = a_release_beside_one_that_is_not_idle(await steps())
+    found = {each.rule: each.why for each in violations(damaged)}
+    assert found["drained"] == "a release began, and a participant of the release is draining"
+
+
+async def test_a_step_that_failed_says_for_whom() -> None:
+    with journals.kept() as entries:
+        fleet, _ = await fleet_of("a", "b")
+        fleet["a"].adapter.script("pause", REJECTED)
+        with pytest.raises(FleetError):
+            await fleet.pause()
+    ended = next(entry.event for entry in reversed(entries) if isinstance(entry.event, MovePhase))
+    assert (ended.move, ended.failed) == ("pause", ("a",))
 
 
 # what is no violation
@@ -244,6 +294,52 @@ async def test_a_barrier_ends_the_doubt() -> None:
     found = list(violations(again(entries, index, CallEnded(sent.call, "lost"), BarrierReturned(), sent)))
     assert "repeated" not in {each.rule for each in found}
     assert "barrier" not in {each.rule for each in found}
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ({"gone": True}, "said to be gone, and it is drained"),
+        ({"closed": False}, "its router was not closed"),
+        ({"devices": ()}, "it is not known whether it is on a device of the others"),
+        ({"others": ()}, "it is not known whether it is on a device of the others"),
+        ({}, "lives on gpu-0"),
+        ({"devices": ("gpu-1",)}, ""),
+    ],
+)
+async def test_an_engine_is_left_behind_only_where_that_is_safe(parts: dict[str, Any], why: str) -> None:
+    entries = one_left_behind_beside_the_others(await cycle())
+    index = at(entries, lambda event: isinstance(event, Quarantined))
+    found = [each for each in violations(changed(entries, index, **parts)) if each.rule == "quarantine"]
+    assert len(found) == bool(why)
+    assert all(why in each.why for each in found)
+
+
+async def test_one_that_dies_as_its_release_begins_keeps_no_other_from_its_own() -> None:
+    """It was idle when the phase began, and the barrier is of that."""
+    entries = await cycle()
+    index = at(entries, lambda event: isinstance(event, StateEntered) and event.dest is State.RELEASING)
+    died = StateEntered("contradicted", State.DRAINED, State.FAILED, "release", "its process is gone")
+    gone = replace(died, trigger="observed_gone", source=State.FAILED, dest=State.GONE)
+    driver, rest = entries[index].driver, entries[index + 1 :]
+    said = [replace(entries[index], event=event) for event in (died, gone)]
+    entries = [*entries[:index], *said, *(entry for entry in rest if entry.driver != driver)]
+    end = at(entries, lambda event: isinstance(event, HandedOver))
+    assert list(violations(entries[:end])) == []
+
+
+async def test_an_engine_that_is_released_again_on_its_way_back_waits_for_no_other() -> None:
+    """It was released before an offload that failed, and the restore on the way back from that fails."""
+    with journals.kept() as entries:
+        fleet, _ = await fleet_of("a", "b")
+        await fleet.offload(weights=V1, engines=["a"])
+        fleet["a"].adapter.script("restore", LOST_AFTER)
+        fleet["b"].adapter.engine.stubborn = -1
+        with pytest.raises(FleetError):
+            await fleet.offload(weights=V1, deadline_s=0.3)
+    assert fleet["a"].state is State.RELEASED
+    assert sum(is_release(entry.event) for entry in entries) == 3
+    assert list(violations(entries)) == []
 
 
 async def test_a_move_of_an_offload_is_known_by_its_participants() -> None:

@@ -14,7 +14,8 @@ from lifecycle.core.facts import Grade
 from lifecycle.engine import attempt
 from lifecycle.engine.session import Session
 from lifecycle.fleet import move as moves
-from lifecycle.fleet.move import Move, Outcome
+from lifecycle.fleet.course import Outcome
+from lifecycle.fleet.move import Move
 from lifecycle.rules import machine, table
 from lifecycle.rules.knowledge import measured, observed
 from lifecycle.rules.table import Operation

@@ -12,7 +12,7 @@ from ...core.sources import Kept, Source, version_of
 from ...core.states import State
 from ..desired import source_to_serve
 from ..planner import Goal, safe_mode
-from .serving import ANEW, drained, home, onload_from, paused, recover, sources
+from .serving import ANEW, drained, home, onload_from, paused, recover, sources, taken_back
 from .typed import Asked, Where, asking
 
 
@@ -118,4 +118,5 @@ _BY_GUARD: Mapping[str, Callable[[Where, Asked | None], list[Choice]]] = {
     "serving": lambda where, asked: paused(where),
     "source": lambda where, asked: onload_from(where),
     "store": _stored,
+    "quarantined": lambda where, asked: [taken_back(where)],
 }

@@ -23,6 +23,8 @@ SERVES = Choice(first="nothing is to be done, it serves")
 def towards_serving(where: Where) -> Advice:
     """What makes the engine serve, from where it is."""
     match where.state:
+        case _ if where.in_quarantine and where.state.stable and where.state not in UNCLAIMED:
+            return Advice((taken_back(where),))
         case State.SERVING:
             return Advice((SERVES,))
         case State.DETACHED:
@@ -74,6 +76,11 @@ def sources(where: Where) -> list[tuple[Source, str]]:
 def recover(where: Where, first: str = "") -> Choice:
     """Finding out where it is: a fleet does that of those that are failed or gone, an engine of itself."""
     return where.choice(f"{'fleet' if where.state in UNCLAIMED else 'engine'}.recover()", "recover", first)
+
+
+def taken_back(where: Where) -> Choice:
+    """From quarantine: it is found out where it is, and it is brought to where its fleet is."""
+    return where.choice(f"fleet.recover(to='serving', {where.alone})", "recover --to serving")
 
 
 def paused(where: Where) -> list[Choice]:

@@ -14,6 +14,7 @@ from ...core.record import Record
 from ...core.sources import FromDisk, Pushed, Source
 from ...core.states import State
 from ..planner import Goal, PlannerView
+from ..quarantine import quarantine_of
 from ..weights import invalid_weights
 
 #: What a person fills in.
@@ -43,6 +44,11 @@ class Where:
     def alone(self) -> str:
         """The argument by which a fleet takes this engine alone."""
         return f"engines=[{self.name!r}]"
+
+    @property
+    def in_quarantine(self) -> bool:
+        """Whether moves leave it out until it is recovered."""
+        return quarantine_of(self.record) is not None
 
     @property
     def invalid(self) -> bool:

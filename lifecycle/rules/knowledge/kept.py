@@ -13,7 +13,7 @@ from ...core.observation import Observation
 from ...core.record import Record
 from ...core.sources import Pushed
 from ...core.states import UPDATING, State
-from .. import identity
+from .. import identity, quarantine
 from .observed import after_observation, disputed, first_seen, unknown
 
 #: The cause of what only an earlier process knew.
@@ -23,8 +23,14 @@ REMEMBERED = "remembered"
 def attached(record: Record, kept: Record | None, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine once it was first observed by this process, which has `kept` of an earlier one.
 
-    The kept record counts where it is about the process that answers, or about one that still runs beside it.
+    The kept record counts where it is about the process that answers, or about one that still runs beside it. That the
+    engine is in quarantine counts whichever process answers.
     """
+    now = _attached(record, kept, seen, capabilities)
+    return now if kept is None else quarantine.carried(now, kept)
+
+
+def _attached(record: Record, kept: Record | None, seen: Observation, capabilities: Capabilities) -> Record:
     if kept is None or kept.facts.boot is None or seen.boot is None:
         return first_seen(record, seen, capabilities)
     record = replace(record, calibration=replace(record.calibration, boots=kept.calibration.boots))
@@ -41,7 +47,8 @@ def attached(record: Record, kept: Record | None, seen: Observation, capabilitie
 def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that an earlier process kept this record of, about the boot that was seen.
 
-    Of its conditions only `memory_returned` of a released engine still says something, once its memory is read again.
+    Of its conditions `memory_returned` of a released engine still says something, once its memory is read again, and
+    that it is in quarantine. The others do not.
     What was under way when that process ended is unknown, and so is whether a router sends to the engine. One that was
     opened or closed since may have any memory mapped. Otherwise the mapping is remembered, not measured: others may
     have moved memory and left the admission as it was.
@@ -49,6 +56,7 @@ def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> R
     returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
     record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
     record = record if kept.state.stable else interrupted(record)
+    record = quarantine.carried(record, kept)
     record = identity.sighted(record, kept.facts.boot)
     facts = record.facts.doubt({Fact.ROUTED: None})
     if Fact.MAPPED in facts.basis:

@@ -12,7 +12,7 @@ from ...core.frozen import FrozenMap
 from ...core.observation import Observation
 from ...core.record import Record
 from ...core.verdicts import Refuted, Verdict
-from .. import identity
+from .. import identity, quarantine
 from ..evidence import LAUNCHED
 
 #: The cause of what an observation told.
@@ -46,7 +46,8 @@ def after_observation(record: Record, seen: Observation, capabilities: Capabilit
     moved = record.uncertain.acked_unrepeatable
     met = _met(seen, capabilities) if likeness == "other" and not contested else unknown(seen, capabilities)
     calibration = record.calibration.of_another_process()
-    record = replace(record, facts=met, conditions=FrozenMap(), calibration=calibration)
+    fresh = replace(record, facts=met, conditions=FrozenMap(), calibration=calibration)
+    record = quarantine.carried(fresh, record)
     record = replace(record, uncertain=replace(record.uncertain, call=None, push_open=False))
     return moved_by_others(record, seen, capabilities) if moved else record
 

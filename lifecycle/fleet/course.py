@@ -1,0 +1,85 @@
+"""One command to each of several engines at once, and the course of a move: who takes part still, and who failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..core.commands import Command, UpdateWeights
+from ..core.errors import FleetError
+from ..core.sources import Pushed
+from ..core.transition import Transition
+from ..engine.collective import Collective
+from ..engine.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one engine in one phase."""
+
+    engine: Engine
+    command: Command | None = None
+    transition: Transition | None = None
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class Course:
+    """How a move went so far: who takes part still, who failed, and what was done for the others."""
+
+    active: list[Engine]
+    done: list[Outcome] = field(default_factory=list)
+    failed: list[Outcome] = field(default_factory=list)
+
+    def ended(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Takes in one phase; returns those that failed in it, which take part no more."""
+        lost = [outcome for outcome in outcomes if outcome.error is not None]
+        self.done += [outcome for outcome in outcomes if outcome.error is None]
+        self.failed += lost
+        gone = {outcome.engine.name for outcome in lost}
+        self.active = [engine for engine in self.active if engine.name not in gone]
+        return lost
+
+    def goes_on_without(self, engine: Engine) -> None:
+        """This engine, which failed, is none of those that the move fails for."""
+        self.failed = [outcome for outcome in self.failed if outcome.engine is not engine]
+
+    def error(self, more: Sequence[Exception] = ()) -> FleetError:
+        """Names all that failed, and what else went wrong; `succeeded` are the last transitions of the others."""
+        lost = {outcome.engine.name for outcome in self.failed}
+        last = {outcome.engine.name: outcome.transition for outcome in self.done if outcome.transition is not None}
+        succeeded = [transition for name, transition in last.items() if name not in lost]
+        errors = [outcome.error for outcome in self.failed if outcome.error is not None]
+        return FleetError.of(f"{len(lost)} of {len(lost) + len(succeeded)} engines", [*errors, *more], succeeded)
+
+
+async def at_once(commands: Sequence[tuple[Engine, Command]], deadline_s: float | None = None) -> list[Outcome]:
+    """Every command has ended, all having run at once; results stand in the order given. A cancellation reaches all.
+
+    Updates from the same push take part in one collective.
+    """
+    collectives = _collectives(commands)
+
+    async def one(engine: Engine, command: Command) -> Outcome:
+        collective = collectives.get(id(command.source)) if isinstance(command, UpdateWeights) else None
+        try:
+            done = await engine.execute(command, deadline_s=deadline_s, for_move=True, collective=collective)
+            return Outcome(engine, command, done)
+        except Exception as error:
+            if collective is not None:
+                collective.fail(error, who=engine.name)  # also where it was refused before it arrived
+            return Outcome(engine, command, error=error)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(engine, command)) for engine, command in commands]
+    return [task.result() for task in tasks]
+
+
+def _collectives(commands: Sequence[tuple[Engine, Command]]) -> dict[int, Collective]:
+    """A collective for each push among the commands, by the identity of its source."""
+    parties: dict[int, tuple[Pushed, list[Engine]]] = {}
+    for engine, command in commands:
+        if isinstance(command, UpdateWeights) and isinstance(command.source, Pushed):
+            parties.setdefault(id(command.source), (command.source, []))[1].append(engine)
+    return {key: Collective(source, engines) for key, (source, engines) in parties.items()}
