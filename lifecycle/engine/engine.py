@@ -243,6 +243,9 @@ class Engine(EngineView):
                 if session.state not in UNCLAIMED:
                     session.go("contradicted", reason="recover() was asked for")
                 found = await reconcile(session, deadline)
+                if found.state not in UNCLAIMED and session.tenancy.ledger is not None:
+                    left_s = deadline.look_s()
+                    await session.tenancy.measured(session.record, await residual(session, deadline_s=left_s))
                 if found.state not in UNCLAIMED and self.quarantined is not None:
                     session.commit(quarantine.taken_out(session.record), save="try")
                 advice = after_recovery(self.where, found.candidates)

@@ -7,6 +7,8 @@ The ledger is written before the engine takes more, and lowered on evidence alon
   guards are asked. Where there is no room the engine waits in line, and the guard refuses at the end. A command that
   was refused, or was given up before it began, leaves the ledger as it was.
 - **released**, with `memory_returned` proved: what was resident then. **Gone**: nothing.
+- **another process** at its address, once that is seen: an unknown part of the devices of the one before, until
+  `recover()` or a restore has measured it.
 - **anything else that takes that proof away** (somebody moved its memory): all that it held when every tag was mapped,
   or, where that was never read, an unknown part, beside which nobody else has room.
 """
@@ -18,7 +20,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError
@@ -32,6 +34,7 @@ from ..core.tenants import LedgerUnusable, Tenant
 from ..core.verdicts import NotApplicable, Proved, Refuted, Unmeasurable, Verdict
 from ..nodes.locate import sizes_of_devices
 from ..rules.evidence import Context
+from ..rules.identity import same_process
 
 _log = logging.getLogger("lifecycle")
 
@@ -57,6 +60,9 @@ class EngineTenancy:
         self._key = key if unique else f"{key} of pid {os.getpid()}"
         self._tenant: Tenant | None = None
         self._entry: _Entry | None = None
+        #: Where it is or was, and as which process it was met.
+        self._devices: dict[str, None] = {}
+        self._boot: str | None = None
         self._known = Record()
         self._totals: Mapping[str, int] = {}
 
@@ -75,14 +81,29 @@ class EngineTenancy:
             _log.warning("%s", why)
             self.ledger = None
             return
-        processes = await self._adapter.processes() or ()
-        pids = ", ".join(str(process.pid) for process in processes)
-        who = f"engine {self._engine} (pid {pids} on {processes[0].node})" if processes else f"engine {self._engine}"
-        self._tenant = Tenant(self._key, "engine", who, self.ledger.pipeline, processes)
+        await self._met(record)
         try:
             self._write(_Entry(reading.devices, record.memory_is_free))
         except LedgerUnusable as problem:
             raise ConfigurationError(f"{self._engine}: {problem}") from problem
+
+    async def measured(self, record: Record, reading: Reading | Unmeasurable) -> None:
+        """The engine was looked at anew, and is perhaps another process: the ledger has what is resident now."""
+        if self.ledger is None or isinstance(reading, Unmeasurable):
+            return
+        await self._met(record)
+        self._try_to_write(_Entry(reading.devices, record.memory_is_free))
+
+    async def _met(self, record: Record) -> None:
+        """Which process the engine is."""
+        assert self.ledger is not None
+        processes = await self._adapter.processes() or ()
+        pids = ", ".join(str(process.pid) for process in processes)
+        who = f"engine {self._engine} (pid {pids} on {processes[0].node})" if processes else f"engine {self._engine}"
+        tenant = Tenant(self._key, "engine", who, self.ledger.pipeline, processes)
+        if tenant != self._tenant:
+            self._tenant, self._entry = tenant, None
+        self._boot, self._known = record.facts.boot, record
 
     async def headroom(self, context: Context, reading: Reading | Unmeasurable, deadline_s: float) -> Verdict:
         """Whether the budgets of its devices hold with the tags that come back; if so, that is reserved."""
@@ -94,6 +115,7 @@ class EngineTenancy:
             return reading
         if self._tenant is None:
             return Unmeasurable(reason="what it holds was not written into the ledger; connect() does that")
+        await self._met(context.record)
         share = context.share_bytes(context.targets, context.calibration.reading_all_mapped or reading)
         needs = {device: None if share is None else held + share for device, held in reading.devices.items()}
         if not self._totals:
@@ -140,6 +162,11 @@ class EngineTenancy:
         self._known = record
         if self.ledger is None or self._tenant is None or self._entry is None:
             return
+        boot = record.facts.boot
+        if record.state is not State.GONE and boot is not None and not same_process(self._boot, boot):
+            # Another process, which nobody has measured: it may be on any device where the one before was.
+            self._tenant, self._boot = replace(self._tenant, processes=()), boot
+            self._try_to_write(_Entry(dict.fromkeys(self._devices), given_back=False))
         self._try_to_write(_entry_of(record, self._entry) or self._entry)
 
     def _try_to_write(self, entry: _Entry) -> None:
@@ -158,6 +185,7 @@ class EngineTenancy:
         else:
             self.ledger.leaves(self._tenant.name)
         self._entry = entry
+        self._devices |= dict.fromkeys(entry.sizes)
 
 
 def _entry_of(record: Record, before: _Entry) -> _Entry | None:

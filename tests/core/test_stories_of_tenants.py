@@ -244,6 +244,33 @@ async def test_an_engine_that_is_gone_holds_nothing(path: Path) -> None:
     assert held(ledger) == {}
 
 
+async def test_an_engine_that_was_started_again_is_in_the_ledger_as_the_process_that_it_is(path: Path) -> None:
+    ledger = Tenants(path, budgets={CARD: 40 * GIB})
+    one = await released(ledger)
+    before = ledger.tenancies()[0].tenant.processes
+    one.adapter.engine.restart()
+    assert await one.verify() is not State.RELEASED
+    assert held(ledger) == {in_ledger(one): None}, "nobody has measured it"
+    await one.recover()
+    (tenancy,) = ledger.tenancies()
+    assert tenancy.tenant.processes != before
+    assert held(ledger) == {in_ledger(one): base(one)}
+    assert base(one) > 12
+
+
+async def test_one_that_was_gone_and_was_started_again_is_in_the_ledger_too(path: Path) -> None:
+    ledger = Tenants(path, budgets={CARD: 40 * GIB})
+    one = await engine(ledger).connect()
+    one.adapter.script("pause", DIE)
+    with pytest.raises(Exception, match="pause"):
+        await one.pause(deadline_s=0.5)
+    await one.recover()
+    assert held(ledger) == {}
+    one.adapter.engine.restart()
+    await one.recover()
+    assert held(ledger) == {in_ledger(one): base(one)}
+
+
 async def test_memory_that_somebody_else_took_back_is_the_engines_again(path: Path) -> None:
     ledger = Tenants(path, budgets={CARD: 16 * GIB})
     one = await released(ledger)
