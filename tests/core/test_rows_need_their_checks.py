@@ -62,6 +62,19 @@ def shown(patch: Patch, after: int, **parts: Any) -> None:
     patch(attempt, "gather", spoiled)
 
 
+def labelled_otherwise_by_the_load(engine: Engine, patch: Patch) -> None:
+    """Before the load it has the label that it is known by: another one would deny that."""
+    send = engine.adapter.send
+
+    async def sent_and_labelled(call: Any, **how: Any) -> Any:
+        reply = await send(call, **how)
+        if call.name == "load":
+            engine.adapter.engine.false_label = "v7"
+        return reply
+
+    patch(engine.adapter, "send", sent_and_labelled)
+
+
 def without_memory_saver(engine: Engine, patch: Patch) -> None:
     patch(engine._session, "_capabilities", replace(engine.capabilities, memory_saver=False))
 
@@ -130,7 +143,7 @@ PROOFS: dict[str, Callable[[Engine, Patch], None]] = {
     "memory_returned": too_much_stays,
     "weights_mapped": lambda engine, patch: answered_without(engine, patch, mapped={}),
     "kv_mapped": lambda engine, patch: answered_without(engine, patch, mapped={}),
-    "weights_match": lambda engine, patch: patch(engine.adapter.engine, "false_label", "v7"),
+    "weights_match": lambda engine, patch: labelled_otherwise_by_the_load(engine, patch),
     "cache_fresh": lambda engine, patch: answered_without(engine, patch, cache_fresh=False),
     "answers": lambda engine, patch: shown(patch, 1, answer=NO),
 }
