@@ -1,0 +1,202 @@
+"""What happens at a point, the recovery by another driver, and what must be so then."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from drivers import Driver
+from lifecycle.adapters.loopback import LoopbackProcess
+from points import Case, Trace
+from three_engines import NAMES, ThreeEngines
+
+from lifecycle import ConfigurationError, EngineHeld, Fleet, LifecycleError, Policy, State
+from lifecycle.core.journal import CallSent
+from lifecycle.core.sources import Source
+from lifecycle.rules.violations import violations
+from lifecycle.store.journal import read_file
+
+#: Seconds after which an engine that is still held by a driver which has ended stays so.
+HELD_S = 30.0
+
+TRAINER = "only the trainer can make that"
+TWO_TRUTHS = re.compile(r"\b(\w+) or (\w+)\b.*: .*what would decide: ")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of one case."""
+
+    case: Case
+    found: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    pushed: list[str] = field(default_factory=list)
+    restarted: list[str] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.case}: found {self.found}, refused {self.refused}, pushed {self.pushed}, {self.versions}"
+
+
+class Matrix:
+    """The engines, and one source of weights, of which cases are tried one after the other."""
+
+    def __init__(self, engines: ThreeEngines, source: str, policy: Policy) -> None:
+        self.engines = engines
+        self.kind = source
+        self.policy = policy
+        self._serving = "a"
+
+    def tried(self, case: Case, trace: Trace, journal: Path) -> Outcome:
+        """The case, to its end: all engines serve what is right again, and none of the others was harmed."""
+        target = "a" if self.kind == "Kept" or self._serving == "b" else "b"
+        source, before = self.engines.source(self.kind, target), list(self.engines.processes)
+        outcome = Outcome(case)
+        with Driver(case, self.engines.urls, source, self.policy, trace) as driver:
+            hit = case.point.effect.engine if "engine" in case.hit else None
+            if hit is not None:
+                self.engines.kill(hit)
+            if "driver" in case.hit and case.hit != "second driver":
+                driver.kill()
+            if case.hit == "second driver":
+                asyncio.run(self._kept_away(driver, journal))
+            if case.hit in ("second driver", "engine"):
+                self._went_on(driver.goes_on(), hit)
+        asyncio.run(self._recovered(outcome, source, hit))
+        self._judged(outcome, before, hit, target)
+        broken = [f"{each.rule}: {each.why}" for each in violations(read_file(journal))]
+        assert broken == [], broken
+        return outcome
+
+    # while the first driver lives
+
+    async def _kept_away(self, first: Driver, journal: Path) -> None:
+        """A second driver is told who has the engines, and sends nothing."""
+        drivers, refusals = set[str](), list[str]()
+        fleet = Fleet.connect(self.engines.urls, policy=self.policy)
+        drivers = {engine._session.owner.driver.token for engine in fleet}
+        source = self.engines.source("FromDisk", "a")
+        try:
+            await fleet.__aenter__()
+            for attempt in (fleet.offload(weights=source), fleet.onload(), fleet.pause()):
+                try:
+                    await attempt
+                    raise AssertionError("a second driver was let in")
+                except (LifecycleError, ExceptionGroup) as error:
+                    refusals.append(str(error))
+            for found in (await fleet.recover(to="serving")).values():
+                refusals += [] if found.state is State.SERVING else [found.reason]
+        except EngineHeld as held:
+            refusals.append(str(held))
+        finally:
+            await fleet.aclose()
+        assert refusals, "a second driver was not refused"
+        assert all(f"pid {first.pid} on " in each for each in refusals), refusals
+        sent = [each for each in read_file(journal) if isinstance(each.event, CallSent) and each.driver in drivers]
+        assert sent == [], "a second driver sent something"
+
+    def _went_on(self, said: Mapping[str, Any], hit: int | None) -> None:
+        """The driver that lives has found its engine gone, if one was killed, and the others are home."""
+        lost, states = said["lost"], said["states"]
+        if hit is None:
+            assert said["ended"] == "well", said
+        else:
+            assert states[NAMES[hit]][0] == "gone", said
+        for name, (state, reason) in states.items():
+            if hit is None or name != NAMES[hit]:
+                self._is_home(name, state, reason, str(lost))
+
+    def _is_home(self, name: str, state: str, reason: str, more: str) -> None:
+        if self.kind == "Pushed" and state != "serving":
+            assert TRAINER in reason, f"{name} is {state}: {reason} {more}"
+        else:
+            assert state == "serving", f"{name} is {state}: {reason} {more}"
+
+    # the recovery
+
+    async def _recovered(self, outcome: Outcome, source: Source, hit: int | None) -> None:
+        """Another driver has brought home what lives; then, with one that was started again, all."""
+        if hit is not None:
+            others = [url for index, url in enumerate(self.engines.urls) if index != hit]
+            if outcome.case.hit == "driver and engine":
+                await self._names_the_dead(hit)
+                await self._brought(outcome, others, source)
+            await asyncio.to_thread(self.engines.start_again, hit)
+            outcome.restarted.append(NAMES[hit])
+        await self._brought(outcome, self.engines.urls, source)
+
+    async def _names_the_dead(self, hit: int) -> None:
+        fleet = Fleet.connect(self.engines.urls, policy=self.policy)
+        try:
+            await _entered(fleet)
+        except ConfigurationError as error:
+            lines = str(error).splitlines()
+            assert len(lines) == 1 and f":{self.engines.processes[hit].port}" in lines[0], lines
+        else:
+            await fleet.aclose()
+            raise AssertionError("a fleet was attached, and one of its engines is dead")
+
+    async def _brought(self, outcome: Outcome, urls: Sequence[str], source: Source) -> None:
+        """All of these serve, by recover(to=) alone, and by a push where only that is left."""
+        fleet = await attached(urls, self.policy)
+        try:
+            outcome.found |= {engine.name: str(engine.state) for engine in fleet}
+            if outcome.case.through_released:
+                released = await fleet.recover(to="released", weights=source)
+                for name, each in released.items():
+                    assert fleet[name].memory_is_free, f"{name} is not released: {each}"
+            found = await fleet.recover(to="serving")
+            for name, each in found.items():
+                if each.state is State.FAILED:
+                    outcome.refused[name] = each.reason
+                elif self.kind == "Pushed" and each.state is not State.SERVING:
+                    assert each.state is State.RELEASED, f"{name} is {each}"
+                    assert TRAINER in each.reason, f"{name} is {each}"
+                    outcome.pushed.append(name)
+                else:
+                    assert each.state is State.SERVING, f"{name} is {each}"
+            if outcome.pushed and not outcome.refused:
+                await fleet.onload(weights=source, engines=outcome.pushed)
+            for engine in fleet:
+                if engine.name not in outcome.refused:
+                    assert engine.state is State.SERVING
+                    assert engine.weights_refusal() is None, f"{engine.name}: {engine.weights_refusal()}"
+        finally:
+            await fleet.aclose()
+
+    # what must be so
+
+    def _judged(self, outcome: Outcome, before: Sequence[LoopbackProcess], hit: int | None, target: str) -> None:
+        for index, process in enumerate(before):
+            assert index == hit or process.returncode is None, f"{NAMES[index]} ended: {process.returncode}"
+        for name, reason in outcome.refused.items():
+            assert self.kind != "FromDisk", f"{name} was refused: {reason}"
+            assert TWO_TRUTHS.search(reason), f"{name} was refused, and not with two possible truths: {reason}"
+            self.engines.start_again(NAMES.index(name))
+        outcome.versions = [self.engines.serves(index) for index in range(len(NAMES))]
+        assert set(outcome.versions) <= {self._serving, target}, outcome.versions
+        if len(set(outcome.versions)) > 1 or outcome.refused:
+            self.engines.align(target)
+            outcome.versions.append("aligned")
+        self._serving = outcome.versions[0] if "aligned" not in outcome.versions else target
+
+
+async def attached(urls: Sequence[str], policy: Policy) -> Fleet:
+    """A fleet of these engines, once no call of a driver that has ended may run any more."""
+    fleet = Fleet.connect(urls, policy=policy)
+    await _entered(fleet)
+    return fleet
+
+
+async def _entered(fleet: Fleet) -> None:
+    async with asyncio.timeout(HELD_S):
+        while True:
+            try:
+                await fleet.__aenter__()
+                return
+            except EngineHeld:
+                await asyncio.sleep(0.1)
