@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from drivers import Driver
+from drivers import Driver, in_another_process
 from lifecycle.adapters.loopback import LoopbackProcess
 from points import Case, Trace
 from three_engines import NAMES, ThreeEngines
@@ -63,10 +63,10 @@ class Matrix:
             if "driver" in case.hit and case.hit != "second driver":
                 driver.kill()
             if case.hit == "second driver":
-                asyncio.run(self._kept_away(driver, journal))
+                in_another_process(lambda: self._kept_away(driver, journal))
             if case.hit in ("second driver", "engine"):
                 self._went_on(driver.goes_on(), hit)
-        asyncio.run(self._recovered(outcome, source, hit))
+        self._recovered(outcome, source, hit)
         self._judged(outcome, before, hit, target)
         broken = [f"{each.rule}: {each.why}" for each in violations(read_file(journal))]
         assert broken == [], broken
@@ -118,16 +118,16 @@ class Matrix:
 
     # the recovery
 
-    async def _recovered(self, outcome: Outcome, source: Source, hit: int | None) -> None:
+    def _recovered(self, outcome: Outcome, source: Source, hit: int | None) -> None:
         """Another driver has brought home what lives; then, with one that was started again, all."""
         if hit is not None:
             others = [url for index, url in enumerate(self.engines.urls) if index != hit]
             if outcome.case.hit == "driver and engine":
-                await self._names_the_dead(hit)
-                await self._brought(outcome, others, source)
-            await asyncio.to_thread(self.engines.start_again, hit)
+                in_another_process(lambda: self._names_the_dead(hit))
+                self._brought(outcome, others, source)
+            self.engines.start_again(hit)
             outcome.restarted.append(NAMES[hit])
-        await self._brought(outcome, self.engines.urls, source)
+        self._brought(outcome, self.engines.urls, source)
 
     async def _names_the_dead(self, hit: int) -> None:
         fleet = Fleet.connect(self.engines.urls, policy=self.policy)
@@ -140,33 +140,42 @@ class Matrix:
             await fleet.aclose()
             raise AssertionError("a fleet was attached, and one of its engines is dead")
 
-    async def _brought(self, outcome: Outcome, urls: Sequence[str], source: Source) -> None:
-        """All of these serve, by recover(to=) alone, and by a push where only that is left."""
+    def _brought(self, outcome: Outcome, urls: Sequence[str], source: Source) -> None:
+        found, refused, pushed = in_another_process(lambda: self._home(urls, source, outcome.case.through_released))
+        outcome.found |= found
+        outcome.refused |= refused
+        outcome.pushed += pushed
+
+    async def _home(
+        self, urls: Sequence[str], source: Source, through_released: bool
+    ) -> tuple[dict[str, str], dict[str, str], list[str]]:
+        """All of these serve, by recover(to=) alone, and by a push where only that is left. Returns where they were
+        found, which were refused and why, and which were pushed to."""
         fleet = await attached(urls, self.policy)
+        refused, pushed = dict[str, str](), list[str]()
         try:
-            outcome.found |= {engine.name: str(engine.state) for engine in fleet}
-            if outcome.case.through_released:
-                released = await fleet.recover(to="released", weights=source)
-                for name, each in released.items():
+            states = {engine.name: str(engine.state) for engine in fleet}
+            if through_released:
+                for name, each in (await fleet.recover(to="released", weights=source)).items():
                     assert fleet[name].memory_is_free, f"{name} is not released: {each}"
-            found = await fleet.recover(to="serving")
-            for name, each in found.items():
+            for name, each in (await fleet.recover(to="serving")).items():
                 if each.state is State.FAILED:
-                    outcome.refused[name] = each.reason
+                    refused[name] = each.reason
                 elif self.kind == "Pushed" and each.state is not State.SERVING:
-                    assert each.state is State.RELEASED, f"{name} is {each}"
                     assert TRAINER in each.reason, f"{name} is {each}"
-                    outcome.pushed.append(name)
+                    assert each.state is State.RELEASED, f"{name} is {each}"
+                    pushed.append(name)
                 else:
                     assert each.state is State.SERVING, f"{name} is {each}"
-            if outcome.pushed and not outcome.refused:
-                await fleet.onload(weights=source, engines=outcome.pushed)
+            if pushed:
+                await fleet.onload(weights=source, engines=pushed)
             for engine in fleet:
-                if engine.name not in outcome.refused:
+                if engine.name not in refused:
                     assert engine.state is State.SERVING
                     assert engine.weights_refusal() is None, f"{engine.name}: {engine.weights_refusal()}"
         finally:
             await fleet.aclose()
+        return states, refused, pushed
 
     # what must be so
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from lifecycle.adapters.loopback import LoopbackProcess, make_weights
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file, save, save_file
 
 from lifecycle import FromDisk, Kept, Pushed
 from lifecycle.core.sources import Source
@@ -53,7 +53,7 @@ class ThreeEngines:
             version: make_weights(folder / f"{version}.safetensors", seed=seed, weights_mib=sizes.weights_mib)
             for version, seed in {"a": 0, "b": 7}.items()
         }
-        self._blobs = {version: _blobs(path) for version, path in self._paths.items()} if pushes else {}
+        self._pushed = {version: _to_push(path) for version, path in self._paths.items()} if pushes else {}
         with ThreadPoolExecutor(len(NAMES)) as pool:
             self.processes = list(pool.map(lambda name: self._started(), NAMES))
         self.truths = {version: self._truth_of(version) for version in ("b", "a")}
@@ -86,7 +86,7 @@ class ThreeEngines:
 
         async def push(engines: Sequence[Any]) -> None:
             for engine in engines:
-                for blob in self._blobs[version]:
+                for blob in self._pushed[version]:
                     await engine.push("tensor", serialized_named_tensors=[blob], load_format="safetensors")
 
         return Pushed(push, version)
@@ -138,7 +138,13 @@ class ThreeEngines:
             return json.loads(answer.read() or b"null")
 
 
-def _blobs(path: Path) -> tuple[str, ...]:
-    """All tensors of a checkpoint in two parts, as a trainer pushes them."""
-    tensors = list(load_file(path).items())
-    return tuple(base64.b64encode(save(dict(part))).decode() for part in (tensors[::2], tensors[1::2]))
+def _to_push(path: Path) -> tuple[str, ...]:
+    """What a trainer pushes of this checkpoint, in two parts. Its large tables are made zero, and are not pushed:
+    so they are where they were mapped anew, and a push of all of them would take seconds."""
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if name.endswith("ngram_table"):
+            tensor[:] = 0
+    save_file(tensors, path)
+    small = [item for item in tensors.items() if not item[0].endswith("ngram_table")]
+    return tuple(base64.b64encode(save(dict(part))).decode() for part in (small[::2], small[1::2]))
