@@ -12,9 +12,8 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lifecycle.core.calls import Call
-
 from lifecycle import Engine, Fleet
+from lifecycle.core.calls import Call
 from lifecycle.core.sources import Kept, Source
 
 #: `before`: its intent is committed, and nothing was sent. `sent`: the request has left, and no reply was read.
@@ -165,7 +164,7 @@ class Case:
 def cases(traces: dict[Drive, Trace], offset: int) -> list[Case]:
     """Every point with everybody who may be hit there. Ways to drive and to recover take turns from one to the next."""
     by_drive = {drive: trace.points() for drive, trace in traces.items()}
-    every = dict.fromkeys(point for drive in DRIVES for point in by_drive[drive])
+    every = sorted(dict.fromkeys(point for drive in DRIVES for point in by_drive[drive]), key=str)
     found = []
     for number, point in enumerate(every):
         for turn, hit in enumerate(HITS, start=number + offset):
@@ -176,11 +175,23 @@ def cases(traces: dict[Drive, Trace], offset: int) -> list[Case]:
     return found
 
 
+def whole(every: Sequence[Case], offset: int) -> list[Case]:
+    """All cases in which the driver alone is killed; of the others each point on one engine, which take turns."""
+    kinds = {kind: number for number, kind in enumerate(dict.fromkeys(_kind(case) for case in every))}
+    return [
+        case for case in every if case.hit == "driver" or (kinds[_kind(case)] + offset) % 3 == case.point.effect.engine
+    ]
+
+
+def _kind(case: Case) -> tuple[str, str, str]:
+    return str(case.point.effect), case.point.boundary, case.hit
+
+
 def spread(every: Sequence[Case], count: int, *, seed: int, part: int) -> list[Case]:
     """So many of the cases, from this seed: over commands, boundaries and those who are hit. `part` is which of several
     such choices from one seed this is: together they are spread too."""
     order = random.Random(seed)
-    commands = _shuffled(order, dict.fromkeys((case.point.effect.command for case in every)))
+    commands = _shuffled(order, dict.fromkeys(case.point.effect.command for case in every))
     boundaries, hits = _shuffled(order, BOUNDARIES), _shuffled(order, HITS)
     draw, chosen = random.Random(f"{seed} {part}"), list[Case]()
     for number in range(part * count, (part + 1) * count):
@@ -189,11 +200,12 @@ def spread(every: Sequence[Case], count: int, *, seed: int, part: int) -> list[C
         hit, boundary = hits[turn % len(hits)], boundaries[turn % len(boundaries)]
         left = [case for case in every if case not in chosen]
         for wanted in (hit, command, boundary):  # a wish that none fulfils is left out
-            left = [case for case in left if wanted in (case.hit, case.point.effect.command, case.point.boundary)] or left
+            left = [
+                case for case in left if wanted in (case.hit, case.point.effect.command, case.point.boundary)
+            ] or left
         chosen.append(draw.choice(left))
     return chosen
 
 
 def _shuffled(order: random.Random, given: Iterable[Any]) -> list[Any]:
     return order.sample(found := sorted(given), len(found))
-

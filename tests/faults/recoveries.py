@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from drivers import Driver, in_another_process
-from lifecycle.adapters.loopback import LoopbackProcess
 from points import Case, Trace
 from three_engines import NAMES, ThreeEngines
 
@@ -23,23 +22,38 @@ from lifecycle.store.journal import read_file
 #: Seconds after which an engine that is still held by a driver which has ended stays so.
 HELD_S = 30.0
 
-TRAINER = "only the trainer can make that"
+#: Where an engine stays whose weights only the trainer can bring, and what is said of it.
+FOR_THE_TRAINER, TRAINER = (State.RELEASED, State.WEIGHTS_RESTORED), "only the trainer can make that"
+
+#: The reason of one that is refused: two states, and what would decide.
 TWO_TRUTHS = re.compile(r"\b(\w+) or (\w+)\b.*: .*what would decide: ")
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of one case."""
+    """What came of one case. `found` is where another driver found the engines, `problem` what must not be so."""
 
     case: Case
     found: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     pushed: list[str] = field(default_factory=list)
     restarted: list[str] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
+    problem: str = ""
 
     def __str__(self) -> str:
-        return f"{self.case}: found {self.found}, refused {self.refused}, pushed {self.pushed}, {self.versions}"
+        told = {"refused": self.refused, "pushed": self.pushed, "killed": self.killed, "problem": self.problem}
+        more = "".join(f", {name} {what}" for name, what in told.items() if what)
+        return f"{self.case}: found {', '.join(self.found.values())}{more}; serve {', '.join(self.versions)}"
+
+    def row(self, of: str) -> str:
+        """It as a line of the page of the long lane: `of` are source and sizes, and then columns."""
+        point = self.case.point
+        way = [self.found.get(NAMES[point.effect.engine], "nowhere")]
+        way += [word for word, some in (("restarted", self.restarted), ("pushed", self.pushed)) if some]
+        came = "FAILED" if self.problem else "refused" if self.refused else "home"
+        return " | ".join(("fault", of, str(point.effect), point.boundary, self.case.hit, " + ".join(way), came))
 
 
 class Matrix:
@@ -53,30 +67,48 @@ class Matrix:
 
     def tried(self, case: Case, trace: Trace, journal: Path) -> Outcome:
         """The case, to its end: all engines serve what is right again, and none of the others was harmed."""
-        target = "a" if self.kind == "Kept" or self._serving == "b" else "b"
-        source, before = self.engines.source(self.kind, target), list(self.engines.processes)
-        outcome = Outcome(case)
+        outcome, before = Outcome(case), list(self.engines.processes)
+        hit = case.point.effect.engine if "engine" in case.hit else None
+        try:
+            self._try(outcome, trace, journal, hit)
+        except AssertionError as error:
+            outcome.problem = str(error)
+        for name, process in zip(NAMES, before, strict=True):
+            if process.returncode is not None and (hit is None or name != NAMES[hit]) and name not in outcome.refused:
+                outcome.killed.append(name)
+                outcome.problem += f"\n{name} was killed: {process.returncode}"
+        if outcome.problem:
+            self._begin_anew()
+        return outcome
+
+    def _try(self, outcome: Outcome, trace: Trace, journal: Path, hit: int | None) -> None:
+        case, target = outcome.case, "a" if self.kind == "Kept" or self._serving == "b" else "b"
+        source = self.engines.source(self.kind, target)
         with Driver(case, self.engines.urls, source, self.policy, trace) as driver:
-            hit = case.point.effect.engine if "engine" in case.hit else None
             if hit is not None:
                 self.engines.kill(hit)
-            if "driver" in case.hit and case.hit != "second driver":
+            if case.hit in ("driver", "driver and engine"):
                 driver.kill()
             if case.hit == "second driver":
                 in_another_process(lambda: self._kept_away(driver, journal))
             if case.hit in ("second driver", "engine"):
                 self._went_on(driver.goes_on(), hit)
         self._recovered(outcome, source, hit)
-        self._judged(outcome, before, hit, target)
+        self._judge(outcome, target)
         broken = [f"{each.rule}: {each.why}" for each in violations(read_file(journal))]
-        assert broken == [], broken
-        return outcome
+        assert broken == [], "\n".join(broken)
+
+    def _begin_anew(self) -> None:
+        """The next case begins with other processes, whatever came of this one."""
+        for index in range(len(NAMES)):
+            self.engines.start_again(index)
+        self._serving = "a"
 
     # while the first driver lives
 
     async def _kept_away(self, first: Driver, journal: Path) -> None:
         """A second driver is told who has the engines, and sends nothing."""
-        drivers, refusals = set[str](), list[str]()
+        refusals = list[str]()
         fleet = Fleet.connect(self.engines.urls, policy=self.policy)
         drivers = {engine._session.owner.driver.token for engine in fleet}
         source = self.engines.source("FromDisk", "a")
@@ -135,7 +167,8 @@ class Matrix:
             await _entered(fleet)
         except ConfigurationError as error:
             lines = str(error).splitlines()
-            assert len(lines) == 1 and f":{self.engines.processes[hit].port}" in lines[0], lines
+            assert len(lines) == 1, lines
+            assert f":{self.engines.processes[hit].port}" in lines[0], lines
         else:
             await fleet.aclose()
             raise AssertionError("a fleet was attached, and one of its engines is dead")
@@ -163,7 +196,7 @@ class Matrix:
                     refused[name] = each.reason
                 elif self.kind == "Pushed" and each.state is not State.SERVING:
                     assert TRAINER in each.reason, f"{name} is {each}"
-                    assert each.state is State.RELEASED, f"{name} is {each}"
+                    assert each.state in FOR_THE_TRAINER, f"{name} is {each}"
                     pushed.append(name)
                 else:
                     assert each.state is State.SERVING, f"{name} is {each}"
@@ -179,19 +212,18 @@ class Matrix:
 
     # what must be so
 
-    def _judged(self, outcome: Outcome, before: Sequence[LoopbackProcess], hit: int | None, target: str) -> None:
-        for index, process in enumerate(before):
-            assert index == hit or process.returncode is None, f"{NAMES[index]} ended: {process.returncode}"
+    def _judge(self, outcome: Outcome, target: str) -> None:
+        """Who is refused is so between two possible truths, and never with weights on disk; the others serve right."""
         for name, reason in outcome.refused.items():
             assert self.kind != "FromDisk", f"{name} was refused: {reason}"
             assert TWO_TRUTHS.search(reason), f"{name} was refused, and not with two possible truths: {reason}"
             self.engines.start_again(NAMES.index(name))
         outcome.versions = [self.engines.serves(index) for index in range(len(NAMES))]
-        assert set(outcome.versions) <= {self._serving, target}, outcome.versions
-        if len(set(outcome.versions)) > 1 or outcome.refused:
+        assert set(outcome.versions) <= {self._serving, target}, f"they serve {outcome.versions}"
+        self._serving = outcome.versions[0]
+        if len(set(outcome.versions)) > 1:
             self.engines.align(target)
-            outcome.versions.append("aligned")
-        self._serving = outcome.versions[0] if "aligned" not in outcome.versions else target
+            self._serving = target
 
 
 async def attached(urls: Sequence[str], policy: Policy) -> Fleet:
