@@ -22,8 +22,10 @@ from lifecycle.store.journal import read_file
 #: Seconds after which an engine that is still held by a driver which has ended stays so.
 HELD_S = 30.0
 
-#: Where an engine stays whose weights only the trainer can bring, and what is said of it.
-FOR_THE_TRAINER, TRAINER = (State.RELEASED, State.WEIGHTS_RESTORED), "only the trainer can make that"
+#: Where an engine stays whose weights only the trainer can bring, and what is said of it. One that was started again, and
+#: admitted requests, is paused.
+FOR_THE_TRAINER = (State.RELEASED, State.WEIGHTS_RESTORED, State.PAUSED)
+TRAINER = "only the trainer can make that"
 
 #: The reason of one that is refused: two states, and what would decide.
 TWO_TRUTHS = re.compile(r"\b(\w+) or (\w+)\b.*: .*what would decide: ")
@@ -39,6 +41,7 @@ class Outcome:
     pushed: list[str] = field(default_factory=list)
     restarted: list[str] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
+    wanted: dict[str, str | None] = field(default_factory=dict)
     versions: list[str] = field(default_factory=list)
     problem: str = ""
 
@@ -174,16 +177,17 @@ class Matrix:
             raise AssertionError("a fleet was attached, and one of its engines is dead")
 
     def _brought(self, outcome: Outcome, urls: Sequence[str], source: Source) -> None:
-        found, refused, pushed = in_another_process(lambda: self._home(urls, source, outcome.case.through_released))
+        home = in_another_process(lambda: self._home(urls, source, outcome.case.through_released))
+        found, refused, pushed, outcome.wanted = home
         outcome.found |= found
         outcome.refused |= refused
         outcome.pushed += pushed
 
     async def _home(
         self, urls: Sequence[str], source: Source, through_released: bool
-    ) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    ) -> tuple[dict[str, str], dict[str, str], list[str], dict[str, str | None]]:
         """All of these serve, by recover(to=) alone, and by a push where only that is left. Returns where they were
-        found, which were refused and why, and which were pushed to."""
+        found, which were refused and why, which were pushed to, and the versions that they are to serve."""
         fleet = await attached(urls, self.policy)
         refused, pushed = dict[str, str](), list[str]()
         try:
@@ -208,7 +212,7 @@ class Matrix:
                     assert engine.weights_refusal() is None, f"{engine.name}: {engine.weights_refusal()}"
         finally:
             await fleet.aclose()
-        return states, refused, pushed
+        return states, refused, pushed, {engine.name: engine.desired.version for engine in fleet}
 
     # what must be so
 
@@ -220,6 +224,14 @@ class Matrix:
             self.engines.start_again(NAMES.index(name))
         outcome.versions = [self.engines.serves(index) for index in range(len(NAMES))]
         assert set(outcome.versions) <= {self._serving, target}, f"they serve {outcome.versions}"
+        serving = dict(zip(NAMES, outcome.versions, strict=True))
+        if self.kind != "Kept":  # that names no version
+            for name, version in outcome.wanted.items():
+                assert version in (None, serving[name]), f"{name} is to serve {version}, and serves {serving[name]}"
+            fleets = {version for name, version in outcome.wanted.items() if name not in outcome.restarted}
+            for name in outcome.restarted:
+                alone = f"{name} was started again, and serves {serving[name]}; the fleet is to serve {fleets}"
+                assert None in fleets or fleets == {serving[name]}, alone
         self._serving = outcome.versions[0]
         if len(set(outcome.versions)) > 1:
             self.engines.align(target)

@@ -58,7 +58,10 @@ class ThreeEngines:
             self.processes = list(pool.map(lambda name: self._started(), NAMES))
         self.truths = {version: self._truth_of(version) for version in ("b", "a")}
         assert self.truths["a"] != self.truths["b"], "the two versions cannot be told by what they generate"
-        self.align("a")
+        if backup:  # as it was launched, and not loaded since
+            self.start_again(0)
+        else:
+            self.align("a")
 
     def __enter__(self) -> ThreeEngines:
         return self
