@@ -22,8 +22,8 @@ from lifecycle.store.journal import read_file
 #: Seconds after which an engine that is still held by a driver which has ended stays so.
 HELD_S = 30.0
 
-#: Where an engine stays whose weights only the trainer can bring, and what is said of it. One that was started again, and
-#: admitted requests, is paused.
+#: Where an engine stays whose weights only the trainer can bring, and what is said of it. One that was started again is
+#: paused.
 FOR_THE_TRAINER = (State.RELEASED, State.WEIGHTS_RESTORED, State.PAUSED)
 TRAINER = "only the trainer can make that"
 

@@ -19,10 +19,13 @@ from three_engines import SIZES, Sizes, ThreeEngines
 
 from lifecycle import Fleet, Policy
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if "LIFECYCLE_TEST_LONG" in os.environ else 240)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600 if {"LIFECYCLE_TEST_LONG", "LIFECYCLE_FAULTS_POINTS"} & set(os.environ) else 240),
+]
 
 #: How many points of each source and sizes are tried here: 36 in all.
-FEW = 4
+FEW = int(os.environ.get("LIFECYCLE_FAULTS_POINTS", "4"))
 
 SOURCES = ("FromDisk", "Kept", "Pushed")
 
