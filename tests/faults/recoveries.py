@@ -204,8 +204,9 @@ class Matrix:
                     pushed.append(name)
                 else:
                     assert each.state is State.SERVING, f"{name} is {each}"
-            if pushed:
-                await fleet.onload(weights=source, engines=pushed)
+            for version in {fleet[name].desired.version or "" for name in pushed}:
+                waiting = [name for name in pushed if fleet[name].desired.version == version]
+                await fleet.onload(weights=self.engines.source("Pushed", version), engines=waiting)
             for engine in fleet:
                 if engine.name not in refused:
                     assert engine.state is State.SERVING
