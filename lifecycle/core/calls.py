@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .facts import Fact
+
+#: How an argument is written: a push may carry the weights themselves, and no message or journal repeats those.
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 2000
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +32,7 @@ class Call:
     push: Literal["begins", "ends"] | None = None
 
     def __str__(self) -> str:
-        args = ", ".join(f"{key}={value!r}" for key, value in self.args.items())
+        args = ", ".join(f"{key}={_BRIEF.repr(value)}" for key, value in self.args.items())
         return f"{self.name}({args})"
 
 

@@ -329,7 +329,7 @@ class Fleet:
         if to not in get_args(RecoverTo):
             raise ConfigurationError(f"recover(to={to!r}): one of {', '.join(get_args(RecoverTo))}")
         move = self.onload if to == "serving" else self.offload
-        return await brought(self.participants(engines), State(to), move, weights, limit_s, deadline_s)
+        return await brought(self.participants(engines), self.engines, State(to), move, weights, limit_s, deadline_s)
 
     # who takes part
 

@@ -13,9 +13,10 @@ from typing import Literal, Protocol
 
 from ..core.advice import Recovery
 from ..core.errors import FleetError, LifecycleError
-from ..core.sources import Source
+from ..core.sources import Kept, Source
 from ..core.states import UNCLAIMED, State
 from ..engine.engine import Engine
+from ..rules.desired import source_to_serve
 from .preflight import stays_behind
 
 #: Where a recovery may bring engines.
@@ -39,6 +40,7 @@ class Moves(Protocol):
 
 async def brought(
     engines: Sequence[Engine],
+    fleet: Sequence[Engine],
     to: State,
     move: Moves,
     weights: Source | None,
@@ -47,14 +49,17 @@ async def brought(
 ) -> dict[str, Recovery]:
     """Where each engine is once those that can have been moved to this state; why not, where one is not.
 
-    One whose weights come by a push alone stays where it is unless `weights` names others. `limit_s` bounds finding
-    out, `deadline_s` each phase of the move.
+    One whose weights come by a push alone stays where it is unless `weights` names others. Without those, an engine of
+    which no version is known that it is to serve is to serve that of its `fleet`. `limit_s` bounds finding out,
+    `deadline_s` each phase of the move.
     """
     lost = [engine for engine in engines if engine.state in UNCLAIMED or engine.quarantined is not None]
     found = await recovered(lost, limit_s)
     able = [engine for engine in engines if engine.state not in UNCLAIMED]
+    why = await _at_the_version_of(fleet, able, deadline_s) if to is State.SERVING and weights is None else {}
+    able = [engine for engine in able if engine.name not in why]
     asked = able if to is State.SERVING and weights is None else []
-    why = {engine.name: error for engine in asked if (error := stays_behind(engine)) is not None}
+    why |= {engine.name: error for engine in asked if (error := stays_behind(engine)) is not None}
     going = [engine for engine in able if engine.name not in why]
     try:
         if going:
@@ -64,6 +69,37 @@ async def brought(
     except LifecycleError as error:  # one of them is not to be had, and none was touched
         why |= {engine.name: error for engine in going}
     return {engine.name: _brought(engine, found.get(engine.name), to, why.get(engine.name)) for engine in engines}
+
+
+async def _at_the_version_of(
+    fleet: Sequence[Engine], engines: Sequence[Engine], deadline_s: float | None
+) -> dict[str, LifecycleError]:
+    """Those of the engines that were met with other weights are closed, and are to serve the version of their fleet.
+
+    Returns why, by name, where one could not be closed.
+    """
+    named = {engine.desired.version: engine for engine in fleet if engine.desired.version is not None}
+    if len(named) != 1:
+        return {}
+    ((version, one),) = named.items()
+    source = source_to_serve(one.record, one.capabilities)
+    others = [engine for engine in engines if engine.desired.version is None and not _holds(engine, version)]
+    if source is None or isinstance(source, Kept):
+        return {}
+    why: dict[str, LifecycleError] = {}
+    for engine in others:
+        try:
+            if engine.state is State.SERVING:
+                await engine.pause(deadline_s=deadline_s)
+            engine.set_desired(source)
+        except LifecycleError as error:
+            why[engine.name] = error
+    return why
+
+
+def _holds(engine: Engine, version: str | None) -> bool:
+    weights = engine.capabilities.stage("weights")
+    return all((held := engine.facts.contents.get(tag)) is not None and held.version == version for tag in weights)
 
 
 def _brought(engine: Engine, found: Recovery | None, to: State, why: LifecycleError | None) -> Recovery:

@@ -8,6 +8,7 @@ import pytest
 from rig import fleet_of
 
 from lifecycle import ConfigurationError, Engine, Fleet, FleetError, State
+from lifecycle.core.calls import Call
 from lifecycle.core.errors import EngineBusy, InvalidTransition
 from lifecycle.testing import QUICK, ScriptedAdapter, capabilities, scripted
 
@@ -65,3 +66,10 @@ async def test_an_adapter_whose_url_is_no_string_is_refused_at_connect(url: Any)
 
     with pytest.raises(ConfigurationError, match=r"Odd.url must be a string .* got "):
         await Engine(Odd("e", capabilities()), policy=QUICK).connect()
+
+
+def test_a_call_is_written_with_its_arguments_and_not_with_the_weights_that_a_push_carries() -> None:
+    assert str(Call("release", {"tags": ["weights"], "force": True})) == "release(tags=['weights'], force=True)"
+    pushed = str(Call("push_tensor", {"tensors": ["x" * 10**6] * 100, "load_format": "safetensors"}))
+    assert len(pushed) < 200_000
+    assert "load_format='safetensors'" in pushed

@@ -262,6 +262,34 @@ async def test_a_driver_that_ended_leaves_an_engine_that_comes_home(
     assert adapter.engine.deaths == adapter.engine.violations == []
 
 
+@pytest.mark.parametrize("point", [("release", 0, 2), ("restore_weights", 1, 0)])
+async def test_what_was_left_released_without_a_proof_is_handed_over_once_it_is_measured(
+    tmp_path: Path, point: tuple[str, int, int]
+) -> None:
+    command, before, after = point
+    adapter = ScriptedAdapter("e", capabilities(*EQUAL))
+    await _dies(adapter, tmp_path, command, before_call=before, after_call=after, deadline_s=0.3)
+    engine = await _attached(adapter, tmp_path)
+    assert engine.state is State.RELEASED
+    found = await Fleet([engine]).recover(to="released", weights=V1)
+    assert engine.memory_is_free, found
+    await _home(engine)
+    assert adapter.engine.deaths == adapter.engine.violations == []
+
+
+@pytest.mark.parametrize(("still_held", "free"), [(0, True), (5 * GIB, False)])
+def test_memory_is_returned_since_every_tag_was_mapped_only_where_it_is_not_held_now(
+    still_held: int, free: bool
+) -> None:
+    def reading(size: int) -> Reading:
+        return Reading({"0": size}, (Holder(1, "0", size, "e"),), "test")
+
+    known = Record(State.RELEASED, facts(mapped={"weights": False, "kv_cache": False}))
+    known = replace(known, calibration=replace(known.calibration, reading_all_mapped=reading(9 * GIB)))
+    now = knowledge.read_at_rest(known, reading(GIB + still_held), capabilities(*EQUAL), QUICK)
+    assert now.memory_is_free is free
+
+
 async def _attached(adapter: ScriptedAdapter, path: Path) -> Engine:
     limit_s = time.monotonic() + 5.0
     while True:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+from journal_rig import driver
 from rig import V1, fleet_of, serving, states
 
-from lifecycle import ConfigurationError, Engine, Fleet, Pushed, State
-from lifecycle.testing import REJECTED
+from lifecycle import ConfigurationError, Engine, Fleet, FromDisk, Pushed, State
+from lifecycle.testing import REJECTED, ScriptedAdapter
 
 
 async def a_mixed_fleet() -> Fleet:
@@ -109,3 +111,52 @@ async def test_it_needs_no_engine_that_is_lost() -> None:
     assert {name: each.state for name, each in (await Fleet([engine]).recover(to="serving")).items()} == {
         "e": State.SERVING
     }
+
+
+async def restarted(tmp_path: Path, *, also: bool) -> tuple[Fleet, ScriptedAdapter]:
+    """Two that served what a driver loaded, for another driver; the first was started again, and `also` the second."""
+    adapters = [ScriptedAdapter("a"), ScriptedAdapter("b")]
+    before = Fleet([await driver(each, tmp_path).connect() for each in adapters])
+    await before.offload(weights=V1)
+    await before.onload()
+    await before.aclose()
+    for each in adapters[: 2 if also else 1]:
+        each.engine.restart()
+    return Fleet([await driver(each, tmp_path).connect() for each in adapters]), adapters[0]
+
+
+async def test_one_that_was_started_again_is_brought_to_the_version_of_its_fleet(tmp_path: Path) -> None:
+    fleet, adapter = await restarted(tmp_path, also=False)
+    assert states(fleet) == {"a": "serving", "b": "serving"}
+    assert fleet["a"].desired.version is None, "nobody named what it was launched with"
+    await fleet.recover(to="serving", engines=["a"])
+    assert states(fleet) == {"a": "serving", "b": "serving"}
+    assert fleet["a"].facts.contents["weights"].version == V1.version
+    assert adapter.engine.violations == []
+
+
+async def test_where_all_were_started_again_they_serve_what_they_were_launched_with(tmp_path: Path) -> None:
+    fleet, adapter = await restarted(tmp_path, also=True)
+    await fleet.recover(to="serving")
+    assert fleet["a"].facts.contents["weights"].origin == "launched"
+    assert adapter.engine.violations == []
+
+
+async def test_one_that_was_started_again_and_cannot_be_closed_says_so_and_keeps_no_other_from_serving(
+    tmp_path: Path,
+) -> None:
+    fleet, adapter = await restarted(tmp_path, also=False)
+    await fleet["b"].pause()
+    adapter.script("pause", REJECTED)
+    found = await fleet.recover(to="serving")
+    assert fleet["b"].state is State.SERVING
+    assert "pause" in found["a"].reason
+
+
+async def test_where_two_versions_were_named_none_is_chosen(tmp_path: Path) -> None:
+    fleet, _ = await restarted(tmp_path, also=False)
+    third = await driver(ScriptedAdapter("c"), tmp_path).connect()
+    await Fleet([third]).offload(weights=FromDisk("/elsewhere", "v9"))
+    await Fleet([third]).onload()
+    await Fleet([*fleet, third]).recover(to="serving")
+    assert fleet["a"].facts.contents["weights"].origin == "launched"

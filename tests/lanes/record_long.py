@@ -6,6 +6,7 @@ written down: `make long SEED=N` asks the same examples again.
 
 What a test reports through the `report` fixture becomes a figure of its lane: of lines that end in a number the numbers
 of all runs are added up. The page is written whether the lanes passed or not, and the exit code is 1 where one failed.
+Lines of `tests/faults` are points of a cycle, and become docs/measured/faults.md.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
+import faults_page as faults
+
 ROOT = Path(__file__).parents[2]
 PAGE = Path("docs/measured/long.md")
+WRITTEN = (PAGE.name, "faults.md")
 PACKAGES = ("hypothesis", "pytest", "transitions", "anyio", "aiohttp")
 MACHINE_LINE = re.compile(r"(\w+): \d+ rules, (\d+) examples, (\d+) rules run")
 COUNT_LINE = re.compile(r"\s*(.+): (\d+)")
@@ -45,7 +49,14 @@ class Lane:
 
 
 PROPERTIES = "tests/properties/test_properties.py"
+FAULTS = "tests/faults/test_faults.py"
 LANES = (
+    *(
+        Lane(
+            f"faults at every point of a cycle: {source}", (FAULTS, "-k", source), {"LIFECYCLE_TEST_LONG": "1"}, runs=1
+        )
+        for source in ("Pushed", "FromDisk", "Kept")
+    ),
     Lane("properties of one engine", (PROPERTIES, "-k", "engines and length"), {"LIFECYCLE_EXAMPLES": "1400"}, runs=6),
     Lane(
         "drivers of one engine",
@@ -129,7 +140,7 @@ def commit() -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", ".", f":(exclude){PAGE}")
+        changed = git("status", "--porcelain", "--", ".", *(f":(exclude){PAGE.with_name(name)}" for name in WRITTEN))
         return git("rev-parse", "--short=10", "HEAD") + (", with uncommitted changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown (no git checkout)"
@@ -177,6 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = time.monotonic() - began
     text = page(results, seed=seed, seconds=seconds, facts=facts)
     chosen.output.write_text(text)
+    if points := faults.points(line for each in results for line in each.lines):
+        chosen.output.with_name("faults.md").write_text(faults.page(points, facts))
     print(f"\n{text}\n{summary(results, seconds)}; written: {PAGE}")
     return 0 if all(each.passed for each in results) else 1
 

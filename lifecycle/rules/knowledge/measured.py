@@ -7,15 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.capabilities import Capabilities
+from ...core.commands import Release
 from ...core.facts import Fact, Facts, Grade, Tag
 from ...core.observation import Observation
 from ...core.policy import Policy
 from ...core.readings import Reading
 from ...core.record import Record, UncertainCall
 from ...core.states import State
-from ...core.verdicts import Unmeasurable
+from ...core.verdicts import Pending, Unmeasurable, Verdict
 from .. import mapping, memory
-from ..evidence import believed_only
+from ..evidence import Context, Evidence, believed_only
+from ..proofs import memory_returned
 from .observed import moved_by_others
 
 _NOTHING_REPORTED = Observation()
@@ -52,17 +54,32 @@ def _unless_denied(record: Record, reading: Reading, capabilities: Capabilities,
 def read_at_rest(record: Record, reading: Reading | Unmeasurable, capabilities: Capabilities, policy: Policy) -> Record:
     """What is known once what is resident was read of an engine that nothing of ours runs on.
 
-    Of a released engine `memory_returned` is judged anew. What one that admits requests with every tag mapped holds is
-    remembered, unless that is known of this process already.
+    Of a released engine `memory_returned` is judged anew: by the release that was proved, or, where a driver ended
+    before its proof or in a restore that did nothing, by what the engine held with every tag mapped. What one that
+    admits requests with every tag mapped holds is remembered, unless that is known of this process already.
     """
     if record.state is State.RELEASED:
         judged = memory.returned_still(record, reading, capabilities, policy)
+        if judged is None or isinstance(judged, Pending):
+            judged = _returned_since_mapped(record, reading, capabilities, policy) or judged
         return record.with_condition("memory_returned", judged)
     mapped = bool(record.facts.mapped) and all(record.facts.mapped.values())
     first = record.calibration.reading_all_mapped is None
     if isinstance(reading, Reading) and first and mapped and record.facts.admission == "open":
         return replace(record, calibration=replace(record.calibration, reading_all_mapped=reading))
     return record
+
+
+def _returned_since_mapped(
+    record: Record, reading: Reading | Unmeasurable, capabilities: Capabilities, policy: Policy
+) -> Verdict | None:
+    """The proof of a release that gave back all that is unmapped now; None where nobody read what it held before."""
+    full = record.calibration.reading_all_mapped
+    if full is None:
+        return None
+    before, now = Evidence(residual=full), Evidence(residual=reading)
+    unmapped = record.facts.unmapped()
+    return memory_returned(Context(Release(), record, capabilities, policy, unmapped, evidence=now, baseline=before))
 
 
 def restored_by_others(
