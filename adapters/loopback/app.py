@@ -112,7 +112,7 @@ async def _with_fault(engine: Engine, endpoint: Endpoint, request: Request) -> R
 async def _held_back(engine: Engine, call: str, fault: Fault) -> None:
     """Returns after the seconds of the fault, or once it is no longer in force."""
     end = time.monotonic() + (fault.amount or 0.0)
-    while engine.faults.of(call) is fault and time.monotonic() < end:
+    while engine.faults.of(call) is fault and time.monotonic() < end:  # noqa: ASYNC110 - other threads replace it
         await asyncio.sleep(min(_POLL_S, end - time.monotonic()))
 
 
