@@ -69,30 +69,37 @@ class Pair:
     def weights(self) -> tuple[str, ...]:
         return "--weights", self.source.path, "--version", self.source.version
 
+    @property
+    def file(self) -> Path:
+        """Where their drivers keep what is known, and the journal."""
+        return self.state / "engines.sqlite3"
+
     def entries(self) -> list[Entry]:
         """The journal of their drivers."""
-        path = self.state / "engines.sqlite3"
-        return list(read_file(path)) if has_journal(path) else []
+        return list(read_file(self.file)) if has_journal(self.file) else []
 
-    def hold(self, phase: str | None) -> None:
-        """`held` answers no call of this phase from here on; what was held before is answered."""
-        faults = dict.fromkeys(set(CALLS.values()))
+    def hold(self, phase: str | None, **more: str) -> None:
+        """`held` answers no call of this phase from here on, beside other faults; what was held before is answered."""
+        faults = {**dict.fromkeys(("server_info", *CALLS.values())), **more}
         if phase is not None:
             faults[CALLS[phase]] = "slow:60"
         post(self.engines["held"], "/_fault", faults)
 
-    async def reaches(self, phase: str, program: asyncio.subprocess.Process) -> None:
+    async def reaches(self, phase: str, program: asyncio.subprocess.Process | None = None) -> None:
         """The driver is in the middle of this phase."""
         end = time.monotonic() + LIMIT_S
         seen: list[Entry] = []
-        over = lambda: program.returncode is not None or time.monotonic() > end  # noqa: E731
+
+        def over() -> bool:
+            return time.monotonic() > end or (program is not None and program.returncode is not None)
+
         if not await asyncio.to_thread(self._follows, phase, seen, over):
             told = "\n".join(f"{each.engine} {each.event}" for each in seen[-8:])
-            raise AssertionError(f"{phase} was not reached; the driver ended with {program.returncode}\n{told}")
+            raise AssertionError(f"{phase} was not reached\n{told}")
 
     def _follows(self, phase: str, seen: list[Entry], over: Callable[[], bool]) -> bool:
         """Whether `held` came into the phase."""
-        for entry in follow_file(self.state / "engines.sqlite3", poll_s=0.03, ends=over):
+        for entry in follow_file(self.file, poll_s=0.03, ends=over):
             seen.append(entry)
             of_held = isinstance(entry.event, CallSent) and entry.engine == "held"
             if of_held and entry.event.command == BEFORE.get(phase):
@@ -137,8 +144,8 @@ class Pair:
 
     async def released(self) -> None:
         """Both were released by a driver that has ended."""
-        path = self.state / "engines.sqlite3"
-        async with Fleet.connect(self.urls, policy=POLICY, store=Store(path), lease=Leases(path)) as fleet:
+        store, leases = Store(self.file), Leases(self.file)
+        async with Fleet.connect(self.urls, policy=POLICY, store=store, lease=leases) as fleet:
             await fleet.offload(weights=self.source)
 
 
@@ -157,14 +164,14 @@ def _is_in(phase: str, entries: Sequence[Entry]) -> bool:
 
 
 @contextmanager
-def pair(source: FromDisk) -> Iterator[Pair]:
-    """Two engines that serve, and are gone at the end."""
+def pair(source: FromDisk, names: Sequence[str] = ("held", "other")) -> Iterator[Pair]:
+    """Engines that serve, and are gone at the end."""
     with ExitStack() as stack:
         engines = {
             name: stack.enter_context(
                 LoopbackProcess.start(weights_mib=96, kv_mib=96, allow_faults=True, arguments=SLOWLY)
             )
-            for name in ("held", "other")
+            for name in names
         }
         yield Pair(engines, source)
 
