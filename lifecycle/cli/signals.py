@@ -84,10 +84,11 @@ def run(main: Callable[[], Coroutine[Any, Any, R]]) -> R:
 async def interrupted(fleet: Fleet, engines: Sequence[Engine]) -> Interrupted:
     """The error of a command that was cancelled: where it left the engines, and what leads on.
 
-    Those that it left failed are observed for at most `Policy.settle_s`.
+    Those that it left failed are observed, for at most `Policy.settle_s` or until a second signal.
     """
     failed = [each for each in engines if each.state is State.FAILED]
-    await fleet.recover(engines=failed, deadline_s=fleet.policy.settle_s)
+    with suppress(asyncio.CancelledError):
+        await fleet.recover(engines=failed, deadline_s=fleet.policy.settle_s)
     states = ", ".join(f"{each.name} is {each.state}" for each in engines)
     leads_on = dict.fromkeys(str(each.advice) for each in engines if each.state is not State.SERVING)
     return Interrupted(". ".join([f"interrupted; {states}", *leads_on]))

@@ -67,10 +67,12 @@ class World:
         self.lost: list[str] = []
         self.started = len(seats)
         self.killed_by_driver: list[str] = []
-        #: The cycles so far that kept requests: one goes on after it with other weights, and its answer is of both.
-        self.keeping = 0
-        #: The other answers by version and prompt. Engines with the same weights give the same one.
-        self.answers: dict[tuple[str, str], set[tuple[int, ...]]] = {}
+        self.cycle = 0
+        #: Odd in a cycle in which a request may go on with other weights, so that its answer is of both: it is kept, or
+        #: somebody else opens the engine. It grows with the beginning and the end of each such cycle.
+        self.mixing = 0
+        #: The other answers by version and prompt, and where each was seen first. Equal weights give equal ones.
+        self.answers: dict[tuple[str, str], dict[tuple[int, ...], str]] = {}
         self._finishing = False
         self._restarts: set[asyncio.Task[None]] = set()
 
@@ -87,7 +89,7 @@ class World:
     async def request(self, session: aiohttp.ClientSession, seat: Seat, prompt: str) -> str | None:
         """The version that answered; None where it was aborted, or its engine was ended by a fault."""
         self.requests["sent"] += 1
-        ended, keeping = seat.ended, self.keeping
+        ended, mixing = seat.ended, self.mixing
         try:
             answer = await stream(session, Target(seat.name, seat.process.url, "m"), prompt, tokens=TOKENS)
         except Exception as error:
@@ -101,8 +103,9 @@ class World:
             self.requests["aborted, with an answer"] += 1
             return None
         self.requests["answered"] += 1
-        if keeping == self.keeping:
-            self.answers.setdefault((answer.version, prompt), set()).add(answer.tokens)
+        if mixing == self.mixing and mixing % 2 == 0:
+            known = self.answers.setdefault((answer.version, prompt), {})
+            known.setdefault(answer.tokens, f"{seat.name} in cycle {self.cycle}")
         return answer.version
 
     async def _survives(self, seat: Seat) -> bool:
@@ -249,14 +252,17 @@ class Driver:
     async def cycle(self, world: World, fault: Fault, source: tuple[str, str], mode: str) -> dict[str, Any]:
         """What became of one cycle with this fault."""
         world.set_up(fault)
-        world.keeping += mode == "keep"
+        world.cycle += 1
+        world.mixing += mode == "keep" or fault.kind == "outsider"
         self.tell(do="cycle", path=source[0], version=source[1], mode=mode)
         return await self.until("cycle", world, fault)
 
-    async def home(self) -> dict[str, Any]:
+    async def home(self, world: World) -> dict[str, Any]:
         """Where each engine is after a recovery."""
         self.tell(do="home")
-        return dict((await self.until("home"))["result"])
+        found = dict((await self.until("home"))["result"])
+        world.mixing += world.mixing % 2
+        return found
 
     async def measure(self) -> dict[str, int]:
         """What its process holds."""

@@ -108,6 +108,12 @@ class Pair:
                 return True
         return False
 
+    async def is_left(self, state: State) -> None:
+        """The driver has given `held` up, and it is in this state."""
+        async with asyncio.timeout(LIMIT_S):
+            while self.left().get("held") is not state:  # noqa: ASYNC110 - another process writes it
+                await asyncio.sleep(0.02)
+
     def left(self) -> dict[str, State]:
         """Where the last driver that did something left each engine, by the journal."""
         found = {}

@@ -129,22 +129,27 @@ def _recover(engines: Pair) -> int:
         return main(["recover", "--to", "serving", *engines.urls, *THRESHOLD])
 
 
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 async def test_one_that_cannot_be_observed_is_left_failed_and_recovered_later(
-    pairs: dict[int, Pair], state: Path, monkeypatch: pytest.MonkeyPatch
+    twice: bool, pairs: dict[int, Pair], state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LIFECYCLE_SETTLE_S", "0.5")
-    engines = pairs[signal.SIGINT]
+    if not twice:
+        monkeypatch.setenv("LIFECYCLE_SETTLE_S", "0.5")
+    engines = pairs[signal.SIGTERM]
     engines.hold("release")
-    options = ("--deadline", "5", *engines.weights, *THRESHOLD)
+    options = ("--deadline", "6", *engines.weights, *THRESHOLD)
     program = await started(["-m", "lifecycle", "offload", *engines.urls, *options], engines.state)
     try:
         await engines.reaches("release", program)
         engines.hold("release", server_info="hang")
-        program.send_signal(signal.SIGINT)
+        program.send_signal(signal.SIGTERM)
+        if twice:
+            await engines.is_left(State.FAILED)
+            program.send_signal(signal.SIGTERM)
         _, said = await ended(program)
     finally:
         engines.hold(None)
-    assert program.returncode == 130, said
+    assert program.returncode == 143, said
     assert engines.left() == {"held": State.FAILED, "other": State.RELEASED}
     _says_where(engines, said, "offload")
     end = time.monotonic() + LIMIT_S
