@@ -21,7 +21,7 @@ from lifecycle.core.observer import BaseObserver
 DEADLINE_S = 2.0
 COMMANDS = ("pause", "drain", "release", "restore_weights", "update_weights", "restore_kv", "resume")
 POLICY = Policy(
-    residual_threshold_gib=0.125, poll_s=0.02, settle_s=0.5, deadlines_s=dict.fromkeys(COMMANDS, DEADLINE_S)
+    residual_threshold_gib=0.0625, poll_s=0.02, settle_s=0.5, deadlines_s=dict.fromkeys(COMMANDS, DEADLINE_S)
 )
 
 #: Seconds in which every engine is to be found and brought home.

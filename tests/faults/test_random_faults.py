@@ -85,9 +85,7 @@ async def _cycles(
                 outcome = await driver.cycle(world, fault, sources[number % len(sources)], mode)
                 await world.over(fault)
                 found = await driver.home(world)
-                about = f"cycle {number}, {fault}: {outcome}"
-                if os.environ.get("RANDOM_DEBUG"):
-                    print(about, found, flush=True)
+                about = f"cycle {number}, {fault}: {outcome}; then {found}"
                 if {each[0] for each in found.values()} != {"serving"}:
                     pytest.fail(about)
                 failed = outcome["result"]["error"]
