@@ -196,13 +196,13 @@ async def started(arguments: Sequence[str], state: Path) -> asyncio.subprocess.P
         signal.signal(signal.SIGINT, before)
 
 
-async def ended(program: asyncio.subprocess.Process) -> tuple[str, str]:
+async def ended(program: asyncio.subprocess.Process, limit_s: float = LIMIT_S) -> tuple[str, str]:
     """What it printed; killed, and an AssertionError, where it does not end."""
     try:
-        out, err = await asyncio.wait_for(program.communicate(), LIMIT_S)
+        out, err = await asyncio.wait_for(program.communicate(), limit_s)
     except TimeoutError:
         program.kill()
-        raise AssertionError(f"the driver {program.pid} did not end in {LIMIT_S} s") from None
+        raise AssertionError(f"the driver {program.pid} did not end in {limit_s} s") from None
     return out.decode(), err.decode()
 
 

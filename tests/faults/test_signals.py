@@ -146,7 +146,7 @@ async def test_one_that_cannot_be_observed_is_left_failed_and_recovered_later(
         if twice:
             await engines.is_left(State.FAILED)
             program.send_signal(signal.SIGTERM)
-        _, said = await ended(program)
+        _, said = await ended(program, limit_s=10.0)
     finally:
         engines.hold(None)
     assert program.returncode == 143, said
