@@ -26,8 +26,8 @@ LIMIT_S = 60.0
 
 #: A token takes its time, so that requests are in flight while the machine is free for the rest.
 OPTIONS: dict[str, Any] = {
-    "weights_mib": 96,
-    "kv_mib": 80,
+    "weights_mib": 72,
+    "kv_mib": 66,
     "allow_faults": True,
     "arguments": ("--step-delay-s", "0.1", "--abort-poll-s", "0.1"),
 }

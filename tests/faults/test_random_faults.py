@@ -37,7 +37,7 @@ async def test_cycles_with_random_faults(tmp_path: Path, report: Callable[[str],
     sources = []
     for number in range(3):
         path = tmp_path / f"{number}.safetensors"
-        make_weights(path, seed=number, weights_mib=96)
+        make_weights(path, seed=number, weights_mib=72)
         sources.append((str(path), f"step-{number}"))
     world = World(await engines(Path(sources[0][0])), Path(sources[0][0]), tmp_path / "state")
     ends: Counter[str] = Counter()
