@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from .faults import Fault
 Handler = Callable[[Engine, Request], Awaitable[Response]]
 
 _GET, _POST, _BOTH = ("GET",), ("POST",), ("GET", "POST")
+_POLL_S = 0.02
 _OPEN = ("/health", "/ready", "/metrics")  # by prefix. Source: sglang 0.5.23, utils/auth.py
 
 
@@ -97,7 +99,7 @@ async def _with_fault(engine: Engine, endpoint: Endpoint, request: Request) -> R
     response = await endpoint.handler(engine, request)
     match fault.kind:
         case "slow":
-            await asyncio.sleep(fault.amount or 0.0)
+            await _held_back(engine, endpoint.call, fault)
         case "die_after":
             engine.death.schedule(f"fault: {endpoint.call}=die_after")
         case "lost":
@@ -105,6 +107,13 @@ async def _with_fault(engine: Engine, endpoint: Endpoint, request: Request) -> R
         case "error_after":
             return _failure(fault)
     return response
+
+
+async def _held_back(engine: Engine, call: str, fault: Fault) -> None:
+    """Returns after the seconds of the fault, or once it is no longer in force."""
+    end = time.monotonic() + (fault.amount or 0.0)
+    while engine.faults.of(call) is fault and time.monotonic() < end:  # noqa: ASYNC110 - other threads replace it
+        await asyncio.sleep(min(_POLL_S, end - time.monotonic()))
 
 
 async def _fault_instead(engine: Engine, endpoint: Endpoint, fault: Fault) -> Response | None:

@@ -32,7 +32,7 @@ _ANY_CALL = {
     "hang": False,  # the call has no effect and is never answered
     "die": False,  # the engine is killed and the call is not answered
     "die_after": False,  # the call is answered, then the engine is killed
-    "slow": True,  # the call has its effect and is answered AMOUNT seconds late
+    "slow": True,  # the call has its effect and is answered AMOUNT seconds late, or once the fault is replaced
     "lost": False,  # the call has its effect and the connection is dropped
     "error": True,  # the call has no effect and is answered with the status AMOUNT
     "error_after": None,  # the call has its effect and is answered with the status AMOUNT, or 500

@@ -102,7 +102,10 @@ def recover(options: Options) -> int:
             say_differences(described)
         async with described as fleet:
             chosen = options.participants(fleet)
-            found = await fleet.recover(to=to, weights=weights, engines=chosen, deadline_s=options.deadline_s)
+            try:
+                found = await fleet.recover(to=to, weights=weights, engines=chosen, deadline_s=options.deadline_s)
+            except asyncio.CancelledError:
+                raise await signals.interrupted(fleet, chosen) from None
         if options.as_json:
             print(json.dumps(encode(found), indent=2))
         else:

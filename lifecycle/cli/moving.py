@@ -20,7 +20,7 @@ from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
 from ..rules.dry_run import Step, dry_run
 from ..rules.planner import Goal
-from . import FAILED, OK, REPORTED_ERRORS, Interrupted, code_of, message_of, signals
+from . import FAILED, OK, REPORTED_ERRORS, code_of, message_of, signals
 from .actions import Action, arrived
 from .live import watching
 from .options import Options, command
@@ -160,7 +160,7 @@ async def _perform(
     try:
         return await action.run(fleet, rest, options.deadline_s)
     except asyncio.CancelledError:
-        raise Interrupted(_interrupted(rest)) from None
+        raise await signals.interrupted(fleet, rest) from None
 
 
 def _reported(
@@ -180,12 +180,6 @@ def _reported(
         found = (f"{name}: parity {result}" for name, result in parity.found.items())
         say([*cycle_lines(done, there), *found, *quarantine_lines(quarantined)])
     return FAILED if parity.broken else OK
-
-
-def _interrupted(engines: Sequence[Engine]) -> str:
-    states = ", ".join(f"{each.name} is {each.state}" for each in engines)
-    leads_on = dict.fromkeys(str(each.advice) for each in engines if each.state is not State.SERVING)
-    return ". ".join([f"interrupted; {states}", *leads_on])
 
 
 def _with_errors_as_json(run: Callable[[], Coroutine[Any, Any, int]]) -> int:

@@ -3,16 +3,22 @@
 asyncio cancels what runs at a first SIGINT. A process manager sends SIGTERM instead, and a terminal that is closed
 sends SIGHUP. The first of them cancels the command, which then ends as it does when it is interrupted; a second one
 cancels that end too.
+
+A command that was cancelled in the middle of a call leaves an engine of which nothing is certain, and which no other
+driver may attach to while the call may run. So this process finds out where it is before it ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from ..core.states import State
+from ..engine.engine import Engine
+from ..fleet.fleet import Fleet
 from . import Interrupted
 
 R = TypeVar("R")
@@ -73,3 +79,16 @@ def run(main: Callable[[], Coroutine[Any, Any, R]]) -> R:
     except Interrupted as error:
         error.code = 128 + received[0] if received else error.code
         raise
+
+
+async def interrupted(fleet: Fleet, engines: Sequence[Engine]) -> Interrupted:
+    """The error of a command that was cancelled: where it left the engines, and what leads on.
+
+    Those that it left failed are observed, for at most `Policy.settle_s` or until a second signal.
+    """
+    failed = [each for each in engines if each.state is State.FAILED]
+    with suppress(asyncio.CancelledError):
+        await fleet.recover(engines=failed, deadline_s=fleet.policy.settle_s)
+    states = ", ".join(f"{each.name} is {each.state}" for each in engines)
+    leads_on = dict.fromkeys(str(each.advice) for each in engines if each.state is not State.SERVING)
+    return Interrupted(". ".join([f"interrupted; {states}", *leads_on]))

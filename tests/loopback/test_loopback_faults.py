@@ -138,6 +138,16 @@ def test_a_slow_call_has_its_effect_before_its_answer(faulty: LoopbackProcess) -
     unpause(faulty)
 
 
+def test_a_slow_call_is_answered_once_its_fault_is_taken_back(faulty: LoopbackProcess) -> None:
+    set_fault(faulty, pause="slow:60")
+    pausing = background(lambda: pause(faulty, "abort"))
+    until(lambda: get(faulty, "/ready").status == 503)
+    stays_silent(pausing, 0.15)
+    set_fault(faulty, pause=None)
+    assert pausing.result(5).status == 200
+    unpause(faulty)
+
+
 def test_an_error_has_no_effect_and_one_after_has(faulty: LoopbackProcess) -> None:
     set_fault(faulty, pause="error:503")
     assert pause(faulty, "abort").status == 503
