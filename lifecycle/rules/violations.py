@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from ..core.commands import Release
 from ..core.facts import Grade
 from ..core.journal import (
     Attached,
@@ -116,6 +117,8 @@ class Checker:
                     driver.at = State.DETACHED
             case CommandBegan(command=command):
                 driver.command = command
+                if command == Release.name and (driver.at is None or driver.at in IDLE):
+                    self._release_begins(entry.driver)
             case Refused(error="EngineBusy"):
                 pass  # of a second caller: the command under way goes on
             case CommandEnded() | Refused():
@@ -188,15 +191,25 @@ class Checker:
 
     def _not_idle(self, driver: str) -> Iterator[tuple[str, str]]:
         """A release began: every other participant of its offload is idle, or its own release has begun."""
-        for move_id, move in self._moves.items():
-            if move.move != "offload" or driver not in move.drivers:
-                continue
-            begun = self._releasing[move_id]
-            begun.add(driver)
+        for move, begun in self._release_begins(driver):
             states = (self._state_of(other) for other in move.drivers if other not in begun)
             busy = next((state for state in states if state is not None and state not in IDLE), None)
             if busy is not None:
                 yield "drained", f"a release began, and a participant of the offload is {busy}"
+
+    def _release_begins(self, driver: str) -> list[tuple[MovePhase, set[str]]]:
+        """The offloads in which the driver takes part, and those of their drivers whose release has begun.
+
+        It begins with the command: where that finds its engine dead, the engine was idle, and the others go on.
+        """
+        found = [
+            (move, self._releasing[move_id])
+            for move_id, move in self._moves.items()
+            if move.move == "offload" and driver in move.drivers
+        ]
+        for _, begun in found:
+            begun.add(driver)
+        return found
 
     def _handed_over(self, event: HandedOver) -> Iterator[tuple[str, str]]:
         move = self._moves.get(event.move_id)
