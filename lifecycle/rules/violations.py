@@ -125,7 +125,7 @@ class Checker:
                     driver.at = State.DETACHED
             case CommandBegan(command=command):
                 driver.command = command
-                if command == Release.name and driver.at in IDLE:  # what becomes of it now is no other's barrier
+                if command == Release.name and (driver.at is None or driver.at in IDLE):  # what becomes of it now is no other's barrier
                     self._release_began(entry.driver)
             case Refused(error="EngineBusy"):
                 pass  # of a second caller: the command under way goes on

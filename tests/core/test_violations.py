@@ -262,6 +262,20 @@ async def test_what_stands_before_the_first_entry_is_unknown() -> None:
         assert list(violations(entries[begin:])) == [], begin
 
 
+async def test_one_that_is_found_dead_by_its_release_was_idle() -> None:
+    entries = await cycle()
+    begins = at(entries, lambda event: isinstance(event, StateEntered) and event.dest is State.RELEASING)
+    asked = next(
+        entry
+        for entry in entries[:begins]
+        if entry.driver != entries[begins].driver and getattr(entry.event, "command", "") == "release"
+    )
+    died = replace(asked, event=StateEntered("contradicted", State.DRAINED, State.FAILED, command="release"))
+    assert list(violations([*entries[:begins], died, entries[begins]])) == []
+    before = [entry for entry in entries[:begins] if entry is not asked]
+    assert [each.rule for each in violations([*before, died, entries[begins]])] == ["drained"]
+
+
 async def test_what_the_policy_accepts_unseen_is_accepted_here() -> None:
     entries = await cycle()
     index = at(entries, is_released)
