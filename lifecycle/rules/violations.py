@@ -25,7 +25,7 @@ from ..core.journal import (
     StateEntered,
 )
 from ..core.policy import ACCEPT
-from ..core.states import IDLE, RING, State
+from ..core.states import IDLE, RING, UNCLAIMED, State
 from ..core.verdicts import holds
 from .identity import compare
 from .machine import edges
@@ -187,14 +187,18 @@ class Checker:
             self._moves.pop(event.move_id, None)
 
     def _not_idle(self, driver: str) -> Iterator[tuple[str, str]]:
-        """A release began: every other participant of its offload is idle, or its own release has begun."""
+        """A release began: every other participant of its offload is idle, or its own release has begun.
+
+        All were idle when the first began; one that failed since is no participant that still runs.
+        """
         for move_id, move in self._moves.items():
             if move.move != "offload" or driver not in move.drivers:
                 continue
             begun = self._releasing[move_id]
+            excused = {*IDLE, *UNCLAIMED} if begun else IDLE
             begun.add(driver)
             states = (self._state_of(other) for other in move.drivers if other not in begun)
-            busy = next((state for state in states if state is not None and state not in IDLE), None)
+            busy = next((state for state in states if state is not None and state not in excused), None)
             if busy is not None:
                 yield "drained", f"a release began, and a participant of the offload is {busy}"
 
