@@ -316,8 +316,9 @@ class Fleet:
         """What was found of each engine that is failed, gone or in quarantine, all at once; of those named, of all.
 
         With `to` every participant (of those named) is then brought to that state, from where it was found; where one
-        is not, its reason says why, and the others are not kept from it. `weights` as in `onload` and `offload`.
-        `deadline_s` bounds finding out (default 30 s) and each phase of the move.
+        is not, its reason says why, and the others are not kept from it. `weights` as in `onload` and `offload`;
+        without them, one that was started again is to serve the version that was named for the others. `deadline_s`
+        bounds finding out (default 30 s) and each phase of the move.
 
         It raises for none of them: where an engine cannot be asked, its reason says why.
         """

@@ -27,7 +27,7 @@ from ..core.journal import (
     StateEntered,
 )
 from ..core.policy import ACCEPT
-from ..core.states import IDLE, RING, State
+from ..core.states import IDLE, RING, UNCLAIMED, State
 from ..core.verdicts import holds
 from .identity import compare
 from .machine import edges
@@ -99,6 +99,8 @@ class Checker:
         self._engines: dict[str, _Engine] = {}
         self._moves: dict[str, MovePhase] = {}
         self._releasing: dict[str, set[str]] = {}
+        #: Who was idle when the first release of a move began.
+        self._were_idle: dict[str, frozenset[str]] = {}
 
     def broken_by(self, entry: Entry) -> list[Violation]:
         """The rules that this entry breaks, after all that were given before."""
@@ -125,7 +127,9 @@ class Checker:
                     driver.at = State.DETACHED
             case CommandBegan(command=command):
                 driver.command = command
-                if command == Release.name and (driver.at is None or driver.at in IDLE):  # what becomes of it now is no other's barrier
+                if command == Release.name and (
+                    driver.at is None or driver.at in IDLE
+                ):  # what becomes of it now is no other's barrier
                     self._release_began(entry.driver)
             case Refused(error="EngineBusy"):
                 pass  # of a second caller: the command under way goes on
@@ -194,6 +198,7 @@ class Checker:
         if event.duration_s is None:
             self._moves[event.move_id] = event
             self._releasing[event.move_id] = set()
+            self._were_idle.pop(event.move_id, None)
         else:
             self._moves.pop(event.move_id, None)
 
@@ -205,7 +210,8 @@ class Checker:
     def _not_idle(self, driver: str) -> Iterator[tuple[str, str]]:
         """A release began: every other participant of its offload is idle, or its own release began where it was.
 
-        What an onload releases again, on the way back from an offload too, was idle and waits for nobody.
+        One that was idle when the first release began, and failed since, is waited for by nobody. What an onload
+        releases again, on the way back from an offload too, was idle and waits for nobody.
         """
         if any(move.move == "onload" and driver in move.drivers for move in self._moves.values()):
             return
@@ -214,8 +220,11 @@ class Checker:
                 continue
             begun = self._releasing[move_id]
             begun.add(driver)
-            states = (self._state_of(other) for other in move.drivers if other not in begun)
-            busy = next((state for state in states if state is not None and state not in IDLE), None)
+            idle = (other for other in move.drivers if self._state_of(other) in IDLE)
+            were_idle = self._were_idle.setdefault(move_id, frozenset(idle))
+            others = ((other, self._state_of(other)) for other in move.drivers if other not in begun)
+            known = (state for other, state in others if not (state in UNCLAIMED and other in were_idle))
+            busy = next((state for state in known if state is not None and state not in IDLE), None)
             if busy is not None:
                 yield "drained", f"a release began, and a participant of the {move.move} is {busy}"
 

@@ -9,8 +9,12 @@ import pytest
 from journal_rig import driver
 from rig import V1, fleet_of, serving, states
 
-from lifecycle import ConfigurationError, Engine, Fleet, FromDisk, Pushed, State
-from lifecycle.testing import REJECTED, ScriptedAdapter
+from lifecycle import ConfigurationError, Engine, Fleet, FromDisk, Kept, Pushed, State
+from lifecycle.core.capabilities import Capabilities
+from lifecycle.core.facts import TagSpec
+from lifecycle.core.sources import Source
+from lifecycle.core.units import GIB
+from lifecycle.testing import REJECTED, ScriptedAdapter, capabilities
 
 
 async def a_mixed_fleet() -> Fleet:
@@ -113,15 +117,24 @@ async def test_it_needs_no_engine_that_is_lost() -> None:
     }
 
 
-async def restarted(tmp_path: Path, *, also: bool) -> tuple[Fleet, ScriptedAdapter]:
+def _capable(weights: Source) -> Capabilities:
+    """An engine with a backup of its weights where that is what brings them back."""
+    kept = "kept" if isinstance(weights, Kept) else "discarded"
+    return capabilities(TagSpec("weights", "weights", kept, 4 * GIB), TagSpec("kv_cache", "kv", "discarded", 2 * GIB))
+
+
+async def restarted(
+    tmp_path: Path, *, also: bool, weights: Source = V1, label: str = "v0"
+) -> tuple[Fleet, ScriptedAdapter]:
     """Two that served what a driver loaded, for another driver; the first was started again, and `also` the second."""
-    adapters = [ScriptedAdapter("a"), ScriptedAdapter("b")]
+    adapters = [ScriptedAdapter(name, _capable(weights)) for name in "ab"]
     before = Fleet([await driver(each, tmp_path).connect() for each in adapters])
-    await before.offload(weights=V1)
+    await before.offload(weights=weights)
     await before.onload()
     await before.aclose()
     for each in adapters[: 2 if also else 1]:
         each.engine.restart()
+        each.engine.label = label
     return Fleet([await driver(each, tmp_path).connect() for each in adapters]), adapters[0]
 
 
@@ -160,3 +173,31 @@ async def test_where_two_versions_were_named_none_is_chosen(tmp_path: Path) -> N
     await Fleet([third]).onload()
     await Fleet([*fleet, third]).recover(to="serving")
     assert fleet["a"].facts.contents["weights"].origin == "launched"
+
+
+@pytest.mark.parametrize("weights", [FromDisk("/first", "v0"), Kept()], ids=str)
+async def test_one_that_was_started_again_with_the_version_of_its_fleet_is_not_touched(
+    tmp_path: Path, weights: Source
+) -> None:
+    fleet, adapter = await restarted(tmp_path, also=False, weights=weights)
+    assert fleet["b"].desired.version == "v0"
+    adapter.journal.clear()
+    await fleet.recover(to="serving")
+    assert adapter.journal.calls("a") == []
+    assert fleet["a"].state is State.SERVING
+
+
+async def test_what_other_engines_have_kept_is_no_source_for_one_that_was_started_again(tmp_path: Path) -> None:
+    fleet, adapter = await restarted(tmp_path, also=False, weights=Kept(), label="v7")
+    adapter.journal.clear()
+    await fleet.recover(to="serving")
+    assert adapter.journal.calls("a") == []
+    assert fleet["a"].state is State.SERVING
+
+
+async def test_one_that_was_started_again_is_not_closed_to_be_released(tmp_path: Path) -> None:
+    fleet, adapter = await restarted(tmp_path, also=False)
+    adapter.journal.clear()
+    found = await fleet.recover(to="released", engines=["a"])
+    assert adapter.journal.calls("a") == []
+    assert "weights_recoverable" in found["a"].reason

@@ -365,3 +365,17 @@ async def test_a_move_of_an_offload_is_known_by_its_participants() -> None:
         ("onload", True),
         ("onload", False),
     ]
+
+
+@pytest.mark.parametrize(("since_begun", "found"), [(True, False), (False, True)])
+async def test_one_that_fails_once_the_first_release_has_begun_was_drained(since_begun: bool, found: bool) -> None:
+    with journals.kept() as kept:
+        fleet, _ = await fleet_of("a", "b", "c")
+        await fleet.offload(weights=V1)
+    entries = list(kept)
+    begins = at(entries, lambda event: isinstance(event, StateEntered) and event.dest is State.RELEASING)
+    one = next(entry for entry in entries if entry.engine == "c" and is_drained(entry.event))
+    fails = replace(one, event=replace(one.event, trigger="contradicted", source=State.DRAINED, dest=State.FAILED))
+    before, after = entries[:begins], [entry for entry in entries[begins:] if entry.engine != "c"]
+    entries = [*before, after[0], fails, *after[1:]] if since_begun else [*before, fails, *after]
+    assert ("drained" in {each.rule for each in violations(entries)}) is found
