@@ -377,5 +377,6 @@ async def test_one_that_fails_once_the_first_release_has_begun_was_drained(since
     one = next(entry for entry in entries if entry.engine == "c" and is_drained(entry.event))
     fails = replace(one, event=replace(one.event, trigger="contradicted", source=State.DRAINED, dest=State.FAILED))
     before, after = entries[:begins], [entry for entry in entries[begins:] if entry.engine != "c"]
+    before = [entry for entry in before if entry.engine != "c" or getattr(entry.event, "command", "") != "release"]
     entries = [*before, after[0], fails, *after[1:]] if since_begun else [*before, fails, *after]
     assert ("drained" in {each.rule for each in violations(entries)}) is found
