@@ -93,6 +93,7 @@ class Checker:
         self._engines: dict[str, _Engine] = {}
         self._moves: dict[str, MovePhase] = {}
         self._releasing: dict[str, set[str]] = {}
+        self._idle: dict[str, set[str]] = {}
 
     def broken_by(self, entry: Entry) -> list[Violation]:
         """The rules that this entry breaks, after all that were given before."""
@@ -179,26 +180,30 @@ class Checker:
 
     def _phase(self, event: MovePhase) -> None:
         if event.phase:
+            if event.phase == "release" and event.duration_s is None:
+                self._idle[event.move_id] = {each for each in event.drivers if self._state_of(each) in IDLE}
             return
         if event.duration_s is None:
             self._moves[event.move_id] = event
             self._releasing[event.move_id] = set()
         else:
             self._moves.pop(event.move_id, None)
+            self._idle.pop(event.move_id, None)
 
     def _not_idle(self, driver: str) -> Iterator[tuple[str, str]]:
         """A release began: every other participant of its offload is idle, or its own release has begun.
 
-        All were idle when the first began; one that failed since is no participant that still runs.
+        One that was idle when the releases were to begin, and failed since, was drained all the same.
         """
         for move_id, move in self._moves.items():
             if move.move != "offload" or driver not in move.drivers:
                 continue
             begun = self._releasing[move_id]
-            excused = {*IDLE, *UNCLAIMED} if begun else IDLE
             begun.add(driver)
-            states = (self._state_of(other) for other in move.drivers if other not in begun)
-            busy = next((state for state in states if state is not None and state not in excused), None)
+            states = {other: self._state_of(other) for other in move.drivers if other not in begun}
+            failed = {other for other in self._idle.get(move_id, ()) if states.get(other) in UNCLAIMED}
+            others = (state for other, state in states.items() if state is not None and other not in failed)
+            busy = next((state for state in others if state not in IDLE), None)
             if busy is not None:
                 yield "drained", f"a release began, and a participant of the offload is {busy}"
 
