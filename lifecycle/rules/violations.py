@@ -99,8 +99,8 @@ class Checker:
         self._engines: dict[str, _Engine] = {}
         self._moves: dict[str, MovePhase] = {}
         self._releasing: dict[str, set[str]] = {}
-        #: Who was idle when the first release of a move began.
-        self._were_idle: dict[str, frozenset[str]] = {}
+        #: Who was idle when the releases of a move were to begin.
+        self._were_idle: dict[str, set[str]] = {}
 
     def broken_by(self, entry: Entry) -> list[Violation]:
         """The rules that this entry breaks, after all that were given before."""
@@ -193,14 +193,16 @@ class Checker:
     # moves
 
     def _phase(self, event: MovePhase) -> None:
+        if event.duration_s is None and Release.name in (event.phase, event.move):
+            self._were_idle[event.move_id] = {each for each in event.drivers if self._state_of(each) in IDLE}
         if event.phase:
             return
         if event.duration_s is None:
             self._moves[event.move_id] = event
             self._releasing[event.move_id] = set()
-            self._were_idle.pop(event.move_id, None)
         else:
             self._moves.pop(event.move_id, None)
+            self._were_idle.pop(event.move_id, None)
 
     def _release_began(self, driver: str) -> None:
         for move_id, move in self._moves.items():
@@ -210,7 +212,7 @@ class Checker:
     def _not_idle(self, driver: str) -> Iterator[tuple[str, str]]:
         """A release began: every other participant of its offload is idle, or its own release began where it was.
 
-        One that was idle when the first release began, and failed since, is waited for by nobody. What an onload
+        One that was idle when the releases were to begin, and failed since, is waited for by nobody. What an onload
         releases again, on the way back from an offload too, was idle and waits for nobody.
         """
         if any(move.move == "onload" and driver in move.drivers for move in self._moves.values()):
@@ -220,8 +222,7 @@ class Checker:
                 continue
             begun = self._releasing[move_id]
             begun.add(driver)
-            idle = (other for other in move.drivers if self._state_of(other) in IDLE)
-            were_idle = self._were_idle.setdefault(move_id, frozenset(idle))
+            were_idle = self._were_idle.get(move_id, ())
             others = ((other, self._state_of(other)) for other in move.drivers if other not in begun)
             known = (state for other, state in others if not (state in UNCLAIMED and other in were_idle))
             busy = next((state for state in known if state is not None and state not in IDLE), None)
