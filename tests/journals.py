@@ -22,9 +22,8 @@ import pytest
 from lifecycle.core.journal import Attached, Entry
 from lifecycle.engine.session import Session
 from lifecycle.rules.violations import Checker
-from lifecycle.store.journal import Journal, UnreadableJournal, entry_of
+from lifecycle.store.journal import Journal, UnreadableJournal, entry_of, is_sqlite
 
-_MAGIC = b"SQLite format 3\0"
 _NEXT = "SELECT number, at, driver, engine, key, kind, event, format FROM journal WHERE number > ? ORDER BY number"
 
 
@@ -173,10 +172,8 @@ def _stores(places: Iterable[Path]) -> Iterator[Path]:
     for place in places:
         for path in [place] if place.is_file() else sorted(place.rglob("*")):
             with suppress(OSError):
-                if path.is_file() and not path.is_symlink():
-                    with path.open("rb") as file:
-                        if file.read(len(_MAGIC)) == _MAGIC:
-                            yield path
+                if path.is_file() and not path.is_symlink() and is_sqlite(path):
+                    yield path
 
 
 def _rows(path: Path, after: int) -> Iterator[Entry]:

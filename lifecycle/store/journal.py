@@ -15,6 +15,7 @@ import json
 import logging
 import shutil
 import sqlite3
+import stat
 import tempfile
 import threading
 import time
@@ -39,7 +40,6 @@ _SELECT = "SELECT number, at, driver, engine, key, kind, event, format FROM jour
 
 _log = logging.getLogger("lifecycle")
 
-_MAGIC = b"SQLite format 3\0"
 
 #: Entries between two looks at the bounds.
 _PRUNE_EVERY = 1000
@@ -159,20 +159,42 @@ class Journal:
         return int((pages - free) * size)
 
 
+#: How an SQLite file begins.
+_MAGIC = b"SQLite format 3\0"
+
+
 def read_file(path: Path) -> Iterator[Entry]:
     """The entries of a journal from any machine: an SQLite file, or the lines that `lifecycle history --json` prints.
 
     UnreadableJournal says what cannot be read, and where.
     """
     try:
-        file = path.open("rb")
-        is_sqlite = file.peek(len(_MAGIC)).startswith(_MAGIC)  # of a pipe nothing can be read twice
+        if is_sqlite(path):
+            return _of_sqlite(path)
+        return _of_lines(path.open("rb"), path)
     except OSError as error:
         raise UnreadableJournal(f"{path}: {error.strerror or error}") from error
-    if not is_sqlite:
-        return _of_lines(file, path)
-    file.close()
-    return _of_sqlite(path)
+
+
+def is_sqlite(path: Path) -> bool:
+    """Whether it is an SQLite file, or a part of one. Raises OSError where there is no file.
+
+    SQLite itself is asked: where this process has the file open already, to open and close it beside SQLite would give
+    up the locks of the process, and another process could then write over what this one writes.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        return False
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)) as db:
+            db.execute("SELECT 1 FROM sqlite_master")
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_NOTADB:
+            return True
+    else:
+        return True
+    with path.open("rb") as file:  # SQLite has not opened it: it may be damaged, or no database at all
+        return file.read(len(_MAGIC)) == _MAGIC
 
 
 def read_kind(path: Path, kind: str) -> list[Entry]:

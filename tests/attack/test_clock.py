@@ -98,9 +98,8 @@ async def test_a_call_of_a_driver_that_was_killed_is_waited_for_as_long_as_it_ma
     killed_at(Point("release", "after"), url(engine), step_1, policy)
     begun, clock.ahead_s = time.monotonic(), set_by_s
     with pytest.raises(EngineHeld) as held:
-        await fleet(engine, policy).__aenter__()
+        await fleet(engine, policy).engines[0].connect(deadline_s=0.2)
     assert "since what it sent may run until then" in str(held.value)
     path = await brought_home(url(engine), step_1, policy)
-    assert path[0] == "busy"
     assert path[-1] == "serving"
-    assert time.monotonic() - begun < DEADLINE_S + 3.0
+    assert 0.5 < time.monotonic() - begun < DEADLINE_S + 3.0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rig import V1, facts
 
-from lifecycle import Engine, EngineHeld, Fact, Fleet, Release, State, Unreachable
+from lifecycle import Engine, EngineHeld, Fact, Fleet, Pending, Release, State, Unreachable
 from lifecycle.core.calls import Call, Reply
 from lifecycle.core.facts import GARBAGE, Facts, TagSpec
 from lifecycle.core.lease import Driver
@@ -286,6 +286,9 @@ def test_memory_is_returned_since_every_tag_was_mapped_only_where_it_is_not_held
 
     known = Record(State.RELEASED, facts(mapped={"weights": False, "kv_cache": False}))
     known = replace(known, calibration=replace(known.calibration, reading_all_mapped=reading(9 * GIB)))
+    others = knowledge.read_at_rest(known, reading(GIB), capabilities(*EQUAL), QUICK)
+    assert not others.memory_is_free, "no driver of this record released it"
+    known = known.with_condition("memory_returned", Pending(reason="memory was released or restored since"))
     now = knowledge.read_at_rest(known, reading(GIB + still_held), capabilities(*EQUAL), QUICK)
     assert now.memory_is_free is free
 

@@ -13,6 +13,7 @@ from ...core.observation import Observation
 from ...core.record import Record
 from ...core.sources import Pushed
 from ...core.states import UPDATING, State
+from ...core.verdicts import Pending
 from .. import identity, quarantine
 from .observed import after_observation, disputed, first_seen, unknown
 
@@ -53,7 +54,9 @@ def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> R
     opened or closed since may have any memory mapped. Otherwise the mapping is remembered, not measured: others may
     have moved memory and left the admission as it was.
     """
-    returned = kept.conditions.get("memory_returned") if kept.state is State.RELEASED else None
+    returned = kept.conditions.get("memory_returned")
+    if kept.state is not State.RELEASED and (returned is None or not isinstance(returned.verdict, Pending)):
+        returned = None  # pending: its driver ended in a release or a restore, and what is resident may decide
     record = replace(kept, conditions=FrozenMap() if returned is None else FrozenMap({"memory_returned": returned}))
     record = record if kept.state.stable else interrupted(record)
     record = quarantine.carried(record, kept)

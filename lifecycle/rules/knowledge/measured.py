@@ -60,7 +60,7 @@ def read_at_rest(record: Record, reading: Reading | Unmeasurable, capabilities: 
     """
     if record.state is State.RELEASED:
         judged = memory.returned_still(record, reading, capabilities, policy)
-        if judged is None or isinstance(judged, Pending):
+        if isinstance(judged, Pending):  # a driver ended in the middle; of what others released there is no verdict
             judged = _returned_since_mapped(record, reading, capabilities, policy) or judged
         return record.with_condition("memory_returned", judged)
     mapped = bool(record.facts.mapped) and all(record.facts.mapped.values())
