@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ..core.encoding import encode
+from ..core.errors import ConfigurationError
 from ..core.lease import clock
 from ..core.tenants import Tenancy
 from ..core.units import mib
@@ -27,6 +28,11 @@ def tenants(
 ) -> int:
     """Show who may hold memory of which device, and how much at most. Tenants whose processes have ended hold none."""
     ledger = Tenants(file)
+    if not ledger.path.exists():  # to look makes none: it would bind every command from then on
+        if forget is not None:
+            raise ConfigurationError(f"{ledger.path}: there is no ledger, so no tenant {forget!r}")
+        print(json.dumps({"budgets": {}, "tenants": []}) if as_json else "no tenant is known")
+        return 0
     if forget is not None:
         gone = ledger.forget(forget)
         say(f"{each.tenant.who}: it holds nothing of {each.device} any more, because you say so" for each in gone)

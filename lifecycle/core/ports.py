@@ -167,6 +167,12 @@ class TenantLedger(Protocol):
         the sizes of the devices, which are their budgets where no other was stated.
         """
 
+    def waits_no_more(self, name: str) -> None:
+        """The tenant of this name is not in line any more."""
+
+    def meets(self, tenant: Tenant, sizes: Mapping[str, int | None], *, given_back: bool) -> None:
+        """The tenant may hold this, where nothing is known of it as these processes; else what is known stays."""
+
     def holds(self, tenant: Tenant, sizes: Mapping[str, int | None], *, given_back: bool) -> None:
         """The tenant may hold just this, whatever the budget is: a fact, and no request. It waits no more."""
 

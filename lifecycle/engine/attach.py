@@ -33,7 +33,7 @@ async def connect(session: Session, *, offloads: bool, deadline_s: float) -> Non
             session.commit(session.record, edge, save="no")
         in_ledger = session.tenancy.ledger is not None
         reading = await attach(session, deadline, known_here=known_here, reads=offloads or in_ledger)
-        if in_ledger and reading is not None and session.owner.other(session.facts.boot) is None:
+        if in_ledger and reading is not None:
             await session.tenancy.attached(session.record, reading, session.policy)
         if offloads:
             _check_evidence(session, reading)

@@ -304,6 +304,7 @@ class Attempt:
         deadline_s = max(self.deadline.work_s, self.deadline.look_s(0.5))
         evidence = await gather(session, kinds, self.command, deadline_s=deadline_s)
         context = replace(context, record=session.record, evidence=evidence, readings_per_call=tuple(self._readings))
+        session.tenancy.seen(evidence.residual)
         other = other_process(session.facts, evidence.observed)
         if other is not None:
             self.session.commit(knowledge.another_answered(self.session.record, evidence.observed))

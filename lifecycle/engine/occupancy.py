@@ -30,6 +30,9 @@ from .headroom import judge
 #: Seconds that a trainer is given to let its memory go when it leaves.
 LEAVE_S = 10.0
 
+#: The trainers of this process that are inside, by name.
+_inside: set[str] = set()
+
 
 @asynccontextmanager
 async def occupying(
@@ -58,22 +61,36 @@ async def occupying(
     me = (by_pid(os.getpid()),)
     tenant = Tenant(name, "trainer", f"trainer {name} (pid {os.getpid()} on {node_name()})", ledger.pipeline, me)
     keeps = policy.threshold_bytes if keeps_bytes is None else keeps_bytes
-    before = await _enter(ledger, tenant, needs, keeps, Deadline(deadline_s), policy)
+    if name in _inside:
+        raise ConfigurationError(f"{name}: this process is inside under that name already; give each block its own")
+    _inside.add(name)
+    try:
+        async with _occupied(ledger, tenant, needs, keeps, Deadline(deadline_s), policy):
+            yield
+    finally:
+        _inside.discard(name)
+
+
+@asynccontextmanager
+async def _occupied(
+    ledger: TenantLedger, tenant: Tenant, needs: Mapping[str, int], keeps: int, deadline: Deadline, policy: Policy
+) -> AsyncIterator[None]:
+    await _enter(ledger, tenant, needs, keeps, deadline, policy)
     try:
         yield
     except BaseException as error:
         try:
-            await _leave(ledger, tenant, needs, keeps, before, policy)
-        except NotGivenBack as held:
+            await _leave(ledger, tenant, needs, keeps, policy)
+        except (NotGivenBack, ConfigurationError) as held:
             error.add_note(str(held))
         raise
-    await _leave(ledger, tenant, needs, keeps, before, policy)
+    await _leave(ledger, tenant, needs, keeps, policy)
 
 
 async def _enter(
     ledger: TenantLedger, tenant: Tenant, needs: Mapping[str, int], keeps: int, deadline: Deadline, policy: Policy
-) -> Mapping[str, int]:
-    """The ledger and the devices have room; what the process held of them before."""
+) -> None:
+    """The ledger and the devices have room."""
     held = await _held(tenant.processes, needs, policy, deadline.left_s)
     if isinstance(held, Unmeasurable):
         raise ConfigurationError(f"{tenant.who}: what it holds cannot be measured: {held.reason}")
@@ -93,7 +110,7 @@ async def _enter(
             why = str(short) if short is not None else await _taken(tenant, needs, held, deadline)
             if not why:
                 entered = True
-                return held
+                return
             if deadline.left_s <= 0:
                 raise NoRoom(f"{tenant.who}: no room in {deadline.total_s:.1f} s: {why}")
             await asyncio.sleep(min(policy.poll_s, deadline.left_s))
@@ -120,15 +137,13 @@ async def _leave(
     tenant: Tenant,
     needs: Mapping[str, int],
     keeps_bytes: int,
-    before: Mapping[str, int],
     policy: Policy,
 ) -> None:
     """What the process still holds is measured, and is what the ledger has of it from here on."""
     deadline = Deadline(LEAVE_S)
-    allowed = {device: max(keeps_bytes, before.get(device, 0)) for device in needs}
     while True:
         held = await _held(tenant.processes, needs, policy, deadline.look_s(0.5))
-        still = {} if isinstance(held, Unmeasurable) else {d: size for d, size in held.items() if size > allowed[d]}
+        still = {} if isinstance(held, Unmeasurable) else {d: size for d, size in held.items() if size > keeps_bytes}
         if isinstance(held, Mapping) and not still:
             ledger.holds(tenant, held, given_back=True)
             return
@@ -140,7 +155,7 @@ async def _leave(
     ledger.holds(tenant, held, given_back=False)
     said = ", ".join(f"{mib(size)} of {device}" for device, size in still.items())
     raise NotGivenBack(
-        f"{tenant.who}: it still holds {said}, and may keep {mib(max(allowed.values()))}; nobody else gets the device. "
+        f"{tenant.who}: it still holds {said}, and may keep {mib(keeps_bytes)}; nobody else gets the device. "
         "Free what it allocated, then enter and leave again, or end the process"
     )
 

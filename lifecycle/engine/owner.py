@@ -69,7 +69,8 @@ class Owner:
         engine, had = self._engine(boot), self.lease is not None
         last = self.holder.seen(engine) if may_run_still or not had else None
         call_until_s = self._call_until_s(last, may_run_still)
-        self.lease = self.holder.take(self.driver, engine, LeaseUse(what, until_s, call_until_s))
+        before, self.lease = self.lease, self.holder.take(self.driver, engine, LeaseUse(what, until_s, call_until_s))
+        had = before is not None and before.since_s == self.lease.since_s  # else it is another: that one ended
         renewal.keep(self.holder, self.driver)
         self._sent = self._sent and had
         if self._uses is not None and self.lease.uses != self._uses:
@@ -95,8 +96,13 @@ class Owner:
     def _refuse_lost(self, boot: str | None) -> None:
         """LeaseHeld where another driver has taken the lease since this one did."""
         found = None if self.holder is None else self.holder.seen(self._engine(boot))
-        if found is not None and self.lease is not None and found.token != self.lease.token:
+        if self.holder is None or found is None or self.lease is None:
+            return
+        if found.token != self.lease.token:
             raise LeaseHeld(found)
+        if not found.held:  # it ended, and nobody has taken it: it is taken again, or another is quicker
+            use = LeaseUse(self.lease.what, self.lease.until_s, self.lease.call_until_s)
+            self.lease, self._sent = self.holder.take(self.driver, self._engine(boot), use), False
 
     def rests(self, boot: str | None, where: str, *, keep: bool, may_run_still: bool = False) -> None:
         """No command is under way any more. It is freed, unless it is to be kept. `may_run_still`: as in `take`."""

@@ -19,6 +19,7 @@ from ..core.errors import ConfigurationError, EngineBusy
 from ..core.ports import LeaseHolder
 from ..core.states import State
 from ..store.leases import LeaseFunction, Leases, holder_of
+from .gather import residual
 from .reconcile import catch_up
 from .session import Session
 
@@ -95,13 +96,14 @@ async def caught_up(session: Session, deadline: Deadline) -> None:
     """What is known is of now, where another driver used the engine since this one looked."""
     owner = session.owner
     missed, owner.missed = owner.missed, None
-    if missed is None:
-        return
-    try:
-        await catch_up(session, deadline, missed)
-    except BaseException:
-        owner.missed = missed
-        raise
+    if missed is not None:
+        try:
+            await catch_up(session, deadline, missed)
+        except BaseException:
+            owner.missed = missed
+            raise
+    if session.tenancy.ledger is not None and (session.tenancy.stale or missed is not None):
+        await session.tenancy.measured(session.record, await residual(session, deadline_s=deadline.look_s()))
 
 
 def _refuse_busy(session: Session, what: str) -> None:

@@ -1,8 +1,8 @@
 """Leases that end unless they are renewed are renewed from a thread, whatever the event loop is busy with.
 
-A trainer's step is a call of minutes in the thread of the loop. One thread of this process renews the leases of all its
-drivers, and ends when there is none left. A renewal that fails is tried again at the next turn: it is repeatable. Once
-the lease has ended, the next call of its driver finds that out and is not sent (`Owner.sends`).
+A trainer's step is a call of minutes in the thread of the loop. One thread for each holder of leases renews those of
+the drivers of this process, and ends when there is none left. A renewal that fails is tried again at the next turn: it
+is repeatable. Once a lease has ended, the next call of its driver finds that out and is not sent (`Owner.sends`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from weakref import ReferenceType, ref
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from ..core.lease import Driver
 from ..core.ports import LeaseHolder, RenewsLeases
@@ -80,24 +80,25 @@ def _renew(kept: _Kept) -> None:
         logging.getLogger("lifecycle").exception("%s: its leases could not be renewed", driver.who)
 
 
-_renewals = _Renewals()
+#: By holder: one that does not answer keeps the leases of no other from being renewed.
+_renewals: WeakKeyDictionary[RenewsLeases, _Renewals] = WeakKeyDictionary()
 
 
-def _here() -> _Renewals:
+def _of(holder: RenewsLeases) -> _Renewals:
     """Those of this process: a thread does not survive a fork, and the leases are the parent's."""
-    global _renewals
-    if _renewals.pid != os.getpid():
-        _renewals = _Renewals()
-    return _renewals
+    found = _renewals.get(holder)
+    if found is None or found.pid != os.getpid():
+        found = _renewals[holder] = _Renewals()
+    return found
 
 
 def keep(holder: LeaseHolder, driver: Driver) -> None:
     """The leases of this driver are renewed from now on, where the holder ends those that are not."""
     if isinstance(holder, RenewsLeases):
-        _here().keep(holder, driver)
+        _of(holder).keep(holder, driver)
 
 
 def drop(holder: LeaseHolder, driver: Driver) -> None:
     """The driver has no lease any more."""
     if isinstance(holder, RenewsLeases):
-        _here().drop(driver)
+        _of(holder).drop(driver)

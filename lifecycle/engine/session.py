@@ -96,7 +96,8 @@ class Session:
         #: Whether other processes can reach the engine: its URL has a host and a port.
         self.reachable = address is not None
         self.owner = Owner(lease, name=name, address=self.key)
-        self.tenancy = EngineTenancy(tenants, adapter, name=name, key=self.key, unique=self.reachable)
+        drives = lambda: self.owner.holder is None or self.owner.lease is not None  # noqa: E731
+        self.tenancy = EngineTenancy(tenants, adapter, name=name, key=self.key, unique=self.reachable, drives=drives)
         #: The command under way, and the fleet's move that the engine takes part in, if any.
         self.busy: str | None = None
         self.in_move: str | None = None

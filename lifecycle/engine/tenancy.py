@@ -2,7 +2,8 @@
 
 The ledger is written before the engine takes more, and lowered on evidence alone:
 
-- **attached**: what is resident now is what it may hold, whatever the budget is. It is a fact.
+- **attached**: what is resident now is what it may hold, whatever the budget is: a fact. Where another driver wrote it
+  down, that stays. A driver measures once it has the lease, before its first command and where another had the engine.
 - **a restore**: what is resident now, and the tags that come back, are reserved of every device at once, before the
   guards are asked. Where there is no room the engine waits in line, and the guard refuses at the end. A command that
   was refused, or was given up before it began, leaves the ledger as it was.
@@ -18,13 +19,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from math import ceil, isinf
 
 from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError
-from ..core.facts import Grade
+from ..core.facts import Grade, Tag
 from ..core.policy import Policy
 from ..core.ports import EngineAdapter, TenantLedger
 from ..core.readings import Reading
@@ -41,25 +43,38 @@ _log = logging.getLogger("lifecycle")
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What the ledger has of the engine: bytes by device (None: an unknown part)."""
+    """What the ledger has of the engine: bytes by device (None: an unknown part), with these tags mapped."""
 
     sizes: Mapping[str, int | None]
     given_back: bool
+    tags: frozenset[Tag] = frozenset()
 
 
 class EngineTenancy:
     """What one engine has in the ledger. Without a ledger nothing is written, and every restore has its room."""
 
     def __init__(
-        self, ledger: TenantLedger | None, adapter: EngineAdapter, *, name: str, key: str, unique: bool
+        self,
+        ledger: TenantLedger | None,
+        adapter: EngineAdapter,
+        *,
+        name: str,
+        key: str,
+        unique: bool,
+        drives: Callable[[], bool],
     ) -> None:
         self.ledger = ledger
         self._adapter = adapter
+        #: Whether this driver has the engine: another one writes what it may hold.
+        self._drives = drives
+        #: Whether the ledger may say otherwise than was written here last, so that it is measured before a command.
+        self.stale = False
         self._engine = name
         #: Engines that only their own process reaches may be called alike in several.
         self._key = key if unique else f"{key} of pid {os.getpid()}"
         self._tenant: Tenant | None = None
         self._entry: _Entry | None = None
+        self._reserved: _Entry | None = None
         #: Where it is or was, and as which process it was met.
         self._devices: dict[str, None] = {}
         self._boot: str | None = None
@@ -67,32 +82,49 @@ class EngineTenancy:
         self._totals: Mapping[str, int] = {}
 
     async def attached(self, record: Record, reading: Reading | Unmeasurable, policy: Policy) -> None:
-        """The engine is in the ledger with what is resident now.
+        """The engine is in the ledger: as it stands there, or with what is resident now where nobody wrote it down.
 
-        ConfigurationError where that cannot be measured; with `Policy(unprovable="warn")` it is logged, and the engine
-        is in no ledger.
+        Who only attaches changes nothing that another driver wrote. ConfigurationError where it cannot be measured;
+        with `Policy(unprovable="warn")` that is logged, and nothing is restored before it can be.
         """
         if self.ledger is None:
             return
+        self.stale = True
         if isinstance(reading, Unmeasurable):
             why = f"{self._engine}: it cannot be in {self.ledger}: what it holds cannot be measured: {reading.reason}"
             if policy.unprovable == "refuse":
                 raise ConfigurationError(f"{why}. Fix this, or leave tenants= out, or Policy(unprovable='warn')")
             _log.warning("%s", why)
-            self.ledger = None
             return
         await self._met(record)
+        assert self._tenant is not None
+        entry = _entry_now(record, reading)
+        self._devices |= dict.fromkeys(entry.sizes)
         try:
-            self._write(_Entry(reading.devices, record.memory_is_free))
+            self.ledger.meets(self._tenant, entry.sizes, given_back=entry.given_back)
         except LedgerUnusable as problem:
             raise ConfigurationError(f"{self._engine}: {problem}") from problem
 
     async def measured(self, record: Record, reading: Reading | Unmeasurable) -> None:
-        """The engine was looked at anew, and is perhaps another process: the ledger has what is resident now."""
-        if self.ledger is None or isinstance(reading, Unmeasurable):
+        """The engine was looked at anew by its driver: the ledger has what is resident now.
+
+        Not while a call that was sent may still map memory.
+        """
+        if self.ledger is None or isinstance(reading, Unmeasurable) or record.uncertain.needs_barrier:
             return
         await self._met(record)
-        self._try_to_write(_Entry(reading.devices, record.memory_is_free))
+        self._entry, self.stale = None, False
+        self._try_to_write(_entry_now(record, reading))
+
+    def seen(self, reading: Reading | Unmeasurable) -> None:
+        """This is resident: it is more than the ledger says where a size was only reported."""
+        if self._entry is None or isinstance(reading, Unmeasurable) or not self._drives():
+            return
+        held = {device: reading.devices.get(device, 0) for device in {**self._entry.sizes, **reading.devices}}
+        known = {device: self._entry.sizes.get(device, 0) for device in held}
+        sizes = {device: None if (size := known[device]) is None else max(size, held[device]) for device in held}
+        if sizes != known:
+            self._try_to_write(replace(self._entry, sizes=sizes))
 
     async def _met(self, record: Record) -> None:
         """Which process the engine is."""
@@ -116,13 +148,18 @@ class EngineTenancy:
         if self._tenant is None:
             return Unmeasurable(reason="what it holds was not written into the ledger; connect() does that")
         await self._met(context.record)
-        share = context.share_bytes(context.targets, context.calibration.reading_all_mapped or reading)
-        needs = {device: None if share is None else held + share for device, held in reading.devices.items()}
-        if not self._totals:
-            self._totals = await sizes_of_devices(self._tenant.processes, needs, deadline_s=deadline_s / 4)
+        full = context.calibration.reading_all_mapped
+        size = context.size(context.targets, full or reading)
+        share = None if size is None or isinf(size.at_most_bytes) else ceil(size.at_most_bytes)
+        devices = {**self._devices, **(full.devices if full is not None else {}), **reading.devices}
+        needs = {device: None if share is None else reading.devices.get(device, 0) + share for device in devices}
+        unknown = [device for device in needs if device not in self._totals]
+        if unknown:
+            found = await sizes_of_devices(self._tenant.processes, unknown, deadline_s=deadline_s / 4)
+            self._totals = {**self._totals, **found}
         waiting = Deadline(min(context.policy.room_wait_s, deadline_s / 2))
         try:
-            return await self._reserve(self.ledger, self._tenant, needs, waiting, context.policy.poll_s)
+            return await self._reserve(self.ledger, self._tenant, needs, waiting, context)
         except LedgerUnusable as problem:
             return Unmeasurable(reason=str(problem))
 
@@ -132,16 +169,24 @@ class EngineTenancy:
         tenant: Tenant,
         needs: Mapping[str, int | None],
         waiting: Deadline,
-        poll_s: float,
+        context: Context,
     ) -> Verdict:
-        while True:
-            short = ledger.reserve(tenant, needs, totals=self._totals, wait_s=waiting.left_s + 2 * poll_s)
-            if short is None:
-                self._entry = _Entry(needs, given_back=False)
-                return Proved(grade=Grade.ACKNOWLEDGED, reason="the budgets of its devices hold with what comes back")
-            if waiting.left_s <= 0:
-                return Refuted(reason=str(short), figures={"budget_bytes": short.budget_bytes})
-            await asyncio.sleep(min(poll_s, waiting.left_s))
+        poll_s, mapped = context.policy.poll_s, _mapped(context.record)
+        try:
+            while True:
+                short = ledger.reserve(tenant, needs, totals=self._totals, wait_s=waiting.left_s + 2 * poll_s)
+                if short is None:
+                    self._entry = self._reserved = _Entry(needs, given_back=False, tags=mapped | context.targets)
+                    self._devices |= dict.fromkeys(needs)
+                    return Proved(grade=Grade.ACKNOWLEDGED, reason="the budgets of its devices hold with it")
+                if waiting.left_s <= 0:
+                    ledger.waits_no_more(tenant.name)
+                    return Refuted(reason=str(short), figures={"budget_bytes": short.budget_bytes})
+                await asyncio.sleep(min(poll_s, waiting.left_s))
+        except BaseException:
+            with suppress(ConfigurationError):
+                ledger.waits_no_more(tenant.name)
+            raise
 
     @contextmanager
     def until_begun(self) -> Iterator[None]:
@@ -153,20 +198,26 @@ class EngineTenancy:
         try:
             yield
         except BaseException:
-            if before is not None:
+            if before is not None and self._reserved is not None and self._entry is self._reserved:
                 self._try_to_write(_entry_of(self._known, before) or before)
             raise
+        finally:
+            self._reserved = None
 
     def committed(self, record: Record) -> None:
         """This is known of the engine now."""
         self._known = record
         if self.ledger is None or self._tenant is None or self._entry is None:
             return
+        if not self._drives():
+            self.stale = True
+            return
         boot = record.facts.boot
         if record.state is not State.GONE and boot is not None and not same_process(self._boot, boot):
             # Another process, which nobody has measured: it may be on any device where the one before was.
             self._tenant, self._boot = replace(self._tenant, processes=()), boot
-            self._try_to_write(_Entry(dict.fromkeys(self._devices), given_back=False))
+            tags = frozenset(record.facts.mapped)
+            self._try_to_write(_Entry(dict.fromkeys(self._devices), given_back=False, tags=tags))
         self._try_to_write(_entry_of(record, self._entry) or self._entry)
 
     def _try_to_write(self, entry: _Entry) -> None:
@@ -188,14 +239,28 @@ class EngineTenancy:
         self._devices |= dict.fromkeys(entry.sizes)
 
 
+def _mapped(record: Record) -> frozenset[Tag]:
+    """The tags that may be mapped."""
+    return frozenset(tag for tag, mapped in record.facts.mapped.items() if mapped is not False)
+
+
+def _entry_now(record: Record, reading: Reading) -> _Entry:
+    """What is resident now; an unknown part where a tag may be mapped of which that is not known."""
+    unknown = None in record.facts.mapped.values()
+    sizes = dict.fromkeys(reading.devices) if unknown else reading.devices
+    return _Entry(sizes, record.memory_is_free, _mapped(record))
+
+
 def _entry_of(record: Record, before: _Entry) -> _Entry | None:
     """What the ledger should say once this is known; None where what it says is still so."""
     if record.state is State.GONE:
         return _Entry({}, given_back=True)
     if record.memory_is_free:
         resident = record.conditions["memory_returned"].verdict.figures.get("resident_bytes")
-        return None if resident is None else _Entry(dict.fromkeys(before.sizes, resident), given_back=True)
-    if not before.given_back:
+        left = dict.fromkeys(before.sizes, resident)
+        return None if resident is None else _Entry(left, given_back=True, tags=_mapped(record))
+    if not before.given_back and _mapped(record) <= before.tags:
         return None
     full = record.calibration.reading_all_mapped
-    return _Entry(dict.fromkeys(before.sizes) if full is None else full.devices, given_back=False)
+    sizes: Mapping[str, int | None] = dict.fromkeys(before.sizes) if full is None else full.devices
+    return _Entry(sizes, given_back=False, tags=frozenset(record.facts.mapped))

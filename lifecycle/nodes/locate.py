@@ -36,10 +36,12 @@ async def sizes_of_devices(
     """Returns the bytes of memory that each of these devices has, as far as the nodes of the processes say."""
     clock, sizes = Deadline(deadline_s), dict[str, int]()
     for node, there in by_node(processes):
-        left = [device for device in devices if device not in sizes]
-        found = await node.free_memory(left, there, need_bytes=0, deadline_s=clock.look_s())
-        if not isinstance(found, Unmeasurable):
-            sizes |= {device: each.total_bytes for device, each in found.items() if each.total_bytes is not None}
+        for device in devices:  # one by one: a node says nothing where it does not know one of them
+            if device in sizes or (device.startswith("host:") and device != f"host:{there[0].node}"):
+                continue
+            found = await node.free_memory([device], there, need_bytes=0, deadline_s=clock.look_s())
+            total = None if isinstance(found, Unmeasurable) else found[device].total_bytes
+            sizes |= {} if total is None else {device: total}
     return sizes
 
 

@@ -27,7 +27,7 @@ class SharedFile:
         self._unusable = unusable
         self._db: sqlite3.Connection | None = None
         self._pid = 0
-        self._lock = threading.Lock()
+        self._lock, self._lock_pid = threading.Lock(), os.getpid()
 
     @contextmanager
     def changing(self) -> Iterator[sqlite3.Connection]:
@@ -45,6 +45,8 @@ class SharedFile:
     @contextmanager
     def asking(self) -> Iterator[sqlite3.Connection]:
         """The file, to read it."""
+        if self._lock_pid != os.getpid():  # another thread may have held it when this process was forked
+            self._lock, self._lock_pid = threading.Lock(), os.getpid()
         with self._lock:
             try:
                 yield self._opened()

@@ -19,6 +19,7 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ _SCHEMA = (
     "devices TEXT NOT NULL, until REAL NOT NULL)",
     "CREATE TABLE IF NOT EXISTS budgets (device TEXT PRIMARY KEY, size INTEGER NOT NULL)",
 )
+
+
+#: Two readings of one start time differ by less (seconds).
+SAME_START_S = 0.5
 
 
 class Tenants:
@@ -80,6 +85,7 @@ class Tenants:
         with self._changing() as db:
             tenancies, waiting = _tenancies(db), _waiting(db)
             _check_name(tenant, tenancies)
+            tenant = self._of_its_pipeline(tenant, tenancies)
             for device, need in needs.items():
                 budget = self._budget(db, device, totals)
                 short = _shortage(tenant, device, need, budget, tenancies, waiting)
@@ -90,6 +96,22 @@ class Tenants:
                 self._write(db, tenant, device, need, given_back=False)
             db.execute("DELETE FROM waiting WHERE name = ?", (tenant.name,))
         return None
+
+    def waits_no_more(self, name: str) -> None:
+        """The tenant of this name is not in line any more."""
+        with self._changing() as db:
+            db.execute("DELETE FROM waiting WHERE name = ?", (name,))
+
+    def meets(self, tenant: Tenant, sizes: Mapping[str, int | None], *, given_back: bool) -> None:
+        """The tenant may hold this, where the ledger has nothing of these processes yet. See `TenantLedger`."""
+        with self._changing() as db:
+            known = [each.tenant for each in _tenancies(db) if each.tenant.name == tenant.name]
+            same = any(_is_same(mine, that) for each in known for that in each.processes for mine in tenant.processes)
+            if known and (same or not known[0].processes):
+                return
+            db.execute("DELETE FROM tenants WHERE name = ?", (tenant.name,))
+            for device, size in sizes.items():
+                self._write(db, tenant, device, size, given_back=given_back)
 
     def holds(self, tenant: Tenant, sizes: Mapping[str, int | None], *, given_back: bool) -> None:
         """The tenant may hold just this: a fact, and no request. See `TenantLedger`."""
@@ -160,6 +182,11 @@ class Tenants:
                 )
             db.execute("INSERT OR REPLACE INTO budgets VALUES (?, ?)", (device, size))
 
+    def _of_its_pipeline(self, tenant: Tenant, tenancies: Sequence[Tenancy]) -> Tenant:
+        """The tenant in the pipeline in which it stands already, where this process names none."""
+        known = (each.tenant.pipeline for each in tenancies if each.tenant.name == tenant.name)
+        return tenant if self._pipeline is not None else replace(tenant, pipeline=next(known, tenant.pipeline))
+
     def _write(
         self, db: sqlite3.Connection, tenant: Tenant, device: str, size: int | None, *, given_back: bool
     ) -> None:
@@ -176,7 +203,7 @@ class Tenants:
         size = found[0] if found is not None else totals.get(device)
         if size is None:
             raise LedgerUnusable(f"the size of {device} is not known; state Tenants(budgets={{{device!r}: BYTES}})")
-        return int(size)
+        return int(min(size, totals.get(device, size)))
 
 
 def _shortage(
@@ -192,9 +219,15 @@ def _shortage(
     others = [each for each in there if each.tenant.name != tenant.name]
     left = None if any(each.size_bytes is None for each in others) else budget - sum(e.size_bytes or 0 for e in others)
     fits = left is not None and (need <= left if need is not None else all(each.given_back for each in others))
-    inside = any(each.tenant.pipeline == tenant.pipeline and not each.given_back for each in there)
+    inside = any(not each.given_back and _lets_in(each.tenant, tenant) for each in there)
     ahead = [] if inside else _ahead(tenant, device, waiting)
     return None if fits and not ahead else Shortage(device, need, budget, tuple(others), tuple(ahead))
+
+
+def _lets_in(holder: Tenant, tenant: Tenant) -> bool:
+    """Whether a tenant need not wait behind others, since this one holds the device: itself, or its own trainer."""
+    own_trainer = holder.kind == "trainer" and tenant.kind == "engine" and holder.pipeline == tenant.pipeline
+    return holder.name == tenant.name or own_trainer
 
 
 def _ahead(tenant: Tenant, device: str, waiting: Sequence[tuple[Tenant, Sequence[str]]]) -> list[Tenant]:
@@ -214,7 +247,7 @@ def _check_name(tenant: Tenant, tenancies: Sequence[Tenancy]) -> None:
         other = each.tenant
         if other.name != tenant.name or other.kind == tenant.kind == "engine":
             continue
-        if {process.pid for process in other.processes}.isdisjoint(process.pid for process in tenant.processes):
+        if not any(_is_same(mine, that) for mine in tenant.processes for that in other.processes):
             raise ConfigurationError(
                 f"{tenant.name!r} is the name of another tenant in the ledger: {other.who}; give each a name of its own"
             )
@@ -253,6 +286,11 @@ def _encoded(process: Process) -> list[Any]:
     return [process.node, process.pid, process.start_time, process.agent, mark, namespace]
 
 
+def _is_same(one: Process, other: Process) -> bool:
+    """Whether both are one process: its pid, on its node, with its start time."""
+    return (one.node, one.pid) == (other.node, other.pid) and abs(one.start_time - other.start_time) < SAME_START_S
+
+
 def _is_here(process: Process) -> bool:
     return process.agent is None and process.node == node_name()
 
@@ -264,10 +302,24 @@ def _tenant(name: str, kind: Any, who: str, pipeline: str, processes: str) -> Te
 
 def _may_live(processes: Sequence[Sequence[Any]]) -> bool:
     """Whether any of these processes may exist. Where none is known it may."""
-    return not processes or any(
-        not mark or namespace != pid_namespace() or start_mark(pid) == mark
-        for _, pid, _, _, mark, namespace in processes
-    )
+    return not processes or any(_one_may_live(*process) for process in processes)
+
+
+def _one_may_live(node: str, pid: int, _: float, __: str | None, mark: str, namespace: str) -> bool:
+    """Whether a process may exist. Its mark without the host's name is its host's boot and its start there.
+
+    Two containers of one host have two names, and perhaps one pid namespace; all hosts number their first one alike.
+    """
+    boot, started = _boot_and_start(mark)
+    here, now = _boot_and_start(start_mark(os.getpid()))[0], _boot_and_start(start_mark(pid))
+    if not mark or (boot != here and node != node_name()):
+        return True
+    return namespace != pid_namespace() or now == (boot, started)
+
+
+def _boot_and_start(mark: str) -> tuple[str, str]:
+    _, boot, started = mark.split("/", 2) if mark.count("/") == 2 else ("", "", mark)
+    return boot, started
 
 
 def _uptime_s() -> float:

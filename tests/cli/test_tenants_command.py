@@ -45,6 +45,8 @@ def run(lifecycle: Any) -> Command:
 
 def test_it_says_who_may_hold_what(run: Command, ledger: Tenants) -> None:
     assert run("tenants") == (0, "no tenant is known\n")
+    assert run("tenants", "--forget", "nobody")[0] == 2
+    assert not ledger.path.exists(), "who only looks makes none: it would bind every command"
     ledger.holds(HERE, {"GPU-1": 3 * MIB, "GPU-2": None}, given_back=False)
     ledger.holds(AWAY, {"GPU-1": MIB}, given_back=True)
     code, said = run("tenants")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from rig import V1, serve_again
 from lifecycle import ConfigurationError, Engine, EngineHeld
 from lifecycle.core.lease import Driver, LeasedEngine, LeaseHeld, LeaseUse
 from lifecycle.engine import renewal
+from lifecycle.engine.owner import Owner
 from lifecycle.store import lease_table
 from lifecycle.store.lease_table import LeaseTable
 from lifecycle.store.leases import Leases, RenewingHolder
@@ -130,7 +132,7 @@ def renewing(table: LeaseTable, adapter: ScriptedAdapter, **how: Any) -> Engine:
 
 def is_renewed(token: str) -> bool:
     """Whether the leases of this driver are renewed."""
-    return token in renewal._here()._kept
+    return any(token in each._kept for each in renewal._renewals.values())
 
 
 async def test_a_step_that_keeps_the_loop_busy_for_longer_than_the_lease_loses_nothing() -> None:
@@ -213,6 +215,69 @@ async def test_a_renewal_that_fails_is_tried_again_and_said(caplog: pytest.LogCa
     await engine.resume()
     await engine.aclose()
     assert not is_renewed(engine._session.owner.driver.token)
+
+
+async def test_a_holder_that_does_not_answer_keeps_no_others_lease_from_being_renewed() -> None:
+    table, stuck, asked = LeaseTable(0.5), threading.Event(), threading.Event()
+
+    def hangs(what: str, **about: Any) -> Any:
+        if what == "renew":
+            asked.set()
+            stuck.wait(DEADLINE_S)
+        return getattr(LeaseTable(60.0), what)(**about)
+
+    other = RenewingHolder(hangs, renew_s=0.05)
+    renewal.keep(other, A)
+    try:
+        engine = renewing(table, ScriptedAdapter("e"))
+        await engine.connect()
+        await engine.pause()
+        until(asked.is_set)
+        end = time.monotonic() + 1.2
+        while time.monotonic() < end:
+            assert table.seen(LeasedEngine("scripted://e")).held
+            time.sleep(0.01)  # noqa: ASYNC251
+    finally:
+        stuck.set()
+        renewal.drop(other, A)
+
+
+def sends(owner: Owner, *, repeatable: bool = True) -> None:
+    """A call is about to be sent."""
+    owner.sends("boot", None if repeatable else time.time() + 0.01)
+
+
+def owner_of(table: LeaseTable) -> Owner:
+    return Owner(table, name="e", address="here:1")
+
+
+def test_what_is_sent_under_a_lease_that_was_taken_anew_counts_anew() -> None:
+    """Otherwise the driver in between goes on with what the first one changed behind it."""
+    table = LeaseTable(60.0)
+    first, second = owner_of(table), owner_of(table)
+    first.take("boot", "pause", None)
+    sends(first)
+    table._rows["here:1"].ends_s = 0.0
+    second.take("boot", "pause", None)
+    sends(second)
+    second.free("boot")
+    first.take("boot", "resume", None)
+    sends(first)
+    assert first.fence == 3
+    first.free("boot")
+    second.take("boot", "resume", None)
+    assert second.missed is not None
+
+
+def test_a_lease_that_ended_and_that_nobody_took_is_taken_again_before_a_call() -> None:
+    table = LeaseTable(60.0)
+    first, second = owner_of(table), owner_of(table)
+    first.take("boot", "pause", None)
+    sends(first)
+    table._rows["here:1"].ends_s = 0.0
+    sends(first)
+    with pytest.raises(LeaseHeld):
+        second.take("boot", "pause", None)
 
 
 async def test_an_engine_that_nobody_has_any_more_is_not_renewed() -> None:

@@ -215,6 +215,93 @@ async def test_a_restore_that_finds_the_engine_open_leaves_it_with_all_that_it_m
     assert (held(ledger)[in_ledger(one)] or 0) >= 12
 
 
+@pytest.mark.parametrize("restores", [False, True])
+async def test_a_command_that_finds_another_process_leaves_it_with_an_unknown_part(path: Path, restores: bool) -> None:
+    ledger = Tenants(path, budgets={CARD: 40 * GIB})
+    one = await released(ledger)
+    if restores:
+        await one.restore_weights()
+    else:
+        await serve_again(one)
+    one.adapter.engine.sizes["kv_cache"] = 20 * GIB
+    one.adapter.engine.restart()
+    with pytest.raises(Unreachable):
+        await (one.restore_kv() if restores else one.pause())
+    assert held(ledger) == {in_ledger(one): None}
+    await one.recover()
+    assert held(ledger) == {in_ledger(one): base(one)}
+
+
+async def test_a_tag_that_somebody_else_mapped_counts_also_where_another_had_come_back(path: Path) -> None:
+    ledger = Tenants(path, budgets={CARD: 40 * GIB})
+    one = await released(ledger)
+    await one.restore_weights()
+    one.adapter.reports_tags = True
+    one.adapter.engine.apply("restore", {"tags": ["kv_cache"]})
+    await one.verify()
+    assert (held(ledger)[in_ledger(one)] or 0) >= 12
+
+
+async def test_who_has_no_lease_writes_nothing_over_what_the_driver_reserved(path: Path, tmp_path: Path) -> None:
+    ledger, leases = Tenants(path, budgets={CARD: 40 * GIB}), Leases(tmp_path / "leases.sqlite3")
+    one = engine(ledger, lease=leases)
+    await one.connect()
+    for step in (one.pause, one.drain):
+        await step()
+    await one.release(weights=V1)
+    await one.aclose()
+    other = Engine(one.adapter, name="e", policy=QUICK, probe=one.adapter.probe, lease=leases, tenants=ledger)
+    await other.connect()
+    await other.restore_weights()
+    reserved = held(ledger)
+    assert reserved == {in_ledger(one): base(one)}
+    one.adapter.engine.leaked_bytes += 1 << 20
+    await one.verify()
+    assert held(ledger) == reserved
+
+
+async def test_who_connected_while_another_had_the_engine_measures_it_before_its_first_command(
+    path: Path, tmp_path: Path
+) -> None:
+    ledger, leases = Tenants(path, budgets={CARD: 40 * GIB}), Leases(tmp_path / "leases.sqlite3")
+    one = engine(ledger, lease=leases)
+    await one.connect()
+    await one.pause()
+    other = Engine(one.adapter, name="e", policy=QUICK, probe=one.adapter.probe, lease=leases, tenants=ledger)
+    await other.connect()
+    await one.aclose()
+    if other.state is State.PAUSED:
+        await other.drain()
+    await other.release(weights=V1)
+    assert other.memory_is_free
+    assert held(ledger) == {in_ledger(one): base(one)}
+    await serve_again(other)
+
+
+async def test_an_engine_that_waited_and_gave_up_is_not_in_line_any_more(path: Path) -> None:
+    ledger = Tenants(path, budgets={CARD: 16 * GIB})
+    one = await released(ledger)
+    trains(ledger, 12)
+    with pytest.raises(GuardRefused):
+        await one.restore_weights()
+    one._session.policy = Policy(poll_s=0.01, room_wait_s=30.0)
+    restoring = asyncio.ensure_future(one.restore_weights(deadline_s=60.0))
+    while not ledger._file._db.execute("SELECT * FROM waiting").fetchall():  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    restoring.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await restoring
+    assert ledger._file._db.execute("SELECT * FROM waiting").fetchall() == []
+
+
+async def test_what_is_resident_after_a_restore_counts_where_it_is_more_than_was_reserved(path: Path) -> None:
+    ledger = Tenants(path, budgets={CARD: 40 * GIB})
+    one = await released(ledger)
+    one.adapter.engine.sizes["weights"] = 7 * GIB
+    await one.restore_weights()
+    assert held(ledger) == {in_ledger(one): base(one)}
+
+
 def test_room_is_reserved_before_it_is_measured() -> None:
     """Otherwise two engines would each find the same memory free, and both take it."""
     order = list(READERS)

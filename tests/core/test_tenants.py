@@ -18,7 +18,7 @@ from lifecycle import (
     Process,
 )
 from lifecycle.core.tenants import LedgerUnusable, Shortage, Tenant
-from lifecycle.nodes.processes import by_pid, node_name
+from lifecycle.nodes.processes import by_pid, node_name, start_mark
 from lifecycle.store import Tenants, shared_file
 
 GIB = 1 << 30
@@ -173,11 +173,21 @@ def test_who_waits_no_longer_is_not_waited_for(path: Path) -> None:
 
 def test_a_pipeline_that_holds_the_device_does_not_wait_behind_another(path: Path) -> None:
     """The one that waits may be waiting for it: each would wait for the other until its deadline."""
-    ledger = Tenants(path)
-    take(ledger, tenant("engine", "one"), 60)
+    ledger = Tenants(path, pipeline="one")
+    engine = tenant("engine", "one", kind="engine")
+    take(ledger, tenant("trainer", "one"), 40)
     take(ledger, tenant("other", "two"), 60)
-    assert take(ledger, tenant("trainer", "one"), 20) is None
-    assert take(ledger, tenant("engine", "one"), 60) is None, "what it holds is not counted twice"
+    assert take(ledger, engine, 20) is None, "its weights come back beside the trainer's"
+    assert take(ledger, engine, 40) is None, "what it holds is not counted twice"
+
+
+def test_an_engine_that_stays_gives_its_trainer_no_way_past_the_line(path: Path) -> None:
+    ledger = Tenants(path, pipeline="one")
+    take(ledger, tenant("judge", "one", kind="engine"), 2)
+    take(ledger, tenant("trainer", "one"), 70)
+    assert take(ledger, tenant("other", "two"), 70) is not None
+    ledger.leaves("trainer")
+    assert "trainer other waits for it for longer" in str(take(ledger, tenant("trainer", "one"), 70))
 
 
 # who has ended
@@ -249,6 +259,48 @@ def test_a_name_is_one_tenants(path: Path) -> None:
 LOCKS = (
     "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('BEGIN IMMEDIATE'); print(flush=True); input()"
 )
+
+
+def test_a_tenant_of_another_container_of_this_host_lives(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its host has another name, and one pid namespace with this: the mark of its process does not name the host."""
+    take(Tenants(path), tenant("a"), 80)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("lifecycle.store.tenants.node_name", lambda: "another-container")
+        mark = f"another-container/{start_mark(os.getpid()).partition('/')[2]}"
+        elsewhere.setattr("lifecycle.store.tenants.start_mark", lambda pid: mark)
+        assert take(Tenants(path), tenant("b"), 1) is not None
+    assert held(Tenants(path)) == {"a": 80}
+
+
+def test_a_file_of_another_host_names_processes_that_may_live(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take(Tenants(path), tenant("a"), 80)
+    monkeypatch.setattr("lifecycle.store.tenants.node_name", lambda: "another-host")
+    monkeypatch.setattr("lifecycle.store.tenants.start_mark", lambda pid: "another-host/its-boot/7")
+    assert take(Tenants(path), tenant("b"), 1) is not None
+
+
+def test_one_name_and_one_pid_on_two_hosts_are_two_tenants(path: Path) -> None:
+    ledger = Tenants(path)
+    take(ledger, tenant("trainer", processes=(Process("pod-a", 1, 0.0),)), 60)
+    with pytest.raises(ConfigurationError, match="'trainer' is the name of another tenant"):
+        take(ledger, tenant("trainer", processes=(Process("pod-b", 1, 0.0),)), 60)
+
+
+def test_a_budget_is_no_more_than_the_device_has(path: Path) -> None:
+    assert "budget of GPU-1 is 81920 MiB" in str(take(Tenants(path, budgets={CARD: 500 * GIB}), tenant("a"), 81))
+
+
+def test_a_process_that_was_forked_while_another_thread_was_in_the_file_can_ask(path: Path) -> None:
+    ledger, asked = Tenants(path), path.with_name("asked")
+    take(ledger, tenant("a"), 1)
+    with ledger._file.asking():
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            asked.write_text(str(len(ledger.tenancies())))
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert asked.read_text() == "1"
 
 
 def test_a_ledger_that_was_locked_by_a_dead_process_is_free(path: Path) -> None:

@@ -148,6 +148,25 @@ async def test_one_that_leaves_and_still_holds_it_is_told_and_keeps_the_device(c
     assert held(ledger) == {"t": (1, True)}
 
 
+async def test_what_was_left_behind_is_no_less_left_behind_the_second_time(card: Card, ledger: Tenants) -> None:
+    card.hold(os.getpid(), 40 * GIB)
+    for _ in range(2):
+        with pytest.raises(NotGivenBack, match="it still holds 40960 MiB"):
+            async with inside(ledger):
+                pass
+        assert held(ledger) == {"t": (40, False)}
+
+
+async def test_one_name_is_inside_once(card: Card, ledger: Tenants) -> None:
+    async with inside(ledger, 60):
+        with pytest.raises(ConfigurationError, match="t: this process is inside under that name already"):
+            async with inside(ledger, 1):
+                raise AssertionError("it was let in")
+        assert held(ledger) == {"t": (60, False)}
+    async with inside(ledger, 1):
+        pass
+
+
 async def test_an_error_inside_comes_through_and_says_what_is_still_held(card: Card, ledger: Tenants) -> None:
     with pytest.raises(ZeroDivisionError) as failed:
         async with inside(ledger):
