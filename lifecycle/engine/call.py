@@ -57,7 +57,7 @@ def _write_down(session: Session, call: Call, deadline_s: float, command: Contex
     try:
         session.owner.sends(session.facts.boot, None if call.repeatable else until_s)
     except LeaseHeld as held:
-        return _not_sent(held)
+        return Reply("lost", detail=f"it was not sent: the lease of the engine was lost; {held}", refused=True)
     except ConfigurationError as problem:
         if not session.goes_on_unrecorded(problem):
             return _not_sent(problem)
