@@ -44,7 +44,7 @@ def test_a_trainer_trains_while_its_engine_is_released(tmp_path: Path) -> None:
                 raise AssertionError("it was let in")
             with (
                 fleet.offloaded(weights=source),
-                occupying(tenants, {host: full}, name="trainer", deadline_s=10.0, policy=POLICY),
+                occupying(tenants, {host: full}, name="trainer", deadline_s=10.0, keeps_bytes=2 * GIB, policy=POLICY),
             ):
                 sizes = {each.tenant.name: each.size_bytes for each in tenants.tenancies()}
                 assert sizes["trainer"] == full
