@@ -97,8 +97,10 @@ async def test_a_call_of_a_driver_that_was_killed_is_waited_for_as_long_as_it_ma
 ) -> None:
     killed_at(Point("release", "after"), url(engine), step_1, policy)
     begun, clock.ahead_s = time.monotonic(), set_by_s
+    one = fleet(engine, policy)
     with pytest.raises(EngineHeld) as held:
-        await fleet(engine, policy).engines[0].connect(deadline_s=0.2)
+        await one.engines[0].connect(deadline_s=0.2)
+    await one.aclose()
     assert "since what it sent may run until then" in str(held.value)
     path = await brought_home(url(engine), step_1, policy)
     assert path[-1] == "serving"
