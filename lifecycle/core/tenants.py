@@ -20,8 +20,8 @@ from .units import mib
 class Tenant:
     """Who takes memory: `name` tells it from others, `who` says it in words.
 
-    `processes` are those whose memory it is: once all have ended it holds nothing. Tenants of one `pipeline` take turns
-    among themselves: where one of them holds a device, another need not wait behind other pipelines for it.
+    `processes` are those whose memory it is: once all have ended it holds nothing. An engine that comes back beside the
+    trainer of its own `pipeline` does not wait behind others for the device.
     """
 
     name: str

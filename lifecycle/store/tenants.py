@@ -7,8 +7,8 @@ time, host boot and pid namespace. Of a process of another host or namespace not
 alive until its driver says otherwise, or a person does (`lifecycle tenants --forget NAME`).
 
 Who finds no room waits in line, by the time of its first question: otherwise a tenant that gave a device back and wants
-it again at once would always be before the one that waits. A tenant whose pipeline holds the device already does not
-wait behind others: those ahead may be waiting for it.
+it again at once would always be before the one that waits. Two do not wait behind others, who may be waiting for them:
+a tenant that holds the device already, and an engine that comes back beside the trainer of its own pipeline.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Tenants:
                     _wait(db, tenant, list(needs), wait_s)
                     return short
             for device, need in needs.items():
-                self._write(db, tenant, device, need, given_back=False)
+                _write(db, tenant, device, need, given_back=False)
             db.execute("DELETE FROM waiting WHERE name = ?", (tenant.name,))
         return None
 
@@ -105,24 +105,28 @@ class Tenants:
     def meets(self, tenant: Tenant, sizes: Mapping[str, int | None], *, given_back: bool) -> None:
         """The tenant may hold this, where the ledger has nothing of these processes yet. See `TenantLedger`."""
         with self._changing() as db:
-            known = [each.tenant for each in _tenancies(db) if each.tenant.name == tenant.name]
+            tenancies = _tenancies(db)
+            tenant = self._of_its_pipeline(tenant, tenancies)
+            known = [each.tenant for each in tenancies if each.tenant.name == tenant.name]
             same = any(_is_same(mine, that) for each in known for that in each.processes for mine in tenant.processes)
             if known and (same or not known[0].processes):
                 return
             db.execute("DELETE FROM tenants WHERE name = ?", (tenant.name,))
             for device, size in sizes.items():
-                self._write(db, tenant, device, size, given_back=given_back)
+                _write(db, tenant, device, size, given_back=given_back)
 
     def holds(self, tenant: Tenant, sizes: Mapping[str, int | None], *, given_back: bool) -> None:
         """The tenant may hold just this: a fact, and no request. See `TenantLedger`."""
         with self._changing() as db:
-            _check_name(tenant, _tenancies(db))
+            tenancies = _tenancies(db)
+            _check_name(tenant, tenancies)
+            tenant = self._of_its_pipeline(tenant, tenancies)
             db.execute("DELETE FROM waiting WHERE name = ?", (tenant.name,))
             kept = [device for device, size in sizes.items() if size is None or size > 0]
             marks = ", ".join("?" * len(kept))
             db.execute(f"DELETE FROM tenants WHERE name = ? AND device NOT IN ({marks})", (tenant.name, *kept))
             for device in kept:
-                self._write(db, tenant, device, sizes[device], given_back=given_back)
+                _write(db, tenant, device, sizes[device], given_back=given_back)
 
     def leaves(self, name: str) -> None:
         """The tenant of this name holds nothing, and waits for nothing."""
@@ -186,17 +190,6 @@ class Tenants:
         """The tenant in the pipeline in which it stands already, where this process names none."""
         known = (each.tenant.pipeline for each in tenancies if each.tenant.name == tenant.name)
         return tenant if self._pipeline is not None else replace(tenant, pipeline=next(known, tenant.pipeline))
-
-    def _write(
-        self, db: sqlite3.Connection, tenant: Tenant, device: str, size: int | None, *, given_back: bool
-    ) -> None:
-        """What is written of a tenant stays of its pipeline, where this process names none."""
-        query = "SELECT since, pipeline FROM tenants WHERE device = ? AND name = ?"
-        before = db.execute(query, (device, tenant.name)).fetchone() or (time.time(), tenant.pipeline)
-        pipeline = tenant.pipeline if self._pipeline is not None else before[1]
-        processes = json.dumps([_encoded(process) for process in tenant.processes])
-        row = (device, tenant.name, tenant.kind, tenant.who, pipeline, processes, size, given_back, before[0])
-        db.execute("INSERT OR REPLACE INTO tenants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def _budget(self, db: sqlite3.Connection, device: str, totals: Mapping[str, int]) -> int:
         found = db.execute("SELECT size FROM budgets WHERE device = ?", (device,)).fetchone()
@@ -278,6 +271,14 @@ def _wait(db: sqlite3.Connection, tenant: Tenant, devices: Sequence[str], wait_s
     driver = json.dumps([_encoded(Process(node_name(), os.getpid(), 0.0))])
     row = (tenant.name, tenant.kind, tenant.who, tenant.pipeline, driver, ticket, json.dumps(list(devices)))
     db.execute("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, _uptime_s() + wait_s))
+
+
+def _write(db: sqlite3.Connection, tenant: Tenant, device: str, size: int | None, *, given_back: bool) -> None:
+    query = "SELECT since FROM tenants WHERE device = ? AND name = ?"
+    (since_s,) = db.execute(query, (device, tenant.name)).fetchone() or (time.time(),)
+    processes = json.dumps([_encoded(process) for process in tenant.processes])
+    row = (device, tenant.name, tenant.kind, tenant.who, tenant.pipeline, processes, size, given_back, since_s)
+    db.execute("INSERT OR REPLACE INTO tenants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
 
 def _encoded(process: Process) -> list[Any]:
