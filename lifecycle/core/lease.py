@@ -7,6 +7,7 @@ none. Times are wall-clock seconds since 1970: they are compared across processe
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -77,6 +78,29 @@ class Lease:
         if self.until_s is None:
             return "the engine serves again or that process ends"
         return clock(self.until_s)
+
+
+def next_lease(driver: Driver, use: LeaseUse, *, last: Lease | None, sent: bool) -> tuple[Lease, bool]:
+    """The lease once this driver has taken the engine for `use`, and whether something was or is sent under it.
+
+    `last` is the lease that was taken last, with the highest number of uses that the engine has. One that is held is
+    this driver's. `sent`: something was sent under that one.
+    """
+    goes_on = last is not None and last.held
+    sent = sent and goes_on
+    counts = use.sends and not sent
+    lease = Lease(
+        token=driver.token,
+        who=driver.who,
+        what=use.what,
+        held=True,
+        since_s=last.since_s if last is not None and goes_on else time.time(),
+        until_s=use.until_s,
+        call_until_s=use.call_until_s,
+        uses=(0 if last is None else last.uses) + counts,
+        kept_in=use.kept_in if use.sends or last is None else last.kept_in,
+    )
+    return lease, sent or counts
 
 
 class LeaseHeld(Exception):

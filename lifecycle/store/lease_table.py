@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, replace
 
 from ..core.errors import ConfigurationError
-from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
+from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse, next_lease
 
 #: Seconds for which a lease is held that is not renewed.
 TTL_S = 60.0
@@ -60,20 +60,9 @@ class LeaseTable:
             if last is not None and last.lease.token != driver.token and _is_taken(last):
                 raise LeaseHeld(_as_of_now(last))
             mine = last is not None and last.lease.token == driver.token and last.lease.held
-            used = last is not None and mine and last.used
-            counts = use.sends and not used
-            lease = Lease(
-                token=driver.token,
-                who=driver.who,
-                what=use.what,
-                held=True,
-                since_s=last.lease.since_s if last is not None and mine else time.time(),
-                until_s=use.until_s,
-                call_until_s=use.call_until_s,
-                uses=self._uses(engine) + counts,
-                kept_in=use.kept_in if use.sends or last is None else last.lease.kept_in,
-            )
-            self._rows[engine.address] = _Row(engine, lease, used or counts, time.monotonic() + self.ttl_s)
+            known = None if last is None else replace(last.lease, held=mine, uses=self._uses(engine))
+            lease, sent = next_lease(driver, use, last=known, sent=last is not None and last.used)
+            self._rows[engine.address] = _Row(engine, lease, sent, time.monotonic() + self.ttl_s)
             return lease
 
     def free(self, driver: Driver, engine: LeasedEngine) -> None:

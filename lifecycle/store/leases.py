@@ -20,7 +20,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from ..core.errors import ConfigurationError
-from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
+from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse, next_lease
 from ..core.ports import LeaseHolder
 from ..nodes.clock import set_since_s, stamp
 from ..nodes.processes import start_mark
@@ -94,22 +94,9 @@ class Leases:
             if last is not None and _refuses(last, driver):
                 raise LeaseHeld(last.lease)
             _HERE[driver.token] = driver
-            has_it = last is not None and last.lease.held
-            before = _NEVER if last is None else last.lease
-            used = has_it and last is not None and last.used
-            counts = use.sends and not used
-            lease = Lease(
-                token=driver.token,
-                who=driver.who,
-                what=use.what,
-                held=True,
-                since_s=before.since_s if has_it else time.time(),
-                until_s=use.until_s,
-                call_until_s=use.call_until_s,
-                uses=before.uses + counts,
-                kept_in=use.kept_in if use.sends else before.kept_in,
-            )
-            _write(db, engine, lease, used=used or counts)
+            known = None if last is None else last.lease
+            lease, sent = next_lease(driver, use, last=known, sent=last is not None and last.used)
+            _write(db, engine, lease, used=sent)
         return lease
 
     def free(self, driver: Driver, engine: LeasedEngine) -> None:
@@ -196,9 +183,6 @@ class _Row:
 
     lease: Lease
     used: bool
-
-
-_NEVER = Lease("", "", "", held=False, since_s=0.0)
 
 
 def _last(db: sqlite3.Connection, engine: LeasedEngine) -> _Row | None:
