@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 
 import pytest
 
@@ -148,11 +149,13 @@ class Files:
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], OfOthers] = {}
+        #: Files that are no store, as they were when they were looked at.
+        self._none: set[tuple[Path, object]] = set()
 
     def read(self, *places: Path) -> Checked:
         """What is new in the stores at or below these places, of the files that other processes wrote."""
         found = Checked()
-        for path in _stores(places):
+        for path in self._stores(places):
             with suppress(FileNotFoundError):
                 status = path.stat()
                 each = self._known.setdefault((status.st_dev, status.st_ino), OfOthers(path))
@@ -162,18 +165,23 @@ class Files:
                 found.count += each.count - before
         return found
 
+    def _stores(self, places: Iterable[Path]) -> Iterator[Path]:
+        for place in places:
+            for path in [place] if place.is_file() else sorted(place.rglob("*")):
+                with suppress(OSError):
+                    status = path.lstat()
+                    if (status.st_dev, status.st_ino) in self._known:
+                        yield path
+                    elif S_ISREG(status.st_mode) and (path, _stamp(path)) not in self._none:
+                        if is_sqlite(path):
+                            yield path
+                        else:
+                            self._none.add((path, _stamp(path)))
+
     @property
     def of_others(self) -> int:
         """How many files other processes wrote."""
         return sum(each.count > 0 for each in self._known.values())
-
-
-def _stores(places: Iterable[Path]) -> Iterator[Path]:
-    for place in places:
-        for path in [place] if place.is_file() else sorted(place.rglob("*")):
-            with suppress(OSError):
-                if path.is_file() and not path.is_symlink() and is_sqlite(path):
-                    yield path
 
 
 def _rows(path: Path, after: int) -> Iterator[Entry]:
@@ -191,7 +199,7 @@ def _of_other_process(who: str) -> bool:
     return found is not None and int(found[1]) != os.getpid()
 
 
-def _stamp(path: Path) -> object:
+def _stamp(path: Path) -> tuple[int, int] | None:
     try:
         status = path.stat()
     except FileNotFoundError:

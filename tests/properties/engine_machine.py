@@ -107,6 +107,7 @@ class EngineMachine(RuleBasedStateMachine):
         ended = self.time.run(cut_short(work, patience))
         took_s = self.time.clock() - began_s
         self.adapter.ended(self.engine, gave_up=isinstance(ended, asyncio.CancelledError))
+        self.judge_served()  # before the next command: what excuses this one may be known by then
         self.judge.hold(Invariant.IN_TIME, took_s <= limit_s + GRACE_S, f"{took_s:.2f} s of {limit_s} s: {ended!r}")
         after = (self.engine.state, self.engine.facts, len(self.adapter.journal.calls()))
         if isinstance(ended, CommandRefused):
@@ -273,13 +274,15 @@ class EngineMachine(RuleBasedStateMachine):
     def requests_end(self) -> None:
         self.model.finish()
 
-    @rule(more=st.sampled_from([1, 3, -1]))
-    def a_request_will_not_end(self, more: int = 1) -> None:
-        """The idle proof finds a running request so many more times; -1: always."""
+    @rule(more=st.sampled_from([1, 3, -1]), drains=st.booleans())
+    def a_request_will_not_end(self, more: int = 1, drains: bool = False) -> None:
+        """The idle proof finds a running request so many more times; -1: always. The engine may be drained at once."""
         if not self.model.running:
             self.requests_arrive()
         if self.model.running:
             self.model.stubborn = more
+        if drains:
+            self.some_way(2)
 
     @rule()
     def it_dies(self) -> None:
@@ -345,12 +348,15 @@ class EngineMachine(RuleBasedStateMachine):
         self.somebody_else_acts("freeze")
 
     @precondition(lambda self: self.adapter.reports_admission)
-    @rule(requests=st.integers(1, 3))
-    def requests_slip_in_before_a_release(self, requests: int = 1) -> None:
-        """Another driver lets requests in between a drain and the release that follows it."""
+    @rule(requests=st.integers(0, 3))
+    def somebody_else_acts_before_a_release(self, requests: int = 1) -> None:
+        """Another driver acts between a drain and the release that follows: it lets requests in, or releases all."""
         self.some_way(2)
         if self.engine.state is State.DRAINED:
-            self.somebody_else_lets_requests_in(requests)
+            if requests:
+                self.somebody_else_lets_requests_in(requests)
+            else:
+                self.somebody_else_drives("all", closes=False)
             self.judged()  # what the other driver has served counts as its own, until the engine is observed
             self.onwards()
 

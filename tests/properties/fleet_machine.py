@@ -131,6 +131,7 @@ class FleetMachine(RuleBasedStateMachine):
         for engine, adapter in zip(self.in_order(), self.adapters, strict=True):
             adapter.together = []
             adapter.ended(engine, gave_up=isinstance(ended, asyncio.CancelledError))
+        self.judge_served()  # before the next verb: what excuses this one may be known by then
         known = (LifecycleError, FleetError, asyncio.CancelledError, ArithmeticError)
         if ended is not None and not isinstance(ended, known):
             raise ended
@@ -269,9 +270,13 @@ class FleetMachine(RuleBasedStateMachine):
         for engine, adapter in zip(self.in_order(), self.adapters, strict=True):
             self.judge.hold(Invariant.STABLE, engine.in_move is None, f"{engine!r} in {engine.in_move}")
             judge_at_rest(self.judge, engine, adapter)
+        self.judge_served()
+        self.judge.check()
+
+    def judge_served(self) -> None:
+        for engine, adapter in zip(self.in_order(), self.adapters, strict=True):
             violations, excuse = adapter.served_violations()
             self.judge.hold(Invariant.SERVED_FIT, not violations, f"{engine!r}: {violations}", excuse=excuse)
-        self.judge.check()
 
     def teardown(self) -> None:
         if hasattr(self, "time"):
