@@ -5,114 +5,25 @@ async with Fleet.connect(["sglang://127.0.0.1:30000"]) as fleet:
         train()
 """
 
-from .core.advice import Advice, Choice, Recovery
-from .core.calls import Call, Reply
-from .core.capabilities import Capabilities, PauseTraits
-from .core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from .core.errors import (
-    CommandRefused,
-    ConfigurationError,
-    DeadlineExceeded,
-    EngineBusy,
-    EngineHeld,
-    FleetError,
-    GuardRefused,
-    InvalidTransition,
-    LifecycleError,
-    NotProved,
-    OperationFailed,
-    Preempted,
-    Rejected,
-    Unreachable,
-)
-from .core.facts import Contents, Fact, Facts, Grade, PauseMode, TagSpec
-from .core.observation import Observation, Probe
-from .core.observer import BaseObserver, MoveEvent, Observer
-from .core.policy import DEADLINES_S, PAUSE_MODE, Policy
-from .core.ports import EngineAdapter, ResidualProbe, Router, StateStore
-from .core.readings import Process
-from .core.record import Record
-from .core.sources import FromDisk, Kept, Pushed, PushTarget, Source
-from .core.states import RING, State
-from .core.transition import Transition
-from .core.verdicts import Condition, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
-from .engine.engine import Engine
-from .fleet.fleet import Fleet
-from .fleet.groups import Group
-from .launch.miles import apply_offload_defaults, parse_env_positive_float
-from .nodes.hook_mode import HookModeUnsafe, require_safe_hook_mode, resolve_hook_mode
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "DEADLINES_S",
-    "PAUSE_MODE",
-    "RING",
-    "Advice",
-    "BaseObserver",
-    "Call",
-    "Capabilities",
-    "Choice",
-    "Command",
-    "CommandRefused",
-    "Condition",
-    "ConfigurationError",
-    "Contents",
-    "DeadlineExceeded",
-    "Drain",
-    "Engine",
-    "EngineAdapter",
-    "EngineBusy",
-    "EngineHeld",
-    "Fact",
-    "Facts",
-    "Fleet",
-    "FleetError",
-    "FromDisk",
-    "Grade",
-    "Group",
-    "GuardRefused",
-    "HookModeUnsafe",
-    "InvalidTransition",
-    "Kept",
-    "LifecycleError",
-    "MoveEvent",
-    "NotApplicable",
-    "NotProved",
-    "Observation",
-    "Observer",
-    "OperationFailed",
-    "Pause",
-    "PauseMode",
-    "PauseTraits",
-    "Pending",
-    "Policy",
-    "Preempted",
-    "Probe",
-    "Process",
-    "Proved",
-    "PushTarget",
-    "Pushed",
-    "Record",
-    "Recovery",
-    "Refuted",
-    "Rejected",
-    "Release",
-    "Reply",
-    "ResidualProbe",
-    "RestoreKV",
-    "RestoreWeights",
-    "Resume",
-    "Router",
-    "Source",
-    "State",
-    "StateStore",
-    "TagSpec",
-    "Transition",
-    "Unmeasurable",
-    "Unreachable",
-    "UpdateWeights",
-    "Verdict",
-    "apply_offload_defaults",
-    "parse_env_positive_float",
-    "require_safe_hook_mode",
-    "resolve_hook_mode",
-]
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403 - the same names, for tools that only read
+    from .public import __all__ as __all__
+
+
+def __getattr__(name: str) -> Any:
+    """A public name; the first one that is asked for imports them all.
+
+    A process that needs only a part of the package, as an engine does, imports that part alone.
+    """
+    public = import_module(".public", __name__)
+    if name != "__all__" and name not in public.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals().update({each: getattr(public, each) for each in ("__all__", *public.__all__)})
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *import_module(".public", __name__).__all__})

@@ -1,7 +1,7 @@
 """Tests on a real NVIDIA GPU (`make gpu`): processes that hold its memory, and a report of every figure.
 
-They also run where no package registry can be reached. Packages that `lifecycle` imports and these tests do not need
-(transitions) may be missing; then only the modules below `lifecycle` are imported.
+They also run where no package registry can be reached: packages that these tests do not need (transitions) may be
+missing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import platform
 import subprocess
 import sys
-import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,22 +19,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 
-
-def _allow_parts() -> None:
-    """Makes the modules of `lifecycle` importable where a package that `lifecycle/__init__.py` needs is missing."""
-    try:
-        import lifecycle  # noqa: F401
-    except ModuleNotFoundError:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "lifecycle"]:
-            del sys.modules[name]  # imported before the import failed
-        package = types.ModuleType("lifecycle")
-        package.__path__ = [str(ROOT / "lifecycle")]
-        sys.modules["lifecycle"] = package
-
-
-_allow_parts()
 sys.path.insert(0, str(HERE))
 
 
