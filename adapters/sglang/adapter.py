@@ -13,7 +13,7 @@ from lifecycle.core.calls import Call, Reply
 from lifecycle.core.capabilities import Capabilities
 from lifecycle.core.commands import Command
 from lifecycle.core.deadline import Deadline
-from lifecycle.core.errors import ConfigurationError
+from lifecycle.core.errors import ConfigurationError, NothingListens
 from lifecycle.core.facts import Admission, Fact, Facts, Grade
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
@@ -87,7 +87,8 @@ class SGLangAdapter:
         answer = await self._get("/server_info", clock.left_s)
         info = server_info(answer)
         if info is None:
-            raise ConfigurationError(f"{self.url}: {why_not(answer)}")
+            kind = NothingListens if answer.refused else ConfigurationError
+            raise kind(f"{self.url}: {why_not(answer)}")
         # An abort without a body passes the key check of the control endpoints and is then refused with 400. A version
         # that accepted it would abort nothing, since it names no request.
         control = await self._http.request("POST", "/abort_request", deadline_s=clock.left_s, key=self._admin_key)

@@ -30,7 +30,7 @@ async def status_record(engine: Engine) -> dict[str, Any]:
     reading = await engine.read_residual(deadline_s=10.0)
     facts = engine.facts
     return record | {
-        "kind": f"{engine.capabilities.engine} {engine.capabilities.version}",
+        "kind": f"{engine.capabilities.engine} {engine.capabilities.version}".strip(),
         "state": str(engine.state),
         "reason": engine.reason,
         "advice": str(engine.advice),

@@ -66,3 +66,7 @@ class Capabilities:
     def spec(self, tag: Tag) -> TagSpec:
         """The specification of one tag; KeyError if the engine has none of that name."""
         return {spec.name: spec for spec in self.tags}[tag]
+
+
+#: Of an engine that was gone before it could be asked.
+NOTHING_KNOWN = Capabilities(engine="unknown", version="", tags=(), pause={})

@@ -38,6 +38,10 @@ class ConfigurationError(ValueError, RuntimeError):
     """A setting is wrong, or an engine cannot do what is asked of it; the message says what to do."""
 
 
+class NothingListens(ConfigurationError):
+    """Nothing listens at an engine's address: it was not started, or its process has ended."""
+
+
 def _rebuild(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
     error = kind.__new__(kind, *args)
     error.args = args

@@ -13,7 +13,7 @@ from typing import Any
 
 from .facts import Fact, Facts, Tag
 from .frozen import FrozenMap, freeze_fields
-from .readings import Reading
+from .readings import Process, Reading
 from .sources import FromDisk, Source
 from .states import State
 from .verdicts import Condition, Proved, Verdict
@@ -95,8 +95,9 @@ class Calibration:
     `attached_boot` is the process whose launched weights are trusted. `bytes_by_tags` are the bytes per rank that a
     set of tags gave back where no size was known for sure. `reading_all_mapped` is what was resident when every tag
     was last known to be mapped, `reading_all_released` after the last proved release of all of them. The three are of
-    one process, and are not used for the next. `kept_checksums`, by model role, are of weights that a release was to
-    keep. `canary_answers` are the greedy tokens by version of the weights.
+    one process, and are not used for the next; so are the `processes` of which the engine consists. `kept_checksums`,
+    by model role, are of weights that a release was to keep. `canary_answers` are the greedy tokens by version of the
+    weights.
     `residual_series` are the figures of the last proved releases of the same tags, oldest first, by the name of the
     figure and the tags. `boots` are those that answered at the engine's address, the last one at the end
     (`lifecycle.rules.identity`).
@@ -110,13 +111,14 @@ class Calibration:
     residual_series: Mapping[tuple[str, frozenset[Tag]], tuple[int, ...]] = field(default=_NONE)
     boots: tuple[str, ...] = ()
     reading_all_released: Reading | None = None
+    processes: tuple[Process, ...] = ()
 
     def __post_init__(self) -> None:
         freeze_fields(self, "bytes_by_tags", "kept_checksums", "canary_answers", "residual_series")
 
     def of_another_process(self) -> Calibration:
         """What is left of it once another process has taken the place of the one that was measured."""
-        return replace(self, bytes_by_tags=_NONE, reading_all_mapped=None, reading_all_released=None)
+        return replace(self, bytes_by_tags=_NONE, reading_all_mapped=None, reading_all_released=None, processes=())
 
 
 @dataclass(frozen=True, slots=True)

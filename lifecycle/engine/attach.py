@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from ..core.deadline import Deadline
-from ..core.errors import ConfigurationError
+from ..core.errors import ConfigurationError, NothingListens
 from ..core.facts import Grade
 from ..core.policy import ACCEPT
 from ..core.ports import EngineAdapter
 from ..core.readings import Reading
 from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
+from ..rules import knowledge
+from .processes import have_ended
 from .reconcile import attach
 from .session import Edge, Session
 
@@ -20,13 +22,19 @@ async def connect(session: Session, *, offloads: bool, deadline_s: float) -> Non
     Raises ConfigurationError where it cannot be driven, or, where it `offloads`, cannot give the evidence that the
     policy asks for.
 
+    One at whose address nothing listens is gone, where every process that it is known to have had has ended.
     One that was observed before is observed anew: what the store has of it now is believed, which another process may
     have written since; without a store, what was known here.
     """
     _check_url(session.adapter)
     deadline = Deadline(deadline_s)
     with session.claimed("connect"):
-        await session.connect(deadline_s=deadline.left_s)
+        try:
+            await session.connect(deadline_s=deadline.left_s)
+        except NothingListens as silent:
+            if not await _has_ended(session, deadline, silent):
+                raise
+            return
         known_here = None if session.state is State.DETACHED else session.record
         if session.state not in UNCLAIMED:
             edge = Edge("contradicted", "connect", reason="connect() was asked for again")
@@ -37,6 +45,22 @@ async def connect(session: Session, *, offloads: bool, deadline_s: float) -> Non
             await session.tenancy.attached(session.record, reading, session.policy)
         if offloads:
             _check_evidence(session, reading)
+
+
+async def _has_ended(session: Session, deadline: Deadline, silent: NothingListens) -> bool:
+    """Whether the processes that the engine is known to have had have all ended: then it is gone."""
+    kept = session.kept() or session.record
+    processes = kept.calibration.processes
+    if not await have_ended(session, processes, deadline):
+        return False
+    session.owner.met(kept.facts.boot)
+    if session.state not in UNCLAIMED:
+        session.go("contradicted", command="connect", reason=str(silent))
+    session.commit(knowledge.ended(kept, session.record))
+    session.journal.attached(session.adapter.url, session.group, session.policy)
+    pids = ", ".join(str(each.pid) for each in processes)
+    session.commit(session.record, Edge(f"observed_{State.GONE}", "connect", reason=f"pid {pids} has ended"))
+    return True
 
 
 def _check_url(adapter: EngineAdapter) -> None:

@@ -229,6 +229,8 @@ class Engine(EngineView):
         not worth serving is closed, unless another driver has it. While a command or a move has the engine it is not
         interfered with (`for_move`: asked by the move that has it).
         """
+        if not self.connected and self.state is State.GONE:
+            return self.state
         return (await verify(self._session, Deadline(deadline_s), for_move=for_move)).state
 
     async def recover(self, *, deadline_s: float = RECOVER_S) -> Recovery:
@@ -238,6 +240,10 @@ class Engine(EngineView):
         first. One in quarantine that is found in a state of the ring takes part in its fleet's moves again.
         """
         session, deadline = self._session, Deadline(deadline_s)
+        if not self.connected and self.state is State.GONE:  # before it could be asked: perhaps it was started again
+            await self.connect(deadline_s=deadline.left_s)
+            if not self.connected:
+                return Recovery(self.state, self.reason, self.advice)
         with self.advising():
             async with ownership.of_command(session, "recover", deadline):
                 if session.state not in UNCLAIMED:

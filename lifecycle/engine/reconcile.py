@@ -38,11 +38,9 @@ from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
 from ..rules.identity import IDENTITY, compare, is_contested, needs_confirming, same_process, two_answer
 from .call import send
 from .gather import EVERYTHING, residual, residual_again
+from .processes import ENDING_S, with_processes
 from .push import closing_call
 from .session import Edge, Session
-
-#: How long a process may listen no more and still be there: the kernel frees its memory in between.
-ENDING_S = 1.0
 
 #: Further looks that must see the same process where another one answers than before. Of a load balancer that chooses
 #: one of two at random, so many agree once in 4096 times.
@@ -99,7 +97,7 @@ async def attach(
     kept = stored or (None if used_by_others else known_here)
     record = knowledge.attached(Record(state=session.state), kept, seen, session.capabilities)
     known = kept is not None and bool(kept.facts.mapped) and same_process(kept.facts.boot, record.facts.boot)
-    session.commit(record)
+    session.commit(await with_processes(session, record))
     session.journal.attached(session.adapter.url, session.group, session.policy)
     if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.left_s):
         session.commit(knowledge.barrier_returned(session.record))
@@ -218,7 +216,7 @@ async def _found(session: Session, deadline: Deadline, must_close: bool) -> Foun
     if not settled:
         return Found(session.state, "its barrier has not returned: what was sent before may still run")
     here = knowledge.barrier_returned(session.record)
-    session.commit(knowledge.after_observation(here, seen, session.capabilities))
+    session.commit(await with_processes(session, knowledge.after_observation(here, seen, session.capabilities)))
     open_push = None if is_contested(session.record) else closing_call(session)
     if open_push is not None and _may_act(session, deadline):
         await send(session, open_push, deadline_s=deadline.look_s(0.5))

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ..core.capabilities import Capabilities
+from ..core.capabilities import NOTHING_KNOWN, Capabilities
 from ..core.commands import Command
 from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError, EngineBusy, EngineHeld, GuardRefused, InvalidTransition
@@ -131,7 +131,9 @@ class Session:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the engine can do; ConfigurationError before connect()."""
+        """What the engine can do; ConfigurationError before connect(). One that was gone by then can do nothing."""
+        if self._capabilities is None and self.state is State.GONE:
+            return NOTHING_KNOWN
         if self._capabilities is None:
             raise ConfigurationError(f"{self.name}: not connected yet; await connect() first")
         return self._capabilities

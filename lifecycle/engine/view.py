@@ -174,13 +174,17 @@ class EngineView:
         return Where(self.record, self.capabilities, self.name, self.address)
 
     @property
+    def _was_met(self) -> bool:
+        return self.connected or self.state is State.GONE
+
+    @property
     def advice(self) -> Advice:
         """What makes it serve, from where it is."""
-        return towards_serving(self.where) if self.connected else not_connected(self.address)
+        return towards_serving(self.where) if self._was_met else not_connected(self.address)
 
     def advised(self, error: E, asked: Asked | None = None) -> E:
         """The error, which now says what leads on; `asked` is what was asked of the engine."""
-        error.advise(advice(self.where, asked, error) if self.connected else not_connected(self.address))
+        error.advise(advice(self.where, asked, error) if self._was_met else not_connected(self.address))
         return error
 
     @contextmanager

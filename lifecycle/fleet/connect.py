@@ -11,6 +11,7 @@ from ..core.errors import ConfigurationError, by_reason
 from ..core.observer import Observers
 from ..core.policy import Policy
 from ..core.ports import LeaseHolder, ResidualProbe, StateStore, TenantLedger
+from ..core.states import State
 from ..engine.engine import Engine
 from ..nodes.address import parse
 from ..nodes.processes import above, node_name
@@ -67,7 +68,7 @@ def check_distinct(engines: Sequence[Engine]) -> None:
     by_pid: dict[tuple[str, int], Engine] = {}
     for engine in engines:
         boot = engine.facts.boot
-        if boot is None:
+        if boot is None or engine.state is State.GONE:
             continue
         for other in by_own.setdefault(own_identity(boot), []):
             if same_process(other.facts.boot, boot):

@@ -31,7 +31,7 @@ from .journaling import step_noted
 from .move import Between, Move
 from .preflight import check_allowed, check_static
 from .quarantine import follow, taking_part
-from .recovery import RecoverTo, brought, recovered
+from .recovery import Moves, RecoverTo, brought, recovered
 from .routing import Routing
 from .updating import updating
 from .window import CANCELLED, restore_on_error, window_lock
@@ -317,8 +317,8 @@ class Fleet:
 
         With `to` every participant (of those named) is then brought to that state, from where it was found; where one
         is not, its reason says why, and the others are not kept from it. `weights` as in `onload` and `offload`;
-        without them, one that was started again is to serve the version that was named for the others. `deadline_s`
-        bounds finding out (default 30 s) and each phase of the move.
+        without them, one that was started again is to serve the version that was named for the others, and one whose
+        weights only the trainer can push is released. `deadline_s` bounds finding out (default 30 s) and each phase.
 
         It raises for none of them: where an engine cannot be asked, its reason says why.
         """
@@ -329,8 +329,8 @@ class Fleet:
             return await recovered(lost if engines is None else self._named(engines), limit_s)
         if to not in get_args(RecoverTo):
             raise ConfigurationError(f"recover(to={to!r}): one of {', '.join(get_args(RecoverTo))}")
-        move = self.onload if to == "serving" else self.offload
-        return await brought(self.participants(engines), self.engines, State(to), move, weights, limit_s, deadline_s)
+        moves: dict[State, Moves] = {State.SERVING: self.onload, State.RELEASED: self.offload}
+        return await brought(self.participants(engines), self.engines, State(to), moves, weights, limit_s, deadline_s)
 
     # who takes part
 

@@ -76,7 +76,7 @@ def no_source(engine: Engine, weights: Source | None = None) -> LifecycleError |
 def stays_behind(engine: Engine) -> LifecycleError | None:
     """Why an onload that nobody asked for leaves the engine where it is; None where it takes it along."""
     if needs_trainer(engine.record, engine.capabilities):
-        hint = "; it stays where it is: its weights come by a push, and only the trainer can make that"
+        hint = "; its weights come by a push, and only the trainer can make that"
         return engine.advised(engine.not_allowed("onload", hint))
     return no_source(engine)
 

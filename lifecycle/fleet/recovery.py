@@ -8,7 +8,7 @@ out, and its reason says why. So is one that the move would only refuse, and wha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from ..core.advice import Recovery
@@ -16,7 +16,7 @@ from ..core.errors import FleetError, LifecycleError
 from ..core.sources import Kept, Source
 from ..core.states import UNCLAIMED, State
 from ..engine.engine import Engine
-from ..rules.desired import source_to_serve
+from ..rules.desired import needs_trainer, source_to_serve
 from .preflight import stays_behind
 
 #: Where a recovery may bring engines.
@@ -42,16 +42,16 @@ async def brought(
     engines: Sequence[Engine],
     fleet: Sequence[Engine],
     to: State,
-    move: Moves,
+    moves: Mapping[State, Moves],
     weights: Source | None,
     limit_s: float,
     deadline_s: float | None,
 ) -> dict[str, Recovery]:
     """Where each engine is once those that can have been moved to this state; why not, where one is not.
 
-    One whose weights come by a push alone stays where it is unless `weights` names others. Without those, an engine of
-    which no version is known that it is to serve is to serve that of its `fleet`. `limit_s` bounds finding out,
-    `deadline_s` each phase of the move.
+    One that cannot serve before the trainer has pushed is released, unless `weights` names others. Without those, an
+    engine of which no version is known that it is to serve is to serve that of its `fleet`. `limit_s` bounds finding
+    out, `deadline_s` each phase of a move.
     """
     lost = [engine for engine in engines if engine.state in UNCLAIMED or engine.quarantined is not None]
     found = await recovered(lost, limit_s)
@@ -59,16 +59,28 @@ async def brought(
     why = await _at_the_version_of(fleet, able, deadline_s) if to is State.SERVING and weights is None else {}
     able = [engine for engine in able if engine.name not in why]
     asked = able if to is State.SERVING and weights is None else []
-    why |= {engine.name: error for engine in asked if (error := stays_behind(engine)) is not None}
-    going = [engine for engine in able if engine.name not in why]
-    try:
-        if going:
-            await move(weights=weights, engines=going, deadline_s=deadline_s)
-    except FleetError as error:
-        why |= {each.engine: each for each in error.exceptions if isinstance(each, LifecycleError)}
-    except LifecycleError as error:  # one of them is not to be had, and none was touched
-        why |= {engine.name: error for engine in going}
+    behind = {engine.name: error for engine in asked if (error := stays_behind(engine)) is not None}
+    going = [engine for engine in able if engine.name not in (*why, *behind)]
+    why |= behind | await _moved(moves[to], weights, going, deadline_s)
+    pushed = [engine for engine in asked if needs_trainer(engine.record, engine.capabilities)]
+    for source in dict.fromkeys(engine.desired.source for engine in pushed):
+        waiting = [engine for engine in pushed if engine.desired.source == source]
+        why |= await _moved(moves[State.RELEASED], source, waiting, deadline_s)
     return {engine.name: _brought(engine, found.get(engine.name), to, why.get(engine.name)) for engine in engines}
+
+
+async def _moved(
+    move: Moves, weights: Source | None, engines: Sequence[Engine], deadline_s: float | None
+) -> dict[str, LifecycleError]:
+    """These engines were moved. Returns why, by name, where one was not."""
+    try:
+        if engines:
+            await move(weights=weights, engines=engines, deadline_s=deadline_s)
+    except FleetError as error:
+        return {each.engine: each for each in error.exceptions if isinstance(each, LifecycleError)}
+    except LifecycleError as error:  # one of them is not to be had, and none was touched
+        return {engine.name: error for engine in engines}
+    return {}
 
 
 async def _at_the_version_of(

@@ -78,6 +78,40 @@ async def test_one_whose_weights_come_by_a_push_alone_stays_released_and_says_th
     assert (await fleet.recover(to="serving", weights=V1))["pushed"].state is State.SERVING
 
 
+@pytest.mark.parametrize("restored", [False, True], ids=["half-way home", "all of it"])
+async def test_one_that_waits_for_the_trainer_gives_its_memory_back(restored: bool) -> None:
+    fleet, journal = await fleet_of("pushed")
+
+    async def push(engines: Sequence[Engine], version: str) -> None:
+        raise AssertionError("nobody pushes here")
+
+    await fleet.offload(weights=Pushed(push, "v2"))
+    await fleet["pushed"].restore_weights()
+    if restored:
+        fleet["pushed"].adapter.script("resume", REJECTED)
+        fleet["pushed"]._session.go("contradicted", reason="a test")
+        await fleet["pushed"].recover()
+    found = await fleet.recover(to="serving")
+    assert fleet["pushed"].memory_is_free
+    assert found["pushed"].state is State.RELEASED
+    assert "only the trainer can make that" in found["pushed"].reason
+    assert [str(call) for call in journal.calls("pushed")].count("pushed: resume") == 0
+
+
+async def test_one_that_cannot_give_its_memory_back_says_why() -> None:
+    fleet, _ = await fleet_of("pushed")
+
+    async def push(engines: Sequence[Engine], version: str) -> None:
+        raise AssertionError("nobody pushes here")
+
+    await fleet.offload(weights=Pushed(push, "v2"))
+    await fleet["pushed"].restore_weights()
+    fleet["pushed"].adapter.always("release", REJECTED)
+    found = await fleet.recover(to="serving")
+    assert found["pushed"].state is not State.RELEASED
+    assert "release" in found["pushed"].reason
+
+
 async def test_what_fails_on_the_way_fails_for_it_alone() -> None:
     fleet, _ = await fleet_of("a", "b")
     await fleet.offload(weights=V1)

@@ -13,7 +13,7 @@ from drivers import Driver, in_another_process
 from points import Case, Trace
 from three_engines import NAMES, ThreeEngines
 
-from lifecycle import ConfigurationError, EngineHeld, Fleet, LifecycleError, Policy, State
+from lifecycle import EngineHeld, Fleet, LifecycleError, Policy, State
 from lifecycle.core.journal import CallSent
 from lifecycle.core.sources import Source
 from lifecycle.rules.violations import violations
@@ -22,9 +22,7 @@ from lifecycle.store.journal import read_file
 #: Seconds after which an engine that is still held by a driver which has ended stays so.
 HELD_S = 30.0
 
-#: Where an engine stays whose weights only the trainer can bring, and what is said of it. One that was started again is
-#: paused.
-FOR_THE_TRAINER = (State.RELEASED, State.WEIGHTS_RESTORED, State.PAUSED)
+#: What is said of an engine whose weights only the trainer can bring.
 TRAINER = "only the trainer can make that"
 
 #: The reason of one that is refused: two states, and what would decide.
@@ -156,39 +154,28 @@ class Matrix:
     def _recovered(self, outcome: Outcome, source: Source, hit: int | None) -> None:
         """Another driver has brought home what lives; then, with one that was started again, all."""
         if hit is not None:
-            others = [url for index, url in enumerate(self.engines.urls) if index != hit]
             if outcome.case.hit == "driver and engine":
-                in_another_process(lambda: self._names_the_dead(hit))
-                self._brought(outcome, others, source)
+                self._brought(outcome, source, gone=NAMES[hit])
             self.engines.start_again(hit)
             outcome.restarted.append(NAMES[hit])
-        self._brought(outcome, self.engines.urls, source)
+        self._brought(outcome, source)
 
-    async def _names_the_dead(self, hit: int) -> None:
-        fleet = Fleet.connect(self.engines.urls, policy=self.policy)
-        try:
-            await _entered(fleet)
-        except ConfigurationError as error:
-            lines = str(error).splitlines()
-            assert len(lines) == 1, lines
-            assert f":{self.engines.processes[hit].port}" in lines[0], lines
-        else:
-            await fleet.aclose()
-            raise AssertionError("a fleet was attached, and one of its engines is dead")
-
-    def _brought(self, outcome: Outcome, urls: Sequence[str], source: Source) -> None:
-        home = in_another_process(lambda: self._home(urls, source, outcome.case.through_released))
+    def _brought(self, outcome: Outcome, source: Source, gone: str | None = None) -> None:
+        home = in_another_process(lambda: self._home(source, outcome.case.through_released, gone))
         found, refused, pushed, outcome.wanted = home
         outcome.found |= found
         outcome.refused |= refused
         outcome.pushed += pushed
 
     async def _home(
-        self, urls: Sequence[str], source: Source, through_released: bool
+        self, source: Source, through_released: bool, gone: str | None
     ) -> tuple[dict[str, str], dict[str, str], list[str], dict[str, str | None]]:
-        """All of these serve, by recover(to=) alone, and by a push where only that is left. Returns where they were
-        found, which were refused and why, which were pushed to, and the versions that they are to serve."""
-        fleet = await attached(urls, self.policy)
+        """All but the one that is gone serve, by recover(to=) alone, and by a push where only that is left.
+
+        Returns where they were found, which were refused and why, which were pushed to, and the versions that they are
+        to serve.
+        """
+        fleet = await attached(self.engines.urls, self.policy)
         refused, pushed = dict[str, str](), list[str]()
         try:
             states = {engine.name: str(engine.state) for engine in fleet}
@@ -196,11 +183,13 @@ class Matrix:
                 for name, each in (await fleet.recover(to="released", weights=source)).items():
                     assert fleet[name].memory_is_free, f"{name} is not released: {each}"
             for name, each in (await fleet.recover(to="serving")).items():
-                if each.state is State.FAILED:
+                if name == gone:
+                    assert each.state is State.GONE, f"{name} was killed, and is {each}"
+                elif each.state is State.FAILED:
                     refused[name] = each.reason
                 elif self.kind == "Pushed" and each.state is not State.SERVING:
                     assert TRAINER in each.reason, f"{name} is {each}"
-                    assert each.state in FOR_THE_TRAINER, f"{name} is {each}"
+                    assert each.state is State.RELEASED, f"{name} is {each}"
                     pushed.append(name)
                 else:
                     assert each.state is State.SERVING, f"{name} is {each}"
@@ -208,7 +197,7 @@ class Matrix:
                 waiting = [name for name in pushed if fleet[name].desired.version == version]
                 await fleet.onload(weights=self.engines.source("Pushed", version), engines=waiting)
             for engine in fleet:
-                if engine.name not in refused:
+                if engine.name not in (*refused, gone):
                     assert engine.state is State.SERVING
                     assert engine.weights_refusal() is None, f"{engine.name}: {engine.weights_refusal()}"
         finally:

@@ -35,7 +35,7 @@ from .calls import (
     needs_intent,
     not_closed,
 )
-from .kept import attached, interrupted, seen_again, used_by_others
+from .kept import attached, ended, interrupted, seen_again, used_by_others
 from .measured import decided_by_bytes, memory_is_unknown, read_at_rest, restored_by_others
 from .observed import (
     after_observation,
@@ -65,6 +65,7 @@ __all__ = [
     "command_ended",
     "confirmed",
     "decided_by_bytes",
+    "ended",
     "expected_after",
     "first_seen",
     "intended",

@@ -10,7 +10,7 @@ from ...core.capabilities import Capabilities
 from ...core.facts import Basis, Fact, Facts, Grade
 from ...core.frozen import FrozenMap
 from ...core.observation import Observation
-from ...core.record import Record
+from ...core.record import Record, Uncertain
 from ...core.sources import Pushed
 from ...core.states import UPDATING, State
 from ...core.verdicts import Pending
@@ -43,6 +43,12 @@ def _attached(record: Record, kept: Record | None, seen: Observation, capabiliti
         return disputed(replace(record, facts=unknown(seen, capabilities)), seen, capabilities, why)
     met = first_seen(record, seen, capabilities)
     return replace(met, facts=unknown(seen, capabilities)) if likeness == "moved" else met
+
+
+def ended(kept: Record, now: Record) -> Record:
+    """What is known of an engine whose processes have all ended since an earlier process kept this record of it."""
+    record = replace(kept, state=now.state, facts=Facts(boot=kept.facts.boot), uncertain=Uncertain())
+    return quarantine.carried(replace(record, conditions=FrozenMap()), kept)
 
 
 def seen_again(kept: Record, seen: Observation, capabilities: Capabilities) -> Record:
