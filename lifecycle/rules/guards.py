@@ -144,7 +144,10 @@ def tags_releasable(context: Context) -> str | None:
 
 @guard(static=True)
 def weights_recoverable(context: Context) -> str | None:
-    """A release that discards weights names where they will come from."""
+    """A release that discards weights names where they will come from.
+
+    Those that are not worth serving, and that a push is to replace anyway, are no loss: it need not be at hand yet.
+    """
     command, capabilities = context.command, context.capabilities
     assert isinstance(command, Release)
     named = frozenset(spec.name for spec in capabilities.tags) if command.tags is None else command.tags
@@ -164,6 +167,9 @@ def weights_recoverable(context: Context) -> str | None:
                 "start it with its weights backup, or name FromDisk(...) or Pushed(...)"
             )
         case FromDisk() | Pushed():
+            awaited = isinstance(command.weights, Pushed) and command.weights == context.record.desired.source
+            if awaited and invalid_weights(context.record, capabilities) is not None:
+                return None
             return unloadable(context, command.weights)
 
 

@@ -55,7 +55,9 @@ def test_the_core_imports_no_engine_and_no_adapter(path: Path) -> None:
 
 
 def test_importing_the_package_imports_nothing_that_is_slow() -> None:
-    code = f"import json, sys, lifecycle; print(json.dumps([m for m in {LAZY!r} if m in sys.modules]))"
+    code = (
+        f"import json, sys; from lifecycle import Fleet; print(json.dumps([m for m in {LAZY!r} if m in sys.modules]))"
+    )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(printed.stdout) == []
 
@@ -88,6 +90,7 @@ WHO = {"engine": "e", "command": "drain", "state": State.PAUSED}
 EDGE = Transition("e", "default", "succeeded", State.RELEASING, State.RELEASED, "release")
 EVERY_ERROR = [
     ConfigurationError("mend it"),
+    errors.NothingListens("start it"),
     InvalidTransition(**WHO, allowed=("pause", "drain")),
     GuardRefused({"still_idle": "1 runs"}, **WHO),
     EngineBusy("offload", **WHO),

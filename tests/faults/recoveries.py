@@ -65,10 +65,13 @@ class Matrix:
         self.kind = source
         self.policy = policy
         self._serving = "a"
+        #: Whether the weights of the engines are not what the records of the last case say of them.
+        self.records_are_old = True
 
     def tried(self, case: Case, trace: Trace, journal: Path) -> Outcome:
         """The case, to its end: all engines serve what is right again, and none of the others was harmed."""
         outcome, before = Outcome(case), list(self.engines.processes)
+        self.records_are_old = False
         hit = case.point.effect.engine if "engine" in case.hit else None
         try:
             self._try(outcome, trace, journal, hit)
@@ -225,7 +228,7 @@ class Matrix:
         self._serving = outcome.versions[0]
         if len(set(outcome.versions)) > 1:
             self.engines.align(target)
-            self._serving = target
+            self._serving, self.records_are_old = target, True
 
 
 async def attached(urls: Sequence[str], policy: Policy) -> Fleet:

@@ -61,7 +61,7 @@ class Points:
             chosen = [case for case in every if ONLY in str(case)] if ONLY else chosen
             matrix, outcomes, folder = Matrix(engines, self.source, policy), list[Outcome](), tmp_path / "traced"
             for number, case in enumerate(chosen):
-                folder = tmp_path / f"state-{number}" if case.fresh or not number else folder
+                folder = tmp_path / f"state-{number}" if case.fresh or matrix.records_are_old else folder
                 monkeypatch.setenv("LIFECYCLE_STATE_DIR", str(folder))
                 outcomes.append(matrix.tried(case, traces[case.drive], folder / "engines.sqlite3"))
                 print(outcomes[-1], flush=True)
