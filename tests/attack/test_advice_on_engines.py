@@ -158,8 +158,9 @@ def test_one_whose_process_ended_is_started_anew(tmp_path: Path) -> None:
         assert person.types("offload", person.address, *weights)[0] == 0
         first.kill()
         code, printed = person.types("onload", person.address)
-        assert code == 2
-        assert "start the engine" in printed
+        assert code == 3
+        assert f"pid {first.pid} has ended" in printed
+        assert "start it anew" in printed
     with LoopbackProcess.start(**SIZES, port=first.port, arguments=QUICK):
         assert person.types("onload", person.address)[0] == 0
         assert person.status()["state"] == "serving"
