@@ -64,6 +64,7 @@ async def test_it_is_gone_and_home_after_it_was_started_again(pair: list[Loopbac
         assert {str(each) for engine in fleet for each in engine.facts.contents.values()} == {"loaded(v2)"}
 
 
+@pytest.mark.slow
 async def test_a_fleet_moves_on_without_it_where_its_policy_says_so(pair: list[LoopbackProcess]) -> None:
     source = await offloaded(pair)
     pair[0].kill()
@@ -74,6 +75,7 @@ async def test_a_fleet_moves_on_without_it_where_its_policy_says_so(pair: list[L
         assert fleet["a"].quarantined is not None
 
 
+@pytest.mark.slow
 async def test_it_can_be_asked_for_everything_and_stays_gone(pair: list[LoopbackProcess]) -> None:
     await offloaded(pair)
     pair[0].kill()
@@ -88,6 +90,7 @@ async def test_it_can_be_asked_for_everything_and_stays_gone(pair: list[Loopback
             await engine.pause()
 
 
+@pytest.mark.slow
 async def test_one_that_ends_while_it_is_driven_is_gone_when_it_is_connected_to_again(
     pair: list[LoopbackProcess],
 ) -> None:
@@ -114,6 +117,7 @@ async def test_one_of_which_a_process_lives_is_not_gone(pair: list[LoopbackProce
         await orphan.wait()
 
 
+@pytest.mark.slow
 async def test_one_of_another_host_is_not_gone(pair: list[LoopbackProcess], tmp_path: Path) -> None:
     await _not_gone(pair, tmp_path, Process("elsewhere", 4242, 1.0))
 

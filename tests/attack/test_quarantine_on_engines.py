@@ -15,6 +15,8 @@ from lifecycle.core.observer import MoveEvent
 from lifecycle.demo.trainer import training
 from lifecycle.testing import ScriptedRouter
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., LoopbackProcess]
 
 

@@ -27,6 +27,8 @@ from loopback_client import (
     until,
 )
 
+pytestmark = pytest.mark.slow
+
 Act = Callable[[LoopbackProcess], object]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -41,6 +42,9 @@ pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 WEIGHTS_MIB, KV_MIB = 768, 192
+
+#: Of 96 MiB: as they were measured, and the part of shared libraries that counts depends on who else uses them.
+NEEDS = r"{} need 9\d MiB"
 
 
 @pytest.fixture
@@ -161,7 +165,7 @@ async def test_restoring_without_headroom_is_refused_and_names_the_holders(start
             await engine.restore_weights()
         assert 0.3 <= time.monotonic() - begun < 3, "it was waited for"
         reason = refused.value.reasons["device_has_room"]
-        assert "has 40 MiB free, and weights need 96 MiB" in reason
+        assert re.search(NEEDS.format("weights"), reason)
         assert "pid " in reason
         assert str(process.pid) not in reason, "its own memory is no obstacle to it"
         assert engine.state is State.RELEASED
@@ -190,7 +194,7 @@ async def test_a_backup_needs_headroom_on_the_host(start: Any, monkeypatch: Any)
     engine = await drained(process, policy(3.0))
     try:
         monkeypatch.setattr(this_host, "available_bytes", lambda: 40 * MIB)
-        with pytest.raises(GuardRefused, match="the backup of weights need 96 MiB") as refused:
+        with pytest.raises(GuardRefused, match=NEEDS.format("the backup of weights")) as refused:
             await engine.release(weights=Kept())
         assert list(refused.value.reasons) == ["host_has_room"]
         assert engine.state is State.DRAINED
@@ -211,7 +215,7 @@ async def test_a_backup_that_is_kept_between_releases_needs_headroom_once(
         if retained == "1":
             await engine.release(["weights"], weights=Kept())
         else:
-            with pytest.raises(GuardRefused, match=r"the backup of weights need 9\d MiB"):  # as they were measured
+            with pytest.raises(GuardRefused, match=NEEDS.format("the backup of weights")):
                 await engine.release(["weights"], weights=Kept())
     finally:
         await engine.aclose()
