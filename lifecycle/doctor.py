@@ -12,6 +12,7 @@ from .core.errors import ConfigurationError, EngineHeld
 from .core.facts import Grade, SizeGrade, TagSpec
 from .core.policy import SET_THRESHOLD
 from .core.readings import Reading
+from .core.states import State
 from .core.units import mib
 from .core.verdicts import Proved, Refuted, Unmeasurable
 from .engine.engine import Engine
@@ -50,6 +51,8 @@ async def examine(engine: Engine, *, deadline_s: float = DEADLINE_S) -> list[Fin
         await engine.connect(deadline_s=deadline_s)
     except (ConfigurationError, EngineHeld) as error:
         return [Finding("connection", "failure", str(error))]
+    if engine.state is State.GONE:
+        return [Finding("connection", "failure", f"{engine.name} is gone: {engine.reason}", "start it anew")]
     return [await check(engine) for check in CHECKS]
 
 

@@ -11,8 +11,20 @@ from pathlib import Path
 import pytest
 from lifecycle.adapters.loopback import LoopbackProcess, make_weights
 
-from lifecycle import ConfigurationError, Fleet, FromDisk, Policy, Process, State, Unmeasurable
+from lifecycle import (
+    ConfigurationError,
+    Fleet,
+    FromDisk,
+    InvalidTransition,
+    Policy,
+    Process,
+    State,
+    Unmeasurable,
+    UpdateWeights,
+)
+from lifecycle.cli.actions import arrived
 from lifecycle.core.errors import NothingListens
+from lifecycle.doctor import examine
 from lifecycle.nodes.processes import by_pid, is_alive
 from lifecycle.store import Store
 
@@ -77,7 +89,7 @@ async def test_a_fleet_moves_on_without_it_where_its_policy_says_so(pair: list[L
 
 @pytest.mark.slow
 async def test_it_can_be_asked_for_everything_and_stays_gone(pair: list[LoopbackProcess]) -> None:
-    await offloaded(pair)
+    source = await offloaded(pair)
     pair[0].kill()
     async with fleet_of(pair) as fleet:
         engine = fleet["a"]
@@ -86,8 +98,15 @@ async def test_it_can_be_asked_for_everything_and_stays_gone(pair: list[Loopback
         assert (await engine.recover()).state is State.GONE
         assert (await engine.connect()).state is State.GONE
         assert "start it anew" in str(engine.advice)
-        with pytest.raises(Exception, match="refused in state gone"):
+        assert engine.weights_refusal() == "weights holds contents unknown"
+        (finding,) = await examine(engine)
+        assert (finding.check, finding.level, finding.remedy) == ("connection", "failure", "start it anew")
+        with pytest.raises(InvalidTransition, match="refused in state gone"):
             await engine.pause()
+        again = UpdateWeights(source)  # what it is to serve: that says nothing of what it holds
+        assert not arrived(engine, [again])
+        with pytest.raises(InvalidTransition, match="refused in state gone"):
+            await engine.execute(again)
 
 
 @pytest.mark.slow

@@ -68,5 +68,5 @@ class Capabilities:
         return {spec.name: spec for spec in self.tags}[tag]
 
 
-#: Of an engine that was gone before it could be asked.
-NOTHING_KNOWN = Capabilities(engine="unknown", version="", tags=(), pause={})
+#: Of an engine that was gone before it could be asked: it has weights, as every engine, and nothing is known of them.
+NOTHING_KNOWN = Capabilities("unknown", "", (TagSpec("weights", "weights", "discarded"),), {})
