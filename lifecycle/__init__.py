@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .public import *  # noqa: F403 - the same names, for tools that only read
-    from .public import __all__ as __all__
+    from .fleet.public import *  # noqa: F403 - the same names, for tools that only read
+    from .fleet.public import __all__ as __all__
 
 
 def __getattr__(name: str) -> Any:
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
     A process that needs only a part of the package, as an engine does, imports that part alone.
     """
-    public = import_module(".public", __name__)
+    public = import_module(".fleet.public", __name__)
     if name != "__all__" and name not in public.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals().update({each: getattr(public, each) for each in ("__all__", *public.__all__)})
@@ -26,4 +26,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *import_module(".public", __name__).__all__})
+    return sorted({*globals(), *import_module(".fleet.public", __name__).__all__})

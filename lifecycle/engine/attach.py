@@ -8,6 +8,7 @@ from ..core.facts import Grade
 from ..core.policy import ACCEPT
 from ..core.ports import EngineAdapter
 from ..core.readings import Reading
+from ..core.record import Record
 from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
 from ..rules import knowledge
@@ -32,8 +33,10 @@ async def connect(session: Session, *, offloads: bool, deadline_s: float) -> Non
         try:
             await session.connect(deadline_s=deadline.left_s)
         except NothingListens as silent:
-            if not await _has_ended(session, deadline, silent):
+            kept = session.kept() or session.record
+            if not await have_ended(session, kept.calibration.processes, deadline):
                 raise
+            _enter_gone(session, kept, silent)
             return
         known_here = None if session.state is State.DETACHED else session.record
         if session.state not in UNCLAIMED:
@@ -47,20 +50,15 @@ async def connect(session: Session, *, offloads: bool, deadline_s: float) -> Non
             _check_evidence(session, reading)
 
 
-async def _has_ended(session: Session, deadline: Deadline, silent: NothingListens) -> bool:
-    """Whether the processes that the engine is known to have had have all ended: then it is gone."""
-    kept = session.kept() or session.record
-    processes = kept.calibration.processes
-    if not await have_ended(session, processes, deadline):
-        return False
+def _enter_gone(session: Session, kept: Record, silent: NothingListens) -> None:
+    """The engine is gone: the processes that this record of it names have all ended."""
     session.owner.met(kept.facts.boot)
     if session.state not in UNCLAIMED:
         session.go("contradicted", command="connect", reason=str(silent))
     session.commit(knowledge.ended(kept, session.record))
     session.journal.attached(session.adapter.url, session.group, session.policy)
-    pids = ", ".join(str(each.pid) for each in processes)
+    pids = ", ".join(str(each.pid) for each in kept.calibration.processes)
     session.commit(session.record, Edge(f"observed_{State.GONE}", "connect", reason=f"pid {pids} has ended"))
-    return True
 
 
 def _check_url(adapter: EngineAdapter) -> None:

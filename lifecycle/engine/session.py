@@ -131,7 +131,7 @@ class Session:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the engine can do; ConfigurationError before connect(). One that was gone by then can do nothing."""
+        """What the engine can do; nothing where it was gone by then. ConfigurationError before connect()."""
         if self._capabilities is None and self.state is State.GONE:
             return NOTHING_KNOWN
         if self._capabilities is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from rig import V1, fleet_of, new_engine, states
@@ -18,6 +19,7 @@ from lifecycle import (
     Refuted,
     State,
 )
+from lifecycle.fleet.connect import check_distinct
 from lifecycle.fleet.groups import Group
 from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, Journal
 
@@ -318,3 +320,16 @@ async def test_a_version_that_is_kept_is_not_loaded() -> None:
     async with fleet, fleet.offloaded(weights=FromDisk("/models/step-0", "v0")):
         pass
     assert not any("load" in call for call in journal.calls())
+
+
+async def test_an_engine_that_is_gone_shares_no_process_with_another() -> None:
+    """The number of a process that has ended may be given to the next one."""
+    fleet, _ = await fleet_of("a", "b")
+    one, other = fleet
+    other._session.commit(replace(other.record, facts=replace(other.facts, boot=one.facts.boot)))
+    with pytest.raises(ConfigurationError, match="are one engine"):
+        check_distinct(fleet.engines)
+    one.adapter.engine.die("killed")
+    await one.verify()
+    assert one.state is State.GONE
+    check_distinct(fleet.engines)

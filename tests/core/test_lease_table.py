@@ -251,13 +251,19 @@ def owner_of(table: LeaseTable) -> Owner:
     return Owner(table, name="e", address="here:1")
 
 
-def test_what_is_sent_under_a_lease_that_was_taken_anew_counts_anew() -> None:
-    """Otherwise the driver in between goes on with what the first one changed behind it."""
+def one_whose_lease_ended_and_another() -> tuple[Owner, Owner]:
+    """Two drivers of one engine: the first has sent something, and its lease has ended since."""
     table = LeaseTable(60.0)
     first, second = owner_of(table), owner_of(table)
     first.take("boot", "pause", None)
     sends(first)
     table._rows["here:1"].ends_s = 0.0
+    return first, second
+
+
+def test_what_is_sent_under_a_lease_that_was_taken_anew_counts_anew() -> None:
+    """Otherwise the driver in between goes on with what the first one changed behind it."""
+    first, second = one_whose_lease_ended_and_another()
     second.take("boot", "pause", None)
     sends(second)
     second.free("boot")
@@ -270,11 +276,7 @@ def test_what_is_sent_under_a_lease_that_was_taken_anew_counts_anew() -> None:
 
 
 def test_a_lease_that_ended_and_that_nobody_took_is_taken_again_before_a_call() -> None:
-    table = LeaseTable(60.0)
-    first, second = owner_of(table), owner_of(table)
-    first.take("boot", "pause", None)
-    sends(first)
-    table._rows["here:1"].ends_s = 0.0
+    first, second = one_whose_lease_ended_and_another()
     sends(first)
     with pytest.raises(LeaseHeld):
         second.take("boot", "pause", None)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import lifecycle
-from lifecycle import public
+from lifecycle.fleet import public
 
 
 def printed(code: str) -> str:

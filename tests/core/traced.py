@@ -28,7 +28,7 @@ STOREYS = (
     ("store", "observers", "launch", "render"),
     ("engine",),
     ("fleet",),
-    ("frameworks", "demo", "public", "sync", "testing", "doctor", "settings"),
+    ("frameworks", "demo", "sync", "testing", "doctor", "settings"),
     ("server",),
     ("cli",),
 )

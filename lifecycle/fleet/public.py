@@ -1,10 +1,10 @@
 """What `import lifecycle` gives; the package imports this module when a name of it is first asked for."""
 
-from .core.advice import Advice, Choice, Recovery
-from .core.calls import Call, Reply
-from .core.capabilities import Capabilities, PauseTraits
-from .core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from .core.errors import (
+from ..core.advice import Advice, Choice, Recovery
+from ..core.calls import Call, Reply
+from ..core.capabilities import Capabilities, PauseTraits
+from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from ..core.errors import (
     CommandRefused,
     ConfigurationError,
     DeadlineExceeded,
@@ -20,22 +20,22 @@ from .core.errors import (
     Rejected,
     Unreachable,
 )
-from .core.facts import Contents, Fact, Facts, Grade, PauseMode, TagSpec
-from .core.observation import Observation, Probe
-from .core.observer import BaseObserver, MoveEvent, Observer
-from .core.policy import DEADLINES_S, PAUSE_MODE, Policy
-from .core.ports import EngineAdapter, ResidualProbe, Router, StateStore
-from .core.readings import Process
-from .core.record import Record
-from .core.sources import FromDisk, Kept, Pushed, PushTarget, Source
-from .core.states import RING, State
-from .core.transition import Transition
-from .core.verdicts import Condition, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
-from .engine.engine import Engine
-from .fleet.fleet import Fleet
-from .fleet.groups import Group
-from .launch.miles import apply_offload_defaults, parse_env_positive_float
-from .nodes.hook_mode import HookModeUnsafe, require_safe_hook_mode, resolve_hook_mode
+from ..core.facts import Contents, Fact, Facts, Grade, PauseMode, TagSpec
+from ..core.observation import Observation, Probe
+from ..core.observer import BaseObserver, MoveEvent, Observer
+from ..core.policy import DEADLINES_S, PAUSE_MODE, Policy
+from ..core.ports import EngineAdapter, ResidualProbe, Router, StateStore
+from ..core.readings import Process
+from ..core.record import Record
+from ..core.sources import FromDisk, Kept, Pushed, PushTarget, Source
+from ..core.states import RING, State
+from ..core.transition import Transition
+from ..core.verdicts import Condition, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
+from ..engine.engine import Engine
+from ..launch.miles import apply_offload_defaults, parse_env_positive_float
+from ..nodes.hook_mode import HookModeUnsafe, require_safe_hook_mode, resolve_hook_mode
+from .fleet import Fleet
+from .groups import Group
 
 __all__ = [
     "DEADLINES_S",
