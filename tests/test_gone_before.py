@@ -70,6 +70,7 @@ async def test_it_is_gone_and_home_after_it_was_started_again(pair: list[Loopbac
         assert states(fleet) == {"a": "gone", "b": "serving"}
         assert found["a"].advice.choices[0].first == "start it anew"
         pair[0] = LoopbackProcess.start(port=pair[0].port, ranks=2)
+        assert await fleet["a"].verify() is State.GONE, "what another process can do is asked by recover()"
         await fleet.recover(to="serving")
         assert states(fleet) == {"a": "serving", "b": "serving"}
         assert {engine.desired.version for engine in fleet} == {"v2"}
@@ -117,6 +118,22 @@ async def test_one_that_ends_while_it_is_driven_is_gone_when_it_is_connected_to_
     async with fleet_of(pair) as fleet:
         pair[0].kill()
         assert (await fleet["a"].connect()).state is State.GONE
+
+
+@pytest.mark.slow
+async def test_one_that_was_started_again_while_it_was_driven_is_gone_once_that_has_ended_too(
+    pair: list[LoopbackProcess],
+) -> None:
+    await offloaded(pair)
+    async with fleet_of(pair) as fleet:
+        pair[0].kill()
+        assert await fleet["a"].verify() is State.GONE
+        pair[0] = LoopbackProcess.start(port=pair[0].port)
+        await fleet.recover(to="serving")
+        assert states(fleet) == {"a": "serving", "b": "serving"}
+    pair[0].kill()
+    async with fleet_of(pair) as fleet:
+        assert states(fleet) == {"a": "gone", "b": "serving"}
 
 
 async def test_one_that_nobody_has_met_is_a_wrong_address(pair: list[LoopbackProcess]) -> None:
