@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from ..core.advice import Recovery
 from ..core.capabilities import Capabilities
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.deadline import Deadline
-from ..core.errors import CommandRefused, EngineBusy, LifecycleError
+from ..core.errors import CommandRefused, EngineBusy, GuardRefused, LifecycleError
 from ..core.facts import Grade, PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy
 from ..core.ports import EngineAdapter, ResidualProbe, StateStore, TenantLedger
 from ..core.readings import Reading
-from ..core.record import Desired
+from ..core.record import Desired, Record
 from ..core.sources import FromDisk, Pushed, Source
 from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
 from ..core.verdicts import Unmeasurable, Verdict
 from ..rules import knowledge, quarantine
 from ..rules.advice import TRAINER, after_recovery
-from ..rules.desired import known_source, set_desired
 from ..rules.planner import Goal
 from ..rules.table import row
-from ..rules.weights import invalid_weights
-from . import attach, canary, ownership
+from . import attach, canary, desired, ownership
 from .attempt import Attempt
 from .collective import Collective
 from .gather import residual
@@ -41,7 +38,7 @@ from .preconditions import hook_mode_of
 from .preempt import preempt
 from .push import Pushes
 from .reconcile import reconcile
-from .session import NotSaved, Session
+from .session import Session
 from .verify import VERIFY_S, verify
 from .view import EngineView
 
@@ -312,23 +309,27 @@ class Engine(EngineView):
 
     def set_desired(self, source: Source) -> None:
         """From here on it should serve what `source` brings. GuardRefused where that cannot be kept."""
-        try:
-            self._session.commit(set_desired(self._session.record, source, self.capabilities), save="must")
-        except NotSaved as problem:
-            raise self.advised(self._session.not_kept(problem, "set_desired")) from problem
+        for refused in self.set_desired_of([(self, source)]).values():
+            raise refused
 
-    def rollback_desired(self, before: Desired) -> None:
-        """It should serve what it did before: as it is where that is still valid, else what it can be rolled back to.
+    @staticmethod
+    def set_desired_of(wanted: Sequence[tuple[Engine, Source]]) -> dict[str, GuardRefused]:
+        """From here on each of these engines should serve what its source brings: all of them, or none.
 
-        Where there is nothing to fall back to, what was named for the window has to do. One in quarantine is to serve
-        what its fleet does, or nothing.
+        Returns why, by name, where that could not be kept.
         """
-        record, named = self._session.record, self.desired.source
-        record = replace(record, desired=replace(before, rollback_source=record.desired.rollback_source))
-        again = record.desired.rollback_source or known_source(record.desired, self.capabilities) or named
-        if again is not None and self.quarantined is None and invalid_weights(record, self.capabilities) is not None:
-            record = set_desired(record, again, self.capabilities)
-        self._session.commit(record)
+        refused = desired.set_all([(engine._session, source) for engine, source in wanted])
+        return {engine.name: engine.advised(refused[engine.name]) for engine, _ in wanted if engine.name in refused}
+
+    @staticmethod
+    def rollback_desired_of(before: Sequence[tuple[Engine, Desired]]) -> None:
+        """Each of these engines should serve what it did before, or what brings it back from where it is."""
+        desired.roll_back_all([(engine._session, then) for engine, then in before])
+
+    @staticmethod
+    def take_desired_back_of(before: Sequence[tuple[Engine, Record]]) -> None:
+        """Each of these engines should serve what it did before, unless memory or weights of one were changed since."""
+        desired.take_back_all([(engine._session, then) for engine, then in before])
 
     def router_confirmed(self, sends: bool | None, verdict: Verdict, grade: Grade) -> None:
         """The router in front of it sends to it or does not (None: not certain), as `verdict` says."""

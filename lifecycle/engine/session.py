@@ -10,7 +10,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -170,7 +170,7 @@ class Session:
         source = self._record.state
         if edge is not None:
             record = replace(record, state=next_state(source, edge.trigger, edge.context))
-        self._save(record, save or ("no" if edge is None else "try"))
+        save_together([(self, record)], save or ("no" if edge is None else "try"))
         if self._record.uncertain.needs_barrier and not record.uncertain.needs_barrier:
             self.journal.note(BarrierReturned())
         self._record = record
@@ -197,25 +197,7 @@ class Session:
         """The engine went along one edge, knowing what it knew."""
         self.commit(self._record, Edge(trigger, command, reason=reason))
 
-    def _save(self, record: Record, save: Save) -> None:
-        if save == "no":
-            return
-        saved: list[StateStore] = []
-        for store in self._stores(record, save):
-            try:
-                if save == "begin" and isinstance(store, Store):
-                    store.ready()
-                store.save(self.key, record)
-                saved.append(store)
-            except Exception as problem:
-                if save in ("begin", "must") and not self.goes_on_unrecorded(problem):
-                    for other in saved:  # what is known stays what it was, in every store
-                        with suppress(Exception):
-                            other.save(self.key, self._record)
-                    raise NotSaved(str(problem)) from problem
-                logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", self.name)
-
-    def _stores(self, record: Record, save: Save) -> Iterator[StateStore]:
+    def stores(self, record: Record, save: Save) -> Iterator[StateStore]:
         """Where a record is to be saved: what is known of an engine that another driver has is for that one to keep."""
         if self.store is not None and (save in ("begin", "must") or self.owner.other(record.facts.boot) is None):
             yield self.store
@@ -352,3 +334,49 @@ class Session:
             baseline=baseline,
             has_router=self.has_router,
         )
+
+
+def commit_together(records: Sequence[tuple[Session, Record]], save: Save) -> None:
+    """What is known of these engines, from here on: saved for all of them or for none. No state is entered."""
+    save_together(records, save)
+    for session, record in records:
+        session.commit(record)
+
+
+def save_together(records: Sequence[tuple[Session, Record]], save: Save) -> None:
+    """These records are kept, each where its engine's are: in one transaction where that is one `Store`."""
+    if save == "no":
+        return
+    rows: dict[int, tuple[StateStore, list[tuple[Session, Record]]]] = {}
+    for session, record in records:
+        for store in session.stores(record, save):
+            rows.setdefault(id(store), (store, []))[1].append((session, record))
+    saved: list[tuple[StateStore, list[tuple[Session, Record]]]] = []
+    for store, these in rows.values():
+        try:
+            if save == "begin" and isinstance(store, Store):
+                store.ready()
+            _save_in(store, these)
+            saved.append((store, these))
+        except Exception as problem:
+            if save in ("begin", "must") and not all(each.goes_on_unrecorded(problem) for each, _ in these):
+                for other, those in saved:  # what is known stays what it was, in every store
+                    with suppress(Exception):
+                        _save_in(other, [(each, each.record) for each, _ in those])
+                raise NotSaved(str(problem)) from problem
+            names = ", ".join(each.name for each, _ in these)
+            logging.getLogger("lifecycle").exception("%s: what is known of it could not be kept", names)
+
+
+def _save_in(store: StateStore, records: Sequence[tuple[Session, Record]]) -> None:
+    if isinstance(store, Store) and len(records) > 1:
+        store.save_all({session.key: record for session, record in records})
+        return
+    for number, (session, record) in enumerate(records):
+        try:
+            store.save(session.key, record)
+        except Exception:
+            for earlier, _ in records[:number]:
+                with suppress(Exception):
+                    store.save(earlier.key, earlier.record)
+            raise

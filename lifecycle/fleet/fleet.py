@@ -10,7 +10,7 @@ from typing import Self, get_args
 
 from ..core.advice import Recovery
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from ..core.errors import ConfigurationError, FleetError
+from ..core.errors import ConfigurationError
 from ..core.facts import PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy, positive
@@ -23,16 +23,17 @@ from ..engine.engine import RECOVER_S, Engine, store_given
 from ..engine.ownership import LeaseChoice, chosen_lease
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
+from ..rules.table import allowed
 from .claims import claimed, leased, verify_all
 from .connect import connected, member
-from .course import at_once
+from .desired import desired_set
 from .groups import Group, check_members, waves_of
-from .journaling import step_noted
 from .move import Between, Move
 from .preflight import check_allowed, check_static
 from .quarantine import follow, taking_part
 from .recovery import Moves, RecoverTo, brought, recovered
 from .routing import Routing
+from .step import together
 from .updating import updating
 from .window import CANCELLED, restore_on_error, window_lock
 
@@ -144,7 +145,7 @@ class Fleet:
         async with claimed(participants, "pause", deadline_s):
             await routing.close([each for each in participants if each.state is State.SERVING])
             try:
-                return await self._together([(each, command) for each in participants], deadline_s)
+                return await together([(each, command) for each in participants], deadline_s)
             finally:
                 await routing.open([each for each in participants if each.state is State.SERVING])
 
@@ -167,9 +168,10 @@ class Fleet:
         """The participants' memory is back, measured. Refused, before any is touched, unless all are drained."""
         named = None if tags is None else frozenset(tags)
         return await self._step(
-            lambda engine: Release(named, weights or engine.desired.rollback_source),
+            lambda each: Release(named, weights or each.desired.rollback_source),
             engines,
             deadline_s,
+            weights,
             all_must=True,
         )
 
@@ -186,7 +188,7 @@ class Fleet:
         deadline_s: float | None = None,
     ) -> list[Transition]:
         """The participants hold the weights of `source`; a push is one collective, which one failure fails for all."""
-        done = await self._step(lambda engine: UpdateWeights(source, force), engines, deadline_s)
+        done = await self._step(lambda engine: UpdateWeights(source, force), engines, deadline_s, source)
         follow(self.participants(engines), source)
         return done
 
@@ -214,7 +216,7 @@ class Fleet:
             deadline_s = min(await asyncio.gather(*(each.preempt_drain(deadline_s) for each in participants)))
         async with claimed(participants, "resume", deadline_s):
             try:
-                return await self._together([(each, Resume()) for each in participants], deadline_s)
+                return await together([(each, Resume()) for each in participants], deadline_s)
             finally:
                 await Routing(self.router).open([each for each in participants if each.state is State.SERVING])
 
@@ -370,6 +372,7 @@ class Fleet:
         command: Callable[[Engine], Command],
         engines: Selection,
         deadline_s: float | None,
+        weights: Source | None = None,
         all_must: bool = False,
     ) -> list[Transition]:
         what = command(self.engines[0]).name
@@ -381,17 +384,8 @@ class Fleet:
                 check_allowed([each for each in participants if each not in there], command)
                 await verify_all(there, deadline_s, for_move=True)
                 check_allowed(participants, command)
-            return await self._together([(engine, command(engine)) for engine in participants], deadline_s)
-
-    async def _together(self, commands: list[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:
-        """Every command has ended; FleetError names those that failed."""
-        with step_noted(commands) as outcomes:
-            outcomes += await at_once(commands, deadline_s)
-        failed = [outcome.error for outcome in outcomes if outcome.error is not None]
-        done = [outcome.transition for outcome in outcomes if outcome.transition is not None]
-        if failed:
-            raise FleetError.of(f"{len(failed)} of {len(outcomes)} engines", failed, done)
-        return done
+            with desired_set([each for each in participants if what in allowed(each.state)], weights):
+                return await together([(engine, command(engine)) for engine in participants], deadline_s)
 
 
 def _check_deadline(deadline_s: float | None) -> None:

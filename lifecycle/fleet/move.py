@@ -41,6 +41,7 @@ from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command
 from ..rules.table import allowed
 from .claims import verify_all
 from .course import Course, Outcome, at_once
+from .desired import DesiredOfMove, setting_desired
 from .failure_policy import FAILURE_POLICY, Consequence, Failed, MoveName, Others, Phase
 from .journaling import MoveJournal
 from .preflight import check_sources, lost_before, not_released, preflight, stays_behind
@@ -94,12 +95,18 @@ class Move:
         begun, failed = self._begins("offload", "", self.engines), list[Outcome]()
         try:
             await self._routing.close(able)
-            return await self._offload(goals, before, lost, failed)
+            with setting_desired() as desired:
+                return await self._offload(goals, before, lost, failed, desired)
         finally:
             self._ended(begun, failed)
 
     async def _offload(
-        self, goals: Mapping[str, Goal], before: Mapping[str, Desired], lost: Sequence[Outcome], failed: list[Outcome]
+        self,
+        goals: Mapping[str, Goal],
+        before: Mapping[str, Desired],
+        lost: Sequence[Outcome],
+        failed: list[Outcome],
+        desired: DesiredOfMove,
     ) -> list[Transition]:
         """The phases of an offload; `lost` were failed or gone before, and `failed` takes in who failed."""
         done: list[Outcome] = []
@@ -108,6 +115,8 @@ class Move:
             course, done = Course(list(self.engines)), []
             phase, lost = Phase(kind.name), course.ended(lost)
             while True:
+                if not lost and kind is Release:
+                    lost = course.ended(self._set_desired(desired, goals))
                 if not lost:
                     ended = await self._phase("offload", kind, self.engines, goals)
                     done += [outcome for outcome in ended if outcome.error is None]
@@ -126,12 +135,15 @@ class Move:
             row = self._row("offload", Phase.RELEASE)
             course = Course([], failed=came_back)
             raise self._error(course, await self._bring_back(row, came_back, before))
-        for engine in self.engines:
-            _come_back_with(engine, goals[engine.name])
         for engine in self._quarantine.engines:
             follow([engine], goals[engine.name].weights)
         self._journal.handed_over(self.engines)
         return [outcome.transition for outcome in done if outcome.transition is not None]
+
+    def _set_desired(self, desired: DesiredOfMove, goals: Mapping[str, Goal]) -> list[Outcome]:
+        """All engines come back with what the move names, those that are released already too; who cannot keep that."""
+        refused = desired.set((engine, goals[engine.name].weights) for engine in self.engines)
+        return [Outcome(engine, error=refused[engine.name]) for engine in self.engines if engine.name in refused]
 
     async def _verify_others(self, kind: type[Command], ended: Sequence[Outcome], there: Sequence[Engine]) -> None:
         """The engines to which a phase gave no command are verified, where it took its time with the others."""
@@ -157,9 +169,7 @@ class Move:
         """
         await self._verify(self._in(State.SERVING))
         check_sources(self.engines, weights)
-        for engine in self.engines:
-            if weights is not None and not engine.view(weights).weights_are_valid:
-                engine.set_desired(weights)
+        DesiredOfMove().set_all([each for each in self.engines if not each.view(weights).weights_are_valid], weights)
         begun = self._begins("onload", "", self.engines)
         course = Course(list(self.engines))
         try:
@@ -306,8 +316,8 @@ class Move:
         """
         if row.others is not Others.ONLOAD:
             return []
-        for engine in (*self.engines, *self._quarantine.put):
-            engine.rollback_desired(before[engine.name])
+        all_of_them = (*self.engines, *self._quarantine.put)
+        Engine.rollback_desired_of([(engine, before[engine.name]) for engine in all_of_them])
         lost = {outcome.engine.name for outcome in failed}
         able = [engine for engine in self.engines if engine.name not in lost or engine.state is not State.RELEASED]
         able = [engine for engine in able if engine.state not in (State.FAILED, State.GONE)]
@@ -347,12 +357,6 @@ class Move:
     def _notify(self, event: MoveEvent) -> None:
         self._observers.notify("phase" if event.phase else "move", event)
         self._journal.phase(event)
-
-
-def _come_back_with(engine: Engine, goal: Goal) -> None:
-    """An engine that was released before the move comes back with what the move names, as the others do."""
-    if goal.weights is not None and goal.weights is not engine.desired.source:
-        engine.set_desired(goal.weights)
 
 
 def _unexpected_state(engine: Engine) -> LifecycleError:

@@ -52,9 +52,7 @@ async def restore_on_error(
     except after as error:
         try:
             await recovered([engine for engine in engines if engine.state is State.FAILED], deadline_s or RECOVER_S)
-            for engine in engines:
-                if engine.name in before:
-                    engine.rollback_desired(before[engine.name])
+            Engine.rollback_desired_of([(each, before[each.name]) for each in engines if each.name in before])
             stuck = {engine.name: why for engine in engines if (why := stays_behind(engine)) is not None}
             for why in stuck.values():
                 error.add_note(f"the fleet did not come back: {why}")

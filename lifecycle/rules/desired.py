@@ -27,11 +27,16 @@ def was_loaded(record: Record, source: Source) -> Record:
     return replace(record, desired=replace(record.desired, rollback_source=rollback))
 
 
-def desired_unless_touched(record: Record, before: Record) -> Record:
-    """The record with what was desired before a command, where that command changed neither memory nor weights."""
+def untouched(record: Record, before: Record) -> bool:
+    """Whether neither memory nor weights of the engine were changed since `before`, as far as is known."""
     now, then = record.facts, before.facts
     same = now.boot == then.boot or same_process(now.boot, then.boot)
-    if not same or (now.mapped, now.contents) != (then.mapped, then.contents):
+    return same and (now.mapped, now.contents) == (then.mapped, then.contents)
+
+
+def desired_unless_touched(record: Record, before: Record) -> Record:
+    """The record with what was desired before a command, where that command changed neither memory nor weights."""
+    if not untouched(record, before):
         return record
     undone = replace(before.desired, rollback_source=record.desired.rollback_source)
     return replace(record, desired=undone)

@@ -12,6 +12,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -78,34 +79,46 @@ class Store:
 
         Where the disk is full in the middle of a command, what was reserved for that is given up.
         """
-        if record.facts.boot is None and record.state is not State.GONE:
+        self.save_all({engine: record})
+
+    def save_all(self, records: Mapping[str, Record]) -> None:
+        """As `save`, of several engines in one transaction: where it raises, none of the rows was written."""
+        observed = {
+            engine: record
+            for engine, record in records.items()
+            if record.facts.boot is not None or record.state is State.GONE
+        }
+        if not observed:
             return
         try:
-            self._save(engine, record)
+            self._save(observed)
         except sqlite3.Error as error:
             if not disk_is_full(error) or not self._reserve.give_up():
                 raise
-            self._save(engine, record)
+            self._save(observed)
 
-    def _save(self, engine: str, record: Record) -> None:
-        generation = self._generations.get(engine, 0)
-        row = (record.facts.boot, to_text(record), time.time(), engine)
+    def _save(self, records: Mapping[str, Record]) -> None:
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                written = (
-                    self._db.execute(_UPDATE, (*row, generation)) if generation else self._db.execute(_INSERT, row)
-                )
-                if written.rowcount != 1:
-                    raise WriteConflict(f"another process moved {engine} since it was observed here")
+                for engine, record in records.items():
+                    self._write(engine, record)
                 self.journal.write_within()
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-            self._generations[engine] = generation + 1
+            for engine in records:
+                self._generations[engine] = self._generations.get(engine, 0) + 1
             self.journal.written()
+
+    def _write(self, engine: str, record: Record) -> None:
+        generation = self._generations.get(engine, 0)
+        row = (record.facts.boot, to_text(record), time.time(), engine)
+        written = self._db.execute(_UPDATE, (*row, generation)) if generation else self._db.execute(_INSERT, row)
+        if written.rowcount != 1:
+            raise WriteConflict(f"another process moved {engine} since it was observed here")
 
     def load(self, engine: str) -> Record | None:
         """The record that was kept last of this engine; None where there is none that can be read."""

@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lifecycle import ConfigurationError, Fleet, GuardRefused, State
 from lifecycle.core.calls import Call, Reply
 from lifecycle.core.journal import CallSent, Entry, Refused
 from lifecycle.core.lease import Driver, Lease, LeasedEngine, LeaseUse
+from lifecycle.core.record import Record
 from lifecycle.store.journal import Bounds
 from lifecycle.store.leases import Leases
 from lifecycle.store.reserve import Reserve, disk_is_full
@@ -70,10 +71,11 @@ async def test_a_disk_that_fills_in_the_middle_stops_no_command(
     await engine.drain()
     save, full = store._save, Reserve(store.path).path
 
-    def until_given_up(name: str, record: Any) -> None:
+    def until_given_up(records: Mapping[str, Record]) -> None:
+        (record,) = records.values()
         if full.exists() and record.state is State.RELEASING and record.uncertain.intent is not None:
             raise Full("database or disk is full")
-        save(name, record)
+        save(records)
 
     monkeypatch.setattr(store, "_save", until_given_up)
     with caplog.at_level(logging.WARNING, "lifecycle"):

@@ -73,7 +73,7 @@ async def test_what_is_asserted_is_graded_so_in_every_fact_and_hands_nothing_ove
 async def test_what_a_move_uses_leads_to_no_state() -> None:
     engine = await serving()
     engine.set_desired(V1)
-    engine.rollback_desired(engine.desired)
+    Engine.rollback_desired_of([(engine, engine.desired)])
     engine.router_confirmed(False, Proved(grade=Grade.REPORTED), Grade.REPORTED)
     engine.forget_canary("v1")
     engine.capabilities_changed(engine.capabilities)

@@ -65,13 +65,10 @@ class Matrix:
         self.kind = source
         self.policy = policy
         self._serving = "a"
-        #: Whether the weights of the engines are not what the records of the last case say of them.
-        self.records_are_old = True
 
     def tried(self, case: Case, trace: Trace, journal: Path) -> Outcome:
         """The case, to its end: all engines serve what is right again, and none of the others was harmed."""
         outcome, before = Outcome(case), list(self.engines.processes)
-        self.records_are_old = False
         hit = case.point.effect.engine if "engine" in case.hit else None
         try:
             self._try(outcome, trace, journal, hit)
@@ -210,26 +207,26 @@ class Matrix:
     # what must be so
 
     def _judge(self, outcome: Outcome, target: str) -> None:
-        """Who is refused is so between two possible truths, and never with weights on disk; the others serve right."""
+        """Who is refused is so between two possible truths, and never with weights on disk; the others serve right.
+
+        All serve one version: where a driver ends in the middle, its fleet is to serve one.
+        """
         for name, reason in outcome.refused.items():
             assert self.kind != "FromDisk", f"{name} was refused: {reason}"
             assert TWO_TRUTHS.search(reason), f"{name} was refused, and not with two possible truths: {reason}"
-            self.engines.start_again(NAMES.index(name))
-        outcome.versions = [self.engines.serves(index) for index in range(len(NAMES))]
-        assert set(outcome.versions) <= {self._serving, target}, f"they serve {outcome.versions}"
-        serving = dict(zip(NAMES, outcome.versions, strict=True))
+        serving = {name: self.engines.serves(index) for index, name in enumerate(NAMES) if name not in outcome.refused}
+        outcome.versions = list(serving.values())
+        wanted = {outcome.wanted[name] for name in serving}
+        # Where nobody has named a version yet, one that was started again serves what it was launched with.
+        alike = {name for name in serving if wanted != {None} or name not in outcome.restarted}
+        (version, *others) = dict.fromkeys(serving[name] for name in alike)
+        assert others == [], f"they serve {serving}, and are to serve {outcome.wanted}"
+        assert version in (self._serving, target), f"they serve {serving}"
         if self.kind != "Kept":  # that names no version
-            for name, version in outcome.wanted.items():
-                assert version in (None, serving[name]), f"{name} is to serve {version}, and serves {serving[name]}"
-            fleets = {version for name, version in outcome.wanted.items() if name not in outcome.restarted}
-            for name in outcome.restarted:
-                alone = f"{name} was started again, and serves {serving[name]}; the fleet is to serve {fleets}"
-                # Of a fleet that was left in the middle of an offload some may be to serve what they did before.
-                assert None in fleets or serving[name] in fleets, alone
-        self._serving = outcome.versions[0]
-        if len(set(outcome.versions)) > 1:
-            self.engines.align(target)
-            self._serving, self.records_are_old = target, True
+            assert wanted <= {None, version}, f"they are to serve {outcome.wanted}, and serve {serving}"
+        self._serving = version
+        if outcome.refused or len(set(outcome.versions)) > 1:
+            self._begin_anew()
 
 
 async def attached(urls: Sequence[str], policy: Policy) -> Fleet:

@@ -67,7 +67,7 @@ class Points:
             chosen = [case for case in every if ONLY in str(case)] if ONLY else chosen
             matrix, outcomes, folder = Matrix(engines, self.source, policy), list[Outcome](), tmp_path / "traced"
             for number, case in enumerate(chosen):
-                folder = tmp_path / f"state-{number}" if case.fresh or matrix.records_are_old else folder
+                folder = tmp_path / f"state-{number}" if case.fresh else folder
                 monkeypatch.setenv("LIFECYCLE_STATE_DIR", str(folder))
                 outcomes.append(matrix.tried(case, traces[case.drive], folder / "engines.sqlite3"))
                 print(outcomes[-1], flush=True)
@@ -104,7 +104,6 @@ def _tell(report: Callable[[str], None], of: str, outcomes: list[Outcome], *, in
         "points tried": len(outcomes),
         "engines killed by a call": sum(len(each.killed) for each in outcomes),
         "engines refused": sum(len(each.refused) for each in outcomes),
-        "fleets of two versions": sum(len(set(each.versions)) > 1 for each in outcomes),
     }
     said = ", ".join(f"{name} {count}" for name, count in figures.items())
     report(f"faults, {of}: {said}, home {home} of {len(outcomes)}")

@@ -61,7 +61,8 @@ class ThreeEngines:
         if backup:  # as it was launched, and not loaded since
             self.start_again(0)
         else:
-            self.align("a")
+            for index in range(len(NAMES)):
+                self._load(index, "a")
 
     def __enter__(self) -> ThreeEngines:
         return self
@@ -107,11 +108,6 @@ class ThreeEngines:
         """An engine runs at the URL of one that was killed, with the weights that it was launched with."""
         self.processes[index].kill()
         self.processes[index] = self._started(self.processes[index].port)
-
-    def align(self, version: str) -> None:
-        """All have the weights of this version: what somebody else did to them."""
-        for index in range(len(NAMES)):
-            self._load(index, version)
 
     def _started(self, port: int = 0) -> LoopbackProcess:
         return LoopbackProcess.start(

@@ -1,0 +1,23 @@
+"""A step of several engines: one command to each, all at once, which is a move of one phase in their journals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..core.commands import Command
+from ..core.errors import FleetError
+from ..core.transition import Transition
+from ..engine.engine import Engine
+from .course import at_once
+from .journaling import step_noted
+
+
+async def together(commands: Sequence[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:
+    """Every command has ended; FleetError names those that failed."""
+    with step_noted(commands) as outcomes:
+        outcomes += await at_once(commands, deadline_s)
+    failed = [outcome.error for outcome in outcomes if outcome.error is not None]
+    done = [outcome.transition for outcome in outcomes if outcome.transition is not None]
+    if failed:
+        raise FleetError.of(f"{len(failed)} of {len(outcomes)} engines", failed, done)
+    return done
