@@ -14,6 +14,7 @@ from judge import STALE, Invariant, Judge, false_claim, false_facts, fit_to_serv
 
 from lifecycle import Call, Capabilities, Engine, Fact, Facts, Grade, Observation, Policy, Reply, State
 from lifecycle.core.states import UNCLAIMED
+from lifecycle.core.verdicts import REQUESTS_RUN, Verdict
 from lifecycle.testing import Act, ScriptedAdapter
 
 #: By call: the facts about which an answer without an effect is false, and no evidence of this adapter shows it.
@@ -69,7 +70,7 @@ class ObservedAdapter(ScriptedAdapter):
         self.believed: Callable[[], Facts] = Facts
         #: Whether an admission was seen that no call of the library explains, since its present command began.
         self.others_seen = False
-        #: Whether no call that opens or closes the engine was sent since it was last observed.
+        #: Whether no call that opens or closes the engine was sent since it was last observed, or found in a state.
         self._admission_left_alone = True
         #: The facts that the engine reported since its present command began.
         self.reported: set[Fact] = set()
@@ -115,6 +116,7 @@ class ObservedAdapter(ScriptedAdapter):
             self.reported_boot = engine.facts.boot
         elif engine.state is not State.FAILED:
             self.externally_modified -= self.reported
+            self._admission_left_alone = True  # its end showed how the calls of the command left it
         if self.others_seen and not gave_up and engine.state is not State.FAILED:
             self.externally_modified -= MEMORY
         self.others_seen = False
@@ -175,6 +177,14 @@ class ObservedAdapter(ScriptedAdapter):
         if seen.released_tags is not None:  # tags that were released and restored in between are as they were
             self.reported |= {Fact.MAPPED} if seen.released_tags == self.believed().unmapped() else MEMORY
         return seen
+
+    async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
+        """Notes whether requests were seen to run that no call of the library let in."""
+        verdict = await super().prove_idle(facts, deadline_s=deadline_s)
+        known, run = self.believed(), verdict.figures.get(REQUESTS_RUN, False)
+        idle_and_closed = known.running == 0 and known.admission == "closed"
+        self.others_seen |= run and idle_and_closed and self.engine.boot == known.boot == self.reported_boot
+        return verdict
 
     async def barrier(self, *, deadline_s: float) -> bool:
         """Notes whether the barrier returned: then no call is open."""

@@ -17,15 +17,15 @@ from lifecycle.core.errors import ConfigurationError, NothingListens
 from lifecycle.core.facts import Admission, Fact, Facts, Grade
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
-from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
+from lifecycle.core.verdicts import REQUESTS_RUN, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
 from lifecycle.nodes.address import Address
 from lifecycle.nodes.locate import ended, find_processes
 from lifecycle.nodes.processes import is_alive, process_trees
 from lifecycle.rules.identity import boot_identity, same_process
 
 from ..http import BODY_LIMIT, Answer, HttpClient
-from .answers import LIMITS, generated, is_empty, loads, server_info, weights_label, whole, why_not
-from .capabilities import boot_of, capabilities_of, sizes_of
+from .answers import FLUSH_REFUSED, LIMITS, generated, is_empty, loads, server_info, weights_label, whole, why_not
+from .capabilities import boot_of, capabilities_of, counts_requests_alone, sizes_of
 from .checksums import by_role, of_engine
 from .plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
 
@@ -66,6 +66,7 @@ class SGLangAdapter:
         self._capabilities: Capabilities | None = None
         self._disaggregated = False
         self._dp_size = 1
+        self._counts_requests_alone = False
         self._own_identity = ""
         self._processes: tuple[Process, ...] | None = None
         self._family: tuple[Process, ...] = ()
@@ -96,6 +97,7 @@ class SGLangAdapter:
             raise ConfigurationError(f"{self.url}: the control endpoints refuse the key; give admin_api_key_env=NAME")
         self._disaggregated = info.get("disaggregation_mode") not in (None, "null")
         self._dp_size = whole(info.get("dp_size")) or 1
+        self._counts_requests_alone = counts_requests_alone(info)
         self._capabilities = capabilities_of(info, self._tags(), self._sizes)
         self._own_identity = boot_of(info)
         self._has(await find_processes(self._address, deadline_s=clock.left_s))
@@ -166,7 +168,8 @@ class SGLangAdapter:
         clock = Deadline(deadline_s)
         answer = await self._http.request("POST", "/flush_cache", deadline_s=clock.left_s, key=self._admin_key)
         if answer.status == 400:
-            return Pending(reason=f"requests still run ({answer.detail})")
+            run = self._counts_requests_alone and answer.detail.startswith(FLUSH_REFUSED)
+            return Pending(reason=f"requests still run ({answer.detail})", figures={REQUESTS_RUN: run})
         if not answer.ok:
             return Pending(reason=f"/flush_cache answered {answer.status or answer.error}")
         if self._dp_size > 1:
@@ -174,7 +177,10 @@ class SGLangAdapter:
             if running is None:
                 return Unmeasurable(reason="it has several data-parallel ranks, and their load counts are frozen")
             if running:
-                return Pending(reason=f"{running} requests still run on its data-parallel ranks")
+                return Pending(
+                    reason=f"{running} requests still run on its data-parallel ranks",
+                    figures={REQUESTS_RUN: self._counts_requests_alone},
+                )
         return Proved(grade=Grade.REPORTED, reason="a flush answered 200", figures={"cache_dropped": True})
 
     async def barrier(self, *, deadline_s: float) -> bool:

@@ -22,6 +22,9 @@ LIMITS: Mapping[str, int] = {"/server_info": 4 * MIB, "/weights_checker": 16 * M
 #: The largest number that counts as one: of ranks, requests, tokens.
 MOST = 1 << 40
 
+#: What the server answers with status 400 to a flush while it is not idle. Source: sglang 0.5.23, measured.
+FLUSH_REFUSED = "Flush cache failed."
+
 _SIZES = ("tp_size", "pp_size", "dp_size", "tokenizer_worker_num")
 
 

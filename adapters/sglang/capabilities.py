@@ -119,6 +119,18 @@ def _pause_modes(info: Mapping[str, Any]) -> dict[PauseMode, PauseTraits]:
     return modes
 
 
+def counts_requests_alone(info: Mapping[str, Any]) -> bool:
+    """Whether a server that refuses a flush says thereby that requests came in since the flush before.
+
+    A prefill or decode engine is not idle either while it transfers KV, nor one with a hierarchical cache while it
+    writes that. With several tokenizer workers a request that one of them admitted before the pause may reach the
+    scheduler after the flush. Source: sglang 0.5.23; the first and the last were read, the second is a precaution.
+    """
+    disaggregated = info.get("disaggregation_mode") not in (None, "null")
+    tokenizers = whole(info.get("tokenizer_worker_num")) or 1
+    return not disaggregated and not info.get("enable_hierarchical_cache") and tokenizers == 1
+
+
 def _notes(info: Mapping[str, Any]) -> tuple[str, ...]:
     notes = []
     if info.get("enable_memory_saver") is not True:

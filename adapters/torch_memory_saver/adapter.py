@@ -18,7 +18,7 @@ from lifecycle.core.errors import ConfigurationError
 from lifecycle.core.facts import Fact, Facts, Grade, TagSpec
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
-from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Verdict
+from lifecycle.core.verdicts import REQUESTS_RUN, NotApplicable, Pending, Proved, Refuted, Verdict
 from lifecycle.nodes.processes import by_pid
 
 from .call_thread import CallThread
@@ -134,7 +134,7 @@ class TorchAdapter:
         """
         running = self.tenant.in_flight.running()
         if running:
-            return Pending(reason=f"{running} requests are in flight")
+            return Pending(reason=f"{running} requests are in flight", figures={REQUESTS_RUN: True})
         outcome = await self._thread.run(self.tenant.quiesce, deadline_s)
         if outcome is None:
             return Pending(reason="no request is in flight, and the device still runs queued work")

@@ -49,7 +49,11 @@ class EngineAdapter(Protocol):
         """Reads what is wanted; never generates, never changes anything."""
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
-        """Whether no request can run a step or hold device memory; may drop the prefix cache, and then says so."""
+        """Whether no request can run a step or hold device memory; may drop the prefix cache, and then says so.
+
+        The figure `verdicts.REQUESTS_RUN` is true where requests are what it is not idle for. In an engine that was
+        idle and closed, they are taken as the sign that somebody else opened it.
+        """
 
     async def barrier(self, *, deadline_s: float) -> bool:
         """True once everything sent before has taken effect or never will; False where that cannot be known."""

@@ -10,6 +10,10 @@ from typing import Any, ClassVar
 from .facts import Grade, Tag
 from .frozen import freeze_fields
 
+#: The figure by which a verdict on idleness says that requests run: a step of theirs can come, or has begun. Requests
+#: that only wait or are held are none, nor is anything else for which an engine counts as busy.
+REQUESTS_RUN = "requests_run"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:

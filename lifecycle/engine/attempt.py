@@ -35,7 +35,7 @@ from ..core.transition import Transition
 from ..core.verdicts import Pending, Refuted, Unmeasurable, Verdict, below_grade, holds
 from ..rules import knowledge, trend
 from ..rules.checksums import by_model_role
-from ..rules.contradiction import contradiction, other_process
+from ..rules.contradiction import contradiction, other_process, requests_let_in
 from ..rules.desired import desired_unless_touched, set_desired, was_loaded
 from ..rules.evidence import Context, Evidence, EvidenceKind, believed_only, targets
 from ..rules.machine import Refusals
@@ -154,13 +154,18 @@ class Attempt:
         return session.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
 
     async def _deny(self, evidence: Evidence) -> None:
-        """What contradicts the facts ends the command."""
-        denied = contradiction(self.session.record, evidence.observed)
-        if denied is not None:
-            self.session.commit(knowledge.another_answered(self.session.record, evidence.observed))
-            error = Unreachable(denied, **self._about)
-            self._fail_collective(error)
-            raise await reconcile_failed(self.session, error, self.deadline, self.command, trigger="contradicted")
+        """What contradicts the facts is taken in, and ends the command."""
+        record, seen, capabilities = self.session.record, evidence.observed, self.session.capabilities
+        denied = contradiction(record, seen)
+        other = other_process(record.facts, seen)
+        let_in = None if other else requests_let_in(record.facts, capabilities, evidence.idle)
+        if denied is None and let_in is None:
+            return
+        taken_in = knowledge.denied if let_in is None else knowledge.let_in_by_others
+        self.session.commit(taken_in(record, seen, capabilities))
+        error = Unreachable(denied or let_in or "", **self._about)
+        self._fail_collective(error)
+        raise await reconcile_failed(self.session, error, self.deadline, self.command, trigger="contradicted")
 
     def _kinds(self, acted_on: frozenset[Tag]) -> frozenset[str]:
         """What the guards need, and of what the proofs need that which has to be read before the calls too."""

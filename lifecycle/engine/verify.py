@@ -52,7 +52,7 @@ async def verify(session: Session, deadline: Deadline, *, for_move: bool = False
         return Found(session.state)
     leased = session.owner.lease is not None
     with nullcontext() if held else session.claimed("verify", for_move=for_move):
-        session.commit(knowledge.another_answered(session.record, seen))
+        session.commit(knowledge.denied(session.record, seen, session.capabilities))
         trigger = "contradicted" if denied else f"observed_{State.FAILED}"
         session.go(trigger, reason=denied or "a process answers in its place")
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ..core.capabilities import Capabilities
 from ..core.facts import Facts, Tag
 from ..core.observation import Observation
 from ..core.record import Record
 from ..core.states import State
+from ..core.verdicts import REQUESTS_RUN, Proved, Verdict
 from .identity import same_process
 
 
@@ -39,6 +41,20 @@ def contradiction(record: Record, seen: Observation) -> str | None:
     if left_as is not None:
         return f"its weights have the label {seen.weights_label!r}, and were left as {left_as!r}: externally modified"
     return None
+
+
+def requests_let_in(facts: Facts, capabilities: Capabilities, idle: Verdict) -> str | None:
+    """Why somebody else must have opened an engine that was left closed and idle; None where nothing says so.
+
+    No request reaches a closed engine. So one that runs in it came while it was open, and no call of ours opened it. An
+    engine that was silent, or is busy with something else than requests, says nothing of it. Neither does one that has
+    no admission of its own: requests reach it though nobody opened it.
+    """
+    if not capabilities.has_admission or facts.admission != "closed" or facts.running != 0:
+        return None
+    if isinstance(idle, Proved) or not idle.figures.get(REQUESTS_RUN):
+        return None
+    return f"requests run, and it was left idle and closed: externally modified ({idle.reason})"
 
 
 def _other_version(facts: Facts, seen: Observation) -> str | None:

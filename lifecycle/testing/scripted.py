@@ -25,7 +25,7 @@ from ..core.facts import Fact, Facts, Grade, PauseMode, Tag, TagSpec
 from ..core.observation import Observation, Probe
 from ..core.readings import Holder, Process, Reading
 from ..core.units import GIB
-from ..core.verdicts import Pending, Proved, Refuted, Unmeasurable, Verdict
+from ..core.verdicts import REQUESTS_RUN, Pending, Proved, Refuted, Unmeasurable, Verdict
 from . import planned
 from .acts import DONE, Act
 from .journal import Entry, Journal
@@ -311,7 +311,7 @@ class ScriptedAdapter:
     def _idle(self) -> Verdict:
         if self.engine.idle():
             return Proved(grade=Grade.REPORTED, reason="no request runs", figures={"cache_dropped": True})
-        return Pending(reason=f"{self.engine.running or 1} requests still run")
+        return Pending(reason=f"{self.engine.running or 1} requests still run", figures={REQUESTS_RUN: True})
 
     def _answer(self) -> Verdict:
         if self.engine.generate():

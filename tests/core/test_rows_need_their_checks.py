@@ -33,6 +33,7 @@ from lifecycle import (
 )
 from lifecycle.core.readings import Reading
 from lifecycle.engine import attempt
+from lifecycle.testing import LOST
 
 GIB = 1 << 30
 NO = Refuted(reason="spoiled by the test")
@@ -97,7 +98,7 @@ GUARDS: dict[str, tuple[Callable[[Engine, Patch], None], Command | None]] = {
     "derouted": (lambda engine, patch: patch(engine._session, "has_router", True), None),
     "mode_change_safe": (lambda engine, patch: believing(engine, paused_by="freeze"), None),
     "mode_drains": (lambda engine, patch: believing(engine, paused_by="freeze"), None),
-    "still_idle": (lambda engine, patch: patch(engine.adapter.engine, "running", 1), None),
+    "still_idle": (lambda engine, patch: engine.adapter.always("prove_idle", LOST), None),
     "memory_saver_enabled": (without_memory_saver, None),
     "hook_mode_safe": (lambda engine, patch: shown(patch, 0, hook_mode=NO), None),
     "tags_releasable": (lambda engine, patch: None, Release(frozenset({"kv"}), V1)),

@@ -18,7 +18,7 @@ from lifecycle import (
     State,
     TagSpec,
 )
-from lifecycle.testing import CUDA_GRAPH, KEPT_WEIGHTS, KV_CACHE, WEIGHTS
+from lifecycle.testing import CUDA_GRAPH, KEPT_WEIGHTS, KV_CACHE, LOST, WEIGHTS
 
 GIB = 1 << 30
 
@@ -359,11 +359,12 @@ async def test_kept_is_refused_where_the_engine_keeps_no_backup() -> None:
     assert sent(engine) == []
 
 
-async def test_an_engine_that_is_not_idle_any_more_is_not_released() -> None:
+async def test_an_engine_of_which_it_is_not_known_whether_it_is_idle_is_not_released() -> None:
     engine = await engine_in(State.DRAINED)
-    engine.adapter.engine.running = 1
+    engine.adapter.script("prove_idle", LOST)
     with pytest.raises(GuardRefused, match="kills the engine") as refused:
         await engine.release(weights=V1)
     assert list(refused.value.reasons) == ["still_idle"]
+    assert engine.facts.contents["weights"] is not None, "silence says nothing of its weights"
     assert engine.state is State.DRAINED
     assert engine.adapter.engine.alive

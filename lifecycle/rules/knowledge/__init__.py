@@ -12,7 +12,9 @@ What is known of an engine changes for five reasons, and each has its functions 
    does not, or was not asked any more, makes unknown what it was about.
 3. **The engine was observed** (`after_observation`). What it reports replaces what was known. Another boot voids all.
    Somebody else's act voids what it could have changed: who opens an engine may have restored its memory too, and who
-   closes it may have released it. What an earlier process knew of the mapping is only remembered.
+   closes it may have released it. So may who let requests into an engine that was closed and idle. What denies the
+   facts is taken in at once (`denied`, `let_in_by_others`): the next look may not show it again. What an earlier
+   process knew of the mapping is only remembered.
 4. **Bytes were measured** (`decided_by_bytes`, `read_at_rest`). After a barrier, and only where one answer fits, they
    decide. What they deny of a mapping that is only remembered or asserted is unknown.
 5. **A person asserts something** (`asserted`), graded lowest, so that the next proof measures it.
@@ -42,8 +44,10 @@ from .observed import (
     another_answered,
     barrier_returned,
     confirmed,
+    denied,
     first_seen,
     launched,
+    let_in_by_others,
     moved_by_others,
     routed,
     unknown,
@@ -65,6 +69,7 @@ __all__ = [
     "command_ended",
     "confirmed",
     "decided_by_bytes",
+    "denied",
     "ended",
     "expected_after",
     "first_seen",
@@ -72,6 +77,7 @@ __all__ = [
     "intent_over",
     "interrupted",
     "launched",
+    "let_in_by_others",
     "memory_is_unknown",
     "moved_by_others",
     "needs_intent",

@@ -57,6 +57,28 @@ def another_answered(record: Record, seen: Observation) -> Record:
     return identity.sighted(record, seen.boot)
 
 
+def denied(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known once an observation denied what was, before anything else is asked.
+
+    The next observation may deny it no more: who opened an engine may have closed it again by then. So what was seen of
+    the process that the facts are about is taken in. Of another process nothing is, but that it answered.
+    """
+    record = another_answered(record, seen)
+    if not identity.same_process(record.facts.boot, seen.boot):
+        return record
+    return _same_process(record, seen, capabilities)
+
+
+def let_in_by_others(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
+    """What is known once requests were found to run in an engine that was left closed and idle.
+
+    Somebody else opened it, and closed it again in whatever mode. Whoever did may have moved its memory and loaded
+    weights.
+    """
+    record = moved_by_others(denied(record, seen, capabilities), seen, capabilities)
+    return replace(record, facts=record.facts.doubt({Fact.RUNNING: None, Fact.PAUSED_BY: None}))
+
+
 def disputed(record: Record, seen: Observation, capabilities: Capabilities, why: str) -> Record:
     """What is known where two processes answer at the address: what was known of the one that the facts are about.
 
