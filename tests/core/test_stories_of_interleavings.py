@@ -43,8 +43,9 @@ async def test_what_was_seen_before_the_barrier_does_not_count_when_attaching() 
     await engine.drain()
     adapter.script("resume", HANG_LATE)
     resuming = asyncio.create_task(engine.resume())
-    while not any(line.startswith("resume") for line in sent(engine)):
+    for _ in range(100):
         await asyncio.sleep(0)
+    assert any(line.startswith("resume") for line in sent(engine))
     rows.killed = True
     another = await driver(adapter, rows).connect()
     resuming.cancel()

@@ -167,9 +167,9 @@ def walk(
 
 
 def follow(path: Sequence[int]) -> Choose:
-    """Chooses what a run chose before, and then what happens by itself."""
+    """Chooses what a run chose before, as far as there is so much to choose from; then what happens by itself."""
     left = list(reversed(path))
-    return lambda world, options: left.pop() if left else 0
+    return lambda world, options: min(left.pop(), len(options) - 1) if left else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from truth import Act, TrueEngine
 
 from lifecycle.core.calls import Call, Reply
+from lifecycle.core.observation import Observation
 from lifecycle.core.verdicts import Pending, Refuted
 
 #: The answer of an engine that does not answer.
@@ -98,8 +99,12 @@ SILENT = _answers("no answer", NOTHING)
 
 CALL: Sequence[Fate] = (REFUSED, REJECTED, LOST_BEFORE, LOST_AFTER, LATER)
 
+FOREIGN = Observation(boot="another-boot", alive=True, admission="open", running=1, sampled_at=0.0)
+
 #: By what is asked, or by the name of the call.
 FATES: dict[str, Sequence[Fate]] = {
+    "observe": (SILENT, _answers("another process answers", FOREIGN)),
+    "boot": (SILENT, _answers("another process answers", Observation(boot="another-boot", alive=True))),
     "release": (*CALL, FREES_NOTHING),
     "prove_idle": (SILENT, _answers("a request still runs", Pending(reason="1 requests still run"))),
     "answers": (SILENT, _answers("no token", Refuted(reason="it generated nothing"))),

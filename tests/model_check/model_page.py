@@ -24,7 +24,6 @@ def page(found: Sequence[Found], seconds: float, facts: Mapping[str, str]) -> st
     states, transitions = sum(each.states for each in found), sum(each.transitions for each in found)
     rows = {
         **facts,
-        "command": "`make model`",
         "result": f"{states:,} states, {transitions:,} transitions, violations {violations}, in {seconds:.0f} s",
     }
     parts = [_INTRO, "\n| | |\n|---|---|\n", *(f"| {name} | {value} |\n" for name, value in rows.items())]

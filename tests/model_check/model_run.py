@@ -98,7 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked.add_argument("--trace", type=Path, help="writes the shortest violation as a test")
     asked.add_argument("--page", type=Path, help="writes what came of all of them")
     given = asked.parse_args(arguments)
-    facts, began = where(), time.monotonic()
+    command = (
+        f"`python tests/model_check/model_run.py --short`, {given.jobs} at once" if given.short else "`make model`"
+    )
+    facts, began = {**where(), "command": command}, time.monotonic()
     found = all_walked(list(short() if given.short else long()), given.jobs, lambda each: print(each, flush=True))
     seconds = time.monotonic() - began
     for job, each in found.items():

@@ -11,7 +11,7 @@ from mutants import Patch, without
 from parts import TrueAdapter
 
 from lifecycle.core.facts import Basis, Fact, Facts, Grade
-from lifecycle.engine import call, reconcile
+from lifecycle.engine import call, gather, reconcile
 from lifecycle.engine.attempt import Attempt
 from lifecycle.engine.owner import Owner
 from lifecycle.engine.session import Session
@@ -72,6 +72,28 @@ def every_process_is_the_same(patch: Patch) -> None:
         if hasattr(module, "same_process"):
             patch(module, "same_process", lambda one, other: True)
     patch(identity, "compare", lambda one, other: "same")
+
+
+def one_look_is_enough(patch: Patch) -> None:
+    """Whoever answered last is the engine: one look at another process says that the first has ended."""
+    for module in (identity, reconcile):
+        patch(module, "needs_confirming", lambda record, seen: False)
+    patch(identity, "dispute", lambda record, seen: None)
+
+
+def no_look_in_a_release(patch: Patch) -> None:
+    """Where the memory cannot be read between two calls, whoever answers is taken for the engine."""
+    patch(gather, "other_process", lambda facts, seen: None)
+
+
+def closed_after_a_resume(patch: Patch) -> None:
+    """An engine that was acknowledged to be open, answers nobody and is closed, is as it was before."""
+    others_acted = observed._others_acted
+
+    def explained(facts: Facts, seen: Any) -> bool:
+        return others_acted(facts, seen) and not (facts.admission is None and seen.admission == "closed")
+
+    patch(observed, "_others_acted", explained)
 
 
 def a_restart_is_not_seen(patch: Patch) -> None:
@@ -147,13 +169,23 @@ PUT_BACK: dict[str, PutBack] = {
         mutants.others_change_nothing, "somebody else acts", ""
     ),
     "identity: a new process counts as the old one": PutBack(every_process_is_the_same, "engines end", ""),
+    "identity, A-x-A: one answer of another process is a restart": PutBack(
+        one_look_is_enough, "faults of calls", "says of e0", budget=2
+    ),
+    "identity: a look between two calls of a release is not compared": PutBack(
+        no_look_in_a_release, "engines end", "is not drained"
+    ),
+    "an outside actor: who closed it after its resume": PutBack(closed_after_a_resume, "somebody else acts", "e0"),
     "identity: the boot is not asked": PutBack(a_restart_is_not_seen, "engines end", ""),
     "a crash between call and record: no intent": PutBack(nothing_is_intended, "a driver is killed", ""),
-    "a late effect: no barrier": PutBack(no_barrier, "a driver is killed", ""),
+    "a late effect of a driver that was killed: no barrier": PutBack(no_barrier, "a driver is killed", ""),
+    "a late effect of a cancelled call: no barrier": PutBack(no_barrier, "a caller gives up", ""),
     "a late effect: what was seen before the barrier counts": PutBack(
         attached_before_the_barrier, "a driver is killed", "says of e0"
     ),
-    "a repeated call: what a lost one did is not doubted": PutBack(a_lost_call_is_repeated, "faults of calls", "twice"),
+    "a repeated call: what a lost one did is not doubted": PutBack(
+        a_lost_call_is_repeated, "faults of calls", "was not released"
+    ),
     "memory: the proofs of a release ask nothing": PutBack(
         mutants.memory_always_returned, "faults of calls", "next tenant"
     ),
