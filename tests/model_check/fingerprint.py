@@ -18,7 +18,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from clockwork import BEGIN_S, WALL_S, Apart
@@ -59,6 +59,18 @@ class _Changes(Exception):
 
 
 def _text_of(value: Any) -> _Value | None:
+    try:
+        return _text_of_equal(value)
+    except TypeError:  # it cannot be hashed
+        return _new_text_of(value)
+
+
+@lru_cache(maxsize=100_000)
+def _text_of_equal(value: Any) -> _Value | None:
+    return _new_text_of(value)
+
+
+def _new_text_of(value: Any) -> _Value | None:
     instants: list[float] = []
 
     def text(part: Any) -> str:
@@ -190,7 +202,9 @@ class Fingerprint:
 
     def unordered(self, value: Any) -> None:
         """A set: in an order that the contents give."""
-        if all(isinstance(each, _PLAIN) for each in value):
+        if len(value) < 2:
+            self.sequence(value)
+        elif all(isinstance(each, _PLAIN) for each in value):
             self.sequence(sorted(value, key=repr))
         else:
             alone = lambda each: Fingerprint(self._now_s, self._wall_s, self._values).of(each)  # noqa: E731

@@ -45,6 +45,11 @@ KNOWN = (
         r"a dead end, though what is seen fits one truth: failed: no state: whether kv_cache is mapped",
         "somebody else releases",
     ),
+    Known(
+        "of tags of one size it is not told which one a call without an answer moved, though the other is known",
+        r"a dead end, though what is seen fits one truth: failed: .* which fits kv_cache released or weights released",
+        "was not answered in time",
+    ),
 )
 
 

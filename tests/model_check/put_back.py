@@ -76,9 +76,11 @@ def every_process_is_the_same(patch: Patch) -> None:
 
 def one_look_is_enough(patch: Patch) -> None:
     """Whoever answered last is the engine: one look at another process says that the first has ended."""
-    for module in (identity, reconcile):
-        patch(module, "needs_confirming", lambda record, seen: False)
-    patch(identity, "dispute", lambda record, seen: None)
+
+    async def believes(session: Session, seen: Any, deadline: Any, *, looks: int) -> Any:
+        return seen
+
+    patch(reconcile, "_confirmed_alone", believes)
 
 
 def no_look_in_a_release(patch: Patch) -> None:
@@ -170,7 +172,7 @@ PUT_BACK: dict[str, PutBack] = {
     ),
     "identity: a new process counts as the old one": PutBack(every_process_is_the_same, "engines end", ""),
     "identity, A-x-A: one answer of another process is a restart": PutBack(
-        one_look_is_enough, "faults of calls", "says of e0", budget=2
+        one_look_is_enough, "faults of calls", "says of e0"
     ),
     "identity: a look between two calls of a release is not compared": PutBack(
         no_look_in_a_release, "engines end", "is not drained"

@@ -220,4 +220,5 @@ FOUND_IN: dict[str, tuple[str, ...]] = {
     KNOWN[1].name: ("somebody else acts", "a second look"),
     KNOWN[2].name: ("somebody else acts", "a second look"),
     KNOWN[3].name: ("somebody else acts",),
+    KNOWN[4].name: ("tags of one size: a driver is killed",),
 }
