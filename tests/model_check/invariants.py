@@ -9,7 +9,8 @@ held against it all the same. Nothing else is excused.
 - What a driver says of an engine (its state, `memory_is_free`) is so.
 - The next tenant is let in where no engine holds memory, and never on a reading from before the offload.
 - No two drivers are inside a command of one engine.
-- No participant of an offload is released before all are drained (`parts.Host.sends`).
+- No participant of an offload is released before all are drained (`parts.Host.sends`), as far as that was known when
+  the phase began: inside a phase no engine waits for another.
 - The request of an engine's client runs, is parked or waits at the gate, for as long as the process lives.
 - A command ends within its deadline. One that is given up before anything was sent leaves the engine where it was.
 """
@@ -62,8 +63,7 @@ def _false(world: World, who: str, engine: Engine) -> str | None:
     wrong = claims_falsely(engine, truth.engines[engine.name])
     if wrong is None:
         return None
-    shown = [*truth.shown_to(who, engine.name), *([] if finding is None else [finding.before])]
-    return wrong if all(claims_falsely(engine, each) for each in shown if each is not None) else None
+    return wrong if all(claims_falsely(engine, each) for each in truth.claimable(who, engine.name)) else None
 
 
 def claims_falsely(engine: Engine, model: TrueEngine) -> str | None:

@@ -236,6 +236,12 @@ class Truth:
         """What the engine may be, as far as this driver was shown it."""
         return self.twins.get((who, engine), [self.engines[engine]])
 
+    def claimable(self, who: str, engine: str) -> list[TrueEngine]:
+        """What the engine may be as far as this driver is held to it: as shown, or as before while it is finding out."""
+        finding = self.finding_out(who, engine)
+        before = None if finding is None else finding.before
+        return [*self.shown_to(who, engine), *([] if before is None else [before])]
+
     def standing(self) -> list[Any]:
         """Everything that a later step can depend on."""
         twins = {f"{who} {engine}": [each.standing() for each in all_] for (who, engine), all_ in self.twins.items()}
