@@ -21,21 +21,25 @@ a further driver brings home what lives.
 def page(found: Sequence[Found], seconds: float, facts: Mapping[str, str]) -> str:
     """The whole page."""
     violations = sum(sum(each.counts.values()) for each in found)
+    known = sum(sum(each.known.values()) for each in found)
     states, transitions = sum(each.states for each in found), sum(each.transitions for each in found)
     rows = {
         **facts,
-        "result": f"{states:,} states, {transitions:,} transitions, violations {violations}, in {seconds:.0f} s",
+        "result": f"{states:,} states, {transitions:,} transitions, violations {violations}, "
+        f"instances of the {len(KNOWN)} known faults below {known}, in {seconds:.0f} s",
     }
     parts = [_INTRO, "\n| | |\n|---|---|\n", *(f"| {name} | {value} |\n" for name, value in rows.items())]
-    parts += ["\n## Scenarios\n\n| scenario | walked | states | transitions | depth | runs | s | violations |\n"]
-    parts += ["|---|---|---:|---:|---:|---:|---:|---:|\n", *map(_row, found)]
+    parts += [
+        "\n## Scenarios\n\n| scenario | walked | states | transitions | depth | runs | s | violations | known |\n"
+    ]
+    parts += ["|---|---|---:|---:|---:|---:|---:|---:|---:|\n", *map(_row, found)]
     return "".join([*parts, *_violations(found), *_dead_ends(found), *_known(found)])
 
 
 def _row(each: Found) -> str:
     walked = "to the end" if each.complete else "to its bound"
     figures = f"{each.states:,} | {each.transitions:,} | {each.depth} | {each.runs:,} | {each.seconds:.0f}"
-    return f"| {each.name} | {walked} | {figures} | {sum(each.counts.values())} |\n"
+    return f"| {each.name} | {walked} | {figures} | {sum(each.counts.values())} | {sum(each.known.values())} |\n"
 
 
 def _violations(found: Sequence[Found]) -> list[str]:

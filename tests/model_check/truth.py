@@ -237,7 +237,7 @@ class Truth:
         return self.twins.get((who, engine), [self.engines[engine]])
 
     def claimable(self, who: str, engine: str) -> list[TrueEngine]:
-        """What the engine may be as far as this driver is held to it: as shown, or as before while it is finding out."""
+        """What the engine may be, as far as this driver is held to it: as it was before while it is finding out."""
         finding = self.finding_out(who, engine)
         before = None if finding is None else finding.before
         return [*self.shown_to(who, engine), *([] if before is None else [before])]
