@@ -50,7 +50,7 @@ def short() -> Iterator[Job]:
 
 def long() -> Iterator[Job]:
     """Two engines too; and with a bound, three engines, and one engine with two deviations."""
-    yield from (Job(2, 1, key, 300.0) for key in all_of(2, 1))
+    yield from (Job(2, 1, key, 500.0) for key in all_of(2, 1))
     yield from short()
     yield from (Job(3, 1, key, 60.0, bounded=True) for key in ("faults of calls", "a driver is killed"))
     yield from (Job(1, 2, key, 60.0, bounded=True) for key in ("faults of calls", "two drivers"))

@@ -318,6 +318,7 @@ class Host(Apart):
         if call.name != "release" or who not in self.offloading:
             return
         for name, model in self.world.truth.engines.items():
-            shown = self.world.truth.claimable(who, name)
+            truth = self.world.truth
+            shown = truth.shown_to(who, name) if name == engine else truth.claimable(who, name)
             if model.alive and all(each.alive and not each.idle_and_closed() for each in shown):
                 self.world.wrong.append(f"{who} releases {engine}, and {name} is not drained")
