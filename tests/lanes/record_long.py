@@ -32,7 +32,7 @@ import faults_page as faults
 
 ROOT = Path(__file__).parents[2]
 PAGE = Path("docs/measured/long.md")
-WRITTEN = (PAGE.name, "faults.md")
+WRITTEN = (PAGE.name, "faults.md", "model.md")
 PACKAGES = ("hypothesis", "pytest", "transitions", "anyio", "aiohttp")
 MACHINE_LINE = re.compile(r"(\w+): \d+ rules, (\d+) examples, (\d+) rules run")
 COUNT_LINE = re.compile(r"\s*(.+): (\d+)")

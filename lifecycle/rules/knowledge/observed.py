@@ -108,8 +108,9 @@ def _others_acted(facts: Facts, seen: Observation) -> bool:
 
     Who closed an open engine may have released its memory, and who opened a closed one may have restored it, with any
     weights. Where it is not known how a call of ours left the admission, that call explains it, unless memory is
-    unmapped: no call of ours opens an engine then. Requests that run in a closed engine that was idle came while
-    somebody had it open. Who moved one tag may have loaded weights into another.
+    unmapped: no call of ours opens an engine then. A call that was acknowledged to open it does not explain that it is
+    closed, though it answered nobody. Requests that run in a closed engine that was idle came while somebody had it
+    open. Who moved one tag may have loaded weights into another.
     """
     if facts.admission == "closed" and facts.running == 0 and seen.running:
         return True
@@ -117,7 +118,9 @@ def _others_acted(facts: Facts, seen: Observation) -> bool:
         return True
     if seen.admission is None or seen.admission == facts.admission:
         return False
-    return facts.admission is not None or (seen.admission == "open" and bool(facts.unmapped()))
+    if facts.admission is None and seen.admission == "closed":
+        return facts.paused_by is None and Fact.PAUSED_BY in facts.basis
+    return facts.admission is not None or bool(facts.unmapped())
 
 
 def _moved(facts: Facts, released: Collection[Tag]) -> bool:

@@ -1,0 +1,119 @@
+"""`make model`: walks every scenario to its bound, and prints a line for each: states, transitions, depth, violations.
+
+Each scenario runs in a process of its own, as many at once as there are cores (`--jobs`). `--trace FILE` writes the
+shortest violation as a test that repeats it, `--page FILE` what came of all (docs/measured/model.md). Exit code 1:
+something was violated, or a scenario that is to be walked to its end was not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "lanes")]
+
+from explore import Found, walk  # noqa: E402 - the folders of tests are no packages
+from model_page import page  # noqa: E402
+from record_long import where  # noqa: E402
+from scenarios import all_of  # noqa: E402
+from story import as_test  # noqa: E402
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One scenario. `bounded`: it need not come to its end in its time."""
+
+    engines: int
+    budget: int
+    key: str
+    limit_s: float
+    bounded: bool = False
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """How the page orders them."""
+        return self.engines, self.budget
+
+
+def short() -> Iterator[Job]:
+    """One engine, one deviation: to the end."""
+    yield from (Job(1, 1, key, 120.0) for key in all_of(1, 1))
+
+
+def long() -> Iterator[Job]:
+    """Two engines too; and with a bound, three engines, and one engine with two deviations."""
+    yield from (Job(2, 1, key, 500.0) for key in all_of(2, 1))
+    yield from short()
+    yield from (Job(3, 1, key, 60.0, bounded=True) for key in ("faults of calls", "a driver is killed"))
+    yield from (Job(1, 2, key, 60.0, bounded=True) for key in ("faults of calls", "two drivers"))
+
+
+def walked(job: Job) -> Found:
+    """One scenario, walked."""
+    logging.disable(logging.CRITICAL)
+    return walk(all_of(job.engines, job.budget)[job.key], limit_s=job.limit_s)
+
+
+def all_walked(jobs: Sequence[Job], workers: int, tell: Callable[[Found], None]) -> dict[Job, Found]:
+    """What came of each."""
+    found: dict[Job, Found] = {}
+    with ProcessPoolExecutor(max_workers=workers) as pool:
+        work = {pool.submit(walked, job): job for job in jobs}
+        for done in as_completed(work):
+            found[work[done]] = done.result()
+            tell(done.result())
+    return found
+
+
+def failed(job: Job, found: Found) -> bool:
+    """Whether something was violated, or the scenario was to come to its end and did not."""
+    return bool(found.broken) or not (found.complete or job.bounded)
+
+
+def write_trace(found: dict[Job, Found], file: Path) -> bool:
+    """The shortest violation, or else the shortest instance of a known fault, as a test; whether there was one."""
+    broken = [(job, each) for job, came in found.items() for each in came.broken.values()]
+    known = [(job, each) for job, came in found.items() for each in came.stories.values()]
+    for traces in (broken, known):
+        if traces:
+            job, shortest = min(traces, key=lambda trace: len(trace[1].path))
+            file.write_text(as_test(shortest, found[job].name, job.engines, job.budget, job.key))
+            return True
+    return False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Walks all of them."""
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("--short", action="store_true", help="one engine, one deviation")
+    asked.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="how many at once")
+    asked.add_argument("--trace", type=Path, help="writes the shortest violation as a test")
+    asked.add_argument("--page", type=Path, help="writes what came of all of them")
+    given = asked.parse_args(arguments)
+    command = (
+        f"`python tests/model_check/model_run.py --short`, {given.jobs} at once" if given.short else "`make model`"
+    )
+    facts, began = {**where(), "command": command}, time.monotonic()
+    found = all_walked(list(short() if given.short else long()), given.jobs, lambda each: print(each, flush=True))
+    seconds = time.monotonic() - began
+    for job, each in found.items():
+        for broken in each.broken.values() if failed(job, each) else ():
+            print(f"\n{each.name}: {broken}")
+    if given.trace is not None:
+        print(f"written: {given.trace}" if write_trace(found, given.trace) else "there is no trace to write")
+    if given.page is not None:
+        ordered = [found[job] for job in sorted(found, key=lambda job: job.order)]
+        given.page.write_text(page(ordered, seconds, facts))
+    return int(any(failed(job, each) for job, each in found.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
