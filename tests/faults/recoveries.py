@@ -75,10 +75,10 @@ class Matrix:
         except AssertionError as error:
             outcome.problem = str(error)
         for name, process in zip(NAMES, before, strict=True):
-            if process.returncode is not None and (hit is None or name != NAMES[hit]) and name not in outcome.refused:
+            if process.returncode is not None and (hit is None or name != NAMES[hit]):
                 outcome.killed.append(name)
                 outcome.problem += f"\n{name} was killed: {process.returncode}"
-        if outcome.problem:
+        if outcome.problem or outcome.refused or len(set(outcome.versions)) > 1:
             self._begin_anew()
         return outcome
 
@@ -225,8 +225,6 @@ class Matrix:
         if self.kind != "Kept":  # that names no version
             assert wanted <= {None, version}, f"they are to serve {outcome.wanted}, and serve {serving}"
         self._serving = version
-        if outcome.refused or len(set(outcome.versions)) > 1:
-            self._begin_anew()
 
 
 async def attached(urls: Sequence[str], policy: Policy) -> Fleet:
