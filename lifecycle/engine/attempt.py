@@ -159,15 +159,11 @@ class Attempt:
         denied = contradiction(record, seen)
         other = other_process(record.facts, seen)
         let_in = None if other else requests_let_in(record.facts, capabilities, evidence.idle)
-        restored = knowledge.restored_by_others(record, evidence.residual, capabilities, self.session.policy)
-        if denied is None and let_in is None and restored is None:
+        if denied is None and let_in is None:
             return
         taken_in = knowledge.denied if let_in is None else knowledge.let_in_by_others
-        record = taken_in(record, seen, capabilities)
-        if restored is not None and other is None:
-            record = knowledge.memory_is_unknown(record, capabilities)
-        self.session.commit(record)
-        error = Unreachable(denied or let_in or restored or "", **self._about)
+        self.session.commit(taken_in(record, seen, capabilities))
+        error = Unreachable(denied or let_in or "", **self._about)
         self._fail_collective(error)
         raise await reconcile_failed(self.session, error, self.deadline, self.command, trigger="contradicted")
 

@@ -9,10 +9,9 @@ import pytest
 from rig import V1, engine_in, sent
 
 from lifecycle import Engine, OperationFailed, State
-from lifecycle.core.facts import TagSpec
 from lifecycle.core.record import Record
 from lifecycle.core.verdicts import Unmeasurable
-from lifecycle.testing import HANG_LATE, KV_CACHE, QUICK, WEIGHTS, Act, ScriptedAdapter
+from lifecycle.testing import HANG_LATE, QUICK, Act, ScriptedAdapter
 from lifecycle.testing.model import ScriptedEngine
 
 
@@ -88,17 +87,3 @@ async def test_a_release_ends_where_a_look_between_its_calls_finds_another_proce
         await engine.release(weights=V1)
     assert [call for call in sent(engine) if call.startswith("release")] == ["release(kv_cache)"]
     assert adapter.engine.alive
-
-
-@pytest.mark.parametrize("tag", [WEIGHTS, KV_CACHE])
-async def test_a_tag_that_somebody_restored_after_the_release_is_not_restored_again(tag: TagSpec) -> None:
-    """It would end an engine like SGLang. The reading before the call shows that its bytes are back."""
-    engine = await engine_in(State.RELEASED)
-    engine.adapter.engine.apply("restore", {"tags": [tag.name]})
-    engine.adapter.journal.clear()
-    with pytest.raises(OperationFailed, match=f"{tag.name} holds .*externally modified"):
-        await engine.restore_weights()
-    assert not any(line.startswith("restore") for line in sent(engine))
-    assert engine.state is (State.WEIGHTS_RESTORED if tag is WEIGHTS else State.RELEASED)
-    assert not engine.memory_is_free
-    assert engine.facts.mapped == {WEIGHTS.name: tag is WEIGHTS, KV_CACHE.name: tag is KV_CACHE}
