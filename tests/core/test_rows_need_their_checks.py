@@ -31,7 +31,6 @@ from lifecycle import (
     State,
     UpdateWeights,
 )
-from lifecycle.core.frozen import FrozenMap
 from lifecycle.core.readings import Reading
 from lifecycle.engine import attempt
 from lifecycle.testing import LOST
@@ -82,11 +81,8 @@ def without_memory_saver(engine: Engine, patch: Patch) -> None:
 
 
 def only_remembering(engine: Engine, patch: Patch) -> None:
-    """Its mapping is only remembered, and all that it holds is resident, or nothing where all should be.
-
-    No release of it was proved: that what it gave back is resident again would say that somebody else restored it.
-    """
-    put(engine, facts=engine.facts.learn({Fact.MAPPED: {}}, Grade.ASSERTED, cause="remembered"), conditions=FrozenMap())
+    """Its mapping is only remembered, and all that it holds is resident, or nothing where all should be."""
+    put(engine, facts=engine.facts.learn({Fact.MAPPED: {}}, Grade.ASSERTED, cause="remembered"))
     held_gib = 12 if engine.facts.unmapped() else 0
     engine.adapter.probe.always = Reading({"gpu-0": held_gib * GIB}, (), "a test")
 

@@ -182,14 +182,16 @@ class Matrix:
             if through_released:
                 for name, each in (await fleet.recover(to="released", weights=source)).items():
                     assert fleet[name].memory_is_free, f"{name} is not released: {each}"
-            for name, each in (await fleet.recover(to="serving")).items():
+            recovered = await fleet.recover(to="serving")
+            why = "; ".join(f"{name}: {each}" for name, each in recovered.items())
+            for name, each in recovered.items():
                 if name == gone:
                     assert each.state is State.GONE, f"{name} was killed, and is {each}"
                 elif each.state is State.FAILED:
                     refused[name] = each.reason
                 elif self.kind == "Pushed" and each.state is not State.SERVING:
                     assert TRAINER in each.reason, f"{name} is {each}"
-                    assert each.state is State.RELEASED, f"{name} is {each}"
+                    assert each.state is State.RELEASED, f"{name} is not released ({why})"
                     pushed.append(name)
                 else:
                     assert each.state is State.SERVING, f"{name} is {each}"

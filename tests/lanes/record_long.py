@@ -64,6 +64,7 @@ LANES = (
         {"LIFECYCLE_TEST_LONG": "1"},
         runs=1,
     ),
+    Lane("the explorer", ("tests/model_check", "-m", "slow"), {"LIFECYCLE_TEST_LONG": "1"}, runs=1),
     Lane("two pipelines take turns", ("tests/faults/test_taking_turns.py",), {"LIFECYCLE_TEST_LONG": "1"}, runs=1),
     Lane("cycles with random faults", ("tests/faults/test_random_faults.py",), {"LIFECYCLE_TEST_LONG": "1"}, runs=1),
     Lane("properties of a fleet", (PROPERTIES, "-k", "fleets and length"), {"LIFECYCLE_EXAMPLES": "1500"}, runs=6),

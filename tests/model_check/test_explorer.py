@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,7 @@ def _broken() -> Any:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.skipif("LIFECYCLE_TEST_LONG" not in os.environ, reason="make long: alone in a process")
 @pytest.mark.parametrize("name", all_of(1, 1))
 def test_one_engine_with_one_deviation(name: str, report: Callable[[str], None]) -> None:
     found = walk(all_of(1, 1)[name], limit_s=500.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,12 @@ from explore import follow, repeated, walk
 from put_back import PUT_BACK, PutBack
 from scenarios import all_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.changes_the_table, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.changes_the_table,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif("LIFECYCLE_TEST_LONG" not in os.environ, reason="make long: alone in a process"),
+]
 
 
 @pytest.mark.parametrize("name", PUT_BACK)
