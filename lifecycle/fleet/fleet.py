@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Self, get_args
 
@@ -331,7 +332,10 @@ class Fleet:
             return await recovered(lost if engines is None else self._named(engines), limit_s)
         if to not in get_args(RecoverTo):
             raise ConfigurationError(f"recover(to={to!r}): one of {', '.join(get_args(RecoverTo))}")
-        moves: dict[State, Moves] = {State.SERVING: self.onload, State.RELEASED: self.offload}
+        # Where some fail to be released the others are not brought back: they are to be released too.
+        policy = replace(self.policy, on_failure="hold") if self.policy.on_failure == "restore" else self.policy
+        held = Fleet(self.engines, groups=self.groups, router=self.router, policy=policy)
+        moves: dict[State, Moves] = {State.SERVING: self.onload, State.RELEASED: held.offload}
         return await brought(self.participants(engines), self.engines, State(to), moves, weights, limit_s, deadline_s)
 
     # who takes part

@@ -2,7 +2,7 @@
 
 What a driver left in the middle is finished by another: it finds out where each engine is, and then moves those that
 are in a state of the ring, each from where it was found. One that is gone, or of which a fact stays unknown, is left
-out, and its reason says why. So is one that the move would only refuse, and what fails on the way fails for it alone.
+out, and its reason says why. So is one that the move refuses, and what fails on the way fails for it alone.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ async def brought(
     """Where each engine is once those that can have been moved to this state; why not, where one is not.
 
     One that cannot serve before the trainer has pushed is released, unless `weights` names others. Without those, an
-    engine of which no version is known that it is to serve is to serve that of its `fleet`. `limit_s` bounds finding
-    out, `deadline_s` each phase of a move.
+    engine of which no version is known that it is to serve is to serve that of its `fleet`. `moves` brings nobody back
+    where some fail. `limit_s` bounds finding out, `deadline_s` each phase of a move.
     """
     lost = [engine for engine in engines if engine.state in UNCLAIMED or engine.quarantined is not None]
     found = await recovered(lost, limit_s)
@@ -72,15 +72,26 @@ async def brought(
 async def _moved(
     move: Moves, weights: Source | None, engines: Sequence[Engine], deadline_s: float | None
 ) -> dict[str, LifecycleError]:
-    """These engines were moved. Returns why, by name, where one was not."""
-    try:
-        if engines:
-            await move(weights=weights, engines=engines, deadline_s=deadline_s)
-    except FleetError as error:
-        return {each.engine: each for each in error.exceptions if isinstance(each, LifecycleError)}
-    except LifecycleError as error:  # one of them is not to be had, and none was touched
-        return {engine.name: error for engine in engines}
-    return {}
+    """These engines were moved, each that can be: the move is made again without those that fail in it or are refused.
+
+    Returns why, by name, where one was not.
+    """
+    why: dict[str, LifecycleError] = {}
+    going = list(engines)
+    while going:
+        try:
+            await move(weights=weights, engines=going, deadline_s=deadline_s)
+            break
+        except FleetError as error:
+            failed = {each.engine: each for each in error.exceptions if isinstance(each, LifecycleError)}
+        except LifecycleError as error:  # another driver or move has one of them, and none was touched
+            return why | {engine.name: error for engine in going}
+        why = failed | why
+        left = [engine for engine in going if engine.name not in failed]
+        if len(left) == len(going):
+            break
+        going = left
+    return why
 
 
 async def _at_the_version_of(

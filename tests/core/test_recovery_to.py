@@ -117,6 +117,53 @@ async def test_one_that_cannot_give_its_memory_back_says_why() -> None:
     assert "release" in found["pushed"].reason
 
 
+async def test_one_that_cannot_give_its_memory_back_keeps_no_other_from_it() -> None:
+    fleet, journal = await fleet_of("stuck", "pushed")
+
+    async def push(engines: Sequence[Engine], version: str) -> None:
+        raise AssertionError("nobody pushes here")
+
+    await fleet.offload(weights=Pushed(push, "v2"))
+    await fleet.restore_weights()
+    fleet["stuck"].adapter.always("release", REJECTED)
+    journal.clear()
+    found = await fleet.recover(to="serving")
+    assert "release" in found["stuck"].reason
+    assert found["pushed"].state is State.RELEASED, found["pushed"]
+    assert "only the trainer can make that" in found["pushed"].reason
+    assert not any("restore" in str(call) for call in journal.calls("pushed"))
+
+
+@pytest.mark.parametrize("call", ["pause", "release"])
+async def test_one_that_cannot_be_released_keeps_no_other_from_it(call: str) -> None:
+    fleet, journal = await fleet_of("stuck", "serves", "paused")
+    await fleet["paused"].pause()
+    fleet["stuck"].adapter.always(call, REJECTED)
+    journal.clear()
+    found = await fleet.recover(to="released", weights=V1)
+    assert call in found["stuck"].reason
+    assert [name for name, each in found.items() if each.state is State.RELEASED] == ["serves", "paused"]
+    assert all(fleet[name].memory_is_free for name in ("serves", "paused"))
+    assert [str(each) for each in journal.calls("serves") if "restore" in str(each) or "resume" in str(each)] == []
+
+
+async def test_one_that_must_not_be_released_keeps_no_other_from_it() -> None:
+    fleet, _ = await fleet_of("a", "b")
+    await fleet.offload(weights=V1, engines=["b"])
+    await fleet.onload(engines=["b"])
+    found = await fleet.recover(to="released")
+    assert "weights_recoverable" in found["a"].reason
+    assert found["b"].state is State.RELEASED
+
+
+async def test_one_that_serves_other_weights_keeps_no_other_from_serving() -> None:
+    fleet, _ = await fleet_of("serves", "released")
+    await fleet.offload(weights=V1, engines=["released"])
+    found = await fleet.recover(to="serving", weights=V1)
+    assert "it serves other weights" in found["serves"].reason
+    assert found["released"].state is State.SERVING
+
+
 async def test_what_fails_on_the_way_fails_for_it_alone() -> None:
     fleet, _ = await fleet_of("a", "b")
     await fleet.offload(weights=V1)
