@@ -155,15 +155,18 @@ class Attempt:
 
     async def _deny(self, evidence: Evidence) -> None:
         """What contradicts the facts is taken in, and ends the command."""
-        record, seen, capabilities = self.session.record, evidence.observed, self.session.capabilities
-        denied = contradiction(record, seen)
-        other = other_process(record.facts, seen)
-        let_in = None if other else requests_let_in(record.facts, capabilities, evidence.idle)
-        if denied is None and let_in is None:
+        session, seen = self.session, evidence.observed
+        record, capabilities = session.record, session.capabilities
+        denied, let_in, moved = contradiction(record, seen), None, None
+        if other_process(record.facts, seen) is None:
+            let_in = requests_let_in(record.facts, capabilities, evidence.idle)
+            moved = knowledge.moved_unseen(record, seen, evidence.residual, capabilities, session.policy)
+        if denied is None and let_in is None and moved is None:
             return
         taken_in = knowledge.denied if let_in is None else knowledge.let_in_by_others
-        self.session.commit(taken_in(record, seen, capabilities))
-        error = Unreachable(denied or let_in or "", **self._about)
+        record = taken_in(record, seen, capabilities)
+        session.commit(record if moved is None else knowledge.memory_is_unknown(record, capabilities))
+        error = Unreachable(denied or let_in or moved or "", **self._about)
         self._fail_collective(error)
         raise await reconcile_failed(self.session, error, self.deadline, self.command, trigger="contradicted")
 

@@ -34,6 +34,7 @@ from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
 from ..nodes.clock import set_since_s
 from ..rules import knowledge, mapping
+from ..rules.contradiction import contradiction
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
 from ..rules.identity import IDENTITY, compare, is_contested, needs_confirming, same_process, two_answer
 from .call import send
@@ -101,6 +102,8 @@ async def attach(
     step = await _decided(session, deadline, may_close=False)
     state, reason = (step.state, "attached") if isinstance(step, Enter) else (State.FAILED, step.reason)
     reading = await residual(session, deadline_s=deadline.left_s) if reads else None
+    if isinstance(reading, Reading) and await _was_moved(session, reading, deadline):
+        return await attach(session, deadline, known_here=known_here, reads=reads)  # nothing that was seen counts
     if state is not State.RELEASED:  # what was kept of it was about a release
         session.commit(session.record.with_condition("memory_returned", None))
     record = _with_reading(session, state, reading)
@@ -111,6 +114,15 @@ async def attach(
         return await attach(session, deadline, known_here=known_here, reads=reads)  # it counts, as if kept before
     session.commit(record, Edge(f"observed_{state}", reason=reason), save="no")
     return reading
+
+
+async def _was_moved(session: Session, reading: Reading, deadline: Deadline) -> bool:
+    """Whether somebody else acted on the engine since it was observed, where what is resident is not what it holds."""
+    record, capabilities = session.record, session.capabilities
+    if mapping.denied_by_bytes(record, reading, capabilities, session.policy) is None:
+        return False
+    again = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
+    return again.boot is not None and contradiction(record, again) is not None
 
 
 async def _met(session: Session, seen: Observation, kept: Record | None, deadline: Deadline) -> Record:

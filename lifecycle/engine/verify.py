@@ -14,6 +14,7 @@ import asyncio
 from contextlib import nullcontext
 
 from ..core.deadline import Deadline
+from ..core.observation import Observation
 from ..core.readings import Reading
 from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
@@ -47,7 +48,7 @@ async def verify(session: Session, deadline: Deadline, *, for_move: bool = False
     if not free or session.record is not known:
         return Found(session.state)
     if reading is not None:
-        denied = _read_at_rest(session, reading)
+        denied = _read_at_rest(session, seen, reading)
     if denied is None and not answers_again:
         return Found(session.state)
     leased = session.owner.lease is not None
@@ -62,10 +63,10 @@ async def verify(session: Session, deadline: Deadline, *, for_move: bool = False
                 session.rest(keep=session.owner.sent and session.state is not State.SERVING)
 
 
-def _read_at_rest(session: Session, reading: Reading | Unmeasurable) -> str | None:
+def _read_at_rest(session: Session, seen: Observation, reading: Reading | Unmeasurable) -> str | None:
     """What is resident was taken in; how it denies what is believed, if it does."""
     record, capabilities, policy = session.record, session.capabilities, session.policy
-    denied = knowledge.restored_by_others(record, reading, capabilities, policy)
+    denied = knowledge.moved_unseen(record, seen, reading, capabilities, policy)
     if denied is None:
         session.commit(knowledge.read_at_rest(record, reading, capabilities, policy))
     else:

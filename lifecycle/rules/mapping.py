@@ -23,7 +23,7 @@ from itertools import combinations
 
 from ..core.calls import Call
 from ..core.capabilities import Capabilities
-from ..core.facts import Fact, Facts, Tag
+from ..core.facts import Fact, Facts, Grade, Tag
 from ..core.policy import Policy
 from ..core.readings import Reading
 from ..core.record import Calibration, Record, UncertainCall
@@ -171,17 +171,34 @@ def unmapped_choices(
 
 
 def mapping_from_resident_bytes(
-    facts: Facts, reading: Reading, capabilities: Capabilities, calibration: Calibration, policy: Policy
+    facts: Facts,
+    reading: Reading,
+    capabilities: Capabilities,
+    calibration: Calibration,
+    policy: Policy,
+    call: UncertainCall | None = None,
 ) -> Mapping[Tag, bool]:
     """The mapping of every tag, told from how much is resident, where only one choice of mapped tags fits.
 
-    What is known stays: the bytes of a tag that is known to be unmapped may be resident all the same.
+    What is known stays: the bytes of a tag that is known to be unmapped may be resident all the same, unless they were
+    measured to go before the `call` in doubt.
     """
-    fitting = unmapped_choices(facts, reading, capabilities, calibration, policy)
     known = {tag: mapped for tag, mapped in facts.mapped.items() if mapped is not None}
+    gone = _measured_to_be_gone(call) & facts.unmapped()
+    fitting = [
+        choice
+        for choice in unmapped_choices(facts, reading, capabilities, calibration, policy)
+        if gone <= choice and not any(known.get(tag) for tag in choice)
+    ]
     if len(fitting) != 1 or any(mapped is (tag in fitting[0]) for tag, mapped in known.items()):
         return {}
     return {tag: tag not in fitting[0] for tag in facts.mapped}
+
+
+def _measured_to_be_gone(call: UncertainCall | None) -> Choice:
+    """The tags whose bytes were measured to be gone when the command of this call began."""
+    basis = None if call is None else call.at_start.basis.get(Fact.MAPPED)
+    return call.at_start.unmapped() if call and basis and basis.grade is Grade.MEASURED else frozenset()
 
 
 def as_when_met(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> bool:
@@ -208,13 +225,11 @@ def denied_by_bytes(record: Record, reading: Reading, capabilities: Capabilities
     """
     facts, calibration = record.facts, record.calibration
     level = _Level(tuple(facts.mapped), reading, capabilities, calibration, policy)
-    unmapped = facts.unmapped()
-    if None in facts.mapped.values():
-        return None
-    if not _may_hold(level, unmapped):
-        held = mib(level.size(frozenset(level.tags) - unmapped) or 0)
+    unmapped, mapped = facts.unmapped(), frozenset(tag for tag, each in facts.mapped.items() if each)
+    if not _may_hold(level, frozenset(level.tags) - mapped):
+        held = mib(level.size(mapped) or 0)
         return f"{mib(reading.resident_bytes)} are resident, and its mapped tags hold {held}"
-    if taken_as_launched(record) or not believed_only(record):
+    if None in facts.mapped.values() or taken_as_launched(record) or not believed_only(record):
         return None
     fitting = unmapped_choices(facts, reading, capabilities, calibration, policy) or _level_fits(level)
     borne_out = [choice for choice in fitting if choice == unmapped or (choice < unmapped and not _seen_to_go(record))]
@@ -222,6 +237,47 @@ def denied_by_bytes(record: Record, reading: Reading, capabilities: Capabilities
         return None
     found = " or ".join(sorted(map(_in_words, fitting)))
     return f"{mib(reading.resident_bytes)} are resident, which is what it holds with {found}"
+
+
+def released_since_mapped(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> str | None:
+    """How what is resident shows that somebody else released a mapped tag, in words; None where it does not.
+
+    It denies the mapping, and as much as a tag holds is gone since every tag was mapped, beside what is unmapped. An
+    engine that never held as much as its tags are said to is none such.
+    """
+    denied = denied_by_bytes(record, reading, capabilities, policy)
+    level = _Level(tuple(record.facts.mapped), reading, capabilities, record.calibration, policy)
+    full, released = level.full, level.size(record.facts.unmapped())
+    if denied is None or full is None or released is None:
+        return None
+    gone = max(level.missing(full)) - released
+    a_tag = (1 - SLACK) * (level.least or visible_bytes(policy, full))
+    return f"{denied}: externally modified" if gone >= a_tag else None
+
+
+def restored_in_release(context: Context, after: Reading) -> bool:
+    """Whether somebody else restored tags that were seen to go with a call of this release: nothing of ours does.
+
+    As much more is resident at its end than would be had all gone, as only a choice with such a tag in it holds.
+    """
+    before, gone = context.baseline.residual, frozenset[Tag]()
+    if not isinstance(before, Reading):
+        return False
+
+    def size(tags: frozenset[Tag]) -> int:
+        return context.share_bytes(tags, before) or 0
+
+    level = before
+    for tags, reading in context.readings_per_call:
+        if not isinstance(reading, Reading) or freed_everywhere(level, reading) < (1 - SLACK) * size(tags):
+            break
+        level, gone = reading, gone | tags
+    sizes = {frozenset(choice): size(frozenset(choice)) for choice in _choices(sorted(context.targets))}
+    least = min((sizes[frozenset({tag})] for tag in context.targets), default=0)
+    more = freed_everywhere(after, level) + sizes[context.targets - gone]
+    fitting = [choice for choice, held in sizes.items() if abs(held - more) <= SLACK * least]
+    seen = least >= visible_bytes(context.policy, before)
+    return seen and bool(fitting) and all(choice & gone for choice in fitting)
 
 
 def _seen_to_go(record: Record) -> bool:
@@ -300,16 +356,18 @@ def _may_hold(level: _Level, unmapped: Choice) -> bool:
 
 
 def _without_hidden(level: _Level, fitting: tuple[Choice, ...], least: int) -> tuple[Choice, ...]:
-    """The choices; any where none is missing, and yet too little for every tag is resident: growth hides a release.
+    """The choices; any where none is missing, and yet too little or too much for every tag is resident.
 
-    Too little is what is short of the base, which a proved release left, with every tag mapped beside it.
+    Growth hides a release. Too little is what is short of the base, which a proved release left, with every tag mapped
+    beside it; too much is as much as all tags more than it held with them.
     """
-    base, needed = level.base, level.size(frozenset(level.tags))
-    if frozenset() in fitting and base is not None and needed is not None:
-        lacking = [held + needed - level.reading.devices[device] for device, held in base.devices.items()]
-        if max(lacking) >= (1 - SLACK) * least:
-            return tuple(level.choices())
-    return fitting
+    base, full, needed = level.base, level.full, level.size(frozenset(level.tags))
+    if frozenset() not in fitting or full is None or needed is None:
+        return fitting
+    held = {} if base is None else base.devices
+    lacking = [before + needed - level.reading.devices[device] for device, before in held.items()]
+    hidden = max(lacking, default=0) >= (1 - SLACK) * least or min(level.missing(full)) <= (SLACK - 1) * needed
+    return tuple(level.choices()) if hidden else fitting
 
 
 def _level_fits(level: _Level) -> tuple[Choice, ...]:

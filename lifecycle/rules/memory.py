@@ -263,17 +263,33 @@ def returned_still(
 
 
 def come_back(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> str | None:
-    """How much more is resident than after a proved release, where that is what a released tag held; else None."""
-    at_release = _at_release(record)
+    """How much more is resident than was left unmapped, where that is what an unmapped tag held; else None.
+
+    After a proved release any growth by as much counts. Once some of the tags were restored, an engine also grows by
+    what it loads them with: then only what is as much as unmapped tags hold does.
+    """
+    at_release, at_most = _at_release(record), None
+    if at_release is None:
+        at_release, at_most = _with_what_is_restored(record, reading, capabilities), 1 + SLACK
     if at_release is None:
         return None
     grown, visible = reading.resident_bytes - at_release, visible_bytes(policy, reading)
     for tag in sorted(record.facts.unmapped()):
         share = share_bytes(frozenset({tag}), reading, capabilities, record.calibration.bytes_by_tags)
-        if share is not None and share >= visible and grown >= (1 - SLACK) * share:
+        if share is None or share < visible or grown < (1 - SLACK) * share:
+            continue
+        if at_most is None or grown <= at_most * share:
             held = f"{mib(grown)} more are resident than after its release, and {tag} holds {mib(share)}"
             return f"{held}: externally modified"
     return None
+
+
+def _with_what_is_restored(record: Record, reading: Reading, capabilities: Capabilities) -> int | None:
+    """What was left when every tag was proved to be released, with those that are mapped again; None: not known."""
+    base, mapped = record.calibration.reading_all_released, record.facts.mapped
+    back = frozenset(tag for tag, each in mapped.items() if each)
+    share = share_bytes(back, reading, capabilities, record.calibration.bytes_by_tags) if back else None
+    return None if base is None or share is None or None in mapped.values() else base.resident_bytes + share
 
 
 def _at_release(record: Record) -> int | None:

@@ -123,7 +123,7 @@ async def test_without_a_row_an_engine_that_was_opened_while_released_is_not_ope
     AnotherDriver(process).resume()
     async with Fleet.connect([url(process)], policy=policy, lease=None) as fleet:
         (engine,) = fleet
-        with pytest.raises(Exception, match=r"mapping_borne_out|refused before anything was sent"):
+        with pytest.raises(Exception, match=r"mapping_borne_out|externally modified|refused before anything was sent"):
             await fleet.offload(weights=step_1)
         assert alive(process), "a release of what is released kills it"
         assert (await engine.recover()).state in (State.RELEASED, State.FAILED)

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 from rig import V1, V2, engine_in, fleet_of, new_engine, serving
 
-from lifecycle import ConfigurationError, Engine, FleetError, GuardRefused, Policy, Pushed, State, TagSpec
+from lifecycle import (
+    ConfigurationError,
+    Engine,
+    FleetError,
+    GuardRefused,
+    OperationFailed,
+    Policy,
+    Pushed,
+    State,
+    TagSpec,
+)
 from lifecycle.core.record import Record
 from lifecycle.store.sqlite import Store
 from lifecycle.testing.acts import HANG_LATE, REJECTED
@@ -118,22 +128,24 @@ async def test_a_lost_call_is_in_doubt_for_the_next_process_too(tmp_path: Path) 
     assert "barrier" in {entry.kind for entry in second.adapter.journal}, "it was asked before anything was believed"
 
 
-async def test_a_process_that_was_overtaken_sends_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("back", [False, True], ids=["in its release", "and once it was back"])
+async def test_a_process_that_was_overtaken_sends_nothing(tmp_path: Path, back: bool) -> None:
     first = await remembering(tmp_path / "engines").connect()
     await first.pause()
     await first.drain()
     second = remembering(tmp_path / "engines", beside=first)
     await second.connect()
     await second.release(weights=V1)
-    with pytest.raises(GuardRefused, match=r"mapping_borne_out: .* its mapped tags hold"):
-        await first.release(weights=V1)
-    assert first.state is State.DRAINED
-    await second.restore_weights()
-    await second.update_weights(V1)
-    await second.restore_kv()
-    with pytest.raises(GuardRefused, match="another process moved"):
-        await first.release(weights=V1)
-    assert first.state is State.DRAINED
+    if back:
+        await second.restore_weights()
+        await second.update_weights(V1)
+        await second.restore_kv()
+        with pytest.raises(GuardRefused, match="another process moved"):
+            await first.release(weights=V1)
+    else:
+        with pytest.raises(OperationFailed, match=r"its mapped tags hold .*: externally modified.* to released"):
+            await first.release(weights=V1)
+    assert first.state is (State.DRAINED if back else State.RELEASED)
     assert first.adapter.engine.deaths == []
 
 

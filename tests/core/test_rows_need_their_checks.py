@@ -81,8 +81,13 @@ def without_memory_saver(engine: Engine, patch: Patch) -> None:
 
 
 def only_remembering(engine: Engine, patch: Patch) -> None:
-    """Its mapping is only remembered, and all that it holds is resident, or nothing where all should be."""
-    put(engine, facts=engine.facts.learn({Fact.MAPPED: {}}, Grade.ASSERTED, cause="remembered"))
+    """Its mapping is only remembered, and all that it holds is resident, or nothing where all should be.
+
+    What it held before was not read: bytes that went since would say that somebody else acted, before any guard.
+    """
+    calibration = replace(engine.record.calibration, reading_all_mapped=None, reading_all_released=None)
+    facts = engine.facts.learn({Fact.MAPPED: {}}, Grade.ASSERTED, cause="remembered")
+    put(engine, facts=facts, calibration=calibration, conditions={})
     held_gib = 12 if engine.facts.unmapped() else 0
     engine.adapter.probe.always = Reading({"gpu-0": held_gib * GIB}, (), "a test")
 

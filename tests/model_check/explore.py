@@ -17,7 +17,7 @@ from dead_ends import DeadEnd, DeadEnds
 from known import known_as
 from world import Option, Pruned, Violation, World
 
-from lifecycle.engine import owner
+from lifecycle.engine import owner, processes
 from lifecycle.testing import model
 
 Choose = Callable[[World, Sequence[Option]], int]
@@ -185,12 +185,12 @@ class Outcome:
 
 def repeated(scenario: Scenario, choose: Choose) -> Outcome:
     """One run."""
-    numbers = itertools.count(1)
+    numbers, world = itertools.count(1), World(choose, scenario.check, budget=scenario.budget)
     with (
         mock.patch.object(owner, "uuid4", side_effect=lambda: UUID(int=next(numbers))),
         mock.patch.object(model, "_PIDS", itertools.count(1000, 100)),
+        mock.patch.object(processes, "ended", lambda these, **how: world.host.have_ended(these, **how)),
     ):
-        world = World(choose, scenario.check, budget=scenario.budget)
         try:
             return Outcome(dead_ends=world.loop.run(scenario.play(world)) or ())
         except Pruned:

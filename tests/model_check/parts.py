@@ -18,7 +18,7 @@ from lifecycle.core.calls import Call, Reply
 from lifecycle.core.capabilities import Capabilities
 from lifecycle.core.commands import Command
 from lifecycle.core.encoding import decode, encode
-from lifecycle.core.errors import ConfigurationError
+from lifecycle.core.errors import NothingListens
 from lifecycle.core.facts import Fact, Facts
 from lifecycle.core.lease import Driver, Lease, LeasedEngine, LeaseUse
 from lifecycle.core.observation import Observation, Probe
@@ -89,7 +89,7 @@ class TrueAdapter(ScriptedAdapter):
     async def connect(self, *, deadline_s: float) -> Capabilities:
         """What the engine can do."""
         if not await self.told("connect", lambda model: model.alive, deadline_s, False):
-            raise ConfigurationError(f"{self.url}: nothing listens there")
+            raise NothingListens(f"{self.url}: nothing listens there")
         return self.capabilities
 
     async def send(self, call: Call, *, deadline_s: float) -> Reply:
@@ -151,8 +151,8 @@ class TrueAdapter(ScriptedAdapter):
         return answered is not None
 
     async def processes(self) -> tuple[Process, ...]:
-        """The root process of the ranks."""
-        return (Process("scripted", self.true.pid, float(self.true.pid)),)
+        """The root process of the ranks, on a host whose agent is the truth (`Host.have_ended`)."""
+        return (Process("scripted", self.true.pid, float(self.true.pid), agent="the truth"),)
 
 
 @lru_cache(maxsize=10_000)
@@ -287,6 +287,11 @@ class Host(Apart):
             for name in self.world.truth.engines
         ]
         return self.known[who]
+
+    async def have_ended(self, processes: Sequence[Process], *, deadline_s: float) -> bool:
+        """Whether none of these is that of an engine that lives."""
+        alive = {model.pid for model in self.world.truth.engines.values() if model.alive}
+        return alive.isdisjoint(process.pid for process in processes)
 
     def living(self) -> list[tuple[str, Engine]]:
         """The engines of each driver that lives, as it knows them."""

@@ -38,7 +38,7 @@ from .calls import (
     not_closed,
 )
 from .kept import attached, ended, interrupted, seen_again, used_by_others
-from .measured import decided_by_bytes, memory_is_unknown, read_at_rest, restored_by_others
+from .measured import decided_by_bytes, memory_is_unknown, moved_unseen, read_at_rest
 from .observed import (
     after_observation,
     another_answered,
@@ -80,10 +80,10 @@ __all__ = [
     "let_in_by_others",
     "memory_is_unknown",
     "moved_by_others",
+    "moved_unseen",
     "needs_intent",
     "not_closed",
     "read_at_rest",
-    "restored_by_others",
     "routed",
     "seen_again",
     "unknown",

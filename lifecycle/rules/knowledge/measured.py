@@ -28,7 +28,7 @@ def decided_by_bytes(record: Record, reading: Reading, capabilities: Capabilitie
 
     Where a call is in doubt the bytes that moved since it was sent decide, and with them everything that the call would
     have changed. Where they do not, or no call is in doubt, what is resident decides, as it does of an engine that is
-    met. A mapping that is only believed is unknown where bytes deny it.
+    met. A mapping is unknown where bytes deny it.
     """
     record = _unless_denied(record, reading, capabilities, policy)
     if believed_only(record):  # it is borne out now, and is asked again when something hangs on it
@@ -38,15 +38,13 @@ def decided_by_bytes(record: Record, reading: Reading, capabilities: Capabilitie
     if call is not None:
         decided = mapping.mapping_from_freed_bytes(facts, call, reading, capabilities, calibration, policy)
     if not decided:
-        decided = mapping.mapping_from_resident_bytes(facts, reading, capabilities, calibration, policy)
+        decided = mapping.mapping_from_resident_bytes(facts, reading, capabilities, calibration, policy, call)
     facts = facts.learn({Fact.MAPPED: decided}, Grade.MEASURED, cause="residual") if decided else facts
     return replace(record, facts=facts if call is None else _call_decided(facts, call))
 
 
 def _unless_denied(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> Record:
-    """The record; after somebody else's act where it only believes a mapping that what is resident denies."""
-    if not believed_only(record):
-        return record
+    """The record; after somebody else's act where what is resident denies the mapping, as far as that is known."""
     denied = mapping.denied_by_bytes(record, reading, capabilities, policy)
     return record if denied is None else moved_by_others(record, _NOTHING_REPORTED, capabilities)
 
@@ -82,13 +80,24 @@ def _returned_since_mapped(
     return memory_returned(Context(Release(), record, capabilities, policy, unmapped, evidence=now, baseline=before))
 
 
-def restored_by_others(
-    record: Record, reading: Reading | Unmeasurable, capabilities: Capabilities, policy: Policy
+def moved_unseen(
+    record: Record,
+    seen: Observation,
+    reading: Reading | Unmeasurable | None,
+    capabilities: Capabilities,
+    policy: Policy,
 ) -> str | None:
-    """How what is resident shows that somebody else restored a released engine, in words; None where it does not."""
-    if record.state is not State.RELEASED or not isinstance(reading, Reading):
+    """How what is resident shows that somebody else restored a tag, or released one, in words; None where it does not.
+
+    Of an engine that says itself which tags are released nothing is told from bytes: its process may hold others. That
+    a tag is not there is not told where the policy takes the mapping as asserted.
+    """
+    if seen.released_tags is not None or not isinstance(reading, Reading):
         return None
-    return memory.come_back(record, reading, capabilities, policy)
+    back = memory.come_back(record, reading, capabilities, policy)
+    if back is not None or policy.least_grade("mapping_borne_out") is Grade.ASSERTED:
+        return back
+    return mapping.released_since_mapped(record, reading, capabilities, policy)
 
 
 def memory_is_unknown(record: Record, capabilities: Capabilities) -> Record:

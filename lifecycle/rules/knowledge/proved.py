@@ -12,6 +12,7 @@ from ...core.readings import Reading
 from ...core.record import Record
 from ...core.verdicts import Proved, Refuted, Verdict, on_deadline
 from ..evidence import Context
+from ..mapping import restored_in_release
 from ..proofs import Proof
 from .calls import uncertain_call
 from .observed import moved_by_others
@@ -54,7 +55,8 @@ def after_refuted(
 ) -> Record:
     """What is known once some proofs of a row, those in `failed`, did not come to hold in time.
 
-    An engine that is open after it was closed, though no call of ours opened it, was opened by somebody else.
+    An engine that is open after it was closed, though no call of ours opened it, was opened by somebody else. One that
+    holds again what was seen to go with a call of this release had it restored by somebody else.
     """
     facts = record.facts
     tags = dict.fromkeys(context.targets or facts.mapped)
@@ -71,9 +73,16 @@ def after_refuted(
             facts = facts.doubt({Fact.MAPPED: dict.fromkeys(verdict.denied), Fact.CONTENTS: dict.fromkeys(weights)})
     record, seen = replace(record, facts=facts), context.evidence.observed
     opened = seen.admission == "open" and context.facts.admission == "closed"
-    if opened and not isinstance(context.command, Pause | Resume):
-        return moved_by_others(record, seen, context.capabilities)
-    return record
+    opened = opened and not isinstance(context.command, Pause | Resume)
+    moved = opened or _undone(context)
+    return moved_by_others(record, seen, context.capabilities) if moved else record
+
+
+def _undone(context: Context) -> bool:
+    """Whether somebody else restored what a release gave back, before its proofs were asked."""
+    evidence, after = context.evidence, context.evidence.residual
+    says = evidence.observed.released_tags is not None
+    return not says and isinstance(after, Reading) and restored_in_release(context, after)
 
 
 def _unless_all(verdict: Verdict, failed: frozenset[str], elapsed_s: float) -> Verdict:
