@@ -2,7 +2,8 @@
 
 0. **claim**, before this class is made: the row was looked up and the engine marked busy, without an await.
 1. **ask**: the fresh evidence that the row's guards need, and the baseline of its proofs. What contradicts the facts
-   ends the command here, and the engine is reconciled. A cancellation here leaves everything as it was.
+   ends the command here, and the engine is reconciled. A cancellation here leaves everything as it was. Engines that
+   are released together wait for each other here.
 2. **fire**: the guards, on that evidence, and the transient state. It is saved first: what is about to be sent cannot
    be repeated, and must not be forgotten if this process ends. A refusal has sent nothing and changed nothing.
 3. **send** each call of the plan in turn. What is known is known per call: half a release is known as half a release.
@@ -38,7 +39,7 @@ from ..rules.checksums import by_model_role
 from ..rules.contradiction import contradiction, other_process, requests_let_in
 from ..rules.desired import desired_unless_touched, set_desired, was_loaded
 from ..rules.evidence import Context, Evidence, EvidenceKind, believed_only, targets
-from ..rules.machine import Refusals
+from ..rules.machine import Refusals, refusals
 from ..rules.mapping import since_call_before
 from ..rules.memory import learned_from_release
 from ..rules.proofs import unread_by
@@ -53,6 +54,12 @@ from .preempt import preemptible
 from .push import Pushes, close_cancelled, closing_call
 from .reconcile import reconcile_failed
 from .session import Edge, NotSaved, Session
+
+#: The guard of a release with others: all of them are ready.
+ALL_READY = "all_ready"
+
+#: Seconds after which what was asked before the others were ready is asked again.
+ASKED_BEFORE_S = 1.0
 
 _log = logging.getLogger("lifecycle")
 
@@ -89,7 +96,7 @@ class Attempt:
     async def _steps(self) -> Transition:
         try:
             with self.session.tenancy.until_begun():
-                context = await self._ask()
+                context = await self._ready(await self._ask())
                 self._fire(context)
         except (OperationFailed, GuardRefused) as error:
             self._fail_collective(error)
@@ -191,6 +198,23 @@ class Attempt:
         weights = acted_on & capabilities.stage("weights")
         kept = [tag for tag in weights if capabilities.spec(tag).on_release == "kept"]
         return isinstance(self.command, Release) and bool(kept)
+
+    async def _ready(self, context: Context) -> Context:
+        """All that are released with this engine are ready for it too; GuardRefused where one is not.
+
+        None is told anything before, so that what keeps one leaves all of them as they are. What was asked before
+        others took their time is asked again.
+        """
+        if self.collective is None or not isinstance(self.command, Release) or refusals(self.row.guards, context):
+            return context
+        waiting = Deadline(self.deadline.work_s)
+        try:
+            async with asyncio.timeout(waiting.total_s):
+                await self.collective.arrive(self.session.name)
+        except (CollectiveFailed, TimeoutError) as error:
+            why = str(error) or f"the others are not ready in {waiting.total_s:.1f} s"
+            raise GuardRefused({ALL_READY: why}, **self._about) from error
+        return await self._ask() if waiting.elapsed_s > ASKED_BEFORE_S else context
 
     # 2. fire
 

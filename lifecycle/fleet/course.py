@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
-from ..core.commands import Command, UpdateWeights
-from ..core.errors import FleetError
+from ..core.commands import Command, Release, UpdateWeights
+from ..core.errors import FleetError, GuardRefused
 from ..core.sources import Pushed
 from ..core.transition import Transition
-from ..engine.collective import Collective
+from ..engine.collective import Collective, CollectiveFailed
 from ..engine.engine import Engine
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one engine in one phase."""
+    """What became of one engine in one phase: a transition, an error, or neither where another one kept it from it."""
 
     engine: Engine
     command: Command | None = None
@@ -54,32 +54,45 @@ class Course:
         return FleetError.of(f"{len(lost)} of {len(lost) + len(succeeded)} engines", [*errors, *more], succeeded)
 
 
-async def at_once(commands: Sequence[tuple[Engine, Command]], deadline_s: float | None = None) -> list[Outcome]:
+async def at_once(
+    commands: Sequence[tuple[Engine, Command]], deadline_s: float | None = None, *, each_by_itself: bool = False
+) -> list[Outcome]:
     """Every command has ended, all having run at once; results stand in the order given. A cancellation reaches all.
 
-    Updates from the same push take part in one collective.
+    Updates from the same push take part in one collective, and so do releases, unless each goes `each_by_itself`: what
+    keeps one keeps all from it.
     """
-    collectives = _collectives(commands)
+    collectives = {} if each_by_itself else _collectives(commands)
 
     async def one(engine: Engine, command: Command) -> Outcome:
-        collective = collectives.get(id(command.source)) if isinstance(command, UpdateWeights) else None
+        collective = collectives.get(_together(command))
         try:
             done = await engine.execute(command, deadline_s=deadline_s, for_move=True, collective=collective)
             return Outcome(engine, command, done)
         except Exception as error:
             if collective is not None:
                 collective.fail(error, who=engine.name)  # also where it was refused before it arrived
-            return Outcome(engine, command, error=error)
+            kept_by_another = isinstance(error, GuardRefused) and isinstance(error.__cause__, CollectiveFailed)
+            return Outcome(engine, command, error=None if kept_by_another else error)
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(engine, command)) for engine, command in commands]
     return [task.result() for task in tasks]
 
 
-def _collectives(commands: Sequence[tuple[Engine, Command]]) -> dict[int, Collective]:
-    """A collective for each push among the commands, by the identity of its source."""
-    parties: dict[int, tuple[Pushed, list[Engine]]] = {}
+def _together(command: Command) -> Hashable:
+    """Equal for commands that are carried out together or not at all; None where one is by itself."""
+    if isinstance(command, UpdateWeights) and isinstance(command.source, Pushed):
+        return id(command.source)
+    return Release.name if isinstance(command, Release) else None
+
+
+def _collectives(commands: Sequence[tuple[Engine, Command]]) -> dict[Hashable, Collective]:
+    """A collective for each push among the commands, by the identity of its source, and one for all releases."""
+    parties: dict[Hashable, tuple[Pushed | None, list[Engine]]] = {}
     for engine, command in commands:
-        if isinstance(command, UpdateWeights) and isinstance(command.source, Pushed):
-            parties.setdefault(id(command.source), (command.source, []))[1].append(engine)
+        key, source = _together(command), command.source if isinstance(command, UpdateWeights) else None
+        if key is not None:
+            pushed = source if isinstance(source, Pushed) else None
+            parties.setdefault(key, (pushed, []))[1].append(engine)
     return {key: Collective(source, engines) for key, (source, engines) in parties.items()}

@@ -5,9 +5,10 @@
              -> RestoreKV -> Resume -> open the router
 
 A phase gives every participant its next command, all at once, and ends when all have ended: no participant is released
-before all are drained. Groups drain in waves (`drain_after`). The planner is asked anew in every phase, so an engine
-that is already there, or was found elsewhere, gets the command that it needs and no other. What can be refused without
-sending anything is refused first (`preflight`).
+before all are drained, and none is sent a release before the guards of all have passed. Groups drain in waves
+(`drain_after`). The planner is asked anew in every phase, so an engine that is already there, or was found elsewhere,
+gets the command that it needs and no other. What can be refused without sending anything is refused first
+(`preflight`).
 
 Before that, the engines that are believed to be there already are looked at: those that are released before an offload,
 those that serve before an onload. What is found otherwise is planned for as it was found. An offload whose other
@@ -335,7 +336,8 @@ class Move:
         """What they may still hold is given back; where that fails too it keeps its devices, and its state says so."""
         able = [outcome for outcome in lost if Release.name in allowed(outcome.engine.state)]
         commands = [(outcome.engine, Release(None, outcome.engine.desired.source)) for outcome in able]
-        for outcome, again in zip(able, await at_once(commands, self._deadline_s), strict=True):
+        released = await at_once(commands, self._deadline_s, each_by_itself=True)
+        for outcome, again in zip(able, released, strict=True):
             if isinstance(outcome.error, OperationFailed):
                 note = ", where it was released again" if again.error is None else f"; released again: {again.error}"
                 outcome.error.settle(outcome.engine.state, note)

@@ -141,11 +141,16 @@ def a_driver_that_lost_its_lease(entries: Entries) -> Entries:
 
 def a_release_beside_one_that_is_not_idle(entries: Entries) -> Entries:
     """One of the two is drained only once the other's release has begun."""
-    index = at(entries, is_drained, skip=1)
-    late = entries[index]
-    rest = [entry for entry in without(entries, index) if entry.driver != late.driver or entry.number is None]
-    begins = at(rest, lambda event: isinstance(event, StateEntered) and event.dest is State.RELEASING)
+    releases = [entry for entry in entries if _is_releasing(entry.event)]
+    last = releases[-1].driver
+    (index,) = (place for place, entry in enumerate(entries) if is_drained(entry.event) and entry.driver == last)
+    late, rest = entries[index], without(entries, index)
+    begins = at(rest, _is_releasing)
     return [*rest[: begins + 1], late, *rest[begins + 1 :]]
+
+
+def _is_releasing(event: Any) -> bool:
+    return isinstance(event, StateEntered) and event.dest is State.RELEASING
 
 
 def one_left_behind_beside_the_others(entries: Entries) -> Entries:

@@ -9,8 +9,8 @@ held against it all the same. Nothing else is excused.
 - What a driver says of an engine (its state, `memory_is_free`) is so.
 - The next tenant is let in where no engine holds memory, and never on a reading from before the offload.
 - No two drivers are inside a command of one engine.
-- No participant of an offload is released before all are drained (`parts.Host.sends`), as far as that was known when
-  the phase began: inside a phase no engine waits for another.
+- No participant of an offload is sent the first call of its release before all are drained, as far as the driver was
+  shown them (`parts.Host.sends`). What is found of one once the releases have begun keeps no other from going on.
 - The request of an engine's client runs, is parked or waits at the gate, for as long as the process lives.
 - A command ends within its deadline. One that is given up before anything was sent leaves the engine where it was.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -223,6 +224,14 @@ class Holder:
                 self._table.free(Driver(row.lease.token, row.lease.who), row.engine)
 
 
+@dataclass(slots=True)
+class Offloading:
+    """Of an offload under way: the engines whose memory was read since it began, and those whose release has begun."""
+
+    read: set[str] = field(default_factory=set)
+    releasing: set[str] = field(default_factory=set)
+
+
 class Commands(Observer):
     """Notes since when a command is under way, and whether one that was given up left the engine where it was."""
 
@@ -265,8 +274,8 @@ class Host(Apart):
         self.begun: dict[tuple[str, str], float] = {}
         #: The state in which a command began under which nothing was sent yet.
         self.unsent: dict[tuple[str, str], State] = {}
-        #: The drivers that are in an offload, and the engines whose memory each has read since it began.
-        self.offloading: dict[str, set[str]] = {}
+        #: The drivers that are in an offload.
+        self.offloading: dict[str, Offloading] = {}
         world.roots += [self.rows.rows, self.table._rows, self.begun, self.unsent, self.offloading]
 
     def engines(self, who: str, *, own_store: bool = False) -> list[Engine]:
@@ -314,17 +323,17 @@ class Host(Apart):
     def reads(self, who: str, engine: str) -> None:
         """A driver was told what is resident."""
         if who in self.offloading:
-            self.offloading[who].add(engine)
+            self.offloading[who].read.add(engine)
 
     def sends(self, who: str, engine: str, call: Call) -> None:
         """A driver sends a call: no participant of an offload is released before all are drained."""
         self.unsent.pop((who, engine), None)
         if call.name == "release":
             self.world.truth.releases(who, engine, call.args["tags"])
-        if call.name != "release" or who not in self.offloading:
+        if call.name != "release" or who not in self.offloading or engine in self.offloading[who].releasing:
             return
+        self.offloading[who].releasing.add(engine)
         for name, model in self.world.truth.engines.items():
-            truth = self.world.truth
-            shown = truth.shown_to(who, name) if name == engine else truth.claimable(who, name)
+            shown = self.world.truth.shown_to(who, name)
             if model.alive and all(each.alive and not each.idle_and_closed() for each in shown):
                 self.world.wrong.append(f"{who} releases {engine}, and {name} is not drained")

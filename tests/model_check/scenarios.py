@@ -12,7 +12,7 @@ from typing import Any
 from dead_ends import DeadEnd
 from explore import Scenario
 from invariants import check, hand_over
-from parts import DEADLINE_S, Host
+from parts import DEADLINE_S, Host, Offloading
 from truth import TrueEngine
 from world import Deed, Violation, World
 
@@ -39,10 +39,10 @@ Deeds = Callable[[Host], dict[str, Deed]]
 
 async def offload(host: Host, who: str, fleet: Fleet) -> None:
     """The memory of every engine is the trainer's."""
-    host.offloading[who] = set()
+    host.offloading[who] = Offloading()
     try:
         await fleet.offload(weights=V1, deadline_s=DEADLINE_S)
-        hand_over(host.world, who, host.offloading[who])
+        hand_over(host.world, who, host.offloading[who].read)
     finally:
         del host.offloading[who]
 
