@@ -36,6 +36,7 @@ from ..nodes.clock import set_since_s
 from ..rules import knowledge, mapping
 from ..rules.contradiction import contradiction
 from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
+from ..rules.evidence import taken_as_launched
 from ..rules.identity import IDENTITY, compare, is_contested, needs_confirming, same_process, two_answer
 from .call import send
 from .gather import EVERYTHING, residual, residual_again
@@ -117,10 +118,15 @@ async def attach(
 
 
 async def _was_moved(session: Session, reading: Reading, deadline: Deadline) -> bool:
-    """Whether somebody else acted on the engine since it was observed, where what is resident is not what it holds."""
+    """Whether somebody else moved memory of the engine since it was looked at: what is resident is not what it holds.
+
+    Of a process that is taken to be as it launched the sizes may be wrong: of that an observation must say so too.
+    """
     record, capabilities = session.record, session.capabilities
     if mapping.denied_by_bytes(record, reading, capabilities, session.policy) is None:
         return False
+    if not taken_as_launched(record):
+        return True
     again = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
     return again.boot is not None and contradiction(record, again) is not None
 
