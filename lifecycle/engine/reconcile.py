@@ -44,6 +44,9 @@ from .processes import ENDING_S, with_processes
 from .push import closing_call
 from .session import Edge, Session
 
+#: Why an engine that was gone is so no more: it was not seen to be gone.
+NOT_GONE = "a process may be there in its place"
+
 #: Further looks that must see the same process where another one answers than before. Of a load balancer that chooses
 #: one of two at random, so many agree once in 4096 times.
 CONFIRMING_LOOKS = 12
@@ -122,13 +125,12 @@ async def _was_moved(session: Session, reading: Reading, deadline: Deadline) -> 
 
     Of a process that is taken to be as it launched the sizes may be wrong: of that an observation must say so too.
     """
-    record, capabilities = session.record, session.capabilities
-    if mapping.denied_by_bytes(record, reading, capabilities, session.policy) is None:
+    record = session.record
+    if mapping.denied_by_bytes(record, reading, session.capabilities, session.policy) is None:
         return False
-    if not taken_as_launched(record):
-        return True
     again = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
-    return again.boot is not None and contradiction(record, again) is not None
+    others = again.boot is not None and contradiction(record, again) is not None
+    return others or not taken_as_launched(record)
 
 
 async def _met(session: Session, seen: Observation, kept: Record | None, deadline: Deadline) -> Record:
@@ -239,8 +241,8 @@ async def _found(session: Session, deadline: Deadline, must_close: bool) -> Foun
         reason = seen.detail or "its process is gone"
         session.commit(gone, Edge(f"observed_{State.GONE}", reason=reason))
         return Found(session.state, reason)
-    if session.state is State.GONE and seen.boot is not None:
-        session.go(f"observed_{State.FAILED}", reason="a process answers in its place")
+    if session.state is State.GONE:
+        session.go(f"observed_{State.FAILED}", reason=NOT_GONE)
     if seen.boot is None:
         return Found(session.state, f"it does not answer{f' ({seen.detail})' if seen.detail else ''}")
     if not settled:

@@ -4,6 +4,8 @@ Whoever else has the engine's address may have acted since it was observed last,
 nothing that others rely on is older than that: an offload verifies the engines that are released already before it says
 that their memory is free, and an onload those that serve before it leaves them alone.
 
+One that was gone is so still where nothing but that is seen: silence may be a process that was started again.
+
 Boot, admission, requests and tags are observed. Of a released engine what is resident is read too: `memory_returned`
 is judged by that, and where as much has come back as a tag holds, somebody restored it. What is denied is reconciled.
 """
@@ -21,7 +23,7 @@ from ..core.verdicts import Unmeasurable
 from ..rules import knowledge
 from ..rules.contradiction import contradiction
 from .gather import EVERYTHING, residual
-from .reconcile import Found, reconcile
+from .reconcile import NOT_GONE, Found, reconcile
 from .session import Session
 
 #: Seconds that it may take unless the caller says.
@@ -39,7 +41,7 @@ async def verify(session: Session, deadline: Deadline, *, for_move: bool = False
     """
     known = session.record
     seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
-    answers_again = session.state is State.GONE and seen.boot is not None
+    lives = session.state is State.GONE and seen.alive is not False
     reading = denied = None
     if session.state not in UNCLAIMED:
         denied = contradiction(known, seen)
@@ -49,13 +51,13 @@ async def verify(session: Session, deadline: Deadline, *, for_move: bool = False
         return Found(session.state)
     if reading is not None:
         denied = _read_at_rest(session, seen, reading)
-    if denied is None and not answers_again:
+    if denied is None and not lives:
         return Found(session.state)
     leased = session.owner.lease is not None
     with nullcontext() if held else session.claimed("verify", for_move=for_move):
         session.commit(knowledge.denied(session.record, seen, session.capabilities))
         trigger = "contradicted" if denied else f"observed_{State.FAILED}"
-        session.go(trigger, reason=denied or "a process answers in its place")
+        session.go(trigger, reason=denied or NOT_GONE)
         try:
             return await reconcile(session, deadline)
         finally:

@@ -55,6 +55,32 @@ async def test_one_that_is_gone_still_stays_in_quarantine() -> None:
     assert list(fleet.quarantined) == ["a"]
 
 
+@pytest.mark.parametrize("answers", [True, False])
+async def test_no_device_is_handed_over_beside_one_that_was_started_again_though_it_does_not_answer(
+    answers: bool,
+) -> None:
+    """Silence does not say that a process which was gone is gone still: it may hold memory already."""
+    fleet = await fleet_with()
+    fleet["a"].adapter.engine.die("killed")
+    await fleet["a"].recover()
+    fleet["a"].adapter.script("observe", Act(then=lambda model: model.restart(), answer="done" if answers else "lost"))
+    with pytest.raises(FleetError, match="a: offload refused"):
+        await fleet.offload(weights=V1)
+    assert fleet["a"].state is not State.GONE
+    assert {fleet[name].state for name in "bc"} == {State.SERVING}
+
+
+async def test_one_that_was_gone_and_is_silent_is_not_recovered_as_gone() -> None:
+    fleet = await fleet_with()
+    fleet["a"].adapter.engine.die("killed")
+    assert (await fleet["a"].recover()).state is State.GONE
+    fleet["a"].adapter.engine.restart()
+    fleet["a"].adapter.engine.reachable = False
+    found = await fleet["a"].recover(deadline_s=0.2)
+    assert (found.state, found.reason) == (State.FAILED, "it does not answer (no answer)")
+    assert not fleet["a"].memory_is_free
+
+
 async def test_a_window_that_is_given_up_on_its_way_out_brings_the_others_back() -> None:
     fleet = await fleet_with()
     fleet["a"].adapter.script("pause", DIE)

@@ -148,7 +148,7 @@ def attached_before_the_barrier(patch: Patch) -> None:
 def a_lost_call_is_repeated(patch: Patch) -> None:
     """Nothing is doubted after a call without an answer, and bytes keep nothing from being sent again."""
     patch(Facts, "doubt", lambda self, effect: self)
-    without("mapping_borne_out")(patch)
+    mutants.bytes_deny_nothing(patch)
 
 
 def a_cancelled_drain_is_failed(patch: Patch) -> None:

@@ -95,7 +95,13 @@ def nothing_is_verified(patch: Patch) -> None:
 def no_doubt_and_no_bytes(patch: Patch) -> None:
     """Nor does what is resident keep a release from being sent again."""
     no_doubt(patch)
+    bytes_deny_nothing(patch)
+
+
+def bytes_deny_nothing(patch: Patch) -> None:
+    """What is resident neither refuses a command nor says that somebody else moved a tag."""
     without("mapping_borne_out")(patch)
+    patch(attempt.knowledge, "moved_unseen", lambda *seen: None)
 
 
 def never_busy(patch: Patch) -> None:

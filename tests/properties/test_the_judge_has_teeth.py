@@ -138,7 +138,7 @@ ENGINES: dict[str, tuple[Invariant, Callable[[Patch], None], Steps]] = {
     "the deadline": (Invariant.IN_TIME, mutants.no_deadline, a_call_hangs),
     "others' acts": (Invariant.TRUE_FACTS, mutants.others_change_nothing, somebody_released_it),
     "bytes": (Invariant.TRUE_FACTS, mutants.all_is_mapped, somebody_released_it),
-    "mapping_borne_out": (Invariant.SENT_ONCE, without("mapping_borne_out"), somebody_released_it_while_it_was_drained),
+    "bytes that deny": (Invariant.SENT_ONCE, mutants.bytes_deny_nothing, somebody_released_it_while_it_was_drained),
     "settling": (Invariant.STABLE, mutants.no_settling, a_call_hangs),
     "the claim": (Invariant.ONE_AT_A_TIME, mutants.never_busy, two_callers),
 }
