@@ -44,7 +44,8 @@ $(TORCH): $(READY)
 	@touch $@
 
 slow: $(TORCH)
-	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m slow --durations=10
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "slow and not alone" --durations=10
+	$(BIN)/python -m pytest -q -n 2 -m "slow and alone" --durations=10 tests/model_check
 	$(BIN)/python -m pytest -q -m "not slow" --durations=10 tests/torch
 
 model: $(READY)

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ import faults_page as faults
 
 ROOT = Path(__file__).parents[2]
 PAGE = Path("docs/measured/long.md")
-WRITTEN = (PAGE.name, "faults.md", "model.md")
+WRITTEN = (PAGE.name, "faults.md", "model.md", "mutants.md")
 PACKAGES = ("hypothesis", "pytest", "transitions", "anyio", "aiohttp")
 MACHINE_LINE = re.compile(r"(\w+): \d+ rules, (\d+) examples, (\d+) rules run")
 COUNT_LINE = re.compile(r"\s*(.+): (\d+)")
@@ -64,7 +64,6 @@ LANES = (
         {"LIFECYCLE_TEST_LONG": "1"},
         runs=1,
     ),
-    Lane("the explorer", ("tests/model_check", "-m", "slow"), {"LIFECYCLE_TEST_LONG": "1"}, runs=1),
     Lane("two pipelines take turns", ("tests/faults/test_taking_turns.py",), {"LIFECYCLE_TEST_LONG": "1"}, runs=1),
     Lane("cycles with random faults", ("tests/faults/test_random_faults.py",), {"LIFECYCLE_TEST_LONG": "1"}, runs=1),
     Lane("properties of a fleet", (PROPERTIES, "-k", "fleets and length"), {"LIFECYCLE_EXAMPLES": "1500"}, runs=6),
@@ -157,12 +156,22 @@ def page(results: Sequence[Result], *, seed: int, seconds: float, facts: Mapping
         "Written by `make long` (`tests/lanes/record_long.py`); do not edit.\n\n| | |\n|---|---|\n",
         *(f"| {name} | {value} |\n" for name, value in rows.items()),
     ]
+    return "".join([*parts, *_sections(results)])
+
+
+def _sections(results: Sequence[Result], when: str = "") -> Iterator[str]:
+    """The figures of each lane under a heading of its own; `when` stands behind its name."""
     for lane in dict.fromkeys(each.lane for each in results):
         mine = [each for each in results if each.lane == lane]
         passed, lines = sum(each.passed for each in mine), [line for each in mine for line in each.lines]
-        parts.append(f"\n## {lane}\n\n{passed} of {len(mine)} runs passed.\n\n| what | count |\n|---|---:|\n")
-        parts += [f"| {name} | {count:,} |\n" for name, count in sorted(figures(lines).items())]
-    return "".join(parts)
+        yield f"\n## {lane}{when}\n\n{passed} of {len(mine)} runs passed.\n\n| what | count |\n|---|---:|\n"
+        yield from (f"| {name} | {count:,} |\n" for name, count in sorted(figures(lines).items()))
+
+
+def again(before: str, results: Sequence[Result], facts: Mapping[str, str]) -> str:
+    """The page as it was, with what came of these lanes when they were run again, and at which commit."""
+    seeds = ", ".join(str(each.seed) for each in results)
+    return "".join([before, *_sections(results, f", again at {facts['commit']}, {facts['date']} (seeds {seeds})")])
 
 
 def where() -> dict[str, str]:
@@ -181,17 +190,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run the long lanes and record what they came to.")
     parser.add_argument("--seed", type=int, default=None, help="hypothesis seed of the first run (default: drawn)")
     parser.add_argument("--output", type=Path, default=ROOT / PAGE, help="the page to write")
+    parser.add_argument("--only", default="", help="only lanes with this in their name: added to the page as it is")
     chosen = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(10**6) if chosen.seed is None else chosen.seed
     facts, began, cores = where(), time.monotonic(), len(os.sched_getaffinity(0))
-    jobs = [lane for lane in LANES for _ in range(lane.runs)]
-    print(f"{len(jobs)} runs, {cores} at a time, the first with seed {seed}", flush=True)
+    every = enumerate((lane for lane in LANES for _ in range(lane.runs)), seed)  # a lane has the same seeds alone
+    jobs = [(lane, each) for each, lane in every if chosen.only in lane.name]
+    if not jobs:
+        parser.error(f"no lane has {chosen.only!r} in its name: {', '.join(lane.name for lane in LANES)}")
+    print(f"{len(jobs)} runs, {cores} at a time, the first with seed {jobs[0][1]}", flush=True)
     with ThreadPoolExecutor(cores) as pool:
-        results = list(pool.map(run, jobs, range(seed, seed + len(jobs))))
+        results = list(pool.map(lambda job: run(*job), jobs))
     seconds = time.monotonic() - began
     text = page(results, seed=seed, seconds=seconds, facts=facts)
+    text = again(chosen.output.read_text(), results, facts) if chosen.only else text
     chosen.output.write_text(text)
-    if points := faults.points(line for each in results for line in each.lines):
+    points = faults.points(line for each in results for line in each.lines)
+    if points and not chosen.only:
         chosen.output.with_name("faults.md").write_text(faults.page(points, facts))
     print(f"\n{text}\n{summary(results, seconds)}; written: {PAGE}")
     return 0 if all(each.passed for each in results) else 1

@@ -33,6 +33,25 @@ def test_the_page_names_commit_seed_and_every_failed_run() -> None:
     assert "| EngineMachine rules run | 9,201 |" in text
 
 
+def test_a_lane_alone_has_its_seeds_and_is_added_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record_long, "LANES", (Lane("one", (), {}, runs=2), Lane("other", (), {}, runs=2)))
+    monkeypatch.setattr(record_long, "run", lambda lane, seed: Result(lane.name, seed, seed != 7, 1.0, LINES))
+    monkeypatch.setattr(record_long, "where", lambda: FACTS)
+    output = tmp_path / "long.md"
+    assert record_long.main(["--seed", "5", "--output", str(output)]) == 1
+    before = output.read_text()
+    monkeypatch.setattr(record_long, "run", lambda lane, seed: Result(lane.name, seed, True, 1.0, LINES))
+    assert record_long.main(["--seed", "5", "--output", str(output), "--only", "other"]) == 0
+    assert output.read_text().startswith(before)
+    assert "## other, again at 0123456789, 2026-01-01 (seeds 7, 8)\n\n2 of 2 runs passed." in output.read_text()
+
+
+def test_a_lane_that_is_none_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        record_long.main(["--only", "no such lane"])
+    assert "no lane has 'no such lane' in its name: faults at every point" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_run_has_what_its_tests_reported(tmp_path: Path) -> None:
     test = tmp_path / "test_it.py"

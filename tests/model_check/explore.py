@@ -14,7 +14,6 @@ from uuid import UUID
 
 from clockwork import Deadlock
 from dead_ends import DeadEnd, DeadEnds
-from known import known_as
 from world import Option, Pruned, Violation, World
 
 from lifecycle.engine import owner, processes
@@ -66,20 +65,10 @@ class Found:
     seconds: float = 0.0
     broken: dict[str, Broken] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    #: Instances of faults that are known (`known.KNOWN`): how many, and the shortest run.
-    known: dict[str, int] = field(default_factory=dict)
-    stories: dict[str, Broken] = field(default_factory=dict)
     dead_ends: DeadEnds = field(default_factory=DeadEnds)
 
     def takes(self, broken: Broken) -> None:
         """A run broke an invariant."""
-        name = known_as(broken.what, broken.story)
-        if name is not None:
-            self.known[name] = self.known.get(name, 0) + 1
-            shortest = self.stories.get(name)
-            if shortest is None or len(broken.path) < len(shortest.path):
-                self.stories[name] = broken
-            return
         before = self.broken.get(broken.kind)
         if before is None or len(broken.path) < len(before.path):
             self.broken[broken.kind] = broken
@@ -98,8 +87,8 @@ class Found:
     def __str__(self) -> str:
         how = "" if self.complete else ", not to the end"
         figures = f"{self.states} states, {self.transitions} transitions, depth {self.depth}, {self.runs} runs"
-        broken = f"violations {sum(self.counts.values())}, instances of known faults {sum(self.known.values())}"
-        return f"{self.name}: {figures}, {self.seconds:.1f} s{how}; {broken}, dead ends {len(self.dead_ends_named())}"
+        ends = f"violations {sum(self.counts.values())}, dead ends {len(self.dead_ends_named())}"
+        return f"{self.name}: {figures}, {self.seconds:.1f} s{how}; {ends}"
 
     def dead_ends_named(self) -> dict[str, list[DeadEnd]]:
         """The dead ends that nobody can avoid, by name: each with the truths that give the same evidence."""

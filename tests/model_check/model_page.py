@@ -1,11 +1,10 @@
-"""docs/measured/model.md: how far the explorer walked, the dead ends, and the traces of faults that are known."""
+"""docs/measured/model.md: how far the explorer walked, what it found, and the dead ends."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from explore import Found
-from known import KNOWN
 
 _INTRO = """# The explorer: the last result
 
@@ -18,28 +17,31 @@ a further driver brings home what lives.
 """
 
 
-def page(found: Sequence[Found], seconds: float, facts: Mapping[str, str]) -> str:
-    """The whole page."""
+def page(
+    found: Sequence[Found],
+    seconds: float,
+    facts: Mapping[str, str],
+    *,
+    put_back: Mapping[str, Found] | None = None,
+    spin: Sequence[str] = (),
+) -> str:
+    """The whole page. `put_back` is what came of each fault that was put back, `spin` what SPIN says, by line."""
     violations = sum(sum(each.counts.values()) for each in found)
-    known = sum(sum(each.known.values()) for each in found)
     states, transitions = sum(each.states for each in found), sum(each.transitions for each in found)
     rows = {
         **facts,
-        "result": f"{states:,} states, {transitions:,} transitions, violations {violations}, "
-        f"instances of the {len(KNOWN)} known faults below {known}, in {seconds:.0f} s",
+        "result": f"{states:,} states, {transitions:,} transitions, violations {violations}, in {seconds:.0f} s",
     }
     parts = [_INTRO, "\n| | |\n|---|---|\n", *(f"| {name} | {value} |\n" for name, value in rows.items())]
-    parts += [
-        "\n## Scenarios\n\n| scenario | walked | states | transitions | depth | runs | s | violations | known |\n"
-    ]
-    parts += ["|---|---|---:|---:|---:|---:|---:|---:|---:|\n", *map(_row, found)]
-    return "".join([*parts, *_violations(found), *_dead_ends(found), *_known(found)])
+    parts += ["\n## Scenarios\n\n| scenario | walked | states | transitions | depth | runs | s | violations |\n"]
+    parts += ["|---|---|---:|---:|---:|---:|---:|---:|\n", *map(_row, found)]
+    return "".join([*parts, *_violations(found), *_dead_ends(found), *_put_back(put_back or {}), *_spin(spin)])
 
 
 def _row(each: Found) -> str:
     walked = "to the end" if each.complete else "to its bound"
     figures = f"{each.states:,} | {each.transitions:,} | {each.depth} | {each.runs:,} | {each.seconds:.0f}"
-    return f"| {each.name} | {walked} | {figures} | {sum(each.counts.values())} | {sum(each.known.values())} |\n"
+    return f"| {each.name} | {walked} | {figures} | {sum(each.counts.values())} |\n"
 
 
 def _violations(found: Sequence[Found]) -> list[str]:
@@ -56,16 +58,28 @@ def _dead_ends(found: Sequence[Found]) -> list[str]:
     return parts
 
 
-def _known(found: Sequence[Found]) -> list[str]:
-    parts = [f"\n## Known faults: {len(KNOWN)}\n\nFaults of the library that are not mended yet (`known.py`).\n"]
-    for each in KNOWN:
-        stories = [came.stories[each.name] for came in found if each.name in came.stories]
-        count = sum(came.known.get(each.name, 0) for came in found)
-        parts.append(f"\n### {each.name}\n\n{count} runs came to it.\n")
-        if stories:
-            shortest = min(stories, key=lambda story: len(story.path))
-            parts.append(f"\n{_story(shortest.what, shortest.story)}")
-    return parts
+def _put_back(found: Mapping[str, Found]) -> list[str]:
+    """Each with the trace that leads to it."""
+    parts = [f"\n## Faults put back: {len(found)}\n\nThat it would find them (`tests/model_check/put_back.py`).\n"]
+    for name, each in found.items():
+        (broken,) = [*each.broken.values()][:1] or [None]
+        parts.append(f"\n### {name}\n\n{each.name}: ")
+        if broken is None:
+            parts.append("NOT found.\n")
+        else:
+            parts.append(f"found after {each.states:,} states, in {len(broken.path)} steps.\n\n")
+            parts.append(f"<details><summary>its trace</summary>\n\n{_story(broken.what, broken.story)}\n</details>\n")
+    return parts if found else []
+
+
+def _spin(lines: Sequence[str]) -> list[str]:
+    """What each search of SPIN came to."""
+    about = (
+        "A model generated from the table, which shares no code with the library (`tests/model_check/spin_model.py`)"
+    )
+    how = "liveness is under weak fairness, and with no process that dies"
+    said = "".join(f"- {line}\n" for line in lines)
+    return [f"\n## SPIN\n\n{about}; {how}.\n\n{said}"] if lines else []
 
 
 def _story(what: str, story: str) -> str:

@@ -1,8 +1,9 @@
 """`make model`: walks every scenario to its bound, and prints a line for each: states, transitions, depth, violations.
 
 Each scenario runs in a process of its own, as many at once as there are cores (`--jobs`). `--trace FILE` writes the
-shortest violation as a test that repeats it, `--page FILE` what came of all (docs/measured/model.md). Exit code 1:
-something was violated, or a scenario that is to be walked to its end was not.
+shortest violation as a test that repeats it, `--page FILE` what came of all (docs/measured/model.md), with the faults
+of `put_back.py` and what SPIN says. Exit code 1: something was violated, or a scenario that is to be walked to its end
+was not, or a fault that was put back was not found.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "lanes")]
+sys.path[:0] = [str(HERE), *(str(HERE.parent / name) for name in ("", "lanes", "properties"))]
 
 from explore import Found, walk  # noqa: E402 - the folders of tests are no packages
 from model_page import page  # noqa: E402
+from put_back import PUT_BACK  # noqa: E402
 from record_long import where  # noqa: E402
 from scenarios import all_of  # noqa: E402
+from spin_model import FAULTS, Bounds  # noqa: E402
+from spin_run import CLAIMS, lacking, searched  # noqa: E402
 from story import as_test  # noqa: E402
 
 
@@ -73,21 +77,43 @@ def all_walked(jobs: Sequence[Job], workers: int, tell: Callable[[Found], None])
     return found
 
 
+def with_fault(name: str) -> Found:
+    """What came of the scenario in which this fault is found, with the fault put back."""
+    logging.disable(logging.CRITICAL)
+    fault = PUT_BACK[name]
+    fault.put_back(lambda where, what, value, **how: setattr(where, what, value))
+    return walk(all_of(fault.engines, fault.budget)[fault.scenario], limit_s=200.0, to_the_first=True)
+
+
+def all_put_back(workers: int) -> dict[str, Found]:
+    """What came of each fault, each in a process of its own."""
+    with ProcessPoolExecutor(max_workers=workers, max_tasks_per_child=1) as pool:
+        return dict(zip(PUT_BACK, pool.map(with_fault, PUT_BACK), strict=True))
+
+
+def spin_says() -> list[str]:
+    """A line for each claim, and for each fault that is put into the model of SPIN."""
+    if lacking():
+        return [f"not asked: {', '.join(lacking())} not installed"]
+    told = {True: "sizes tell the tags apart", False: "tags of one size"}
+    claims = [(tell, claim) for tell in told for claim in CLAIMS]
+    lines = [f"{searched(claim, Bounds(bytes_tell=tell))} ({told[tell]})" for tell, claim in claims]
+    found = {fault: searched("serving", Bounds(), fault) for fault in FAULTS}
+    return [*lines, *(f"put in, {name}: {each}, with its trail" for name, each in found.items())]
+
+
 def failed(job: Job, found: Found) -> bool:
     """Whether something was violated, or the scenario was to come to its end and did not."""
     return bool(found.broken) or not (found.complete or job.bounded)
 
 
 def write_trace(found: dict[Job, Found], file: Path) -> bool:
-    """The shortest violation, or else the shortest instance of a known fault, as a test; whether there was one."""
+    """The shortest violation, as a test; whether there was one."""
     broken = [(job, each) for job, came in found.items() for each in came.broken.values()]
-    known = [(job, each) for job, came in found.items() for each in came.stories.values()]
-    for traces in (broken, known):
-        if traces:
-            job, shortest = min(traces, key=lambda trace: len(trace[1].path))
-            file.write_text(as_test(shortest, found[job].name, job.engines, job.budget, job.key))
-            return True
-    return False
+    if broken:
+        job, shortest = min(broken, key=lambda trace: len(trace[1].path))
+        file.write_text(as_test(shortest, found[job].name, job.engines, job.budget, job.key))
+    return bool(broken)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,10 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\n{each.name}: {broken}")
     if given.trace is not None:
         print(f"written: {given.trace}" if write_trace(found, given.trace) else "there is no trace to write")
+    missed: list[str] = []
     if given.page is not None:
-        ordered = [found[job] for job in sorted(found, key=lambda job: job.order)]
-        given.page.write_text(page(ordered, seconds, facts))
-    return int(any(failed(job, each) for job, each in found.items()))
+        ordered, put_back = [found[job] for job in sorted(found, key=lambda job: job.order)], all_put_back(given.jobs)
+        missed = [name for name, each in put_back.items() if not each.broken]
+        given.page.write_text(page(ordered, seconds, facts, put_back=put_back, spin=spin_says()))
+        print(f"faults put back: {len(put_back)}, not found: {', '.join(missed) or 'none'}; written: {given.page}")
+    return int(bool(missed) or any(failed(job, each) for job, each in found.items()))
 
 
 if __name__ == "__main__":

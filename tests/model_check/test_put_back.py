@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +13,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.changes_the_table,
     pytest.mark.timeout(300),
-    pytest.mark.skipif("LIFECYCLE_TEST_LONG" not in os.environ, reason="make long: alone in a process"),
+    pytest.mark.alone,
 ]
 
 

@@ -156,10 +156,10 @@ def page(came: Sequence[Came], seconds: float, facts: Mapping[str, str]) -> str:
     rows = {**facts, "result": f"killed {sum(killed.values())} of {len(came)} in {seconds / 60:.0f} minutes ({by})"}
     parts = [
         "# Mutants: the library broken on purpose\n\n",
-        "Written by `make mutants` (`tests/mutants/mutants_run.py`); do not edit. Every place where the code drops a guard "
-        "or a proof, leads elsewhere, forgets a barrier, a journal entry, a lease, a boot, an age or a doubt, is found in "
-        "the code itself (`tests/mutants/code_mutants.py`), and each is given to the stories, the explorer and the "
-        "property tests in turn.\n\n| | |\n|---|---|\n",
+        "Written by `make mutants` (`tests/mutants/mutants_run.py`); do not edit. Every place where the code drops a "
+        "guard or a proof, leads elsewhere, or forgets a barrier, a journal entry, a lease, a boot, an age or a doubt, "
+        "is found in the code itself (`tests/mutants/code_mutants.py`). Each is given to the stories, the explorer and "
+        "the property tests in turn.\n\n| | |\n|---|---|\n",
         *(f"| {name} | {value} |\n" for name, value in rows.items()),
     ]
     for kind in dict.fromkeys(each.mutant.kind for each in came):
