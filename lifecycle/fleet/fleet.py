@@ -166,7 +166,10 @@ class Fleet:
         engines: Selection = None,
         deadline_s: float | None = None,
     ) -> list[Transition]:
-        """The participants' memory is back, measured. Refused, before any is touched, unless all are drained."""
+        """The participants' memory is back, measured. Refused, before any is touched, unless all are drained and ready.
+
+        Where one is not ready FleetError names that one, and the others are as they were.
+        """
         named = None if tags is None else frozenset(tags)
         return await self._step(
             lambda each: Release(named, weights or each.desired.rollback_source),

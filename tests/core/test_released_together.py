@@ -143,6 +143,7 @@ async def test_who_is_kept_from_its_release_is_told_by_whom() -> None:
     with pytest.raises(FleetError):
         await fleet.release(weights=V1)
     assert "all_ready: the others are not ready: a: a: release refused in state drained: still_idle" in heard.error
+    assert "Next: see to the engine that it names, then `engine.release(" in heard.error
 
 
 async def test_those_that_are_released_again_do_not_wait_for_each_other() -> None:

@@ -46,6 +46,12 @@ def _named_source(where: Where, asked: Asked | None) -> list[Choice]:
     return [*named, *home(where)]
 
 
+def _once_all_are_ready(where: Where, asked: Asked | None) -> list[Choice]:
+    """Another engine kept it from being released with it."""
+    again = [] if asked is None else [asking(where, asked, "see to the engine that it names")]
+    return [*again, *home(where)]
+
+
 def _with_saver(where: Where, asked: Asked | None) -> list[Choice]:
     return [recover(where, f"{ANEW} with its memory saver"), *home(where)]
 
@@ -105,6 +111,7 @@ _BY_GUARD: Mapping[str, Callable[[Where, Asked | None], list[Choice]]] = {
     "mode_drains": _other_mode,
     "derouted": _closed_router,
     "still_idle": _found_out,
+    "all_ready": _once_all_are_ready,
     "mapping_borne_out": _borne_out,
     "memory_saver_enabled": _with_saver,
     "tags_releasable": _other_tags,
