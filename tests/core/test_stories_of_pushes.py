@@ -295,6 +295,18 @@ async def test_after_a_push_that_failed_the_next_one_is_taken(fails: Callable[[E
     assert engine.adapter.engine.violations == []
 
 
+@pytest.mark.parametrize("returns", [True, False])
+async def test_a_push_that_is_given_up_is_ended_after_its_barrier_and_not_without(returns: bool) -> None:
+    """What was sent for it may run still, and would begin it again."""
+    engine = await engine_in(State.DRAINED)
+    engine.adapter.always("barrier", None if returns else LOST)
+    await cancelled_in_its_push(engine)
+    happened = [entry for entry in engine.adapter.journal if entry.kind in ("call", "barrier")]
+    kinds = [entry.name or entry.kind for entry in happened]
+    assert kinds == (["begin_update", "barrier", "close_update"] if returns else ["begin_update", "barrier"])
+    assert engine.record.uncertain.push_open is not returns
+
+
 @pytest.mark.parametrize("act", [LOST, LOST_AFTER, LATE, REJECTED_AFTER, HANG, HANG_LATE], ids=str)
 @pytest.mark.parametrize("call", ["begin_update", "end_update", "close_update"])
 async def test_whatever_becomes_of_a_call_of_it_the_engine_takes_a_push_again(call: str, act: Act) -> None:
