@@ -57,13 +57,14 @@ def check(world: World) -> None:
 
 def _false(world: World, who: str, engine: Engine) -> str | None:
     """What this driver claims and is not so, unless it is excused."""
-    truth, finding = world.truth, world.truth.finding_out(who, engine.name)
-    if (who, engine.name) in truth.missed or (finding is not None and finding.before is None):
+    truth, name = world.truth, world.host.truly(engine)
+    finding = truth.finding_out(who, name)
+    if (who, name) in truth.missed or (finding is not None and finding.before is None):
         return None
-    wrong = claims_falsely(engine, truth.engines[engine.name])
+    wrong = claims_falsely(engine, truth.engines[name])
     if wrong is None:
         return None
-    return wrong if all(claims_falsely(engine, each) for each in truth.claimable(who, engine.name)) else None
+    return wrong if all(claims_falsely(engine, each) for each in truth.claimable(who, name)) else None
 
 
 def claims_falsely(engine: Engine, model: TrueEngine) -> str | None:
@@ -94,8 +95,9 @@ def hand_over(world: World, who: str, read: set[str]) -> None:
     Who has not read its memory since the offload began (`read`: of which engines it has) is not excused.
     """
     for engine in world.host.known[who]:
-        model = world.truth.engines[engine.name]
-        shown = world.truth.shown_to(who, engine.name) if engine.name in read else []
+        name = world.host.truly(engine)
+        model = world.truth.engines[name]
+        shown = world.truth.shown_to(who, name) if name in read else []
         if _holds(model) and all(map(_holds, shown)):
             raise Violation(f"{who} lets the next tenant in, and {model}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -71,10 +71,11 @@ class TrueProbe(ScriptedProbe):
 class TrueAdapter(ScriptedAdapter):
     """Asks an engine of the world in the name of one driver. What comes of that is chosen."""
 
-    def __init__(self, world: World, who: str, engine: str, capabilities: Capabilities) -> None:
-        super().__init__(engine, capabilities, journal=Silent())
+    def __init__(self, world: World, who: str, engine: str, name: str, capabilities: Capabilities) -> None:
+        super().__init__(name, capabilities, journal=Silent())
         self.who = who
         self.world = world
+        self.of = engine
         self.true = self.engine = world.truth.engines[engine]
         self.probe = TrueProbe(self)
 
@@ -82,7 +83,7 @@ class TrueAdapter(ScriptedAdapter):
         """What the engine answers to a question; `silence` where it does not in time."""
         try:
             async with asyncio.timeout(deadline_s):
-                answer = await self.world.ask(self.who, self.name, what, read)
+                answer = await self.world.ask(self.who, self.of, what, read)
         except TimeoutError:
             return silence
         return silence if answer is NOTHING else answer
@@ -100,12 +101,12 @@ class TrueAdapter(ScriptedAdapter):
         self.world.host.sends(self.who, self.name, call)
         try:
             async with asyncio.timeout(deadline_s):
-                reply: Reply = await self.world.ask(self.who, self.name, "call", act, call)
+                reply: Reply = await self.world.ask(self.who, self.of, "call", act, call)
         except TimeoutError:
-            self.world.comes_late(self.who, self.name, boot, call, act)
+            self.world.comes_late(self.who, self.of, boot, call, act)
             return Reply("lost", detail=f"no answer in {deadline_s:.2f} s", late=True)
         except asyncio.CancelledError:
-            self.world.comes_late(self.who, self.name, boot, call, act)
+            self.world.comes_late(self.who, self.of, boot, call, act)
             raise
         return reply
 
@@ -148,7 +149,7 @@ class TrueAdapter(ScriptedAdapter):
         """True once every late effect has come."""
         answered = await self.told("barrier", lambda model: model.alive, deadline_s, None)
         if answered:
-            self.world.arrived(self.name)
+            self.world.arrived(self.of)
         return answered is not None
 
     async def processes(self) -> tuple[Process, ...]:
@@ -248,7 +249,7 @@ class Commands(Observer):
         """It has ended. Where its caller gave up before anything was sent, the engine is where it was."""
         key = self._who, engine
         self._host.begun.pop(key, None)
-        before, (now, _) = self._host.unsent.pop(key, None), self._host.about(*key)
+        before, now = self._host.unsent.pop(key, None), self._host.engine(*key).state
         if isinstance(result, asyncio.CancelledError) and before is not None and now is not before:
             self._host.world.wrong.append(
                 f"the {command.name} of {self._who} was given up before anything was sent, and {engine} was left {now}"
@@ -262,9 +263,11 @@ class Commands(Observer):
 class Host(Apart):
     """What the drivers of one host share, and the engines that each of them has."""
 
-    def __init__(self, world: World, capabilities: Capabilities) -> None:
+    def __init__(self, world: World, capabilities: Capabilities, also: Mapping[str, str]) -> None:
         self.world = world
         self.capabilities = capabilities
+        #: By the name under which drivers have it: which engine it is. `also` are further names.
+        self.names = {name: name for name in world.truth.engines} | dict(also)
         self.rows = Rows("shared")
         self.table = LeaseTable(ttl_s=1e5)
         self.tokens: dict[str, str] = {}
@@ -284,7 +287,7 @@ class Host(Apart):
         holder = Holder(self.table, self.world, who, self.tokens)
         self.known[who] = [
             Engine(
-                (adapter := TrueAdapter(self.world, who, name, self.capabilities)),
+                (adapter := TrueAdapter(self.world, who, engine, name, self.capabilities)),
                 name=name,
                 policy=POLICY,
                 probe=adapter.probe,
@@ -293,9 +296,18 @@ class Host(Apart):
                 lease=holder,
                 address=adapter.url,
             )
-            for name in self.world.truth.engines
+            for name, engine in self.names.items()
         ]
         return self.known[who]
+
+    def engine(self, who: str, name: str) -> Engine:
+        """The engine of this name, as a driver has it."""
+        (found,) = (each for each in self.known[who] if each.name == name)
+        return found
+
+    def truly(self, engine: Engine) -> str:
+        """Which engine this is."""
+        return self.names[engine.name]
 
     async def have_ended(self, processes: Sequence[Process], *, deadline_s: float) -> bool:
         """Whether none of these is that of an engine that lives."""
@@ -311,10 +323,9 @@ class Host(Apart):
             for engine in engines
         ]
 
-    def about(self, who: str, name: str) -> tuple[State, str | None]:
-        """The state that a driver says an engine is in, and its command under way."""
-        (engine,) = (each for each in self.known[who] if each.name == name)
-        return engine.state, engine.busy
+    def about(self, who: str, engine: str) -> Hashable:
+        """The states that a driver says an engine is in, under each name of it, and its commands under way."""
+        return tuple((each.state, each.busy) for each in self.known[who] if self.truly(each) == engine)
 
     def claims(self) -> list[str]:
         """What each driver that lives says of each engine."""
@@ -325,15 +336,16 @@ class Host(Apart):
         if who in self.offloading:
             self.offloading[who].read.add(engine)
 
-    def sends(self, who: str, engine: str, call: Call) -> None:
+    def sends(self, who: str, name: str, call: Call) -> None:
         """A driver sends a call: no participant of an offload is released before all are drained."""
-        self.unsent.pop((who, engine), None)
+        self.unsent.pop((who, name), None)
+        engine = self.names[name]
         if call.name == "release":
             self.world.truth.releases(who, engine, call.args["tags"])
         if call.name != "release" or who not in self.offloading or engine in self.offloading[who].releasing:
             return
         self.offloading[who].releasing.add(engine)
-        for name, model in self.world.truth.engines.items():
-            shown = self.world.truth.shown_to(who, name)
+        for other, model in self.world.truth.engines.items():
+            shown = self.world.truth.shown_to(who, other)
             if model.alive and all(each.alive and not each.idle_and_closed() for each in shown):
-                self.world.wrong.append(f"{who} releases {engine}, and {name} is not drained")
+                self.world.wrong.append(f"{who} releases {engine}, and {other} is not drained")

@@ -9,12 +9,14 @@ from typing import Any
 import mutants
 from mutants import Patch, without
 from parts import TrueAdapter
+from scenarios import TWO_NAMES
 
 from lifecycle.core.facts import Basis, Fact, Facts, Grade
 from lifecycle.engine import call, gather, reconcile
 from lifecycle.engine.attempt import Attempt
 from lifecycle.engine.owner import Owner
 from lifecycle.engine.session import Session
+from lifecycle.fleet import connect
 from lifecycle.fleet import move as moves
 from lifecycle.rules import contradiction, identity
 from lifecycle.rules.knowledge import kept, observed
@@ -113,6 +115,11 @@ def _fields(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
+def one_engine_twice(patch: Patch) -> None:
+    """Nobody looks whether two engines of a fleet are one."""
+    patch(connect, "check_distinct", lambda engines: None)
+
+
 # a driver that dies, and calls without an answer
 
 
@@ -178,6 +185,7 @@ PUT_BACK: dict[str, PutBack] = {
         no_look_in_a_release, "engines end", "is not drained"
     ),
     "an outside actor: who closed it after its resume": PutBack(closed_after_a_resume, "somebody else acts", "e0"),
+    "identity: one engine under two names": PutBack(one_engine_twice, TWO_NAMES, "was not released", budget=0),
     "identity: the boot is not asked": PutBack(a_restart_is_not_seen, "engines end", ""),
     "a crash between call and record: no intent": PutBack(nothing_is_intended, "a driver is killed", ""),
     "a late effect of a driver that was killed: no barrier": PutBack(no_barrier, "a driver is killed", ""),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +24,9 @@ from lifecycle.testing import KV_CACHE, WEIGHTS, capabilities
 
 #: Tags that hold the same, so that what is resident does not tell which of them is mapped.
 ALIKE = (WEIGHTS, TagSpec("kv_cache", "kv", "discarded", WEIGHTS.expected_bytes))
+
+#: A driver is given one engine twice.
+TWO_NAMES = "one engine under two names"
 
 #: The trainer's step while the engines are released.
 TRAINING_S = 1.0
@@ -195,15 +198,19 @@ def scenario(
     program: Program = cycle,
     tags: Sequence[TagSpec] = (WEIGHTS, KV_CACHE),
     engines: int = 1,
+    also: Mapping[str, str] | None = None,
     budget: int,
 ) -> Scenario:
-    """A driver runs a program while these deeds may happen; then another brings home what lives."""
+    """A driver runs a program while these deeds may happen; then another brings home what lives.
+
+    `also` are further names of engines, by which drivers have them a second time.
+    """
 
     async def play(world: World) -> list[DeadEnd]:
         caps = capabilities(*tags)
         for number in range(engines):
             world.truth.engines[f"e{number}"] = TrueEngine(f"e{number}", caps)
-        host = world.host = Host(world, caps)
+        host = world.host = Host(world, caps, also or {})
         begins(host, "a", program)
         for each in deeds:
             world.deeds |= each(host)
@@ -215,14 +222,14 @@ def scenario(
         begins(host, "z", home)
         await world.until_all_ended()
         lost = [each for each in host.known["z"] if each.state is not State.SERVING]
-        return [_dead_end(world, each) for each in lost if world.truth.engines[each.name].alive]
+        return [_dead_end(world, each) for each in lost if world.truth.engines[host.truly(each)].alive]
 
     return Scenario(f"{name}, {engines} engines, {budget} deviations", play, check, budget)
 
 
 def _dead_end(world: World, engine: Engine) -> DeadEnd:
     """What is known of the engine, and what an observation and a reading show of it; and what is true."""
-    model = world.truth.engines[engine.name]
+    model = world.truth.engines[world.host.truly(engine)]
     seen = f"{model.admission}, {model.running} run, {sum(model.resident.values()) // GIB} GiB, label {model.label}"
     truth = f"unmapped {sorted(model.unmapped)}, {', '.join(map(str, model.contents.values()))}"
     name = re.sub(r"e\d+-boot-\d+", "its boot", f"{engine.state}: {engine.reason}")
@@ -242,6 +249,7 @@ def all_of(engines: int, budget: int) -> dict[str, Scenario]:
         "somebody else acts": (cycle, (somebody_else,)),
         "a second look": (offload_twice, (somebody_else, engines_end)),
         f"{alike}a driver is killed": (cycle, (driver_is_killed,)),
+        TWO_NAMES: (cycle, ()),
     }
     return {
         name: scenario(
@@ -249,8 +257,9 @@ def all_of(engines: int, budget: int) -> dict[str, Scenario]:
             *each,
             program=program,
             tags=ALIKE if name.startswith(alike) else (WEIGHTS, KV_CACHE),
+            also={"e0 again": "e0"} if name == TWO_NAMES else {},
             engines=engines,
-            budget=budget,
+            budget=0 if name == TWO_NAMES else budget,  # what the other name does is another driver's doing
         )
         for name, (program, each) in deeds.items()
     }
