@@ -43,6 +43,7 @@ from ..rules.machine import Refusals, refusals
 from ..rules.mapping import since_call_before
 from ..rules.memory import learned_from_release
 from ..rules.proofs import unread_by
+from ..rules.returned import moving
 from ..rules.table import Operation, fits
 from ..rules.threshold import RESIDUAL_THRESHOLD, can_be_exceeded
 from ..rules.weights import invalid_weights
@@ -252,8 +253,8 @@ class Attempt:
     async def _send(self, context: Context) -> None:
         session = self.session
         if context.targets:  # before the first call: half of one moves memory too
-            pending = Pending(reason="memory was released or restored since")
-            session.commit(session.record.with_condition("memory_returned", pending))
+            moves = moving(session.record, restores=not isinstance(self.command, Release))
+            session.commit(session.record.with_condition("memory_returned", moves))
         open_push = closing_call(session) if isinstance(self.command, UpdateWeights) else None
         if open_push is not None:
             await self._call(open_push, context)

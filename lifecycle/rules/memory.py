@@ -4,8 +4,6 @@ A reading knows devices, not tags: which tag a byte belongs to is inferred from 
 has its own story, of an engine that answered and did something else, and the rules are not merged.
 
 - `judge_release`: a release returned what its tags held, and left little enough behind.
-- `returned_still`: the level that a release was held to, asked again later.
-- `come_back`: so much is resident again after a proved release that somebody else must have restored a tag.
 - `freed_beyond_named`: so much came back that a tag must have gone which was not named.
 - `moved`: the bytes of the targets were seen to go, or to come.
 - `resident_as_before`: a restore after a release that freed nothing leaves nothing to grow by; the level shows it.
@@ -17,14 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.capabilities import Capabilities
 from ..core.facts import Grade, Tag
 from ..core.policy import SET_THRESHOLD, Policy
 from ..core.readings import Reading
-from ..core.record import Record
 from ..core.units import mib
 from ..core.verdicts import Pending, Proved, Refuted, Unmeasurable, Verdict
-from .evidence import Context, share_bytes
+from .evidence import Context
 from .sizes import HINTED, Size
 
 #: A share of a tag's bytes that measuring may err by, where sizes are compared.
@@ -83,7 +79,7 @@ def judge_release(context: Context, before: Reading, after: Reading, expected: S
         figures["returned_by_tag"] = by_call
     least = visible_bytes(policy, before) if expected is None else policy.returned_fraction * expected.total_bytes
     summary = f"returned {mib(returned)} of {'unknown' if total is None else mib(total)} expected"
-    kept = f"{mib(after.resident_bytes)} resident, threshold {mib(policy.threshold_bytes)}; {_biggest(after)}"
+    kept = f"{mib(after.resident_bytes)} resident, threshold {mib(policy.threshold_bytes)}; {biggest(after)}"
     if expected is not None and expected.is_hint:
         figures["expected_is"] = "reported"
         summary += " (a size that the engine reports)"
@@ -172,7 +168,7 @@ def _figures(before: Reading, after: Reading, *, returned: int, expected: int | 
     return figures
 
 
-def _biggest(reading: Reading) -> str:
+def biggest(reading: Reading) -> str:
     return "; ".join(str(holder) for holder in sorted(reading.holders, key=lambda each: -each.resident_bytes)[:2])
 
 
@@ -226,81 +222,6 @@ def _held_since(context: Context, after: Reading) -> str:
     shares = {tag: context.share_bytes(frozenset({tag}), full) or 0 for tag in sorted(unmapped - context.targets)}
     least = visible_bytes(context.policy, full)
     return ", ".join(tag for tag, share in shares.items() if share >= least and missing >= (1 - SLACK) * share)
-
-
-#: A figure of `memory_returned`: what was resident when the release was proved. Only a proved one is judged again.
-AT_RELEASE = "resident_at_release_bytes"
-
-
-def returned_still(
-    record: Record, reading: Reading | Unmeasurable, capabilities: Capabilities, policy: Policy
-) -> Verdict | None:
-    """Whether the memory that a release was proved to return is free now: no more than that release was allowed.
-
-    A verdict that was not reached by a proved release stands, and so does none at all. What the release returned stays
-    among the figures.
-    """
-    condition = record.conditions.get("memory_returned")
-    was = None if condition is None else condition.verdict
-    at_release = _at_release(record)
-    if was is None or at_release is None:
-        return was
-    figures = {**was.figures, AT_RELEASE: at_release}
-    if isinstance(reading, Unmeasurable):
-        why = f"it was proved at the release, and what is resident cannot be read now: {reading.reason}"
-        return Unmeasurable(reason=why, figures=figures)
-    staying = frozenset(tag for tag, mapped in record.facts.mapped.items() if mapped is not False)
-    share = share_bytes(staying, reading, capabilities, record.calibration.bytes_by_tags)
-    allowed = policy.threshold_bytes + (share or 0)
-    pids = [holder.pid for holder in reading.holders]
-    figures |= {"resident_bytes": reading.resident_bytes, "allowed_bytes": allowed, "pids": pids}
-    now = f"{mib(reading.resident_bytes)} resident"
-    if reading.resident_bytes > allowed:
-        reason = f"{now} now exceeds {mib(allowed)} allowed, and was {mib(at_release)} after the release"
-        return Refuted(reason=f"{reason}; {_biggest(reading)}", figures=figures)
-    returned = mib(was.figures.get("returned_bytes", 0))
-    return Proved(grade=Grade.MEASURED, reason=f"{returned} returned, and {now} now", figures=figures)
-
-
-def come_back(record: Record, reading: Reading, capabilities: Capabilities, policy: Policy) -> str | None:
-    """How much more is resident than was left unmapped, where that is what an unmapped tag held; else None.
-
-    After a proved release any growth by as much counts. Once some of the tags were restored, an engine also grows by
-    what it loads them with: then only what is as much as unmapped tags hold does.
-    """
-    at_release, at_most = _at_release(record), None
-    if at_release is None:
-        at_release, at_most = _with_what_is_restored(record, reading, capabilities), 1 + SLACK
-    if at_release is None:
-        return None
-    grown, visible = reading.resident_bytes - at_release, visible_bytes(policy, reading)
-    for tag in sorted(record.facts.unmapped()):
-        share = share_bytes(frozenset({tag}), reading, capabilities, record.calibration.bytes_by_tags)
-        if share is None or share < visible or grown < (1 - SLACK) * share:
-            continue
-        if at_most is None or grown <= at_most * share:
-            held = f"{mib(grown)} more are resident than after its release, and {tag} holds {mib(share)}"
-            return f"{held}: externally modified"
-    return None
-
-
-def _with_what_is_restored(record: Record, reading: Reading, capabilities: Capabilities) -> int | None:
-    """What was left when every tag was proved to be released, with those that are mapped again; None: not known."""
-    base, mapped = record.calibration.reading_all_released, record.facts.mapped
-    back = frozenset(tag for tag, each in mapped.items() if each)
-    share = share_bytes(back, reading, capabilities, record.calibration.bytes_by_tags) if back else None
-    return None if base is None or share is None or None in mapped.values() else base.resident_bytes + share
-
-
-def _at_release(record: Record) -> int | None:
-    """What was resident when the present release was proved; None where it was not."""
-    condition = record.conditions.get("memory_returned")
-    if condition is None:
-        return None
-    verdict = condition.verdict
-    known = verdict.figures.get(AT_RELEASE, verdict.figures.get("resident_bytes"))
-    proved = isinstance(verdict, Proved) or AT_RELEASE in verdict.figures
-    return int(known) if proved and known is not None else None
 
 
 def freed_beyond_named(context: Context, before: Reading, after: Reading) -> Verdict | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rig import V1, engine_in, put, sent
+from rig import V1, engine_in, put, sent, serve_again
 
 from lifecycle import Engine, GuardRefused, OperationFailed, State
 from lifecycle.core.facts import Fact, Grade
@@ -241,6 +241,34 @@ async def test_of_tags_of_one_size_a_call_without_an_answer_released_the_one_tha
     engine = await engine_in(State.DRAINED, WEIGHTS, ALIKE, policy=ACCEPTING)
     await lost(engine, "release", engine.release(["kv_cache"], deadline_s=1.0))
     assert engine.facts.mapped == {"weights": True, "kv_cache": False}
+
+
+@pytest.mark.parametrize("cycled", [False, True], ids=["at once", "after a cycle"])
+async def test_a_tag_that_a_release_did_not_give_back_was_restored_by_nobody(cycled: bool) -> None:
+    """Its bytes are there, as after that release, whatever an earlier one gave back."""
+    engine = await engine_in(State.RELEASED if cycled else State.DRAINED)
+    if cycled:
+        await serve_again(engine)
+        await engine.pause()
+        await engine.drain()
+    engine.adapter.engine.frees = False
+    engine.adapter.script("release", Act(then=lambda model: setattr(model, "frees", True)))
+    with pytest.raises(OperationFailed, match="what is missing is the size of kv_cache"):
+        await engine.release(weights=V1, deadline_s=0.5)
+    assert engine.state is State.RELEASED
+    await serve_again(engine)
+
+
+async def test_a_release_that_was_given_up_is_not_judged_by_the_one_before() -> None:
+    """The threshold is larger than all that it holds: by the level alone everything came back."""
+    engine = await engine_in(State.WEIGHTS_RESTORED, policy=replace(QUICK, residual_threshold_gib=64.0))
+    engine.adapter.engine.frees = False
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await engine.release(weights=V1, deadline_s=5.0)
+    await engine.recover()
+    assert await engine.verify() is State.RELEASED
+    assert not engine.memory_is_free
 
 
 async def test_what_an_engine_grew_by_beside_its_tags_is_none_of_them() -> None:

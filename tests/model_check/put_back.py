@@ -116,8 +116,9 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def one_engine_twice(patch: Patch) -> None:
-    """Nobody looks whether two engines of a fleet are one."""
+    """Nobody looks whether two engines of a fleet are one, and no lease tells them apart."""
     patch(connect, "check_distinct", lambda engines: None)
+    nobody_is_kept_away(patch)
 
 
 # a driver that dies, and calls without an answer
@@ -185,7 +186,7 @@ PUT_BACK: dict[str, PutBack] = {
         no_look_in_a_release, "engines end", "is not drained"
     ),
     "an outside actor: who closed it after its resume": PutBack(closed_after_a_resume, "somebody else acts", "e0"),
-    "identity: one engine under two names": PutBack(one_engine_twice, TWO_NAMES, "was not released", budget=0),
+    "identity: one engine under two names": PutBack(one_engine_twice, TWO_NAMES, "says of e0", budget=0),
     "identity: the boot is not asked": PutBack(a_restart_is_not_seen, "engines end", ""),
     "a crash between call and record: no intent": PutBack(nothing_is_intended, "a driver is killed", ""),
     "a late effect of a driver that was killed: no barrier": PutBack(no_barrier, "a driver is killed", ""),

@@ -15,7 +15,7 @@ from ...core.readings import Reading
 from ...core.record import Record, UncertainCall
 from ...core.states import State
 from ...core.verdicts import Pending, Unmeasurable, Verdict
-from .. import mapping, memory
+from .. import mapping, returned
 from ..evidence import Context, Evidence, believed_only
 from ..proofs import memory_returned
 from .observed import moved_by_others
@@ -57,7 +57,7 @@ def read_at_rest(record: Record, reading: Reading | Unmeasurable, capabilities: 
     admits requests with every tag mapped holds is remembered, unless that is known of this process already.
     """
     if record.state is State.RELEASED:
-        judged = memory.returned_still(record, reading, capabilities, policy)
+        judged = returned.returned_still(record, reading, capabilities, policy)
         if isinstance(judged, Pending):  # a driver ended in the middle; of what others released there is no verdict
             judged = _returned_since_mapped(record, reading, capabilities, policy) or judged
         return record.with_condition("memory_returned", judged)
@@ -94,7 +94,7 @@ def moved_unseen(
     """
     if seen.released_tags is not None or not isinstance(reading, Reading):
         return None
-    back = memory.come_back(record, reading, capabilities, policy)
+    back = returned.come_back(record, reading, capabilities, policy)
     if back is not None or policy.least_grade("mapping_borne_out") is Grade.ASSERTED:
         return back
     return mapping.released_since_mapped(record, reading, capabilities, policy)
