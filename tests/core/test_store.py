@@ -189,6 +189,16 @@ async def test_attaching_writes_nothing_where_a_row_is_about_this_process(tmp_pa
         await second.restore_weights()  # what it remembers is not what is resident
 
 
+async def test_attaching_to_a_process_in_the_place_of_another_keeps_what_is_known_of_it(tmp_path: Path) -> None:
+    first = await kept_in(tmp_path / "engines").connect()
+    await first.pause()
+    first.adapter.engine.restart()
+    second = await kept_in(tmp_path / "engines", first).connect()
+    row = Store(tmp_path / "engines").load(first.adapter.url)
+    assert row is not None
+    assert row.facts.boot == second.facts.boot != first.facts.boot
+
+
 async def test_a_record_of_other_tags_is_not_about_this_engine(tmp_path: Path) -> None:
     first = await released(tmp_path / "engines")
     facts = first.facts.learn({Fact.MAPPED: {"another": True}}, Grade.REPORTED)
