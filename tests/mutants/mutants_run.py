@@ -35,13 +35,19 @@ STORIES: Mapping[str, Sequence[str]] = {
     "proof": ("rows_need_their_checks",),
     "destination": ("table", "stories"),
     "barrier": ("stories_of_interleavings", "stories_of_failure", "mutants_of_the_core", "stories_of_pushes"),
-    "journal": ("journal", "violations", "recovery_to", "quarantine"),
+    "journal": ("journal", "violations", "recovery_to", "quarantine", "journal_unwritable", "intent"),
     "row": ("store", "intent", "desired_of_fleets", "mutants_of_the_core"),
     "lease": ("lease_table", "lease", "stories_of_two_drivers", "store", "fleet_windows"),
     "wait": ("intent", "lease", "stories_of_two_drivers"),
-    "boot": ("stories_of_replacement", "boot_identity", "stories_of_age", "stories_of_evidence"),
-    "age": ("stories_of_age", "stories_of_age_in_fleets", "stories_of_interleavings", "stories_of_others"),
-    "doubt": ("stories_of_interleavings", "stories_of_others", "knowledge", "stories_of_failure", "intent"),
+    "boot": ("stories_of_replacement", "boot_identity", "stories_of_age", "store", "stories_of_let_in"),
+    "age": (
+        *("stories_of_age", "stories_of_age_in_fleets", "stories_of_interleavings", "stories_of_others"),
+        *("stories_of_let_in", "released_together"),
+    ),
+    "doubt": (
+        *("stories_of_interleavings", "stories_of_others", "knowledge", "stories_of_failure", "intent"),
+        *("stories_of_callers", "stories_of_two_drivers", "stories_of_pushes"),
+    ),
     "comfortable": ("stories_of_age", "mutants_of_the_core", "stories_of_interleavings", "sizes"),
     "repeated": ("stories",),
 }
