@@ -183,7 +183,7 @@ PUT_BACK: dict[str, PutBack] = {
         one_look_is_enough, "faults of calls", "says of e0"
     ),
     "identity: a look between two calls of a release is not compared": PutBack(
-        no_look_in_a_release, "engines end", "is not drained"
+        no_look_in_a_release, "engines end", "released while requests ran"
     ),
     "an outside actor: who closed it after its resume": PutBack(closed_after_a_resume, "somebody else acts", "e0"),
     "identity: one engine under two names": PutBack(one_engine_twice, TWO_NAMES, "says of e0", budget=0),
