@@ -92,7 +92,7 @@ async def _cycles(
                 if {each[0] for each in found.values()} != {"serving"}:
                     pytest.fail(about)
                 failed = outcome["result"]["error"]
-                ends["failed, and were brought home" if failed else "ended though something was wrong"] += 1
+                ends["failed, and serve again" if failed else "ended though something was wrong"] += 1
                 for name, seat in world.seats.items():
                     assert await world.request(session, seat, PROMPTS[0]) in (found[name][2] or LAUNCHED, None), about
                 if number in (WARM_UP, CYCLES):
