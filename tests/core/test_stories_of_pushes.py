@@ -307,6 +307,7 @@ async def test_a_push_that_is_given_up_is_ended_after_its_barrier_and_not_withou
     assert engine.record.uncertain.push_open is not returns
 
 
+@pytest.mark.virtual_time
 @pytest.mark.parametrize("act", [LOST, LOST_AFTER, LATE, REJECTED_AFTER, HANG, HANG_LATE], ids=str)
 @pytest.mark.parametrize("call", ["begin_update", "end_update", "close_update"])
 async def test_whatever_becomes_of_a_call_of_it_the_engine_takes_a_push_again(call: str, act: Act) -> None:
