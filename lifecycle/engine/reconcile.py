@@ -106,7 +106,7 @@ async def attach(
     step = await _decided(session, deadline, may_close=False)
     state, reason = (step.state, "attached") if isinstance(step, Enter) else (State.FAILED, step.reason)
     reading = await residual(session, deadline_s=deadline.left_s) if reads else None
-    if isinstance(reading, Reading) and await _was_moved(session, reading, deadline):
+    if seen.released_tags is None and isinstance(reading, Reading) and await _was_moved(session, reading, deadline):
         return await attach(session, deadline, known_here=known_here, reads=reads)  # nothing that was seen counts
     if state is not State.RELEASED:  # what was kept of it was about a release
         session.commit(session.record.with_condition("memory_returned", None))
@@ -125,8 +125,8 @@ async def _was_moved(session: Session, reading: Reading, deadline: Deadline) -> 
 
     Of a process that is taken to be as it launched the sizes may be wrong: of that an observation must say so too.
     """
-    record = session.record
-    if mapping.denied_by_bytes(record, reading, session.capabilities, session.policy) is None:
+    record, left_s = session.record, deadline.left_s
+    if not left_s or mapping.denied_by_bytes(record, reading, session.capabilities, session.policy) is None:
         return False
     again = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
     others = again.boot is not None and contradiction(record, again) is not None

@@ -179,6 +179,16 @@ async def test_an_engine_that_holds_less_than_its_tags_are_said_to_serves_and_is
     assert engine.state is State.DRAINED
 
 
+async def test_attaching_to_an_engine_that_says_which_tags_are_released_asks_no_bytes_about_them() -> None:
+    """Of its memory less may be resident than it has: pages that nobody has written yet."""
+    adapter, rows = ScriptedAdapter("e"), Rows()
+    adapter.reports_tags = True
+    engine = await driver(adapter, rows).connect()
+    await engine.pause()
+    adapter.probe.always = Reading({"gpu-0": GIB // 2}, (), "a test")
+    assert (await driver(adapter, rows).connect()).state is State.DRAINED
+
+
 async def test_who_accepts_what_is_asserted_of_the_mapping_is_not_told_that_bytes_deny_it() -> None:
     engine = await engine_in(State.DRAINED, policy=ACCEPTING)
     engine.adapter.probe.always = Reading({"gpu-0": GIB // 2}, (), "a test")
