@@ -53,6 +53,7 @@ async def test_it_serves_again_with_weights_that_are_known() -> None:
     assert str(engine.adapter.engine.contents["weights"]) == "loaded(v1)"
 
 
+@pytest.mark.virtual_time
 async def test_whether_its_memory_is_mapped_is_found_out_before_anything_is_released_again() -> None:
     engine = await let_in()
     engine.adapter.probe.always = Unmeasurable(reason="a test")
