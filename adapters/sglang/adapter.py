@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from lifecycle.core.calls import Call, Reply
@@ -21,7 +22,7 @@ from lifecycle.core.verdicts import REQUESTS_RUN, NotApplicable, Pending, Proved
 from lifecycle.nodes.address import Address
 from lifecycle.nodes.locate import ended, find_processes
 from lifecycle.nodes.processes import is_alive, process_trees
-from lifecycle.rules.identity import boot_identity, same_process
+from lifecycle.rules.identity import boot_identity
 
 from ..http import BODY_LIMIT, Answer, HttpClient
 from .answers import FLUSH_REFUSED, LIMITS, generated, is_empty, loads, server_info, weights_label, whole, why_not
@@ -33,6 +34,12 @@ OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid"
 
 #: Seconds within which a live server answers a read that does not depend on its load.
 READ_S = 10.0
+
+#: What reads of the server tell. Which tags are released none does.
+OBSERVABLE = frozenset({Fact.BOOT, Fact.ADMISSION, Fact.CLOSED, Fact.RUNNING, Fact.CONTENTS})
+
+#: Seconds for which the answer that connect() was given serves the first observation.
+YOUNG_S = 2.0
 
 #: Seconds that a generate request may take before the adapter checks whether it only waits in the queue.
 #: Source: sglang 0.5.23, measured: 33 s behind four kept requests of 600 tokens on a server that runs four at once.
@@ -71,8 +78,8 @@ class SGLangAdapter:
         self._processes: tuple[Process, ...] | None = None
         self._family: tuple[Process, ...] = ()
         self._were_found = False
-        #: The boot that answered at connect, until the first observation after it.
-        self._at_connect: str | None = None
+        #: What was answered at connect and when, until the first observation after it, which it serves.
+        self._at_connect: tuple[Answer, float] | None = None
 
     @property
     def url(self) -> str:
@@ -98,11 +105,12 @@ class SGLangAdapter:
         self._disaggregated = info.get("disaggregation_mode") not in (None, "null")
         self._dp_size = whole(info.get("dp_size")) or 1
         self._counts_requests_alone = counts_requests_alone(info)
-        self._capabilities = capabilities_of(info, self._tags(), self._sizes)
+        observable = OBSERVABLE | ({Fact.CHECKSUM} if self._checksums else frozenset())
+        self._capabilities = replace(capabilities_of(info, self._tags(), self._sizes), observable=observable)
         self._own_identity = boot_of(info)
         self._has(await find_processes(self._address, deadline_s=clock.left_s))
         self._were_found = bool(self._processes)
-        self._at_connect = boot_identity(self._own_identity, self._processes or ())
+        self._at_connect = answer, time.monotonic()
         return self._capabilities
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
@@ -135,38 +143,56 @@ class SGLangAdapter:
         return Reply("done", status=answer.status, value=value)
 
     async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
-        """Reads `/server_info`, which passes through the scheduler, then what `want` names. Never reads `/health`.
+        """Makes the reads that tell what is wanted, all at once. Never reads `/health`.
 
-        An answer that connect() would refuse is silence, and never another process.
+        `/server_info` passes through the scheduler and tells the boot. `/ready` tells whether it is open, with `/ping`
+        that it says itself that it is closed. `/model_info` has the label, `/v1/loads` the requests. An answer that
+        connect() would refuse is silence, and never another process; without an answer nothing else counts.
         """
         whole_s, clock = Deadline(deadline_s), Deadline(min(deadline_s, READ_S))
         end = time.monotonic() + clock.total_s
-        answer = await self._get("/server_info", clock.left_s)
-        info = server_info(answer)
-        if info is None:
-            return await self._unanswered(answer, clock)
-        boot, parts = await self._boot(boot_of(info), clock), dict[str, Any]()
-        if self._at_connect is not None and not same_process(self._at_connect, boot):
-            parts["others"] = (self._at_connect,)
-        self._at_connect = None
-        if Fact.ADMISSION in want:
-            parts["admission"] = await self._admission(end)
-        if Fact.RUNNING in want:
-            parts["running"] = await self._running(end)
-        if Fact.CONTENTS in want:
-            parts["weights_label"] = weights_label(await self._get("/model_info", clock.left_s))
+        async with asyncio.TaskGroup() as reads:
+            info = reads.create_task(self._server_info(clock)) if Fact.BOOT in want else None
+            load = reads.create_task(self._traffic(want, end))
+            model = reads.create_task(self._get("/model_info", clock.left_s)) if Fact.CONTENTS in want else None
+        ready, admission, running = load.result()
+        answers = [each.result() for each in (info, model) if each is not None] + ([] if ready is None else [ready])
+        silent = next((each for each in answers if each.status is None), None)
+        parsed = server_info(info.result()) if info is not None else None
+        if info is not None and parsed is None:
+            return await self._unanswered(info.result(), clock)
+        if silent is not None and parsed is None:
+            return await self._unanswered(silent, clock)
+        parts: dict[str, Any] = {"admission": admission, "running": running}
+        if parsed is not None:
+            parts["boot"] = await self._boot(boot_of(parsed), clock)
+        if model is not None:
+            parts["weights_label"] = weights_label(model.result())
         if Fact.CHECKSUM in want and self._checksums:
             parts |= await self._checksums_now(whole_s.left_s)
-        return Observation(boot=boot, alive=True, sampled_at=time.monotonic(), **parts)
+        return Observation(alive=True, sampled_at=time.monotonic(), **parts)
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
         """Proved where `/flush_cache` answers 200, which needs an idle scheduler. Drops the prefix cache.
 
-        Without `timeout`, requests that a retract has put back into the queue do not count. With one, the flush waits
-        for the queue to empty, which a paused scheduler never does. Source: sglang 0.5.23, measured.
+        Requests that a retract has put back into the queue do not count. Source: sglang 0.5.23, measured.
         """
-        clock = Deadline(deadline_s)
-        answer = await self._http.request("POST", "/flush_cache", deadline_s=clock.left_s, key=self._admin_key)
+        return await self._flushed(None, deadline_s)
+
+    async def idle_within(self, facts: Facts, *, wait_s: float, deadline_s: float) -> Verdict:
+        """As `prove_idle`. The scheduler holds `/flush_cache?timeout=` back until it is idle, or the time has passed.
+
+        Not after a retract: such a flush waits for the queue to empty, which a paused scheduler never does. Nor with
+        several data-parallel ranks, of which only the first waits. Source: sglang 0.5.23, measured.
+        """
+        waits = self._dp_size == 1 and facts.paused_by in ("abort", "wait") and deadline_s > 2 * wait_s
+        return await self._flushed(wait_s if waits else None, deadline_s)
+
+    async def _flushed(self, timeout_s: float | None, deadline_s: float) -> Verdict:
+        clock, params = Deadline(deadline_s), None if timeout_s is None else {"timeout": f"{timeout_s:g}"}
+        answer = await self._http.request(
+            "POST", "/flush_cache", deadline_s=clock.left_s, key=self._admin_key, params=params
+        )
         if answer.status == 400:
             run = self._counts_requests_alone and answer.detail.startswith(FLUSH_REFUSED)
             return Pending(reason=f"requests still run ({answer.detail})", figures={REQUESTS_RUN: run})
@@ -228,6 +254,13 @@ class SGLangAdapter:
     def _has(self, processes: tuple[Process, ...] | None) -> None:
         self._processes, self._family = processes, process_trees(processes or ())
 
+    async def _server_info(self, clock: Deadline) -> Answer:
+        """The answer of `/server_info`; of the first observation that which connect() was given, where it is young."""
+        at_connect, self._at_connect = self._at_connect, None
+        if at_connect is not None and time.monotonic() - at_connect[1] < YOUNG_S:
+            return at_connect[0]
+        return await self._get("/server_info", clock.left_s)
+
     async def _boot(self, own_identity: str, clock: Deadline) -> str:
         """The boot identity of the server that answered. Its processes are looked for where they are not as before.
 
@@ -253,16 +286,25 @@ class SGLangAdapter:
             return Observation(alive=False, detail=f"pid {pids} has ended", sampled_at=time.monotonic())
         return Observation(detail=why_not(answer), sampled_at=time.monotonic())
 
-    async def _admission(self, end: float) -> Admission | None:
-        """Open where `/ready` is 200; closed where it is 503 and `/ping` is 200; else unknown.
+    async def _traffic(self, want: frozenset[Fact], end: float) -> tuple[Answer | None, Admission | None, int | None]:
+        """The answer of `/ready`, whether requests are admitted, and how many run; None of what is not wanted.
 
-        A `/health` asked of a paused server makes both 503, paused or serving, until the next `/health` succeeds.
+        Open where `/ready` is 200, closed where it is 503 and `/ping` is 200, else unknown. A `/health` asked of a
+        paused server makes both 503, paused or serving, until the next `/health` succeeds. Of an open server the
+        requests are not counted: they come and go.
         """
-        ready = await self._get("/ready", end - time.monotonic())
-        if is_empty(ready, 200):
-            return "open"
-        ping = await self._get("/ping", end - time.monotonic())
-        return "closed" if is_empty(ready, 503) and is_empty(ping, 200) else None
+        ready: Answer | None = None
+        admission: Admission | None = None
+        running: int | None = None
+        if Fact.ADMISSION in want:
+            ready = await self._get("/ready", end - time.monotonic())
+            admission = "open" if is_empty(ready, 200) else None
+            if Fact.CLOSED in want and is_empty(ready, 503):
+                ping = await self._get("/ping", end - time.monotonic())
+                admission = "closed" if is_empty(ping, 200) else None
+        if Fact.RUNNING in want and admission != "open":
+            running = await self._running(end)
+        return ready, admission, running
 
     async def _running(self, end: float) -> int | None:
         """Requests that run or wait in the scheduler; None where the load counts are not updated within a second.

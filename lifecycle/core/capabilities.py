@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .facts import Grade, PauseMode, Tag, TagSpec
+from .facts import Fact, Grade, PauseMode, Tag, TagSpec
 from .sources import FromDisk
 
 
@@ -35,7 +35,8 @@ class Capabilities:
     where nothing tells; `saver` names what releases its GPU memory, where that is known, and `saver_option` the option
     of its command line that turns it on. `hook_mode` is torch_memory_saver's, of an engine in this process that has
     chosen it; of others it is read from their processes.
-    `reports_released`: an observation of it says which tags are released.
+    `reports_released`: an observation of it says which tags are released. `observable` are the facts that its adapter
+    has a read for: others are not asked for.
     `launch_source` is the checkpoint that it holds since its launch, where it tells that; nothing else was loaded then.
     """
 
@@ -53,6 +54,7 @@ class Capabilities:
     has_admission: bool = True
     cancellable: bool = True
     reports_released: bool = False
+    observable: frozenset[Fact] = frozenset(Fact)
     device: Literal["cuda", "cpu"] | None = None
     ranks: int = 1
     evidence: Mapping[str, Grade] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 #: Seconds that a look at an engine is given even where the deadline has passed: in less none is answered.
 LOOK_S = 0.05
@@ -34,3 +35,11 @@ class Deadline:
     def look_s(self, share: float = 1.0) -> float:
         """Seconds for one look: this share of what is left, and never less than LOOK_S."""
         return max(LOOK_S, self.left_s * share)
+
+
+def growing(poll_s: float) -> Iterator[float]:
+    """Seconds to wait before each time that something is asked again: they double, up to `poll_s`."""
+    step_s = poll_s / 8
+    while True:
+        yield step_s
+        step_s = min(poll_s, 2 * step_s)

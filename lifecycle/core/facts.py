@@ -54,7 +54,9 @@ class SizeGrade(IntEnum):
 class Fact(StrEnum):
     """The names under which knowledge is kept, and which a call's effect changes.
 
-    The checksum is only asked for: it reads every byte of the weights, which must be mapped.
+    Two are only asked for. The checksum reads every byte of the weights, which must be mapped. `CLOSED` is asked beside
+    `ADMISSION` where it matters that the engine says itself that it is closed, and not only that it does not say that
+    it is open.
     """
 
     BOOT = "boot"
@@ -66,6 +68,7 @@ class Fact(StrEnum):
     CACHE_FRESH = "cache_fresh"
     ROUTED = "routed"
     CHECKSUM = "checksum"
+    CLOSED = "closed"
 
 
 @dataclass(frozen=True, slots=True)

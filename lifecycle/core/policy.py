@@ -136,6 +136,9 @@ class Policy:
     residual_scope: ResidualScope = "process"
     #: Seconds for which a residual must not have fallen before it is believed; 0 believes the first figure.
     residual_stable_s: float = 0.0
+    #: Seconds for which what was observed serves again, within one move, where nothing that was sent since could have
+    #: changed it; 0: nothing does.
+    evidence_max_age_s: float = 2.0
     #: Seconds to wait for room before a restore: a trainer frees late.
     room_wait_s: float = 30.0
     #: Greedy tokens that a version of the weights is remembered by, and asked for at every resume; 0 remembers none.
@@ -179,6 +182,7 @@ _RULES: Mapping[str, Rule] = {
     "poll_s": _POSITIVE,
     "residual_scope": _one_of(ResidualScope),
     "residual_stable_s": _NOT_NEGATIVE,
+    "evidence_max_age_s": _NOT_NEGATIVE,
     "room_wait_s": _POSITIVE,
     "canary_tokens": _WHOLE,
 }

@@ -77,6 +77,14 @@ class KeepsOnHost(Protocol):
 
 
 @runtime_checkable
+class WaitsForIdle(Protocol):
+    """What an adapter may have beside the port: its engine can wait itself until it is idle, so that nobody polls."""
+
+    async def idle_within(self, facts: Facts, *, wait_s: float, deadline_s: float) -> Verdict:
+        """As `prove_idle`, answered as soon as the engine is idle, and after `wait_s` seconds where it is not."""
+
+
+@runtime_checkable
 class ClosesPush(Protocol):
     """What an adapter has beside the port whose engine refuses a push until the one before it was ended."""
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from ..core.calls import PUSH, Call
 from ..core.commands import Command, Drain, Release, RestoreKV, UpdateWeights
-from ..core.deadline import Deadline
+from ..core.deadline import Deadline, growing
 from ..core.errors import DeadlineExceeded, GuardRefused, NotProved, OperationFailed, Unreachable
 from ..core.facts import Fact, Tag
 from ..core.frozen import FrozenMap
@@ -33,19 +33,17 @@ from ..core.readings import Reading
 from ..core.record import Record
 from ..core.states import State
 from ..core.transition import Transition
-from ..core.verdicts import Pending, Refuted, Unmeasurable, Verdict, below_grade, holds
-from ..rules import knowledge, trend
+from ..core.verdicts import Pending, Unmeasurable, Verdict, below_grade, holds
+from ..rules import knowledge
 from ..rules.checksums import by_model_role
 from ..rules.contradiction import contradiction, other_process, requests_let_in
 from ..rules.desired import desired_unless_touched, set_desired, was_loaded
 from ..rules.evidence import Context, Evidence, EvidenceKind, believed_only, targets
 from ..rules.machine import Refusals, refusals
 from ..rules.mapping import since_call_before
-from ..rules.memory import learned_from_release
 from ..rules.proofs import unread_by
 from ..rules.returned import moving
 from ..rules.table import Operation, fits
-from ..rules.threshold import RESIDUAL_THRESHOLD, can_be_exceeded
 from ..rules.weights import invalid_weights
 from . import canary
 from .call import failure, send
@@ -61,6 +59,10 @@ ALL_READY = "all_ready"
 
 #: Seconds after which what was asked before the others were ready is asked again.
 ASKED_BEFORE_S = 1.0
+
+#: Seconds for which an engine is asked to wait until it is idle. What gives the wait up meanwhile leaves that question
+#: standing in the engine, where the next one waits behind it: no longer than this.
+IDLE_WAIT_S = 1.0
 
 _log = logging.getLogger("lifecycle")
 
@@ -310,8 +312,9 @@ class Attempt:
 
     async def _prove(self, asked: Context) -> dict[str, Verdict]:
         """The verdicts, once every proof holds; NotProved where one never will, or no time is left."""
+        polls, again = growing(self.session.policy.poll_s), False
         while True:
-            verdicts, context = await self._ask_proofs(asked)
+            verdicts, context = await self._ask_proofs(asked, again=again)
             failed = frozenset(proof.name for proof in self.row.proofs if not self._holds(proof.name, verdicts))
             record = self.session.record
             if not failed:
@@ -329,13 +332,14 @@ class Attempt:
                 )
                 self.session.commit(refuted)
                 raise self._not_proved(verdicts, failed, elapsed_s)
-            await asyncio.sleep(min(self.session.policy.poll_s, self.deadline.work_s))
+            await asyncio.sleep(min(next(polls), self.deadline.work_s))
+            again = True
 
-    async def _ask_proofs(self, context: Context) -> tuple[dict[str, Verdict], Context]:
+    async def _ask_proofs(self, context: Context, *, again: bool) -> tuple[dict[str, Verdict], Context]:
         session, kinds = self.session, frozenset().union(*(proof.needs for proof in self.row.proofs))
         # The last look takes from what is kept back: one without time for an answer would call the engine silent.
         deadline_s = max(self.deadline.work_s, self.deadline.look_s(0.5))
-        evidence = await gather(session, kinds, self.command, deadline_s=deadline_s)
+        evidence = await gather(session, kinds, self.command, deadline_s=deadline_s, again=again, wait_s=IDLE_WAIT_S)
         context = replace(context, record=session.record, evidence=evidence, readings_per_call=tuple(self._readings))
         session.tenancy.seen(evidence.residual)
         other = other_process(session.facts, evidence.observed)
@@ -365,32 +369,15 @@ class Attempt:
         if isinstance(self.command, UpdateWeights | RestoreKV):
             record = replace(record, calibration=replace(record.calibration, kept_checksums=FrozenMap()))
         if self.row.dest is State.RELEASED:
-            record = self._learned_from_release(record, context, verdicts.get("memory_returned"))
+            by_call = [tags for tags, _ in self._readings]
+            record, warnings = knowledge.after_release(record, context, verdicts.get("memory_returned"), by_call)
+            for warning in warnings:
+                _log.warning("%s: %s", self.session.name, warning)
         name, duration_s = self.command.name, self.deadline.elapsed_s
         edge = Edge("succeeded", command=name, verdicts=verdicts, duration_s=duration_s)
         transition = self.session.commit(record, edge)
         assert transition is not None
         return transition
-
-    def _learned_from_release(self, record: Record, context: Context, returned: Verdict | None) -> Record:
-        """What these tags gave back, where no size was known for sure, is what they are expected to give next time."""
-        calibration, tags = record.calibration, context.targets
-        sizes = learned_from_release(context, returned, [tags for tags, _ in self._readings])
-        calibration = replace(calibration, bytes_by_tags=sizes)
-        series, found = trend.after_release(calibration.residual_series, tags, returned, self.session.policy)
-        for condition in found.values():
-            self._warn(condition.verdict)
-        if calibration.reading_all_mapped is not None:
-            verdict = can_be_exceeded(calibration.reading_all_mapped, self.session.policy)
-            if RESIDUAL_THRESHOLD not in record.conditions:
-                self._warn(verdict)
-            record = record.with_condition(RESIDUAL_THRESHOLD, verdict)
-        calibration = replace(calibration, residual_series=series)
-        return replace(record, calibration=calibration, conditions={**record.conditions, **found})
-
-    def _warn(self, verdict: Verdict) -> None:
-        if isinstance(verdict, Refuted):
-            _log.warning("%s: %s", self.session.name, verdict.reason)
 
 
 def _unread(evidence: Evidence, kinds: frozenset[str]) -> bool:

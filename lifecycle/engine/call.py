@@ -42,6 +42,7 @@ async def send(
     finally:
         reply, took_s = _reply(sending), time.monotonic() - begun
         session.journal.call_ended(call, reply, took_s)
+        session.observed = session.observed.after_call(call, reply)
         if reply is None:
             session.commit(intent_over(after_cancelled(session.record, call, command)))
         else:

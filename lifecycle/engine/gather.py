@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 from ..core.commands import Command
 from ..core.deadline import Deadline
 from ..core.errors import Unreachable
-from ..core.facts import Fact
+from ..core.facts import Fact, Grade
 from ..core.frozen import FrozenMap
 from ..core.observation import Observation
+from ..core.ports import WaitsForIdle
 from ..core.readings import Reading
 from ..core.verdicts import Unmeasurable, Verdict
 from ..nodes.port import PROCESSES_UNKNOWN
@@ -29,13 +31,13 @@ from .session import Session
 LEAST_READ_S = 0.5
 
 #: What is asked for where everything that reads alone can tell is wanted.
-EVERYTHING = frozenset({Fact.BOOT, Fact.ADMISSION, Fact.RUNNING, Fact.MAPPED, Fact.CONTENTS})
+EVERYTHING = frozenset({Fact.BOOT, Fact.ADMISSION, Fact.CLOSED, Fact.RUNNING, Fact.MAPPED, Fact.CONTENTS})
 
 #: The facts that an observation is asked for, beside boot and mapping, by the kind of evidence that needs them.
 _FACTS_OF: Mapping[str, set[Fact]] = {
     EvidenceKind.ADMISSION: {Fact.ADMISSION},
     EvidenceKind.LABEL: {Fact.CONTENTS},
-    EvidenceKind.CHECKSUM: {Fact.CONTENTS, Fact.CHECKSUM},
+    EvidenceKind.CHECKSUM: {Fact.CHECKSUM},
 }
 
 
@@ -49,13 +51,35 @@ class Question:
     session: Session
     command: Command
     deadline: Deadline
+    again: bool = False
+    wait_s: float = 0.0
     parts: dict[str, Any] = field(default_factory=dict)
 
 
-async def gather(session: Session, kinds: frozenset[str], command: Command, *, deadline_s: float) -> Evidence:
-    """The evidence of these kinds, fresh; every part is a value, also where an engine did not answer."""
-    asked = Question(session, command, Deadline(deadline_s))
-    asked.parts["observed"] = await _observe(asked, kinds)
+async def gather(
+    session: Session,
+    kinds: frozenset[str],
+    command: Command,
+    *,
+    deadline_s: float,
+    again: bool = False,
+    wait_s: float = 0.0,
+) -> Evidence:
+    """The evidence of these kinds; every part is a value, also where an engine did not answer.
+
+    What was observed before serves where it may (`rules.freshness`), but not for a question that is asked `again`. An
+    engine that can wait until it is idle is given `wait_s` seconds for it.
+    """
+    asked = Question(session, command, Deadline(deadline_s), again, wait_s)
+    token = asyncio.ensure_future(_answer(asked)) if EvidenceKind.ANSWER in kinds else None
+    try:  # generated while the engine is observed
+        asked.parts["observed"] = await _observe(asked, kinds)
+        if token is not None:
+            asked.parts[str(EvidenceKind.ANSWER)] = await token
+    finally:
+        if token is not None and not token.done():
+            token.cancel()
+            await asyncio.wait({token})
     for kind, read in READERS.items():
         if kind in kinds:
             asked.parts[str(kind)] = await read(asked)
@@ -82,7 +106,7 @@ async def residual_again(session: Session, *, deadline_s: float) -> Reading | Un
         reading = await residual(session, deadline_s=deadline.left_s)
         if isinstance(reading, Reading) or deadline.left_s <= 0:
             return reading
-        seen = await session.adapter.observe(frozenset({Fact.BOOT}), deadline_s=deadline.look_s())
+        seen = await observe(session, frozenset({Fact.BOOT}), deadline_s=deadline.look_s())
         if seen.alive is False:
             return reading
         other = other_process(session.facts, seen) if seen.boot is not None else None
@@ -92,13 +116,37 @@ async def residual_again(session: Session, *, deadline_s: float) -> Reading | Un
         await asyncio.sleep(min(session.policy.poll_s, deadline.left_s))
 
 
+async def observe(session: Session, want: frozenset[Fact], *, deadline_s: float) -> Observation:
+    """What the engine says of these facts now. What it says serves again (`rules.freshness`)."""
+    return await _ask(session, want, want, deadline_s)
+
+
+async def _ask(session: Session, want: frozenset[Fact], asked: frozenset[Fact], deadline_s: float) -> Observation:
+    """The facts that are wanted, of which these are asked for, and the others were before."""
+    before, at_s = session.observed, time.monotonic()
+    report = await session.adapter.observe(asked, deadline_s=deadline_s) if asked else Observation(alive=True)
+    if session.observed is before:
+        session.observed = before.after(asked, report, at_s) if asked else before
+    return before.serving(want, asked, report)
+
+
 async def _observe(asked: Question, kinds: frozenset[str]) -> Observation:
-    want = {Fact.BOOT, Fact.MAPPED}.union(*(_FACTS_OF[kind] for kind in kinds & OBSERVED))
-    return await asked.session.adapter.observe(frozenset(want), deadline_s=asked.deadline.left_s)
+    session, policy = asked.session, asked.session.policy
+    want = frozenset({Fact.BOOT, Fact.MAPPED}.union(*(_FACTS_OF[kind] for kind in kinds & OBSERVED)))
+    closed = session.facts.admission == "closed" and policy.least_grade("admission_closed") <= Grade.ACKNOWLEDGED
+    if EvidenceKind.ADMISSION in kinds and not closed:
+        want |= {Fact.CLOSED}
+    want &= session.capabilities.observable
+    max_age_s = 0.0 if asked.again else policy.evidence_max_age_s
+    to_ask = session.observed.to_ask(want, time.monotonic(), max_age_s)
+    return await _ask(session, want, to_ask, asked.deadline.left_s)
 
 
 async def _idle(asked: Question) -> Verdict:
-    return await asked.session.adapter.prove_idle(asked.session.facts, deadline_s=asked.deadline.left_s)
+    adapter, facts, left_s = asked.session.adapter, asked.session.facts, asked.deadline.left_s
+    if asked.wait_s and isinstance(adapter, WaitsForIdle):
+        return await adapter.idle_within(facts, wait_s=asked.wait_s, deadline_s=left_s)
+    return await adapter.prove_idle(facts, deadline_s=left_s)
 
 
 async def _answer(asked: Question) -> Verdict:
@@ -132,10 +180,9 @@ async def _cotenants(asked: Question) -> Verdict:
     return await session.tenancy.headroom(context, reading or _NOT_READ, asked.deadline.left_s)
 
 
-#: Who reads each kind of evidence, in the order of reading: what comes later may use what was read before.
+#: Who reads each other kind of evidence, in the order of reading: what comes later may use what was read before.
 READERS: Mapping[str, Callable[[Question], Awaitable[Any]]] = {
     EvidenceKind.IDLE: _idle,
-    EvidenceKind.ANSWER: _answer,
     EvidenceKind.RESIDUAL: _residual,
     EvidenceKind.HOOK_MODE: _hook_mode,
     EvidenceKind.HOST_ROOM: _host_room,
@@ -143,4 +190,4 @@ READERS: Mapping[str, Callable[[Question], Awaitable[Any]]] = {
     EvidenceKind.DEVICE_ROOM: _device_room,
 }
 
-check_table(gathered=OBSERVED | READERS.keys())
+check_table(gathered=OBSERVED | {EvidenceKind.ANSWER} | READERS.keys())

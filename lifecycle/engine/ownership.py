@@ -69,6 +69,8 @@ async def of_command(session: Session, what: str, deadline: Deadline, *, for_mov
     EngineBusy where another command or move of this process has it, EngineHeld where another driver does.
     """
     with session.claimed(what, for_move=for_move), _held(session, what, deadline.left_s, for_move=for_move):
+        if not for_move:
+            session.forget_observed()
         await caught_up(session, deadline)
         yield
 
@@ -78,6 +80,7 @@ def of_move(session: Session, move: str) -> Iterator[None]:
     """The engine is this driver's for a move."""
     _refuse_busy(session, move)
     with _held(session, move, None):
+        session.forget_observed()
         yield
 
 

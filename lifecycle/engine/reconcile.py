@@ -39,7 +39,7 @@ from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
 from ..rules.evidence import taken_as_launched
 from ..rules.identity import IDENTITY, compare, is_contested, needs_confirming, same_process, two_answer
 from .call import send
-from .gather import EVERYTHING, residual, residual_again
+from .gather import EVERYTHING, observe, residual, residual_again
 from .processes import ENDING_S, with_processes
 from .push import closing_call
 from .session import Edge, Session
@@ -52,7 +52,7 @@ NOT_GONE = "a process may be there in its place"
 CONFIRMING_LOOKS = 12
 
 #: The same, of an engine that is met: of one that takes turns, two looks never agree.
-ATTACHING_LOOKS = 2
+ATTACHING_LOOKS = 1
 
 
 async def reconcile_failed(
@@ -88,7 +88,7 @@ async def attach(
     `known_here` is what counts as kept where no store has anything of it. With `reads` the result is what is resident
     now: of a released engine `memory_returned` is judged by it, and of one that admits requests it is remembered.
     """
-    seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
+    seen = await observe(session, EVERYTHING, deadline_s=deadline.left_s)
     used_by_others = session.owner.met(seen.boot)
     stored = session.kept()
     lease = call_under_way(session, seen.boot, stored)
@@ -98,7 +98,7 @@ async def attach(
     kept = stored or (None if used_by_others else known_here)
     record = await _met(session, seen, kept, deadline)
     if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.left_s):
-        seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)  # nothing counts that was seen
+        seen = await observe(session, EVERYTHING, deadline_s=deadline.left_s)  # nothing counts that was seen
         record = knowledge.barrier_returned(await _met(session, seen, kept, deadline))
     known = kept is not None and bool(kept.facts.mapped) and same_process(kept.facts.boot, record.facts.boot)
     session.commit(await with_processes(session, record))
@@ -128,7 +128,7 @@ async def _was_moved(session: Session, reading: Reading, deadline: Deadline) -> 
     record, left_s = session.record, deadline.left_s
     if not left_s or mapping.denied_by_bytes(record, reading, session.capabilities, session.policy) is None:
         return False
-    again = await session.adapter.observe(EVERYTHING, deadline_s=deadline.left_s)
+    again = await observe(session, EVERYTHING, deadline_s=deadline.left_s)
     others = again.boot is not None and contradiction(record, again) is not None
     return others or not taken_as_launched(record)
 
@@ -181,7 +181,7 @@ async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
     in its place is left to the command that follows, which observes the engine before it sends anything. Raises
     Unreachable where nothing answers.
     """
-    seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
+    seen = await observe(session, EVERYTHING, deadline_s=deadline.look_s(0.5))
     kept = session.kept()
     if seen.boot is None and seen.alive is not False:
         why = f"it did not answer, after another driver used it ({by}): {seen.detail or 'no reason given'}"
@@ -190,7 +190,7 @@ async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
         return
     record = _caught_up(session, kept, seen)
     if record.uncertain.needs_barrier and await session.adapter.barrier(deadline_s=deadline.look_s(0.5)):
-        again = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
+        again = await observe(session, EVERYTHING, deadline_s=deadline.look_s(0.5))
         if _about_this(session.record, again, session):  # nothing counts that was seen before
             record = knowledge.barrier_returned(_caught_up(session, kept, again))
     session.commit(record)
@@ -264,7 +264,7 @@ async def _observed(session: Session, deadline: Deadline) -> Observation:
     """What is seen of it. One that is silent is looked at again for a while: a process takes some to have ended."""
     end = Deadline(min(ENDING_S, deadline.left_s / 2))
     while True:
-        seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
+        seen = await observe(session, EVERYTHING, deadline_s=deadline.look_s(0.5))
         if seen.boot is not None and needs_confirming(session.record, seen):
             return await _confirmed_alone(session, seen, deadline, looks=CONFIRMING_LOOKS)
         if seen.boot is not None or seen.alive is False or not end.left_s:
@@ -276,7 +276,7 @@ async def _confirmed_alone(session: Session, seen: Observation, deadline: Deadli
     """What was seen, with the other boots that further looks saw in its place; silence where those got no answer."""
     others: dict[str, None] = dict.fromkeys(seen.others)
     for _ in range(looks if seen.boot is not None else 0):
-        again = await session.adapter.observe(frozenset({Fact.BOOT}), deadline_s=deadline.look_s(0.5))
+        again = await observe(session, frozenset({Fact.BOOT}), deadline_s=deadline.look_s(0.5))
         if again.boot is None:
             return Observation(
                 detail=f"boot {seen.boot} answered, and then {again.detail or 'nothing did'}",
@@ -379,8 +379,8 @@ async def _confirmed(session: Session, deadline: Deadline) -> bool:
 
     Requests are counted where the state hangs on them; elsewhere a drain asks.
     """
-    counted = {Fact.RUNNING} if False in session.facts.mapped.values() else set()
-    seen = await session.adapter.observe(frozenset({Fact.ADMISSION} | counted), deadline_s=deadline.look_s())
+    unread = {Fact.CONTENTS} if False in session.facts.mapped.values() else {Fact.CONTENTS, Fact.RUNNING}
+    seen = await observe(session, EVERYTHING - unread, deadline_s=deadline.look_s())
     if not same_process(seen.boot, session.facts.boot):
         session.commit(knowledge.another_answered(session.record, seen))
         return False

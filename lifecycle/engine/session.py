@@ -32,6 +32,7 @@ from ..core.verdicts import Verdict
 from ..nodes.probes import probe_for
 from ..nodes.same_address import address_of
 from ..rules.evidence import Context, Evidence
+from ..rules.freshness import Observed
 from ..rules.machine import next_state
 from ..rules.table import not_allowed
 from ..store.journal import Journal
@@ -105,6 +106,8 @@ class Session:
         self.draining: asyncio.Timeout | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._record = Record()
+        #: What was observed since the command or the move began that has the engine now.
+        self.observed = Observed()
         self.journal = EngineJournal(
             self.owner.driver, name=name, key=self.key, file=self._journal_file, record=lambda: self._record
         )
@@ -238,6 +241,10 @@ class Session:
         """Whether the policy lets a command go on where it cannot be written down, as `problem` says."""
         unwritable = isinstance(problem, OSError | sqlite3.Error | ConfigurationError)
         return unwritable and self.policy.unrecorded == "warn"
+
+    def forget_observed(self) -> None:
+        """What was observed before the command or the move that begins serves nobody in it."""
+        self.observed = Observed()
 
     # what is told
 

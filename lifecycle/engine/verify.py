@@ -22,7 +22,7 @@ from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
 from ..rules import knowledge
 from ..rules.contradiction import contradiction
-from .gather import EVERYTHING, residual
+from .gather import EVERYTHING, observe, residual
 from .reconcile import NOT_GONE, Found, reconcile
 from .session import Session
 
@@ -40,7 +40,7 @@ async def verify(session: Session, deadline: Deadline, *, for_move: bool = False
     it is not interfered with.
     """
     known = session.record
-    seen = await session.adapter.observe(EVERYTHING, deadline_s=deadline.look_s(0.5))
+    seen = await observe(session, EVERYTHING, deadline_s=deadline.look_s(0.5))
     lives = session.state is State.GONE and seen.alive is not False
     reading = denied = None
     if session.state not in UNCLAIMED:

@@ -120,6 +120,7 @@ class Values(BaseModel):
     poll_s: Number = DEFAULTS.poll_s
     residual_scope: Annotated[ResidualScope, SkipValidation] = DEFAULTS.residual_scope
     residual_stable_s: Number = DEFAULTS.residual_stable_s
+    evidence_max_age_s: Number = DEFAULTS.evidence_max_age_s
     room_wait_s: Number = DEFAULTS.room_wait_s
     canary_tokens: Whole = DEFAULTS.canary_tokens
 

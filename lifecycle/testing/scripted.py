@@ -330,8 +330,9 @@ class ScriptedAdapter:
         if Fact.RUNNING in want and engine.paused_by not in ("keep", "freeze"):
             parts["running"] = engine.running + abs(engine.stubborn)
         if Fact.CONTENTS in want:
-            parts |= {"weights_label": engine.false_label or engine.label, "checksum": engine.checksum}
-            parts["checksums"] = dict(engine.checksums)
+            parts["weights_label"] = engine.false_label or engine.label
+        if Fact.CHECKSUM in want:
+            parts |= {"checksum": engine.checksum, "checksums": dict(engine.checksums)}
         if Fact.MAPPED in want and self.reports_tags:
             parts["released_tags"] = frozenset(engine.unmapped)
         return Observation(boot=engine.boot, alive=True, sampled_at=time.monotonic(), **parts)

@@ -11,7 +11,7 @@ from lifecycle import ConfigurationError, Grade, Policy
 from lifecycle.core.policy import wrong_values
 from lifecycle.settings.schema import load
 
-NUMBERS = ("residual_threshold_gib", "settle_s", "poll_s", "room_wait_s", "residual_stable_s")
+NUMBERS = ("residual_threshold_gib", "settle_s", "poll_s", "room_wait_s", "residual_stable_s", "evidence_max_age_s")
 FRACTIONS = ("returned_fraction", "visible_fraction")
 WHOLE = ("visible_bytes", "canary_tokens")
 WORDS = ("pause_mode", "unprovable", "on_failure", "residual_scope")

@@ -44,7 +44,7 @@ async def test_one_that_is_not_ready_keeps_the_others_from_their_release() -> No
 
 
 async def test_one_that_was_started_again_keeps_the_others_from_their_release() -> None:
-    fleet, journal = await drained("a", "b")
+    fleet, journal = await drained("a", "b", policy=replace(QUICK, evidence_max_age_s=0))
     fleet["a"].adapter.script("observe", Act(), Act(then=lambda model: model.restart()))  # once it was verified
     with pytest.raises(FleetError, match="it is another process now") as failed:
         await fleet.release(weights=V1)

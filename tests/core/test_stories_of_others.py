@@ -14,7 +14,7 @@ from lifecycle.core.readings import Reading
 from lifecycle.core.record import Record
 from lifecycle.rules.knowledge import decided_by_bytes
 from lifecycle.store.sqlite import Store
-from lifecycle.testing import DONE, KEPT_WEIGHTS, KV_CACHE, LATE, LOST, LOST_AFTER, WEIGHTS
+from lifecycle.testing import DONE, KEPT_WEIGHTS, KV_CACHE, LATE, LOST, LOST_AFTER, QUICK, WEIGHTS
 
 GIB = 1 << 30
 SMALL = TagSpec("small_kv", "kv", "discarded", 1 << 20)
@@ -142,7 +142,7 @@ async def test_who_opens_it_before_another_process_attaches_may_have_restored_it
 
 
 async def test_who_opens_it_while_it_is_restored_may_have_restored_the_rest() -> None:
-    engine = await engine_in(State.RELEASED)
+    engine = await engine_in(State.RELEASED, policy=replace(QUICK, evidence_max_age_s=0))
 
     def by_somebody_else(model: Any) -> None:
         model.apply("restore", {"tags": ["kv_cache"]})

@@ -38,7 +38,7 @@ from .calls import (
     not_closed,
 )
 from .kept import attached, ended, interrupted, seen_again, used_by_others
-from .measured import decided_by_bytes, memory_is_unknown, moved_unseen, read_at_rest
+from .measured import after_release, decided_by_bytes, memory_is_unknown, moved_unseen, read_at_rest
 from .observed import (
     after_observation,
     another_answered,
@@ -60,6 +60,7 @@ __all__ = [
     "after_proofs",
     "after_push",
     "after_refuted",
+    "after_release",
     "after_reply",
     "another_answered",
     "asserted",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,12 @@ from ...core.policy import Policy
 from ...core.readings import Reading
 from ...core.record import Record, UncertainCall
 from ...core.states import State
-from ...core.verdicts import Pending, Unmeasurable, Verdict
-from .. import mapping, returned
+from ...core.verdicts import Pending, Refuted, Unmeasurable, Verdict
+from .. import mapping, returned, trend
 from ..evidence import Context, Evidence, believed_only
+from ..memory import learned_from_release
 from ..proofs import memory_returned
+from ..threshold import RESIDUAL_THRESHOLD, can_be_exceeded
 from .observed import moved_by_others
 
 _NOTHING_REPORTED = Observation()
@@ -78,6 +80,26 @@ def _returned_since_mapped(
     before, now = Evidence(residual=full), Evidence(residual=reading)
     unmapped = record.facts.unmapped()
     return memory_returned(Context(Release(), record, capabilities, policy, unmapped, evidence=now, baseline=before))
+
+
+def after_release(
+    record: Record, context: Context, returned: Verdict | None, by_call: Sequence[frozenset[Tag]]
+) -> tuple[Record, list[str]]:
+    """What a proved release teaches: what tags hold, where that was not known for sure, and whether a residual grows.
+
+    `by_call` are the tags that each call gave back. With the record come warnings, in words.
+    """
+    calibration, policy = record.calibration, context.policy
+    sizes = learned_from_release(context, returned, by_call)
+    series, found = trend.after_release(calibration.residual_series, context.targets, returned, policy)
+    warned = [condition.verdict for condition in found.values()]
+    if calibration.reading_all_mapped is not None:
+        verdict = can_be_exceeded(calibration.reading_all_mapped, policy)
+        warned += [] if RESIDUAL_THRESHOLD in record.conditions else [verdict]
+        record = record.with_condition(RESIDUAL_THRESHOLD, verdict)
+    calibration = replace(calibration, bytes_by_tags=sizes, residual_series=series)
+    record = replace(record, calibration=calibration, conditions={**record.conditions, **found})
+    return record, [verdict.reason for verdict in warned if isinstance(verdict, Refuted)]
 
 
 def moved_unseen(

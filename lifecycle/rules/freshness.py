@@ -1,0 +1,90 @@
+"""Freshness: what was observed serves again while it is young and nothing that was sent since could have changed it.
+
+The observation that proved one command is the one that the guards of the next would make. Each fact of it has an age of
+its own, since each call changes facts of its own: after a pause the admission is asked for again, and the boot is not.
+What may serve, and for how long:
+
+- within one move, or one command outside of moves (`Session.forget_observed`): what is older than a move lets nobody
+  in;
+- for `Policy.evidence_max_age_s` from when it was asked for. Where something has to be asked anyway, whatever has half
+  of that age is asked with it: it costs no time then;
+- a fact until a call is sent whose effect names it, and all of them until a call of which it is not known what became;
+- the boot also until a call after which an engine may end although it answered: a release, after which requests would
+  run in memory that is gone, and a resume, after which they run. A call that was answered did not end the process.
+
+What changes without any call of ours is never used twice: how many requests run, and what an idle proof or a generated
+token said. Nor is a checksum: it is asked for where weights were moved. All of this is pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from ..core.calls import Call, Reply
+from ..core.facts import Fact
+from ..core.frozen import FrozenMap
+from ..core.observation import Observation
+
+#: The parts of an observation that tell a fact, for the facts that serve again.
+_REPORTED_BY: Mapping[Fact, tuple[str, ...]] = {
+    Fact.BOOT: ("boot", "alive"),
+    Fact.ADMISSION: ("admission",),
+    Fact.CLOSED: ("admission",),
+    Fact.MAPPED: ("released_tags",),
+    Fact.CONTENTS: ("weights_label",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What was observed of an engine last, and when each fact of it was asked for (seconds, monotonic)."""
+
+    report: Observation = field(default_factory=Observation)
+    asked_at_s: Mapping[Fact, float] = field(default_factory=FrozenMap)
+
+    def to_ask(self, want: frozenset[Fact], now_s: float, max_age_s: float) -> frozenset[Fact]:
+        """The facts that have to be asked for, with those that have half of the age; empty where all serve."""
+        ages_s = {fact: now_s - self.asked_at_s.get(fact, -math.inf) for fact in want}
+        if not any(age_s >= max_age_s for age_s in ages_s.values()):
+            return frozenset()
+        return frozenset(fact for fact, age_s in ages_s.items() if age_s >= max_age_s / 2)
+
+    def serving(self, want: frozenset[Fact], asked: frozenset[Fact], report: Observation) -> Observation:
+        """What is known of the wanted facts: what `report` says of those `asked` for, and of the others what served.
+
+        Where nothing answered, or not one process alone, nothing that was known before is about it.
+        """
+        if asked and not _answered(report):
+            return report
+        parts = [part for fact in want - asked for part in _REPORTED_BY[fact]]
+        return replace(report, **{part: getattr(self.report, part) for part in parts if getattr(report, part) is None})
+
+    def after(self, asked: frozenset[Fact], report: Observation, asked_at_s: float) -> Observed:
+        """What serves once this was observed. Of a process that is another one than before nothing does but that."""
+        if not _answered(report):
+            return Observed()
+        unasked = {fact for fact, (part, *_) in _REPORTED_BY.items() if getattr(report, part) is not None}
+        facts = (asked & _REPORTED_BY.keys()) | (unasked - {Fact.CLOSED})
+        before = self if report.boot in (None, self.report.boot) else Observed()
+        parts = {part: getattr(report, part) for fact in facts for part in _REPORTED_BY[fact]}
+        ages_s = FrozenMap({**before.asked_at_s, **dict.fromkeys(facts, asked_at_s)})
+        return Observed(replace(before.report, **parts), ages_s)
+
+    def after_call(self, call: Call, reply: Reply | None) -> Observed:
+        """What serves still once this call was answered so; None: it is not known what became of it."""
+        if reply is None or reply.outcome != "done" or not (call.effect or call.repeatable):
+            return Observed()
+        changed = set(call.effect)
+        if Fact.ADMISSION in changed:
+            changed.add(Fact.CLOSED)
+        if call.effect.get(Fact.ADMISSION) == "open" or False in call.effect.get(Fact.MAPPED, {}).values():
+            changed.add(Fact.BOOT)
+        ages_s = {fact: at_s for fact, at_s in self.asked_at_s.items() if fact not in changed}
+        return replace(self, asked_at_s=FrozenMap(ages_s))
+
+
+def _answered(report: Observation) -> bool:
+    """Whether one process answered, and no other."""
+    return (report.alive is True or report.boot is not None) and not report.others
