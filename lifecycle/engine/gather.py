@@ -81,7 +81,7 @@ async def gather(
             token.cancel()
             await asyncio.wait({token})
     for kind, read in READERS.items():
-        if kind in kinds:
+        if kind in kinds and kind not in asked.parts:
             asked.parts[str(kind)] = await read(asked)
     named = {kind: asked.parts.pop(kind) for kind in kinds - frozenset(EvidenceKind)}
     return Evidence(**asked.parts, named=FrozenMap(named))
@@ -180,9 +180,10 @@ async def _cotenants(asked: Question) -> Verdict:
     return await session.tenancy.headroom(context, reading or _NOT_READ, asked.deadline.left_s)
 
 
-#: Who reads each other kind of evidence, in the order of reading: what comes later may use what was read before.
+#: Who reads each kind of evidence, in the order of reading: what comes later may use what was read before.
 READERS: Mapping[str, Callable[[Question], Awaitable[Any]]] = {
     EvidenceKind.IDLE: _idle,
+    EvidenceKind.ANSWER: _answer,
     EvidenceKind.RESIDUAL: _residual,
     EvidenceKind.HOOK_MODE: _hook_mode,
     EvidenceKind.HOST_ROOM: _host_room,
@@ -190,4 +191,4 @@ READERS: Mapping[str, Callable[[Question], Awaitable[Any]]] = {
     EvidenceKind.DEVICE_ROOM: _device_room,
 }
 
-check_table(gathered=OBSERVED | {EvidenceKind.ANSWER} | READERS.keys())
+check_table(gathered=OBSERVED | READERS.keys())

@@ -153,6 +153,9 @@ CALLS: Mapping[str, Sequence[Kind]] = {
         Kind(("verify_all", "self._verify", "_verify_others", "self._deny", "verify"), NOTHING, "looks at nothing"),
         Kind(("believed_only", "_was_moved"), FALSE, "is as it was"),
         Kind(("contradiction", "requests_let_in", "knowledge.moved_unseen"), NOTHING, "nothing is denied"),
+        Kind((".to_ask",), ast.parse("frozenset()", mode="eval").body, "nothing is asked again"),
+        Kind((".after_call",), _subject, "serves after every call"),
+        Kind(("session.forget_observed",), NOTHING, "serves after its move"),
     ),
     "doubt": (
         Kind((".doubt",), _subject, "stays known"),
