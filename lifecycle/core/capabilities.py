@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from .facts import Grade, PauseMode, Tag, TagSpec
+from .frozen import EMPTY
 from .sources import FromDisk
 
 
@@ -55,7 +56,7 @@ class Capabilities:
     reports_released: bool = False
     device: Literal["cuda", "cpu"] | None = None
     ranks: int = 1
-    evidence: Mapping[str, Grade] = field(default_factory=dict)
+    evidence: Mapping[str, Grade] = EMPTY
     launch_source: FromDisk | None = None
     notes: tuple[str, ...] = ()
 
