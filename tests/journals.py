@@ -91,14 +91,14 @@ def kept(entries: list[Entry] | Checked | None = None) -> Iterator[list[Entry] |
     """The entries that drivers of this process write inside."""
     entries = [] if entries is None else entries
     with pytest.MonkeyPatch.context() as patch:
-        found = Session._journal_file
+        found = Session.journal_file
         known: dict[int, Kept] = {}
 
         def file(session: Session) -> Kept:
             beside = found(session)
             return known.setdefault(id(beside), Kept(entries, beside))
 
-        patch.setattr(Session, "_journal_file", file)
+        patch.setattr(Session, "journal_file", file)
         checked = [entries] if isinstance(entries, Checked) else []
         _CHECKED.extend(checked)
         try:

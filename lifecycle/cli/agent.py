@@ -13,7 +13,6 @@ import typer
 
 from ..core.errors import ConfigurationError
 from ..core.policy import positive
-from ..settings.schema import load
 
 
 def agent(
@@ -23,6 +22,8 @@ def agent(
     threshold_gib: Annotated[float | None, typer.Option(help="GiB that an engine may keep after a release.")] = None,
 ) -> int:
     """Serves this node's memory figures to callers with the token (LIFECYCLE_AGENT_TOKEN). Changes nothing here."""
+    from ..settings.schema import load
+
     settings = load(file).settings
     if settings.agent_token is None or not settings.agent_token.get_secret_value():
         raise ConfigurationError("an agent needs a token: set LIFECYCLE_AGENT_TOKEN, the same here and for its callers")

@@ -28,6 +28,7 @@ app = typer.Typer(
     "130 interrupted (143 by SIGTERM, 129 by SIGHUP).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 #: What the parser raises; typer brings its own copy of click since 0.20, and no public name for this.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import SecretStr
 
 from ..core.facts import Grade
-from ..settings.schema import Loaded, load
 from .output import say
+
+if TYPE_CHECKING:
+    from ..settings.schema import Loaded
 
 
 def rows_of(loaded: Loaded) -> list[tuple[str, Any, str]]:
@@ -25,6 +26,8 @@ def config(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Show the settings in force and their origins. Variables override the file, LIFECYCLE_* override MILES_*."""
+    from ..settings.schema import load
+
     loaded = load(file)
     rows = rows_of(loaded)
     if as_json:
@@ -44,6 +47,8 @@ def register(app: typer.Typer) -> None:
 
 
 def _shown(value: Any) -> Any:
+    from pydantic import SecretStr
+
     if isinstance(value, SecretStr):
         return "(set)"
     if isinstance(value, dict):

@@ -7,7 +7,7 @@ import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,8 +17,10 @@ from ..core.verdicts import Proved, Refuted, Unmeasurable, Verdict
 from ..launch.environment import ENGINES, LaunchEnvironment, launch_environment
 from ..nodes.cuda_wheel import installed_cuda
 from ..nodes.hook_mode import MODE, Gpu, escaped, judge, resolve, visible_gpus
-from ..settings.schema import Loaded, load
 from . import FAILED, OK
+
+if TYPE_CHECKING:
+    from ..settings.schema import Loaded
 
 
 def environment_of(engine: str, loaded: Loaded, *, ray: bool = False) -> tuple[LaunchEnvironment, Verdict]:
@@ -48,6 +50,8 @@ def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """The environment to give to each process of an engine. Exit 1 where its hook mode would crash it here."""
+    from ..settings.schema import load
+
     launch, verdict = environment_of(engine, load(file), ray=ray)
     if as_json:
         report = {"env_vars": dict(launch.variables), "notes": list(launch.notes), "hook_mode": str(verdict)}

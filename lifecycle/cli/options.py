@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -20,9 +20,11 @@ from ..core.sources import FromDisk, Kept, Source
 from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
 from ..fleet.recovery import RecoverTo
-from ..settings.schema import Loaded, load
 from ..store.sqlite import Store
 from ..store.tenants import Tenants
+
+if TYPE_CHECKING:
+    from ..settings.schema import Loaded
 
 
 def one_of(*values: str) -> Callable[[str], list[str]]:
@@ -86,6 +88,8 @@ class Options:
         files = [url for url in self.urls if url.endswith(".toml")]
         if files and len(self.urls) > 1:
             raise ConfigurationError(f"give either URLs or one file, not {' '.join(self.urls)}")
+        from ..settings.schema import load
+
         return load(Path(files[0]) if files else None)
 
     @property

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from .facts import Fact
+from .frozen import EMPTY
 
 #: How an argument is written: a push may carry the weights themselves, and no message or journal repeats those.
 _BRIEF = reprlib.Repr()
@@ -25,8 +26,8 @@ class Call:
     """
 
     name: str
-    args: Mapping[str, Any] = field(default_factory=dict)
-    effect: Mapping[Fact, Any] = field(default_factory=dict)
+    args: Mapping[str, Any] = EMPTY
+    effect: Mapping[Fact, Any] = EMPTY
     repeatable: bool = False
     refusal_is_untouched: bool = False
     push: Literal["begins", "ends"] | None = None

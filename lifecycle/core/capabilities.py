@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from .facts import Fact, Grade, PauseMode, Tag, TagSpec
+from .frozen import EMPTY
 from .sources import FromDisk
 
 
@@ -57,7 +58,7 @@ class Capabilities:
     observable: frozenset[Fact] = frozenset(Fact)
     device: Literal["cuda", "cpu"] | None = None
     ranks: int = 1
-    evidence: Mapping[str, Grade] = field(default_factory=dict)
+    evidence: Mapping[str, Grade] = EMPTY
     launch_source: FromDisk | None = None
     notes: tuple[str, ...] = ()
 

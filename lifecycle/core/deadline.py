@@ -25,7 +25,7 @@ class Deadline:
     @property
     def left_s(self) -> float:
         """Seconds until it passes, never below 0."""
-        return max(0.0, self.total_s - self.elapsed_s)
+        return max(0.0, self.total_s - (time.monotonic() - self._begun))
 
     @property
     def work_s(self) -> float:

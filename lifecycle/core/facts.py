@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Literal
 
-from .frozen import FrozenMap, freeze, freeze_fields
+from .frozen import EMPTY, FrozenMap, freeze, freeze_fields, replace
 
 Tag = str
 Stage = Literal["weights", "kv"]
@@ -117,9 +117,6 @@ class Basis:
     read_at_s: float | None = field(default=None, compare=False)
 
 
-_NOTHING: FrozenMap[Any, Any] = FrozenMap()
-
-
 @dataclass(frozen=True, slots=True)
 class Facts:
     """All that is known about one process, `boot`; a new boot voids everything. None means unknown.
@@ -131,11 +128,11 @@ class Facts:
     admission: Admission | None = None
     paused_by: PauseMode | None = None
     running: int | None = None
-    mapped: Mapping[Tag, bool | None] = field(default=_NOTHING)
-    contents: Mapping[Tag, Contents | None] = field(default=_NOTHING)
+    mapped: Mapping[Tag, bool | None] = EMPTY
+    contents: Mapping[Tag, Contents | None] = EMPTY
     cache_fresh: bool | None = None
     routed: bool | None = None
-    basis: Mapping[Fact, Basis] = field(default=_NOTHING)
+    basis: Mapping[Fact, Basis] = EMPTY
 
     def __post_init__(self) -> None:
         freeze_fields(self, "mapped", "contents", "basis")
@@ -149,6 +146,8 @@ class Facts:
         self, effect: Mapping[Fact, Any], grade: Grade, *, cause: str = "", read_at_s: float | None = None
     ) -> Facts:
         """These facts with `effect` applied; what is said of some tags leaves the other tags as they were."""
+        if not effect:
+            return self
         known = dict.fromkeys(effect, Basis(grade, cause, read_at_s))
         return replace(self, basis=FrozenMap({**self.basis, **known}), **self._applied(effect))
 

@@ -1,9 +1,12 @@
-"""Mappings that cannot change, so that what holds them can be hashed, compared, pickled and shared."""
+"""Mappings that cannot change, so that what holds them can be hashed, compared, pickled and shared; and what replaces
+fields of a frozen dataclass."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn, TypeVar
+from dataclasses import fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -32,12 +35,19 @@ class FrozenMap(dict[K, V]):
         return self
 
 
+#: The empty mapping. What many values hold by default they share.
+EMPTY: FrozenMap[Any, Any] = FrozenMap()
+
+#: The types that hold nothing, so that nothing in them is to be frozen.
+_PLAIN = frozenset({str, int, bool, float, type(None)})
+
+
 def freeze(value: Any) -> Any:
     """The value with every mapping in it frozen and every list a tuple; what is neither stays as it is."""
-    if isinstance(value, FrozenMap):
+    if type(value) in _PLAIN or isinstance(value, FrozenMap):
         return value
     if isinstance(value, Mapping):
-        return FrozenMap({key: freeze(each) for key, each in value.items()})
+        return FrozenMap({key: freeze(each) for key, each in value.items()}) if value else EMPTY
     if isinstance(value, list | tuple):
         return tuple(freeze(each) for each in value)
     if isinstance(value, set | frozenset):
@@ -51,3 +61,35 @@ def freeze_fields(owner: object, *names: str) -> None:
         value = getattr(owner, name)
         if not isinstance(value, FrozenMap):
             object.__setattr__(owner, name, freeze(value))
+
+
+if TYPE_CHECKING:
+    from dataclasses import replace as replace
+else:
+
+    def replace(value: Any, /, **changes: Any) -> Any:
+        """As `dataclasses.replace`, of a frozen dataclass all of whose fields are in its `__init__`.
+
+        Where each change is what is there already, the value itself is returned: most of what a command might change it
+        does not. Otherwise `__post_init__` is called.
+        """
+        for name, new in changes.items():
+            if getattr(value, name, changes) is not new:
+                break
+        else:
+            return value
+        kind = type(value)
+        replaced, put = object.__new__(kind), object.__setattr__
+        for name in _field_names(kind):
+            put(replaced, name, changes.pop(name) if name in changes else getattr(value, name))
+        if changes:
+            raise TypeError(f"{kind.__name__} has no field {', '.join(changes)}")
+        if hasattr(kind, "__post_init__"):
+            replaced.__post_init__()
+        return replaced
+
+
+@cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    """The fields of a dataclass, in their order."""
+    return tuple(field.name for field in fields(kind))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .facts import Admission, Tag
+from .frozen import EMPTY
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Observation:
     released_tags: frozenset[Tag] | None = None
     weights_label: str | None = None
     checksum: str | None = None
-    checksums: Mapping[str, str] = field(default_factory=dict)
+    checksums: Mapping[str, str] = EMPTY
     others: tuple[str, ...] = ()
     detail: str = ""
     sampled_at: float = 0.0

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .calls import Call, Reply
 from .commands import Command
 from .errors import CommandRefused
+from .frozen import EMPTY
 from .states import State
 from .transition import Transition
 
@@ -32,7 +33,7 @@ class MoveEvent:
     engines: tuple[str, ...]
     phase: str = ""
     duration_s: float | None = None
-    failed: Mapping[str, BaseException] = field(default_factory=dict)
+    failed: Mapping[str, BaseException] = EMPTY
 
     @property
     def ended(self) -> bool:
@@ -75,6 +76,8 @@ class Observer(Protocol):
 
 class BaseObserver:
     """An observer that does nothing, to inherit from."""
+
+    __slots__ = ()
 
     def command_started(self, engine: str, command: Command, state: State) -> None:
         """An engine was claimed for a command."""

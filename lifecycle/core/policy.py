@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from .errors import ConfigurationError
 from .facts import Grade, PauseMode
+from .frozen import EMPTY
 from .units import GIB, MIB
 
 #: Seconds that a command may take, from the call to its return, settling included.
@@ -120,8 +121,8 @@ class Policy:
     visible_bytes: int = 64 * MIB
     visible_fraction: float = 0.05
     pause_mode: PauseMode = PAUSE_MODE
-    deadlines_s: Mapping[str, float] = field(default_factory=dict)
-    accept: Mapping[str, Grade] = field(default_factory=dict)
+    deadlines_s: Mapping[str, float] = EMPTY
+    accept: Mapping[str, Grade] = EMPTY
     #: What to do at connect about an engine that can never give the evidence asked for.
     unprovable: Unprovable = "refuse"
     #: What to do at connect where no lease can be taken, since its holder cannot be asked.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from .frozen import freeze_fields
+from .frozen import EMPTY, freeze_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Reading:
     devices: Mapping[str, int]
     holders: tuple[Holder, ...]
     probe: str
-    whole: Mapping[str, int] = field(default_factory=dict)
+    whole: Mapping[str, int] = EMPTY
 
     def __post_init__(self) -> None:
         freeze_fields(self, "devices", "whole")

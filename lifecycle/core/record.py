@@ -8,17 +8,15 @@ hashable, and survives pickle, deepcopy and JSON (`lifecycle.core.encoding`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 from .facts import Fact, Facts, Tag
-from .frozen import FrozenMap, freeze_fields
+from .frozen import EMPTY, FrozenMap, freeze_fields, replace
 from .readings import Process, Reading
 from .sources import FromDisk, Source
 from .states import State
 from .verdicts import Condition, Proved, Verdict
-
-_NONE: FrozenMap[Any, Any] = FrozenMap()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +102,11 @@ class Calibration:
     """
 
     attached_boot: str | None = None
-    bytes_by_tags: Mapping[frozenset[Tag], int] = field(default=_NONE)
+    bytes_by_tags: Mapping[frozenset[Tag], int] = EMPTY
     reading_all_mapped: Reading | None = None
-    kept_checksums: Mapping[str, str] = field(default=_NONE)
-    canary_answers: Mapping[str, tuple[int, ...]] = field(default=_NONE)
-    residual_series: Mapping[tuple[str, frozenset[Tag]], tuple[int, ...]] = field(default=_NONE)
+    kept_checksums: Mapping[str, str] = EMPTY
+    canary_answers: Mapping[str, tuple[int, ...]] = EMPTY
+    residual_series: Mapping[tuple[str, frozenset[Tag]], tuple[int, ...]] = EMPTY
     boots: tuple[str, ...] = ()
     reading_all_released: Reading | None = None
     processes: tuple[Process, ...] = ()
@@ -118,7 +116,11 @@ class Calibration:
 
     def of_another_process(self) -> Calibration:
         """What is left of it once another process has taken the place of the one that was measured."""
-        return replace(self, bytes_by_tags=_NONE, reading_all_mapped=None, reading_all_released=None, processes=())
+        return replace(self, bytes_by_tags=EMPTY, reading_all_mapped=None, reading_all_released=None, processes=())
+
+
+#: The values that records share which know nothing.
+_UNKNOWN, _ANY, _CERTAIN, _NOT_CALIBRATED = Facts(), Desired(), Uncertain(), Calibration()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +128,11 @@ class Record:
     """What is known of one engine. `conditions` are verdicts that hang on it beside its state, by name."""
 
     state: State = State.DETACHED
-    facts: Facts = field(default_factory=Facts)
-    conditions: Mapping[str, Condition] = field(default=_NONE)
-    desired: Desired = field(default_factory=Desired)
-    uncertain: Uncertain = field(default_factory=Uncertain)
-    calibration: Calibration = field(default_factory=Calibration)
+    facts: Facts = _UNKNOWN
+    conditions: Mapping[str, Condition] = EMPTY
+    desired: Desired = _ANY
+    uncertain: Uncertain = _CERTAIN
+    calibration: Calibration = _NOT_CALIBRATED
 
     def __post_init__(self) -> None:
         freeze_fields(self, "conditions")
@@ -147,3 +149,7 @@ class Record:
         others = {each: condition for each, condition in self.conditions.items() if each != name}
         mine = {} if verdict is None else {name: Condition(verdict)}
         return replace(self, conditions=FrozenMap({**others, **mine}))
+
+
+#: Of an engine that nobody has looked at yet.
+NOTHING_YET = Record()

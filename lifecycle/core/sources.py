@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .errors import ConfigurationError
-from .frozen import freeze_fields
+from .frozen import EMPTY, freeze_fields, replace
 
 
 class PushTarget(Protocol):
@@ -41,7 +41,7 @@ class FromDisk:
     path: str
     version: str
     checksum: str | Mapping[str, str] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = EMPTY
 
     def __post_init__(self) -> None:
         check_model_roles(self.checksum)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .frozen import freeze_fields
+from .frozen import EMPTY, freeze_fields
 from .states import State
 from .verdicts import Proved, Verdict
 
@@ -21,7 +21,7 @@ class Transition:
     source: State
     dest: State
     command: str = ""
-    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    verdicts: Mapping[str, Verdict] = EMPTY
     duration_s: float = 0.0
     reason: str = ""
     at_s: float = field(default_factory=time.monotonic, compare=False)

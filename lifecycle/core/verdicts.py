@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from .facts import Grade, Tag
-from .frozen import freeze_fields
+from .frozen import EMPTY, freeze_fields
 
 #: The figure by which a verdict on idleness says that requests run: a step of theirs can come, or has begun. Requests
 #: that only wait or are held are none, nor is anything else for which an engine counts as busy.
@@ -20,7 +20,7 @@ class Verdict:
     """The answer of one proof; `figures` are the numbers it rests on (bytes, pids, counts)."""
 
     reason: str = ""
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Any] = EMPTY
     word: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

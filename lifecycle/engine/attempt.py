@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..core.calls import PUSH, Call
@@ -28,7 +27,7 @@ from ..core.commands import Command, Drain, Release, RestoreKV, UpdateWeights
 from ..core.deadline import Deadline, growing
 from ..core.errors import DeadlineExceeded, GuardRefused, NotProved, OperationFailed, Unreachable
 from ..core.facts import Fact, Tag
-from ..core.frozen import FrozenMap
+from ..core.frozen import FrozenMap, replace
 from ..core.readings import Reading
 from ..core.record import Record
 from ..core.states import State
@@ -182,9 +181,8 @@ class Attempt:
 
     def _kinds(self, acted_on: frozenset[Tag]) -> frozenset[str]:
         """What the guards need, and of what the proofs need that which has to be read before the calls too."""
-        kinds = frozenset().union(*(guard.needs for guard in self.row.guards))
-        needed_by_proofs = frozenset().union(*(proof.needs for proof in self.row.proofs))
-        kinds |= {EvidenceKind.RESIDUAL, EvidenceKind.CHECKSUM} & needed_by_proofs
+        needed_by_proofs = self.row.needed_by_proofs
+        kinds = self.row.needed_by_guards | ({EvidenceKind.RESIDUAL, EvidenceKind.CHECKSUM} & needed_by_proofs)
         if self._keeps(acted_on):
             kinds |= {EvidenceKind.CHECKSUM}
         elif not self.session.record.calibration.kept_checksums and not isinstance(self.command, UpdateWeights):
@@ -336,7 +334,7 @@ class Attempt:
             again = True
 
     async def _ask_proofs(self, context: Context, *, again: bool) -> tuple[dict[str, Verdict], Context]:
-        session, kinds = self.session, frozenset().union(*(proof.needs for proof in self.row.proofs))
+        session, kinds = self.session, self.row.needed_by_proofs
         # The last look takes from what is kept back: one without time for an answer would call the engine silent.
         deadline_s = max(self.deadline.work_s, self.deadline.look_s(0.5))
         evidence = await gather(session, kinds, self.command, deadline_s=deadline_s, again=again, wait_s=IDLE_WAIT_S)

@@ -5,9 +5,8 @@ A label proves little: an engine that says `v7` and answers as it never did with
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..core.facts import Facts
+from ..core.frozen import replace
 from ..core.observation import Probe
 from ..core.record import Record
 from ..core.verdicts import Proved, Refuted, Verdict

@@ -4,9 +4,9 @@ middle none is left with another version than the rest."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from ..core.errors import GuardRefused
+from ..core.frozen import replace
 from ..core.record import Desired, Record
 from ..core.sources import Source
 from ..rules.desired import desired_unless_touched, known_source, set_desired, untouched

@@ -12,7 +12,7 @@ from ..core.commands import Command
 from ..core.deadline import Deadline
 from ..core.errors import Unreachable
 from ..core.facts import Fact, Grade
-from ..core.frozen import FrozenMap
+from ..core.frozen import EMPTY, FrozenMap
 from ..core.observation import Observation
 from ..core.ports import WaitsForIdle
 from ..core.readings import Reading
@@ -40,6 +40,9 @@ _FACTS_OF: Mapping[str, set[Fact]] = {
     EvidenceKind.CHECKSUM: {Fact.CHECKSUM},
 }
 
+
+#: What has a place of its own in `Evidence`; a proof may need a kind by another name too.
+EVERY_KIND = frozenset(EvidenceKind)
 
 _NOT_READ = Unmeasurable(reason="not read")
 
@@ -83,8 +86,8 @@ async def gather(
     for kind, read in READERS.items():
         if kind in kinds and kind not in asked.parts:
             asked.parts[str(kind)] = await read(asked)
-    named = {kind: asked.parts.pop(kind) for kind in kinds - frozenset(EvidenceKind)}
-    return Evidence(**asked.parts, named=FrozenMap(named))
+    named = {kind: asked.parts.pop(kind) for kind in kinds - EVERY_KIND}
+    return Evidence(**asked.parts, named=FrozenMap(named) if named else EMPTY)
 
 
 async def residual(session: Session, *, deadline_s: float) -> Reading | Unmeasurable:

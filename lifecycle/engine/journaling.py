@@ -8,9 +8,8 @@ it does something: one that only looks, as `lifecycle status` does, writes nothi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
 
 from ..core.calls import Call, Reply
 from ..core.commands import Command
@@ -41,17 +40,27 @@ from ..store.journal import Journal
 _MOST = 2000
 
 
-class EngineJournal(BaseObserver):
-    """Writes what one driver does to one engine. `file` is asked each time; where it is None nothing is written."""
+class Journaled(Protocol):
+    """An engine as its journal sees it."""
 
-    def __init__(
-        self, driver: Driver, *, name: str, key: str, file: Callable[[], Journal | None], record: Callable[[], Record]
-    ) -> None:
+    @property
+    def record(self) -> Record:
+        """All that is known of it."""
+
+    def journal_file(self) -> Journal | None:
+        """The journal beside what is known of it; None where nothing keeps one."""
+
+
+class EngineJournal(BaseObserver):
+    """Writes what one driver does to one engine; nothing where no file is kept, which is asked each time."""
+
+    __slots__ = ("_driver", "_held", "_key", "_name", "_of")
+
+    def __init__(self, driver: Driver, *, name: str, key: str, of: Journaled) -> None:
         self._driver = driver
         self._name = name
         self._key = key
-        self._file = file
-        self._known = record
+        self._of = of
         self._held: list[Entry] | None = None
 
     @property
@@ -62,11 +71,11 @@ class EngineJournal(BaseObserver):
     @property
     def file(self) -> Journal | None:
         """Where it is written; None where nothing is."""
-        return self._file()
+        return self._of.journal_file()
 
     def note(self, event: Event) -> None:
         """An entry of this event is written at the next turn of the event loop, or with the next row."""
-        file = self._file()
+        file = self.file
         if file is None:
             return
         entry = Entry(event, time.time(), self._driver.token, self._name, self._key)
@@ -85,7 +94,7 @@ class EngineJournal(BaseObserver):
 
     def flush(self) -> None:
         """What was noted is written now."""
-        file = self._file()
+        file = self.file
         if file is not None:
             file.flush()
 
@@ -96,7 +105,7 @@ class EngineJournal(BaseObserver):
                 who=self._driver.who,
                 url=url,
                 group=group,
-                boot=self._known().facts.boot,
+                boot=self._of.record.facts.boot,
                 version=_version(),
                 threshold_bytes=policy.threshold_bytes,
                 accept={claim: policy.least_grade(claim) for claim in ACCEPT},
@@ -105,6 +114,8 @@ class EngineJournal(BaseObserver):
 
     def call_sent(self, call: Call, command: Context | None, *, until_s: float, fence: int) -> None:
         """The call is about to be sent."""
+        if self.file is None:  # the call is not put into words for nobody
+            return
         baseline = None if command is None else command.baseline.residual
         self.note(
             CallSent(
@@ -113,7 +124,7 @@ class EngineJournal(BaseObserver):
                 effect=tuple(sorted(call.effect)),
                 repeatable=call.repeatable,
                 until_s=until_s,
-                boot=self._known().facts.boot,
+                boot=self._of.record.facts.boot,
                 baseline_bytes=baseline.resident_bytes if isinstance(baseline, Reading) else None,
                 fence=fence,
             )
@@ -121,6 +132,8 @@ class EngineJournal(BaseObserver):
 
     def call_ended(self, call: Call, reply: Reply | None, duration_s: float = 0.0) -> None:
         """What came of the call; None where the caller gave up before it was answered."""
+        if self.file is None:
+            return
         if reply is None:
             self.note(CallEnded(str(call)[:_MOST], "unknown", duration_s=duration_s))
             return
@@ -139,7 +152,9 @@ class EngineJournal(BaseObserver):
 
     def transition(self, record: Transition) -> None:
         """The engine changed its state."""
-        condition = self._known().conditions.get("memory_returned")
+        if self.file is None:
+            return
+        condition = self._of.record.conditions.get("memory_returned")
         self.note(
             StateEntered(
                 trigger=record.trigger,
@@ -159,11 +174,13 @@ class EngineJournal(BaseObserver):
         """The command ended."""
         failed = isinstance(result, BaseException)
         error, reason = (type(result).__name__, str(result)[:_MOST]) if failed else ("", "")
-        self.note(CommandEnded(command.name, self._known().state, duration_s, error, reason))
+        self.note(CommandEnded(command.name, self._of.record.state, duration_s, error, reason))
 
 
 @cache
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # 30 ms, which whoever keeps no journal is spared
+
     try:
         return version("engine-lifecycle")
     except PackageNotFoundError:  # a folder on the path, without an installation

@@ -26,6 +26,8 @@ _NEVER = -1
 class Owner:
     """One driver of one engine. Without a holder every take succeeds, and nobody is kept away."""
 
+    __slots__ = ("_seen", "_sent", "_uses", "address", "driver", "holder", "kept_in", "lease", "missed")
+
     def __init__(self, holder: LeaseHolder | None, *, name: str, address: str) -> None:
         self.holder = holder
         self.address = address
@@ -132,6 +134,11 @@ class Owner:
         """Whether the driver that used the engine last keeps its records elsewhere than this one."""
         last = self.lease or self._seen
         return last is not None and last.uses > 0 and (last.kept_in is None or last.kept_in != self.kept_in)
+
+    @property
+    def drives(self) -> bool:
+        """Whether nobody else writes what the engine may hold: this driver has it, or nobody is kept away."""
+        return self.holder is None or self.lease is not None
 
     @property
     def sent(self) -> bool:

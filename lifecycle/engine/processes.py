@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ..core.deadline import Deadline
+from ..core.frozen import replace
 from ..core.readings import Process
 from ..core.record import Record
 from ..nodes.locate import ended

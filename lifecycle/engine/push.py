@@ -18,9 +18,11 @@ from .session import Session
 class Pushes:
     """What is being pushed to an engine, and until when it may be."""
 
+    __slots__ = ("_deadline", "_under_way")
+
     def __init__(self) -> None:
         self._deadline: Deadline | None = None
-        self._under_way: set[asyncio.Future[None]] = set()
+        self._under_way: list[asyncio.Future[None]] = []
 
     @contextmanager
     def allowed(self, deadline: Deadline) -> Iterator[None]:
@@ -44,11 +46,11 @@ class Pushes:
             raise session.not_allowed("push", hint)
         call = session.adapter.push_call(how, args, version)
         deadline, ended = self._deadline, asyncio.get_running_loop().create_future()
-        self._under_way.add(ended)
+        self._under_way.append(ended)
         try:
             reply = await send(session, call, deadline_s=deadline.work_s)
         finally:
-            self._under_way.discard(ended)
+            self._under_way.remove(ended)
             ended.set_result(None)
         problem = failure(reply, call, **session.about("push"), deadline=deadline)
         if problem is not None:

@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..core.capabilities import NOTHING_KNOWN, Capabilities
@@ -20,19 +20,20 @@ from ..core.commands import Command
 from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError, EngineBusy, EngineHeld, GuardRefused, InvalidTransition
 from ..core.facts import Facts, Tag
+from ..core.frozen import EMPTY, replace
 from ..core.journal import BarrierReturned
 from ..core.lease import Lease, LeaseHeld, clock
 from ..core.observer import Observers
 from ..core.policy import Policy
 from ..core.ports import EngineAdapter, LeaseHolder, ResidualProbe, StateStore, TenantLedger
-from ..core.record import Record
+from ..core.record import NOTHING_YET, Record
 from ..core.states import State
 from ..core.transition import Transition
 from ..core.verdicts import Verdict
 from ..nodes.probes import probe_for
 from ..nodes.same_address import address_of
 from ..rules.evidence import Context, Evidence
-from ..rules.freshness import Observed
+from ..rules.freshness import NOTHING_OBSERVED
 from ..rules.machine import next_state
 from ..rules.table import not_allowed
 from ..store.journal import Journal
@@ -58,7 +59,7 @@ class Edge:
 
     trigger: str
     command: str = ""
-    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    verdicts: Mapping[str, Verdict] = EMPTY
     duration_s: float = 0.0
     reason: str = ""
     context: Context | None = None
@@ -97,20 +98,17 @@ class Session:
         #: Whether other processes can reach the engine: its URL has a host and a port.
         self.reachable = address is not None
         self.owner = Owner(lease, name=name, address=self.key)
-        drives = lambda: self.owner.holder is None or self.owner.lease is not None  # noqa: E731
-        self.tenancy = EngineTenancy(tenants, adapter, name=name, key=self.key, unique=self.reachable, drives=drives)
+        self.tenancy = EngineTenancy(tenants, adapter, name=name, key=self.key, unique=self.reachable, owner=self.owner)
         #: The command under way, and the fleet's move that the engine takes part in, if any.
         self.busy: str | None = None
         self.in_move: str | None = None
         #: The limit of the drain under way, by which it can be given up.
         self.draining: asyncio.Timeout | None = None
-        self._waiting: set[asyncio.Future[None]] = set()
-        self._record = Record()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._record = NOTHING_YET
         #: What was observed since the command or the move began that has the engine now.
-        self.observed = Observed()
-        self.journal = EngineJournal(
-            self.owner.driver, name=name, key=self.key, file=self._journal_file, record=lambda: self._record
-        )
+        self.observed = NOTHING_OBSERVED
+        self.journal = EngineJournal(self.owner.driver, name=name, key=self.key, of=self)
         #: Why the engine is in its state, in words; empty where that was not said.
         self.reason = ""
         self._capabilities: Capabilities | None = None
@@ -244,19 +242,22 @@ class Session:
 
     def forget_observed(self) -> None:
         """What was observed before the command or the move that begins serves nobody in it."""
-        self.observed = Observed()
+        self.observed = NOTHING_OBSERVED
 
     # what is told
 
-    def _journal_file(self) -> Journal | None:
+    def journal_file(self) -> Journal | None:
         """The journal beside what is known of the engine; None where nothing keeps one."""
+        if self.store is None and self.shared is None:
+            return None
         return next((store.journal for store in (self.store, self.shared) if isinstance(store, Store)), None)
 
     def notify(self, event: str, *about: object) -> None:
         """The journal and the observers were told."""
-        hear = getattr(self.journal, event, None)
-        if hear is not None:
-            hear(*about)
+        if self.journal.file is not None:
+            hear = getattr(self.journal, event, None)
+            if hear is not None:
+                hear(*about)
         self.observers.notify(event, *about)
 
     # who has it
@@ -288,11 +289,11 @@ class Session:
         """This command or move does not have the engine, or the deadline has passed."""
         while self.holder() == holder and deadline.left_s:
             left = asyncio.get_running_loop().create_future()
-            self._waiting.add(left)
+            self._waiting.append(left)
             try:
                 await asyncio.wait({left}, timeout=deadline.left_s)
             finally:
-                self._waiting.discard(left)
+                self._waiting.remove(left)
 
     def take(self, what: str, until_s: float | None) -> None:
         """The engine is this driver's; EngineHeld where another driver has it."""

@@ -19,24 +19,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, isinf
 
 from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError
 from ..core.facts import Grade, Tag
+from ..core.frozen import EMPTY, replace
 from ..core.policy import Policy
 from ..core.ports import EngineAdapter, TenantLedger
 from ..core.readings import Reading
-from ..core.record import Record
+from ..core.record import NOTHING_YET, Record
 from ..core.states import State
 from ..core.tenants import LedgerUnusable, Tenant
 from ..core.verdicts import NotApplicable, Proved, Refuted, Unmeasurable, Verdict
 from ..nodes.locate import sizes_of_devices
 from ..rules.evidence import Context
 from ..rules.identity import same_process
+from .owner import Owner
 
 _log = logging.getLogger("lifecycle")
 
@@ -61,12 +63,11 @@ class EngineTenancy:
         name: str,
         key: str,
         unique: bool,
-        drives: Callable[[], bool],
+        owner: Owner,
     ) -> None:
         self.ledger = ledger
         self._adapter = adapter
-        #: Whether this driver has the engine: another one writes what it may hold.
-        self._drives = drives
+        self._owner = owner
         #: Whether the ledger may say otherwise than was written here last, so that it is measured before a command.
         self.stale = False
         self._engine = name
@@ -76,10 +77,10 @@ class EngineTenancy:
         self._entry: _Entry | None = None
         self._reserved: _Entry | None = None
         #: Where it is or was, and as which process it was met.
-        self._devices: dict[str, None] = {}
+        self._devices: Mapping[str, None] = EMPTY
         self._boot: str | None = None
-        self._known = Record()
-        self._totals: Mapping[str, int] = {}
+        self._known = NOTHING_YET
+        self._totals: Mapping[str, int] = EMPTY
 
     async def attached(self, record: Record, reading: Reading | Unmeasurable, policy: Policy) -> None:
         """The engine is in the ledger: as it stands there, or with what is resident now where nobody wrote it down.
@@ -99,7 +100,7 @@ class EngineTenancy:
         await self._met(record)
         assert self._tenant is not None
         entry = _entry_now(record, reading)
-        self._devices |= dict.fromkeys(entry.sizes)
+        self._devices = {**self._devices, **dict.fromkeys(entry.sizes)}
         try:
             self.ledger.meets(self._tenant, entry.sizes, given_back=entry.given_back)
         except LedgerUnusable as problem:
@@ -118,7 +119,7 @@ class EngineTenancy:
 
     def seen(self, reading: Reading | Unmeasurable) -> None:
         """This is resident: it is more than the ledger says where a size was only reported."""
-        if self._entry is None or isinstance(reading, Unmeasurable) or not self._drives():
+        if self._entry is None or isinstance(reading, Unmeasurable) or not self._owner.drives:
             return
         held = {device: reading.devices.get(device, 0) for device in {**self._entry.sizes, **reading.devices}}
         known = {device: self._entry.sizes.get(device, 0) for device in held}
@@ -177,7 +178,7 @@ class EngineTenancy:
                 short = ledger.reserve(tenant, needs, totals=self._totals, wait_s=waiting.left_s + 2 * poll_s)
                 if short is None:
                     self._entry = self._reserved = _Entry(needs, given_back=False, tags=mapped | context.targets)
-                    self._devices |= dict.fromkeys(needs)
+                    self._devices = {**self._devices, **dict.fromkeys(needs)}
                     return Proved(grade=Grade.ACKNOWLEDGED, reason="the budgets of its devices hold with it")
                 if waiting.left_s <= 0:
                     ledger.waits_no_more(tenant.name)
@@ -209,7 +210,7 @@ class EngineTenancy:
         self._known = record
         if self.ledger is None or self._tenant is None or self._entry is None:
             return
-        if not self._drives():
+        if not self._owner.drives:
             self.stale = True
             return
         boot = record.facts.boot
@@ -236,7 +237,7 @@ class EngineTenancy:
         else:
             self.ledger.leaves(self._tenant.name)
         self._entry = entry
-        self._devices |= dict.fromkeys(entry.sizes)
+        self._devices = {**self._devices, **dict.fromkeys(entry.sizes)}
 
 
 def _mapped(record: Record) -> frozenset[Tag]:

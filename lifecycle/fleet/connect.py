@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from urllib.parse import urlencode
 
 from ..core.errors import ConfigurationError, by_reason
+from ..core.frozen import replace
 from ..core.observer import Observers
 from ..core.policy import Policy
 from ..core.ports import LeaseHolder, ResidualProbe, StateStore, TenantLedger

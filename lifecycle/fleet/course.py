@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from ..core.commands import Command, Release, UpdateWeights
@@ -41,9 +41,9 @@ class Course:
         self.active = [engine for engine in self.active if engine.name not in gone]
         return lost
 
-    def goes_on_without(self, engine: Engine) -> None:
-        """This engine, which failed, is none of those that the move fails for."""
-        self.failed = [outcome for outcome in self.failed if outcome.engine is not engine]
+    def goes_on_without(self, names: Collection[str]) -> None:
+        """The engines of these names, which failed, are none of those that the move fails for."""
+        self.failed = [outcome for outcome in self.failed if outcome.engine.name not in names]
 
     def error(self, more: Sequence[Exception] = ()) -> FleetError:
         """Names all that failed, and what else went wrong; `succeeded` are the last transitions of the others."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Self, get_args
 
@@ -13,6 +12,7 @@ from ..core.advice import Recovery
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.errors import ConfigurationError
 from ..core.facts import PauseMode, Tag
+from ..core.frozen import replace
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy, positive
 from ..core.ports import ResidualProbe, Router, StateStore, TenantLedger
@@ -58,8 +58,9 @@ class Fleet:
         if not engines:
             raise ConfigurationError("a fleet needs at least one engine")
         self.groups = {engine.group: Group() for engine in engines} | dict(groups or {})
-        order = list(dict.fromkeys(engine.group for engine in engines))
-        self.engines = sorted(engines, key=lambda engine: order.index(engine.group))
+        place = {group: number for number, group in enumerate(dict.fromkeys(engine.group for engine in engines))}
+        self.engines = sorted(engines, key=lambda engine: place[engine.group])
+        self._place = {engine.name: number for number, engine in enumerate(self.engines)}
         self.router = router
         self.policy = policy or Policy()
         self._restores = self.policy.on_failure != "hold"
@@ -114,10 +115,9 @@ class Fleet:
                 raise problem
 
     def __getitem__(self, name: str) -> Engine:
-        for engine in self.engines:
-            if engine.name == name:
-                return engine
-        raise KeyError(f"no engine {name!r}; the fleet has {', '.join(engine.name for engine in self.engines)}")
+        if name not in self._place:
+            raise KeyError(f"no engine {name!r}; the fleet has {', '.join(self._place)}")
+        return self.engines[self._place[name]]
 
     def __iter__(self) -> Iterator[Engine]:
         return iter(self.engines)
@@ -152,11 +152,11 @@ class Fleet:
 
     async def drain(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
         """Every participant is idle; groups drain in the order of `drain_after`."""
-        done: list[Transition] = []
+        done: dict[str, Transition] = {}
         participants = self._taking_part(engines, "drain")
         for wave in self.waves(participants):
-            done += await self._step(lambda engine: Drain(), wave, deadline_s)
-        return sorted(done, key=lambda record: [engine.name for engine in participants].index(record.engine))
+            done |= {each.engine: each for each in await self._step(lambda engine: Drain(), wave, deadline_s)}
+        return [done[engine.name] for engine in participants if engine.name in done]
 
     async def release(
         self,
@@ -356,8 +356,8 @@ class Fleet:
         return taking_part(self.participants(engines), what)
 
     def _named(self, engines: Iterable[str | Engine]) -> list[Engine]:
-        names = {self[each if isinstance(each, str) else each.name].name for each in engines}
-        return [engine for engine in self.engines if engine.name in names]
+        named = {self[each if isinstance(each, str) else each.name].name for each in engines}
+        return [self[name] for name in sorted(named, key=self._place.__getitem__)]
 
     def waves(self, engines: Sequence[Engine]) -> list[list[Engine]]:
         """The engines in waves, each of groups that wait for the groups before."""
@@ -388,7 +388,7 @@ class Fleet:
         async with claimed(participants, what, deadline_s):
             if all_must:
                 there = [each for each in participants if each.state in IDLE]
-                check_allowed([each for each in participants if each not in there], command)
+                check_allowed([each for each in participants if each.state not in IDLE], command)
                 await verify_all(there, deadline_s, for_move=True)
                 check_allowed(participants, command)
             with desired_set([each for each in participants if what in allowed(each.state)], weights):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 
 from ..core.errors import ConfigurationError
 from ..engine.engine import Engine
@@ -22,14 +24,24 @@ class Group:
 
 def waves_of(engines: Sequence[Engine], groups: Mapping[str, Group]) -> list[list[Engine]]:
     """The engines in waves, each of groups that wait for the groups before. ConfigurationError names a circle."""
-    left, waves = list(engines), []
-    while left:
-        waiting = {engine.group for engine in left}
-        wave = [engine for engine in left if not waiting & set(groups[engine.group].drain_after)]
-        if not wave:
-            raise ConfigurationError(f"the groups {', '.join(sorted(waiting))} drain after each other in a circle")
-        waves.append(wave)
-        left = [engine for engine in left if engine not in wave]
+    members: dict[str, list[Engine]] = {}
+    for engine in engines:
+        members.setdefault(engine.group, []).append(engine)
+    sorter = TopologicalSorter({name: members.keys() & set(groups[name].drain_after) for name in members})
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        circle = sorted(set(error.args[1]))
+        raise ConfigurationError(f"the groups {', '.join(circle)} drain after each other in a circle") from error
+    number: dict[str, int] = {}
+    waves: list[list[Engine]] = []
+    while sorter.is_active():
+        ready = sorter.get_ready()
+        number |= dict.fromkeys(ready, len(waves))
+        waves.append([])
+        sorter.done(*ready)
+    for engine in engines:
+        waves[number[engine.group]].append(engine)
     return waves
 
 
@@ -39,7 +51,8 @@ def check_members(engines: Sequence[Engine], groups: Mapping[str, Group]) -> Non
         ("name", [engine.name for engine in engines]),
         ("URL", [engine.adapter.url for engine in engines]),
     ):
-        twice = next((value for value in values if values.count(value) > 1), None)
+        times = Counter(values)
+        twice = next((value for value in values if times[value] > 1), None)
         if twice is not None:
             raise ConfigurationError(f"{what} {twice} stands twice in the fleet; an engine belongs in it once")
     for name, group in groups.items():

@@ -45,7 +45,8 @@ class MoveJournal:
 
     def phase(self, event: MoveEvent) -> None:
         """The move, or a phase of it, begins or has ended."""
-        drivers = tuple(each.journal.driver for each in self._engines if each.name in event.engines)
+        named = frozenset(event.engines)
+        drivers = tuple(each.journal.driver for each in self._engines if each.name in named)
         failed = tuple(event.failed)
         self._note(MovePhase(event.move, self._move_id, event.phase, drivers, failed, event.duration_s))
 

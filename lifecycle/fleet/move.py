@@ -90,7 +90,8 @@ class Move:
         before, lost = {engine.name: engine.desired for engine in self.engines}, list[Outcome]()
         if self._policy["offload", Phase.PAUSE].failed is Failed.QUARANTINE:
             lost = [Outcome(each, error=lost_before(each, goals[each.name])) for each in self._in(*UNCLAIMED)]
-        able = [engine for engine in self.engines if engine not in [outcome.engine for outcome in lost]]
+        away = {outcome.engine.name for outcome in lost}
+        able = [engine for engine in self.engines if engine.name not in away]
         preflight(able or self.engines, goals)
         await self._quarantine.check(able)
         begun, failed = self._begins("offload", "", self.engines), list[Outcome]()
@@ -281,14 +282,15 @@ class Move:
         if not lost or self._policy[move, phase].failed is not Failed.QUARANTINE:
             return False
         found = await self._quarantine.find([outcome.engine for outcome in lost], course.active)
-        may = all(each.why_not is None for each in found)
+        may, without = all(each.why_not is None for each in found), set[str]()
         for outcome, each in zip(lost, found, strict=True):
             if each.why_not is not None and isinstance(outcome.error, LifecycleError):
                 outcome.error.add_remark(f"It is not put in quarantine: {each.why_not}")
             elif may or move == "onload":
                 self._quarantine.take_in(outcome, each, move)
-                course.goes_on_without(outcome.engine)
-                self.engines.remove(outcome.engine)
+                without.add(outcome.engine.name)
+        course.goes_on_without(without)
+        self.engines = [engine for engine in self.engines if engine.name not in without]
         return may
 
     async def _left_behind(self, phase: Phase, course: Course, lost: Sequence[Outcome]) -> None:

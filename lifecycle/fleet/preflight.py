@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from ..core.commands import Command, Release, UpdateWeights
 from ..core.errors import FleetError, GuardRefused, LifecycleError
+from ..core.frozen import replace
 from ..core.sources import Kept, Source
 from ..core.states import UNCLAIMED, State
 from ..core.verdicts import holds

@@ -23,7 +23,7 @@ from ..core.sources import Source
 from ..core.states import State
 from ..engine.engine import Engine
 from ..engine.verify import VERIFY_S
-from ..rules.quarantine import QUARANTINED, may_share
+from ..rules.quarantine import QUARANTINED, Occupied, may_share
 from .course import Outcome
 from .journaling import MoveJournal
 from .preflight import REFUSED
@@ -72,13 +72,13 @@ class Quarantine:
         """Whether the move may go on with the others, without these engines; the router is closed for those."""
         if not others:
             return [Finding(each, "no other engine is left in the move") for each in engines]
-        theirs: dict[str, Devices | None] = {}
+        theirs = Occupied.of({})
         if any(engine.state is not State.GONE for engine in engines):
             known = await asyncio.gather(*(self._devices(other) for other in others))
-            theirs = {other.name: devices for other, devices in zip(others, known, strict=True)}
+            theirs = Occupied.of({other.name: devices for other, devices in zip(others, known, strict=True)})
         return list(await asyncio.gather(*(self._find(engine, theirs) for engine in engines)))
 
-    async def _find(self, engine: Engine, theirs: dict[str, Devices | None]) -> Finding:
+    async def _find(self, engine: Engine, theirs: Occupied) -> Finding:
         gone = engine.state is State.GONE
         open_still = await self._routing.kept_closed(engine)
         if open_still is not None and not (gone and self._routing.router is None):
@@ -89,7 +89,7 @@ class Quarantine:
         shared = may_share(own, theirs)
         if shared is not None:
             return Finding(engine, f"it lives, and {shared}", closed=True, devices=own)
-        return Finding(engine, None, True, own, frozenset().union(*(each or () for each in theirs.values())))
+        return Finding(engine, None, True, own, theirs.devices)
 
     async def _devices(self, engine: Engine, *, now: bool = False) -> Devices | None:
         """The devices that the engine is on, now or as it was measured before; None where they are not known.

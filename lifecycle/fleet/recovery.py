@@ -60,11 +60,14 @@ async def brought(
     able = [engine for engine in able if engine.name not in why]
     asked = able if to is State.SERVING and weights is None else []
     behind = {engine.name: error for engine in asked if (error := stays_behind(engine)) is not None}
-    going = [engine for engine in able if engine.name not in (*why, *behind)]
-    why |= behind | await _moved(moves[to], weights, going, deadline_s)
+    why |= behind
+    going = [engine for engine in able if engine.name not in why]
+    why |= await _moved(moves[to], weights, going, deadline_s)
     pushed = [engine for engine in asked if needs_trainer(engine.record, engine.capabilities)]
-    for source in dict.fromkeys(engine.desired.source for engine in pushed):
-        waiting = [engine for engine in pushed if engine.desired.source == source]
+    waiting_for: dict[Source | None, list[Engine]] = {}
+    for engine in pushed:
+        waiting_for.setdefault(engine.desired.source, []).append(engine)
+    for source, waiting in waiting_for.items():
         why |= await _moved(moves[State.RELEASED], source, waiting, deadline_s)
     return {engine.name: _brought(engine, found.get(engine.name), to, why.get(engine.name)) for engine in engines}
 

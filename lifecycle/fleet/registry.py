@@ -1,14 +1,21 @@
-"""From an address to an adapter: the scheme names the kind of engine."""
+"""From an address to an adapter: the scheme names the kind of engine.
+
+What is installed is looked up once a process: that reads the metadata of every installed package, 5 ms. An adapter that
+is installed while a process runs is found by the next process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib.metadata import entry_points
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigurationError
 from ..core.ports import EngineAdapter
 from ..nodes.address import Address
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ADAPTERS = "lifecycle.adapters"
 
@@ -21,7 +28,15 @@ NOT_INSTALLED = "this checkout of engine-lifecycle is not installed; run: pip in
 
 def known_schemes() -> list[str]:
     """The schemes for which an adapter is installed."""
-    return sorted({entry.name for entry in entry_points(group=ADAPTERS)})
+    return sorted(installed(ADAPTERS))
+
+
+@cache
+def installed(group: str) -> Mapping[str, EntryPoint]:
+    """The entry points of this group, by name, as they were when this process first asked."""
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry for entry in entry_points(group=group)}
 
 
 def adapter_for(address: Address) -> EngineAdapter:
@@ -45,11 +60,11 @@ def engine_command(kind: str) -> Any:
 
 def _loaded(group: str, name: str, what: str, unknown: Callable[[], str]) -> Any:
     """What the entry point of this name stands for; ConfigurationError says why `what` cannot be had."""
-    installed = {entry.name: entry for entry in entry_points(group=group)}
-    if name not in installed:
-        raise ConfigurationError(f"{what}: {unknown() if installed else NOT_INSTALLED}")
+    found = installed(group)
+    if name not in found:
+        raise ConfigurationError(f"{what}: {unknown() if found else NOT_INSTALLED}")
     try:
-        return installed[name].load()
+        return found[name].load()
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == "lifecycle":
             raise ConfigurationError(f"{what}: {NOT_INSTALLED}") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from importlib import metadata
 from pathlib import Path
 
 _CUDA_LINE = re.compile(r"^cuda\b[^=]*=\s*['\"]([0-9][0-9.]*)['\"]", re.MULTILINE)
@@ -58,6 +57,8 @@ def _in_version_file(package: Path) -> str | None:
 
 def _in_metadata() -> str | None:
     """The wheel's local version (2.11.0+cu130), else the CUDA runtime that it requires."""
+    from importlib import metadata  # 16 ms, which only this needs
+
     try:
         local = re.search(r"\+cu(\d+)(\d)$", metadata.version("torch"))
         requires = metadata.requires("torch") or []

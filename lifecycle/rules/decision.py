@@ -9,12 +9,13 @@ where several fit: then the reason names those, and what would decide.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import get_args
 
 from ..core.capabilities import Capabilities
 from ..core.facts import Admission, Facts
+from ..core.frozen import replace
 from ..core.record import Record
 from ..core.states import State
 from .evidence import believed_only, taken_as_launched

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..core.capabilities import Capabilities
+from ..core.frozen import replace
 from ..core.record import Desired, Record
 from ..core.sources import FromDisk, Kept, Pushed, Source, version_of
 from ..core.states import State

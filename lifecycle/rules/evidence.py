@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from ..core.capabilities import Capabilities
 from ..core.commands import Command, Release, RestoreKV, RestoreWeights
 from ..core.facts import Fact, Facts, Grade, Tag
-from ..core.frozen import FrozenMap
+from ..core.frozen import EMPTY
 from ..core.observation import Observation
 from ..core.policy import Policy
 from ..core.readings import Reading
@@ -39,6 +39,7 @@ OBSERVED = frozenset({EvidenceKind.ADMISSION, EvidenceKind.LABEL, EvidenceKind.C
 #: The cause of what is taken of a process that is met while it admits requests.
 LAUNCHED = "launch"
 
+_NOTHING_SEEN = Observation()
 _NOT_READ = Unmeasurable(reason="not read")
 _NOT_ASKED = Unmeasurable(reason="not asked")
 _NO_QUESTION = NotApplicable(reason="nothing asked for it")
@@ -48,7 +49,7 @@ _NO_QUESTION = NotApplicable(reason="nothing asked for it")
 class Evidence:
     """What was gathered at one time. A part that no guard or proof needs keeps its default."""
 
-    observed: Observation = field(default_factory=Observation)
+    observed: Observation = _NOTHING_SEEN
     residual: Reading | Unmeasurable = _NOT_READ
     idle: Verdict = _NOT_ASKED
     answer: Verdict = _NOT_ASKED
@@ -57,7 +58,7 @@ class Evidence:
     host_room: Verdict = _NO_QUESTION
     cotenants: Verdict = _NO_QUESTION
     #: The verdicts of kinds that a proof needs by a name of its own, which is no EvidenceKind.
-    named: Mapping[str, Verdict] = field(default_factory=FrozenMap)
+    named: Mapping[str, Verdict] = EMPTY
 
 
 _NOTHING = Evidence()

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ..core.calls import Call, Reply
 from ..core.facts import Fact
-from ..core.frozen import FrozenMap
+from ..core.frozen import EMPTY, FrozenMap, replace
 from ..core.observation import Observation
 
 #: The parts of an observation that tell a fact, for the facts that serve again.
@@ -42,7 +42,7 @@ class Observed:
     """What was observed of an engine last, and when each fact of it was asked for (seconds, monotonic)."""
 
     report: Observation = field(default_factory=Observation)
-    asked_at_s: Mapping[Fact, float] = field(default_factory=FrozenMap)
+    asked_at_s: Mapping[Fact, float] = EMPTY
 
     def to_ask(self, want: frozenset[Fact], now_s: float, max_age_s: float) -> frozenset[Fact]:
         """The facts that have to be asked for, with those that have half of the age; empty where all serve."""
@@ -64,10 +64,10 @@ class Observed:
     def after(self, asked: frozenset[Fact], report: Observation, asked_at_s: float) -> Observed:
         """What serves once this was observed. Of a process that is another one than before nothing does but that."""
         if not _answered(report):
-            return Observed()
+            return NOTHING_OBSERVED
         unasked = {fact for fact, (part, *_) in _REPORTED_BY.items() if getattr(report, part) is not None}
         facts = (asked & _REPORTED_BY.keys()) | (unasked - {Fact.CLOSED})
-        before = self if report.boot in (None, self.report.boot) else Observed()
+        before = self if report.boot in (None, self.report.boot) else NOTHING_OBSERVED
         parts = {part: getattr(report, part) for fact in facts for part in _REPORTED_BY[fact]}
         ages_s = FrozenMap({**before.asked_at_s, **dict.fromkeys(facts, asked_at_s)})
         return Observed(replace(before.report, **parts), ages_s)
@@ -75,7 +75,7 @@ class Observed:
     def after_call(self, call: Call, reply: Reply | None) -> Observed:
         """What serves still once this call was answered so; None: it is not known what became of it."""
         if reply is None or reply.outcome != "done" or not (call.effect or call.repeatable):
-            return Observed()
+            return NOTHING_OBSERVED
         changed = set(call.effect)
         if Fact.ADMISSION in changed:
             changed.add(Fact.CLOSED)
@@ -83,6 +83,10 @@ class Observed:
             changed.add(Fact.BOOT)
         ages_s = {fact: at_s for fact, at_s in self.asked_at_s.items() if fact not in changed}
         return replace(self, asked_at_s=FrozenMap(ages_s))
+
+
+#: Of an engine that was not looked at since its command or move began.
+NOTHING_OBSERVED = Observed()
 
 
 def _answered(report: Observation) -> bool:

@@ -7,10 +7,11 @@ whole route before anything is sent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..core.commands import Pause, Release, Resume, UpdateWeights
 from ..core.facts import Grade, Stage, Tag
+from ..core.frozen import replace
 from ..core.policy import ACCEPT
 from ..core.readings import Reading
 from ..core.sources import FromDisk, Kept, Pushed, version_of

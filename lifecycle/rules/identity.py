@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Literal
 
+from ..core.frozen import replace
 from ..core.observation import Observation
 from ..core.readings import Process
 from ..core.record import Calibration, Record
@@ -54,6 +54,8 @@ def processes_of(boot: str) -> tuple[Process, ...]:
 
 def compare(one: str, other: str) -> Likeness:
     """How two boot identities compare. A part that only one of them has decides nothing."""
+    if one == other:
+        return "same"
     (own, mine), (others_own, others) = _split(one), _split(other)
     shared = any(is_same(each, that) for each in mine for that in others)
     on_one_node = any(each.node == that.node for each in mine for that in others)

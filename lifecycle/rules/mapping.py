@@ -18,12 +18,13 @@ may be off by that. What fits several choices, or none, decides nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 from ..core.calls import Call
 from ..core.capabilities import Capabilities
 from ..core.facts import Fact, Facts, Grade, Tag
+from ..core.frozen import replace
 from ..core.policy import Policy
 from ..core.readings import Reading
 from ..core.record import Calibration, Record, UncertainCall

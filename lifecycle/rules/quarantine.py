@@ -8,9 +8,10 @@ than its fleet. What it should serve outlives them with it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 
 from ..core.facts import Grade
+from ..core.frozen import replace
 from ..core.lease import clock
 from ..core.record import Record
 from ..core.verdicts import Condition, Proved, Verdict
@@ -45,17 +46,33 @@ def carried(record: Record, before: Record) -> Record:
     return replace(record, conditions=conditions, desired=before.desired)
 
 
-def may_share(own: frozenset[str] | None, others: Mapping[str, frozenset[str] | None]) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Occupied:
+    """Which devices several engines are on: the first of them on each device, and the first whose are not known."""
+
+    by_device: Mapping[str, str]
+    not_known: str | None
+    devices: frozenset[str]
+
+    @classmethod
+    def of(cls, engines: Mapping[str, frozenset[str] | None]) -> Occupied:
+        """The devices of these engines, by name. None stands for devices that are not known: they may be any."""
+        by_device: dict[str, str] = {}
+        for name, devices in engines.items():
+            for device in devices or ():
+                by_device.setdefault(device, name)
+        not_known = next((name for name, devices in engines.items() if devices is None), None)
+        return cls(by_device, not_known, frozenset(by_device))
+
+
+def may_share(own: frozenset[str] | None, others: Occupied) -> str | None:
     """Why an engine that lives on the devices `own` may hold memory of a device of others; None where it cannot.
 
-    `others` are the devices of each other engine. None stands for devices that are not known: they may be any.
+    `own` is None where its devices are not known: they may be any.
     """
     if own is None:
         return "which devices it is on is not known"
-    for name, devices in others.items():
-        if devices is None:
-            return f"which devices {name} is on is not known"
-        shared = sorted(own & devices)
-        if shared:
-            return f"it is on {shared[0]}, as {name} is"
-    return None
+    if others.not_known is not None:
+        return f"which devices {others.not_known} is on is not known"
+    shared = min((device for device in own if device in others.by_device), default=None)
+    return None if shared is None else f"it is on {shared}, as {others.by_device[shared]} is"

@@ -22,7 +22,7 @@ command changes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from ..core.capabilities import Capabilities
 from ..core.commands import BY_NAME
@@ -39,7 +39,10 @@ from .proofs import Proof
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One row: `command`, given in `source`, is under way in `via` and ends in `dest`."""
+    """One row: `command`, given in `source`, is under way in `via` and ends in `dest`.
+
+    With the kinds of evidence that its guards, and its proofs, need.
+    """
 
     command: str
     source: State
@@ -47,6 +50,12 @@ class Operation:
     dest: State
     guards: tuple[Guard, ...]
     proofs: tuple[Proof, ...]
+    needed_by_guards: frozenset[str] = field(init=False, compare=False, repr=False)
+    needed_by_proofs: frozenset[str] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needed_by_guards", frozenset().union(*(each.needs for each in self.guards)))
+        object.__setattr__(self, "needed_by_proofs", frozenset().union(*(each.needs for each in self.proofs)))
 
 
 S = State

@@ -8,10 +8,11 @@ would need it is not applied until it is known.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ..core.commands import Release
 from ..core.facts import Grade
+from ..core.frozen import replace
 from ..core.journal import (
     Attached,
     BarrierReturned,

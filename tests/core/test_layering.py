@@ -37,7 +37,13 @@ TESTS = CORE.parent / "tests"
 BESIDE = [CORE.parent / name for name in ("adapters", "tests", "examples")]
 ENGINES = {"torch", "ray", "sglang", "vllm", "torch_memory_saver"}
 #: What is imported only on first use: aiohttp alone takes 0.24 s.
-LAZY = [*sorted(ENGINES), "aiohttp", "fastapi", "pydantic_settings", "typer", "uvicorn", "numpy", "rich"]
+LAZY = [
+    *sorted(ENGINES),
+    *("aiohttp", "fastapi", "importlib.metadata", "numpy", "pydantic", "pydantic_settings", "rich", "structlog"),
+    *("typer", "uvicorn"),
+]
+#: What `lifecycle --help` has no use for either.
+LAZY_OF_HELP = [each for each in LAZY if each != "typer"]
 
 
 def sources(*roots: Path) -> list[Path]:
@@ -54,12 +60,26 @@ def test_the_core_imports_no_engine_and_no_adapter(path: Path) -> None:
     assert "from ..adapters" not in text
 
 
-def test_importing_the_package_imports_nothing_that_is_slow() -> None:
-    code = (
-        f"import json, sys; from lifecycle import Fleet; print(json.dumps([m for m in {LAZY!r} if m in sys.modules]))"
-    )
+def imported_by(statement: str, modules: list[str]) -> list[str]:
+    """Those of these modules that are imported in a process of its own once this was run."""
+    code = f"import json, sys\n{statement}\nprint(json.dumps([m for m in {modules!r} if m in sys.modules]))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert json.loads(printed.stdout) == []
+    found: list[str] = json.loads(printed.stdout.splitlines()[-1])
+    return found
+
+
+def test_importing_the_package_imports_nothing_that_is_slow() -> None:
+    assert imported_by("from lifecycle import Fleet", LAZY) == []
+
+
+def test_the_package_alone_imports_no_part_of_itself() -> None:
+    code = "import lifecycle, sys; print([m for m in sys.modules if m.startswith('lifecycle.')])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert printed.stdout.strip() == "[]"
+
+
+def test_help_imports_nothing_that_is_slow() -> None:
+    assert imported_by("import lifecycle.cli; assert lifecycle.cli.main(['--help']) == 0", LAZY_OF_HELP) == []
 
 
 @pytest.mark.parametrize("path", sources(CORE, *BESIDE), ids=lambda path: path.relative_to(CORE.parent).as_posix())

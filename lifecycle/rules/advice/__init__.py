@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ...core.advice import Advice, Choice
 from ...core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ...core.errors import EngineBusy, EngineHeld, GuardRefused, LifecycleError, NotProved, OperationFailed, Rejected
+from ...core.frozen import replace
 from ...core.sources import Pushed
 from ...core.states import RING, UNCLAIMED, State
 from ...core.verdicts import Unmeasurable

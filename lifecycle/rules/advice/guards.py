@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from ...core.advice import Choice
 from ...core.commands import Pause, Release, UpdateWeights
+from ...core.frozen import replace
 from ...core.policy import PAUSE_MODE
 from ...core.sources import Kept, Source, version_of
 from ...core.states import State

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ...core.capabilities import Capabilities
 from ...core.facts import Contents, Fact, Grade, PauseMode
+from ...core.frozen import replace
 from ...core.record import Record
 from ...core.states import State
 from ..identity import IDENTITY

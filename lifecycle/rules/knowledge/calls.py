@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ...core.calls import Call, Reply
 from ...core.commands import Command, Drain, Pause
 from ...core.facts import Fact, Facts, Grade
+from ...core.frozen import replace
 from ...core.lease import Driver
 from ...core.readings import Reading
 from ...core.record import Intent, Record, Uncertain, UncertainCall

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ...core.capabilities import Capabilities
 from ...core.facts import Basis, Fact, Facts, Grade
-from ...core.frozen import FrozenMap
+from ...core.frozen import FrozenMap, replace
 from ...core.observation import Observation
 from ...core.record import Record, Uncertain
 from ...core.sources import Pushed

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ...core.capabilities import Capabilities
 from ...core.commands import Release
 from ...core.facts import Fact, Facts, Grade, Tag
+from ...core.frozen import replace
 from ...core.observation import Observation
 from ...core.policy import Policy
 from ...core.readings import Reading

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ...core.commands import Pause, Resume
 from ...core.facts import Fact
+from ...core.frozen import replace
 from ...core.readings import Reading
 from ...core.record import Record
 from ...core.verdicts import Proved, Refuted, Verdict, on_deadline
