@@ -123,7 +123,9 @@ class SGLangAdapter:
             return await self._await_idle(deadline_s)
         closes = call.name == CLOSE_PUSH
         path, body = "/end_weight_update" if closes else f"/{call.name}", dict(call.args)
-        answer = await self._http.request("POST", path, deadline_s=deadline_s, json_body=body, key=self._admin_key)
+        answer = await self._http.request(
+            "POST", path, deadline_s=deadline_s, repeatable=call.repeatable, json_body=body, key=self._admin_key
+        )
         if answer.status is None:
             return Reply("lost", detail=answer.error, refused=answer.refused, late=answer.late)
         value = answer.json()
@@ -166,7 +168,9 @@ class SGLangAdapter:
         for the queue to empty, which a paused scheduler never does. Source: sglang 0.5.23, measured.
         """
         clock = Deadline(deadline_s)
-        answer = await self._http.request("POST", "/flush_cache", deadline_s=clock.left_s, key=self._admin_key)
+        answer = await self._http.request(
+            "POST", "/flush_cache", deadline_s=clock.left_s, repeatable=True, key=self._admin_key
+        )
         if answer.status == 400:
             run = self._counts_requests_alone and answer.detail.startswith(FLUSH_REFUSED)
             return Pending(reason=f"requests still run ({answer.detail})", figures={REQUESTS_RUN: run})
@@ -298,7 +302,9 @@ class SGLangAdapter:
         """Generates a token. Where the request only queues behind kept requests, a token of one of those counts."""
         clock = Deadline(deadline_s)
         body = {"text": probe.text, "sampling_params": {"max_new_tokens": probe.tokens, "temperature": 0}}
-        request = self._http.request("POST", "/generate", deadline_s=deadline_s, json_body=body, key=self._key)
+        request = self._http.request(
+            "POST", "/generate", deadline_s=deadline_s, repeatable=True, json_body=body, key=self._key
+        )
         asking = asyncio.ensure_future(request)
         try:
             while not asking.done():
@@ -325,6 +331,7 @@ class SGLangAdapter:
             "POST",
             "/weights_checker",
             deadline_s=deadline_s,
+            repeatable=True,
             json_body=body,
             key=self._admin_key,
             limit=LIMITS["/weights_checker"],
