@@ -27,7 +27,7 @@ class Broken(aiohttp.ClientError):
 
 
 @dataclass(eq=False, slots=True)
-class State:
+class History:
     """One connection: when it was answered last, and whether any byte of the present answer has come."""
 
     answered_at: float | None = None
@@ -51,24 +51,24 @@ class Server:
 class Use:
     """Which connection a request may use: one that was answered within `idle_s`, or with None only a new one.
 
-    `reused` says afterwards whether the connection had carried a request before, `state` what became of it.
+    `reused` says afterwards whether the connection had carried a request before, `history` what became of it.
     """
 
     server: Server
     idle_s: float | None
     reused: bool = False
-    state: State = field(default_factory=State)
+    history: History = field(default_factory=History)
 
     @property
     def stale(self) -> bool:
         """Whether a connection that broke had been kept, and no byte of an answer came."""
-        return self.reused and not self.state.heard
+        return self.reused and not self.history.heard
 
-    def allows(self, state: State) -> bool:
+    def allows(self, history: History) -> bool:
         """Whether a connection that was used before was answered recently enough."""
-        if self.idle_s is None or state.answered_at is None:
+        if self.idle_s is None or history.answered_at is None:
             return False
-        return time.monotonic() - state.answered_at <= self.idle_s
+        return time.monotonic() - history.answered_at <= self.idle_s
 
 
 _USE: ContextVar[Use] = ContextVar("use")
@@ -79,7 +79,7 @@ class _Connector(aiohttp.TCPConnector):
 
     def __init__(self) -> None:
         super().__init__(limit=0, keepalive_timeout=KEPT_S)
-        self._states: WeakKeyDictionary[Any, State] = WeakKeyDictionary()
+        self._histories: WeakKeyDictionary[Any, History] = WeakKeyDictionary()
 
     def __del__(self, *_: Any) -> None:
         """Does nothing: `Shared` closes it, and where its loop was closed first, nothing is left to close."""
@@ -90,20 +90,20 @@ class _Connector(aiohttp.TCPConnector):
         while True:
             connection = await super().connect(*args, **options)
             protocol: Any = connection.protocol
-            known = self._states.get(protocol)
+            known = self._histories.get(protocol)
             if known is None or (use.allows(known) and not _has_ended(protocol)):
                 break
             connection.close()
         use.reused = known is not None
         if known is None:
-            known = self._states[protocol] = State()
+            known = self._histories[protocol] = History()
             protocol.transport.set_protocol(_Listening(protocol, known))
         use.server.connections.add(protocol)
-        use.state = state = known
-        state.heard = False
+        use.history = history = known
+        history.heard = False
 
         def answered() -> None:
-            state.answered_at = time.monotonic()
+            history.answered_at = time.monotonic()
 
         connection.add_callback(answered)
         return connection
@@ -112,15 +112,15 @@ class _Connector(aiohttp.TCPConnector):
 class _Listening(asyncio.Protocol):
     """aiohttp's protocol of one connection, and a note of whether any byte came."""
 
-    def __init__(self, protocol: Any, state: State) -> None:
-        self._state = state
+    def __init__(self, protocol: Any, history: History) -> None:
+        self._history = history
         self._data_received = protocol.data_received
         for name in ("connection_made", "connection_lost", "eof_received", "pause_writing", "resume_writing"):
             setattr(self, name, getattr(protocol, name))
 
     def data_received(self, data: bytes) -> None:
         """A part of an answer, or of what nobody asked for."""
-        self._state.heard = True
+        self._history.heard = True
         self._data_received(data)
 
 
@@ -144,7 +144,7 @@ async def _sent_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
     except aiohttp.ClientConnectorError:
         raise
     except aiohttp.ClientConnectionError as error:
-        begun = _USE.get().state.heard
+        begun = _USE.get().history.heard
         raise Broken("in the middle of its answer" if begun else str(error) or type(error).__name__) from error
 
 
