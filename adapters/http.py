@@ -1,4 +1,4 @@
-"""HTTP requests to one server, each sent exactly once. The response is a value, and so is every failure on the way."""
+"""HTTP requests to one server. The response is a value, and so is every failure on the way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import aiohttp
 
 from lifecycle.core.errors import DETAIL_LIMIT
 from lifecycle.core.units import MIB, mib
+
+from .connections import KEPT_S, RECENT_S, Broken, Shared, Use
 
 #: The most bytes of a response body, unless the caller gives more: a control answer fits in far less.
 BODY_LIMIT = MIB
@@ -55,15 +57,16 @@ class Answer:
 
 
 class HttpClient:
-    """Sends requests to one server, each on a new connection.
+    """Sends requests to one server, over connections that are kept.
 
-    A kept-alive connection that the server has closed meanwhile looks like a lost response. After a lost response to a
-    call that must not be sent twice, the contents of the engine are unknown.
+    A server closes an idle connection at a moment of its own. A request that meets that moment has no answer, as if it
+    had run and its answer had been lost, and then the contents of an engine may be unknown. So a call that must not be
+    sent twice goes over a new connection, or over one that answered within `RECENT_S`, and is sent once whatever
+    happens. Other calls and reads use whichever is kept, and are sent once more where that one had ended.
     """
 
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url.rstrip("/")
-        self._session: aiohttp.ClientSession | None = None
 
     async def request(
         self,
@@ -71,60 +74,67 @@ class HttpClient:
         path: str,
         *,
         deadline_s: float,
+        repeatable: bool | None = None,
+        fresh: bool = False,
         json_body: Any = None,
         params: Mapping[str, str] | None = None,
         key: str | None = None,
         limit: int = BODY_LIMIT,
     ) -> Answer:
-        """Sends the request once and returns the response, within `deadline_s`. Redirects are not followed.
+        """Sends the request and returns the response, within `deadline_s`. Redirects are not followed.
+
+        A `repeatable` one is sent a second time, over a new connection, where a kept one ended without a byte of an
+        answer. A GET is repeatable unless it is said not to be, and nothing else is unless it is said to be. A `fresh`
+        one goes over a new connection.
 
         A response whose body has more than `limit` bytes counts as none. Of an error only the beginning is read.
         """
         if deadline_s <= 0:
             return Answer(None, error="no time was left to send it", refused=True, late=True)
-        headers = {"Accept-Encoding": "identity"}  # a compressed body may be any size
-        if key is not None:
-            headers["Authorization"] = f"Bearer {key}"
-        data = None
+        if repeatable is None:
+            repeatable = method == "GET"
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        body = None
         if json_body is not None:
             headers["Content-Type"] = "application/json"
-            data = io.BytesIO(json.dumps(json_body).encode())
+            body = json.dumps(json_body).encode()
+        sent_before = False
         try:
-            async with (
-                asyncio.timeout(deadline_s),
-                self._open().request(
-                    method,
-                    self.base_url + path,
-                    data=data,
-                    params=params,
-                    headers=headers,
-                    allow_redirects=False,
-                ) as response,
-            ):
-                if response.status >= 300:
-                    return Answer(response.status, (await read_body(response, DETAIL_LIMIT))[:DETAIL_LIMIT])
-                body = await read_body(response, limit)
-                if len(body) > limit:
-                    return Answer(None, error=f"its answer has more than {mib(limit)}, too much for {path}")
-                return Answer(response.status, body)
+            async with asyncio.timeout(deadline_s):
+                shared, server = await Shared.of(self, self.base_url)
+                use = Use(server, None if fresh else KEPT_S if repeatable else RECENT_S)
+                while True:
+                    data = None if body is None else io.BytesIO(body)
+                    options = {"data": data, "params": params, "headers": headers}
+                    try:
+                        async with await shared.use(use, method, self.base_url + path, **options) as response:
+                            return await _answer(response, path, limit)
+                    except Broken:
+                        if not (repeatable and use.stale and self in server.clients):  # not after `aclose`
+                            raise
+                    use, sent_before = Use(server, idle_s=None), method != "GET"
         except TimeoutError:
             return Answer(None, error=f"no answer in {deadline_s:.1f} s", late=True)
         except aiohttp.ClientConnectorError as error:
-            return Answer(None, error=f"could not connect: {error.os_error.strerror or error.os_error}", refused=True)
+            why = f"could not connect: {error.os_error.strerror or error.os_error}"
+            if sent_before:
+                return Answer(None, error=f"the connection broke, and then it {why}")
+            return Answer(None, error=why, refused=True)
         except (aiohttp.ClientError, OSError) as error:
             return Answer(None, error=f"the connection broke ({str(error) or type(error).__name__})")
 
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None or self._session.closed:
-            connector = aiohttp.TCPConnector(limit=0, force_close=True)
-            no_limit = aiohttp.ClientTimeout(total=None, sock_connect=None)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=no_limit, auto_decompress=False)
-        return self._session
-
     async def aclose(self) -> None:
-        """Closes the HTTP session."""
-        if self._session is not None:
-            await self._session.close()
+        """Closes the connections to this server, unless another client in this event loop has the same address."""
+        await Shared.leave(self, self.base_url)
+
+
+async def _answer(response: aiohttp.ClientResponse, path: str, limit: int) -> Answer:
+    if response.status >= 300:
+        return Answer(response.status, (await read_body(response, DETAIL_LIMIT))[:DETAIL_LIMIT])
+    body = await read_body(response, limit)
+    if len(body) > limit:
+        return Answer(None, error=f"its answer has more than {mib(limit)}, too much for {path}")
+    return Answer(response.status, body)
 
 
 def parsed(body: bytes) -> Any:

@@ -15,7 +15,7 @@ from lifecycle.core.capabilities import Capabilities
 from lifecycle.core.commands import Command
 from lifecycle.core.deadline import Deadline
 from lifecycle.core.errors import ConfigurationError, NothingListens
-from lifecycle.core.facts import Admission, Fact, Facts, Grade
+from lifecycle.core.facts import Fact, Facts, Grade
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
 from lifecycle.core.verdicts import REQUESTS_RUN, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
@@ -24,11 +24,12 @@ from lifecycle.nodes.locate import ended, find_processes
 from lifecycle.nodes.processes import is_alive, process_trees
 from lifecycle.rules.identity import boot_identity
 
-from ..http import BODY_LIMIT, Answer, HttpClient
-from .answers import FLUSH_REFUSED, LIMITS, generated, is_empty, loads, server_info, weights_label, whole, why_not
+from ..http import Answer, HttpClient
+from .answers import FLUSH_REFUSED, LIMITS, generated, server_info, weights_label, whole, why_not
 from .capabilities import boot_of, capabilities_of, counts_requests_alone, sizes_of
 from .checksums import by_role, of_engine
 from .plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
+from .reads import Reads
 
 OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "agent", "tags", "sizes", "checksum")
 
@@ -67,6 +68,7 @@ class SGLangAdapter:
         self._address = address.only(*OPTIONS)
         self._http = HttpClient(f"http://{address.authority}")
         self._key = _key(address, "api_key")
+        self._reads = Reads(self._http, self._key)
         self._admin_key = _key(address, "admin_api_key") or self._key
         self._checksums = _switch(address, "checksum")
         self._sizes = sizes_of(address)
@@ -92,7 +94,7 @@ class SGLangAdapter:
         Raises ConfigurationError where no SGLang server answers there, or where it refuses a key.
         """
         clock = Deadline(deadline_s)
-        answer = await self._get("/server_info", clock.left_s)
+        answer = await self._reads.get("/server_info", clock.left_s)
         info = server_info(answer)
         if info is None:
             kind = NothingListens if answer.refused else ConfigurationError
@@ -131,7 +133,9 @@ class SGLangAdapter:
             return await self._await_idle(deadline_s)
         closes = call.name == CLOSE_PUSH
         path, body = "/end_weight_update" if closes else f"/{call.name}", dict(call.args)
-        answer = await self._http.request("POST", path, deadline_s=deadline_s, json_body=body, key=self._admin_key)
+        answer = await self._http.request(
+            "POST", path, deadline_s=deadline_s, repeatable=call.repeatable, json_body=body, key=self._admin_key
+        )
         if answer.status is None:
             return Reply("lost", detail=answer.error, refused=answer.refused, late=answer.late)
         value = answer.json()
@@ -152,9 +156,9 @@ class SGLangAdapter:
         whole_s, clock = Deadline(deadline_s), Deadline(min(deadline_s, READ_S))
         end = time.monotonic() + clock.total_s
         async with asyncio.TaskGroup() as reads:
-            info = reads.create_task(self._server_info(clock)) if Fact.BOOT in want else None
-            load = reads.create_task(self._traffic(want, end))
-            model = reads.create_task(self._get("/model_info", clock.left_s)) if Fact.CONTENTS in want else None
+            info = reads.create_task(self._server_info(want, clock)) if Fact.BOOT in want else None
+            load = reads.create_task(self._reads.traffic(want, end))
+            model = reads.create_task(self._reads.get("/model_info", clock.left_s)) if Fact.CONTENTS in want else None
         ready, admission, running = load.result()
         answers = [each.result() for each in (info, model) if each is not None] + ([] if ready is None else [ready])
         silent = next((each for each in answers if each.status is None), None)
@@ -191,7 +195,7 @@ class SGLangAdapter:
     async def _flushed(self, timeout_s: float | None, deadline_s: float) -> Verdict:
         clock, params = Deadline(deadline_s), None if timeout_s is None else {"timeout": f"{timeout_s:g}"}
         answer = await self._http.request(
-            "POST", "/flush_cache", deadline_s=clock.left_s, key=self._admin_key, params=params
+            "POST", "/flush_cache", deadline_s=clock.left_s, repeatable=True, key=self._admin_key, params=params
         )
         if answer.status == 400:
             run = self._counts_requests_alone and answer.detail.startswith(FLUSH_REFUSED)
@@ -199,7 +203,7 @@ class SGLangAdapter:
         if not answer.ok:
             return Pending(reason=f"/flush_cache answered {answer.status or answer.error}")
         if self._dp_size > 1:
-            running = await self._running(time.monotonic() + min(clock.left_s, READ_S))
+            running = await self._reads.running(time.monotonic() + min(clock.left_s, READ_S))
             if running is None:
                 return Unmeasurable(reason="it has several data-parallel ranks, and their load counts are frozen")
             if running:
@@ -215,7 +219,7 @@ class SGLangAdapter:
         True also where nothing listens any more: no call can take effect then. Source: sglang 0.5.23, measured: sent
         after a release whose client had disconnected, it returned when the release had run.
         """
-        answer = await self._get("/server_info", deadline_s)
+        answer = await self._reads.get("/server_info", deadline_s)
         return answer.refused or server_info(answer) is not None
 
     async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
@@ -231,10 +235,10 @@ class SGLangAdapter:
             token = await self._token(probe, clock.left_s)
         if isinstance(token, Refuted | Pending):
             return token
-        ready = await self._get("/ready", clock.left_s)
+        ready = await self._reads.get("/ready", clock.left_s)
         if not ready.ok:
-            await self._get("/health", clock.left_s)
-            ready = await self._get("/ready", clock.left_s)
+            await self._reads.get("/health", clock.left_s)
+            ready = await self._reads.get("/ready", clock.left_s)
         return token if ready.ok else Refuted(reason=f"/ready answered {ready.status or ready.error}")
 
     async def processes(self) -> tuple[Process, ...] | None:
@@ -247,19 +251,18 @@ class SGLangAdapter:
 
     # reads
 
-    async def _get(self, path: str, deadline_s: float) -> Answer:
-        limit = LIMITS.get(path, BODY_LIMIT)
-        return await self._http.request("GET", path, deadline_s=deadline_s, key=self._key, limit=limit)
-
     def _has(self, processes: tuple[Process, ...] | None) -> None:
         self._processes, self._family = processes, process_trees(processes or ())
 
-    async def _server_info(self, clock: Deadline) -> Answer:
-        """The answer of `/server_info`; of the first observation that which connect() was given, where it is young."""
+    async def _server_info(self, want: frozenset[Fact], clock: Deadline) -> Answer:
+        """The answer of `/server_info`; for the first observation that which connect() was given, where it is young.
+
+        Who asks for the boot alone asks which process answers: over a connection of its own.
+        """
         at_connect, self._at_connect = self._at_connect, None
         if at_connect is not None and time.monotonic() - at_connect[1] < YOUNG_S:
             return at_connect[0]
-        return await self._get("/server_info", clock.left_s)
+        return await self._reads.get("/server_info", clock.left_s, fresh=want == {Fact.BOOT})
 
     async def _boot(self, own_identity: str, clock: Deadline) -> str:
         """The boot identity of the server that answered. Its processes are looked for where they are not as before.
@@ -286,50 +289,11 @@ class SGLangAdapter:
             return Observation(alive=False, detail=f"pid {pids} has ended", sampled_at=time.monotonic())
         return Observation(detail=why_not(answer), sampled_at=time.monotonic())
 
-    async def _traffic(self, want: frozenset[Fact], end: float) -> tuple[Answer | None, Admission | None, int | None]:
-        """The answer of `/ready`, whether requests are admitted, and how many run; None of what is not wanted.
-
-        Open where `/ready` is 200, closed where it is 503 and `/ping` is 200, else unknown. A `/health` asked of a
-        paused server makes both 503, paused or serving, until the next `/health` succeeds. Of an open server the
-        requests are not counted: they come and go.
-        """
-        ready: Answer | None = None
-        admission: Admission | None = None
-        running: int | None = None
-        if Fact.ADMISSION in want:
-            ready = await self._get("/ready", end - time.monotonic())
-            admission = "open" if is_empty(ready, 200) else None
-            if Fact.CLOSED in want and is_empty(ready, 503):
-                ping = await self._get("/ping", end - time.monotonic())
-                admission = "closed" if is_empty(ping, 200) else None
-        if Fact.RUNNING in want and admission != "open":
-            running = await self._running(end)
-        return ready, admission, running
-
-    async def _running(self, end: float) -> int | None:
-        """Requests that run or wait in the scheduler; None where the load counts are not updated within a second.
-
-        Source: sglang 0.5.23, measured: retract and in_place freeze the counts at their last value.
-        """
-        first = await self._loads(end)
-        while first is not None and time.monotonic() < min(end, first[2] + 1.0):
-            await asyncio.sleep(0.1)
-            again = await self._loads(end)
-            if again is None or len(again[1]) != len(first[1]):
-                continue
-            if all(now != then for now, then in zip(again[1], first[1], strict=True)):
-                return again[0]
-        return None
-
-    async def _loads(self, end: float) -> tuple[int, tuple[float, ...], float] | None:
-        found = loads(await self._get("/v1/loads?include=core,queues", end - time.monotonic()))
-        return None if found is None else (*found, time.monotonic())
-
     async def _await_idle(self, deadline_s: float) -> Reply:
         """Done once two reads in a row found no request running or queued. For a server behind a closed router."""
         end, zeros = time.monotonic() + deadline_s, 0
         while time.monotonic() < end:
-            running = await self._running(end)
+            running = await self._reads.running(end)
             zeros = zeros + 1 if running == 0 else 0
             if zeros == 2:
                 return Reply("done")
@@ -340,7 +304,9 @@ class SGLangAdapter:
         """Generates a token. Where the request only queues behind kept requests, a token of one of those counts."""
         clock = Deadline(deadline_s)
         body = {"text": probe.text, "sampling_params": {"max_new_tokens": probe.tokens, "temperature": 0}}
-        request = self._http.request("POST", "/generate", deadline_s=deadline_s, json_body=body, key=self._key)
+        request = self._http.request(
+            "POST", "/generate", deadline_s=deadline_s, repeatable=True, json_body=body, key=self._key
+        )
         asking = asyncio.ensure_future(request)
         try:
             while not asking.done():
@@ -357,8 +323,8 @@ class SGLangAdapter:
 
         `/health` of a busy server answers 200 when any request gets its next token. Source: sglang 0.5.23, measured.
         """
-        running = await self._running(time.monotonic() + min(clock.left_s, READ_S))
-        return bool(running) and (await self._get("/health", clock.left_s)).ok
+        running = await self._reads.running(time.monotonic() + min(clock.left_s, READ_S))
+        return bool(running) and (await self._reads.get("/health", clock.left_s)).ok
 
     async def _checksums_now(self, deadline_s: float) -> dict[str, Any]:
         """The checksum of all weights and those of each model role, from one response."""
@@ -367,6 +333,7 @@ class SGLangAdapter:
             "POST",
             "/weights_checker",
             deadline_s=deadline_s,
+            repeatable=True,
             json_body=body,
             key=self._admin_key,
             limit=LIMITS["/weights_checker"],

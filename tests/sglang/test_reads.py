@@ -189,3 +189,25 @@ async def test_it_does_not_wait_where_it_would_wait_for_ever(slow_engine: Loopba
     assert "Timed out" not in verdict.reason
     asking.cancel()
     await adapter.aclose()
+
+
+async def test_who_asks_which_process_answers_asks_over_a_new_connection(slow_engine: LoopbackProcess) -> None:
+    adapter = await adapter_of(slow_engine)
+    made: list[Any] = []
+    connect = asyncio.get_running_loop().create_connection
+
+    async def counted(*given: Any, **how: Any) -> Any:
+        made.append(given)
+        return await connect(*given, **how)
+
+    asyncio.get_running_loop().create_connection = counted
+    try:
+        await adapter.observe(frozenset({Fact.BOOT, Fact.CONTENTS}), deadline_s=5)
+        before = len(made)
+        await adapter.observe(frozenset({Fact.BOOT, Fact.CONTENTS}), deadline_s=5)
+        assert len(made) == before, "both reads used connections that were kept"
+        await adapter.observe(frozenset({Fact.BOOT}), deadline_s=5)
+        assert len(made) == before + 1
+    finally:
+        asyncio.get_running_loop().create_connection = connect
+        await adapter.aclose()

@@ -1,0 +1,63 @@
+"""Reads of an SGLang server, which change nothing: GET requests, and what several of them tell together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from lifecycle.core.facts import Admission, Fact
+
+from ..http import BODY_LIMIT, Answer, HttpClient
+from .answers import LIMITS, is_empty, loads
+
+
+class Reads:
+    """The reads of one server. `key` is that of the normal endpoints."""
+
+    def __init__(self, http: HttpClient, key: str | None) -> None:
+        self._http = http
+        self._key = key
+
+    async def get(self, path: str, deadline_s: float, *, fresh: bool = False) -> Answer:
+        """The answer of a GET; `fresh`: over a new connection, so that a balancer may choose another server."""
+        limit = LIMITS.get(path, BODY_LIMIT)
+        return await self._http.request("GET", path, deadline_s=deadline_s, key=self._key, limit=limit, fresh=fresh)
+
+    async def traffic(self, want: frozenset[Fact], end: float) -> tuple[Answer | None, Admission | None, int | None]:
+        """The answer of `/ready`, whether requests are admitted, and how many run; None of what is not wanted.
+
+        Open where `/ready` is 200, closed where it is 503 and `/ping` is 200, else unknown. A `/health` asked of a
+        paused server makes both 503, paused or serving, until the next `/health` succeeds. Of an open server the
+        requests are not counted: they come and go.
+        """
+        ready: Answer | None = None
+        admission: Admission | None = None
+        running: int | None = None
+        if Fact.ADMISSION in want:
+            ready = await self.get("/ready", end - time.monotonic())
+            admission = "open" if is_empty(ready, 200) else None
+            if Fact.CLOSED in want and is_empty(ready, 503):
+                ping = await self.get("/ping", end - time.monotonic())
+                admission = "closed" if is_empty(ping, 200) else None
+        if Fact.RUNNING in want and admission != "open":
+            running = await self.running(end)
+        return ready, admission, running
+
+    async def running(self, end: float) -> int | None:
+        """Requests that run or wait in the scheduler; None where the load counts are not updated within a second.
+
+        Source: sglang 0.5.23, measured: retract and in_place freeze the counts at their last value.
+        """
+        first = await self._loads(end)
+        while first is not None and time.monotonic() < min(end, first[2] + 1.0):
+            await asyncio.sleep(0.1)
+            again = await self._loads(end)
+            if again is None or len(again[1]) != len(first[1]):
+                continue
+            if all(now != then for now, then in zip(again[1], first[1], strict=True)):
+                return again[0]
+        return None
+
+    async def _loads(self, end: float) -> tuple[int, tuple[float, ...], float] | None:
+        found = loads(await self.get("/v1/loads?include=core,queues", end - time.monotonic()))
+        return None if found is None else (*found, time.monotonic())
