@@ -85,4 +85,8 @@ def test_a_lease_that_is_freed_says_of_no_call_that_it_may_run(tmp_path: Path) -
     mine.sends("boot", time.time() + 60.0)
     mine.rests("boot", "serving", keep=False)
     other.take("boot", "release", None)
-    assert other.lease is not None
+    with leases._file.asking() as db:
+        changes = traced(db)
+    other.rests("boot", "serving", keep=False)
+    assert changes.count("COMMIT") == 1, "it is not said to be held before"
+    mine.take("boot", "release", None)
