@@ -35,7 +35,7 @@ async def drained(path: Path, *names: str, **how: Any) -> list[Engine]:
     engines = []
     for name in names:
         adapter = ScriptedAdapter(name)
-        engine = Engine(adapter, name=name, policy=QUICK, probe=adapter.probe, store=store, **how)
+        engine = Engine(adapter, name=name, probe=adapter.probe, store=store, **{"policy": QUICK, **how})
         await engine.connect()
         await engine.pause()
         await engine.drain()

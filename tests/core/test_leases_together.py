@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from group_rig import FILE, drained, traced
 from rig import V1
 
-from lifecycle import Fleet
+from lifecycle import ConfigurationError, Fleet, Unreachable
 from lifecycle.core.lease import Driver, LeasedEngine, LeaseHeld, LeaseUse
 from lifecycle.engine.owner import Owner
 from lifecycle.store.leases import Leases
+from lifecycle.testing import QUICK
 
 
 def test_leases_are_taken_in_one_transaction_and_each_is_refused_by_itself(tmp_path: Path) -> None:
@@ -90,3 +92,26 @@ def test_a_lease_that_is_freed_says_of_no_call_that_it_may_run(tmp_path: Path) -
     other.rests("boot", "serving", keep=False)
     assert changes.count("COMMIT") == 1, "it is not said to be held before"
     mine.take("boot", "release", None)
+
+
+@pytest.mark.parametrize("unrecorded", ["refuse", "warn"])
+async def test_where_a_lease_cannot_be_written_the_call_is_not_sent_unless_the_policy_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unrecorded: Any
+) -> None:
+    leases = Leases(tmp_path / FILE)
+    (engine,) = await drained(tmp_path, "a", lease=leases, policy=replace(QUICK, unrecorded=unrecorded))
+    take_all = leases.take_all
+
+    def breaks(asked: Any) -> Any:
+        if asked[0][2].sends:
+            raise ConfigurationError("who drives it cannot be written down")
+        return take_all(asked)
+
+    monkeypatch.setattr(leases, "take_all", breaks)
+    if unrecorded == "warn":
+        await engine.release(weights=V1)
+        assert engine.memory_is_free
+    else:
+        with pytest.raises(Unreachable, match="not sent, since that could not be written down"):
+            await engine.release(weights=V1)
+        assert "release" not in engine.adapter.journal.calls()
