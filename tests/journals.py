@@ -71,6 +71,10 @@ class Kept:
         if self._beside is not None:
             self._beside.note(noted)
 
+    def row_comes(self) -> None:
+        if self._beside is not None:
+            self._beside.row_comes()
+
     def flush(self) -> None:
         if self._beside is not None:
             self._beside.flush()

@@ -9,7 +9,7 @@ does the time at which a fact was read or a verdict reached: it is of a clock th
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum, IntEnum
 from functools import cache
@@ -25,6 +25,9 @@ from .verdicts import Condition, Verdict
 
 T = TypeVar("T")
 
+#: Classes whose values JSON knows as they are.
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
 #: Fields that belong to one process and are not encoded: a callback, and readings of its monotonic clock.
 _LEFT_OUT = {(Pushed, "push"), (Basis, "read_at_s"), (Condition, "at_s")}
 
@@ -34,26 +37,33 @@ _BY_FACT = {(UncertainCall, "effect")}
 
 def encode(value: Any) -> Any:
     """The value as what JSON knows. Raises TypeError where there is something in it that JSON cannot hold."""
-    if isinstance(value, Enum):
-        return value.name.lower() if isinstance(value, IntEnum) else value.value
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = {
-            part.name: encode(getattr(value, part.name))
-            for part in fields(value)
-            if (type(value), part.name) not in _LEFT_OUT
-        }
-        return {"type": type(value).__name__, **parts}
-    if isinstance(value, Mapping):
-        if all(isinstance(key, str) for key in value):
-            return {str(key.value) if isinstance(key, Enum) else key: encode(each) for key, each in value.items()}
-        return [[encode(key), encode(each)] for key, each in value.items()]
-    if isinstance(value, frozenset | set):
-        return sorted(encode(each) for each in value)
-    if isinstance(value, Iterable):
-        return [encode(each) for each in value]
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    kind: Any = type(value)
+    return value if kind in _PLAIN else _encoder(kind)(value)
+
+
+@cache
+def _encoder(kind: type) -> Callable[[Any], Any]:
+    """How values of this class are encoded: found once for each class, since a row has some hundred values."""
+    if issubclass(kind, Enum):
+        return (lambda value: value.name.lower()) if issubclass(kind, IntEnum) else (lambda value: value.value)
+    if issubclass(kind, bool | int | float | str):
+        return lambda value: value
+    if is_dataclass(kind):
+        names = tuple(part.name for part in fields(kind) if (kind, part.name) not in _LEFT_OUT)
+        return lambda value: {"type": kind.__name__, **{name: encode(getattr(value, name)) for name in names}}
+    if issubclass(kind, Mapping):
+        return _encoded_mapping
+    if issubclass(kind, frozenset | set):
+        return lambda value: sorted(map(encode, value))
+    if issubclass(kind, Iterable):
+        return lambda value: list(map(encode, value))
+    raise TypeError(f"{kind.__name__} has no form in JSON")
+
+
+def _encoded_mapping(value: Mapping[Any, Any]) -> Any:
+    if all(isinstance(key, str) for key in value):
+        return {str(key.value) if isinstance(key, Enum) else key: encode(each) for key, each in value.items()}
+    return [[encode(key), encode(each)] for key, each in value.items()]
 
 
 @overload

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .facts import Fact, Facts
-from .lease import Driver, Lease, LeasedEngine, LeaseUse
+from .lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
 from .verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -143,6 +143,14 @@ class LeaseHolder(Protocol):
 
     def seen(self, engine: LeasedEngine) -> Lease | None:
         """The lease that was taken last of this engine; None where none ever was."""
+
+
+@runtime_checkable
+class TakesTogether(Protocol):
+    """What a holder may have beside the port that takes the leases of several engines at the cost of one."""
+
+    def take_all(self, asked: Sequence[tuple[Driver, LeasedEngine, LeaseUse]]) -> list[Lease | LeaseHeld]:
+        """As `take`: for each engine its lease, or why it was refused. Raises where none could be written down."""
 
 
 @runtime_checkable

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ..core.calls import PUSH, Call
@@ -265,10 +266,10 @@ class Attempt:
                 await self._read_after(call, context, last=call is calls[-1])
 
     async def _call(self, call: Call, context: Context) -> None:
-        self._sent = True
         so_far = replace(context, readings_per_call=tuple(self._readings))
         intent = since_call_before(so_far, self.session.record, call)
-        reply = await send(self.session, call, deadline_s=self.deadline.work_s, command=context, intent=intent)
+        deadline_s, sent = self.deadline.work_s, partial(setattr, self, "_sent", True)
+        reply = await send(self.session, call, deadline_s=deadline_s, command=context, intent=intent, on_sent=sent)
         problem = failure(reply, call, **self._about, deadline=self.deadline)
         if problem is not None:
             raise problem

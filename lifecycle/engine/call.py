@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from ..core.calls import Call, Reply
 from ..core.deadline import Deadline
-from ..core.errors import ConfigurationError, DeadlineExceeded, OperationFailed, Rejected, Unreachable
-from ..core.lease import LeaseHeld
+from ..core.errors import DeadlineExceeded, OperationFailed, Rejected, Unreachable
 from ..core.states import State
-from ..nodes import clock
 from ..rules.evidence import Context
-from ..rules.knowledge import after_cancelled, after_reply, intended, intent_over, needs_intent
-from .session import NotSaved, Session
+from ..rules.knowledge import after_cancelled, after_reply, intent_over
+from .group_commit import Sending, write_down
+from .session import Session
 
 
 async def send(
@@ -23,19 +23,24 @@ async def send(
     deadline_s: float,
     command: Context | None = None,
     intent: Context | None = None,
+    on_sent: Callable[[], object] | None = None,
 ) -> Reply:
     """The reply to this call, of which the record and the observers know.
 
     When the caller gives up, its effect is unknown and a barrier is needed; where a call cannot be cancelled it has
     ended first, and its reply counts. `command` lets bytes decide later what a lost call did; `intent` (default: the
     same) lets them decide it for another process, where this one ends before the reply. A call that must be written
-    down before it is sent, and cannot be, is not sent.
+    down before it is sent, and cannot be, is not sent; nor is one that is given up before it was. `on_sent` is called
+    when it is sent.
     """
     begun = time.monotonic()
-    unwritten = _write_down(session, call, deadline_s, intent or command)
+    now_s = time.time()
+    unwritten = await write_down(Sending(session, call, intent or command, now_s, now_s + deadline_s))
     if unwritten is not None:
         session.journal.call_ended(call, unwritten)
         return unwritten
+    if on_sent is not None:
+        on_sent()
     sending = asyncio.ensure_future(session.adapter.send(call, deadline_s=deadline_s))
     try:
         await (sending if session.capabilities.cancellable else joined(sending))
@@ -49,33 +54,6 @@ async def send(
             session.notify("call", session.name, call, reply, took_s)
             session.commit(intent_over(after_reply(session.record, call, reply, command)))
     return sending.result()
-
-
-def _write_down(session: Session, call: Call, deadline_s: float, command: Context | None) -> Reply | None:
-    """The lease says that a call is sent, and the store which; otherwise the reply to a call that was not sent."""
-    now_s = time.time()
-    until_s = now_s + deadline_s
-    try:
-        session.owner.sends(session.facts.boot, None if call.repeatable else until_s)
-    except LeaseHeld as held:
-        return Reply("lost", detail=f"it was not sent: the lease of the engine was lost; {held}", refused=True)
-    except ConfigurationError as problem:
-        if not session.goes_on_unrecorded(problem):
-            return _not_sent(problem)
-    session.journal.call_sent(call, command, until_s=until_s, fence=session.owner.fence)
-    try:
-        if needs_intent(call):
-            by = session.owner.driver
-            times = {"since_s": now_s, "until_s": until_s}
-            record = intended(session.record, call, command, **times, by=by, clock=clock.stamp())
-            session.commit(record, save="must")
-    except NotSaved as problem:
-        return _not_sent(problem)
-    return None
-
-
-def _not_sent(problem: Exception) -> Reply:
-    return Reply("lost", detail=f"it was not sent, since that could not be written down ({problem})", refused=True)
 
 
 def _reply(sending: asyncio.Future[Reply]) -> Reply | None:

@@ -10,11 +10,12 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
 
 from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
-from ..core.ports import LeaseHolder
+from ..core.ports import LeaseHolder, TakesTogether
 from ..nodes.processes import node_name
 from ..rules.identity import own_identity
 from . import renewal
@@ -81,22 +82,48 @@ class Owner:
 
     def sends(self, boot: str | None, call_until_s: float | None) -> None:
         """A call is about to be sent; one that cannot be repeated may run until `call_until_s`."""
+        (problem,) = send_under_leases([(self, boot, call_until_s)])
+        if problem is not None:
+            raise problem
+
+    def goes_on(self, boot: str | None) -> bool:
+        """Whether a lease that is held for a move covers one more command, so that nothing needs to be written.
+
+        It does not where it says that a call may run which was answered since. Raises LeaseHeld where it was lost.
+        """
+        if self.lease is None or (self.lease.call_until_s or 0.0) > time.time():
+            return False
+        self.refuse_lost(boot)
+        return True
+
+    def writes_with_others(self, call_until_s: float | None) -> bool:
+        """Whether a call needs a write to the lease that can be made together with those of other engines."""
+        writes = self.lease is not None and not (self._sent and call_until_s is None)
+        return writes and isinstance(self.holder, TakesTogether)
+
+    def _use_to_send(self, boot: str | None, call_until_s: float | None) -> LeaseUse | None:
+        """What the lease has to say before a call is sent; None where it does. Raises LeaseHeld where it was lost."""
         if self.holder is None or self.lease is None:
-            return
-        self._refuse_lost(boot)
+            return None
+        self.refuse_lost(boot)
         if self._sent and call_until_s is None:
-            return
-        use = LeaseUse(self.lease.what, self.lease.until_s, call_until_s, sends=True, kept_in=self.kept_in)
-        self.lease = self.holder.take(self.driver, self._engine(boot), use)
-        self._sent, self._uses = True, self.lease.uses
+            return None
+        return LeaseUse(self.lease.what, self.lease.until_s, call_until_s, sends=True, kept_in=self.kept_in)
+
+    def _sends_under(self, lease: Lease) -> None:
+        self.lease = lease
+        self._sent, self._uses = True, lease.uses
 
     @property
     def fence(self) -> int:
         """The number of this driver's lease: it grows with every driver that sends something; 0 without a lease."""
         return 0 if self.lease is None else self.lease.uses
 
-    def _refuse_lost(self, boot: str | None) -> None:
-        """LeaseHeld where another driver has taken the lease since this one did."""
+    def refuse_lost(self, boot: str | None) -> None:
+        """LeaseHeld where another driver has taken the lease since this one did. Nothing is written where it has not.
+
+        One that ended, and that nobody has taken, is taken again.
+        """
         found = None if self.holder is None else self.holder.seen(self._engine(boot))
         if self.holder is None or found is None or self.lease is None:
             return
@@ -114,8 +141,9 @@ class Owner:
         try:
             last = self.holder.seen(engine) if may_run_still else None  # asked anew: the clock may have been set
             call_until_s = self._call_until_s(last, may_run_still)
-            use = LeaseUse(f"an engine that it left {where}", call_until_s=call_until_s)
-            self.lease = self.holder.take(self.driver, engine, use)
+            if keep or call_until_s != self.lease.call_until_s:  # what is freed need not be said to be held
+                use = LeaseUse(f"an engine that it left {where}", call_until_s=call_until_s)
+                self.lease = self.holder.take(self.driver, engine, use)
             if not keep:
                 self.free(boot)
         except Exception:  # the command has ended as it has; its engine stays this driver's
@@ -151,6 +179,40 @@ class Owner:
             renewal.drop(self.holder, self.driver)
             self.holder.free(self.driver, self._engine(boot))
         self.lease = None
+
+
+def send_under_leases(asked: Sequence[tuple[Owner, str | None, float | None]]) -> list[Exception | None]:
+    """The leases say that something is sent: of each owner, to the process of this boot, until this time (`sends`).
+
+    In one transaction where the holder has it. Returns for each what was raised, by its holder or as LeaseHeld.
+    """
+    problems: list[Exception | None] = [None] * len(asked)
+    together: dict[int, tuple[TakesTogether, list[int], list[tuple[Driver, LeasedEngine, LeaseUse]]]] = {}
+    for number, (owner, boot, call_until_s) in enumerate(asked):
+        try:
+            use, holder = owner._use_to_send(boot, call_until_s), owner.holder
+            if use is None or holder is None:
+                continue
+            request = (owner.driver, owner._engine(boot), use)
+            if not isinstance(holder, TakesTogether):
+                owner._sends_under(holder.take(*request))
+                continue
+            _, numbers, requests = together.setdefault(id(holder), (holder, [], []))
+            numbers.append(number)
+            requests.append(request)
+        except Exception as problem:
+            problems[number] = problem
+    for taker, numbers, requests in together.values():
+        try:
+            taken: Sequence[Lease | Exception] = taker.take_all(requests)
+        except Exception as problem:
+            taken = [problem] * len(numbers)
+        for number, lease in zip(numbers, taken, strict=True):
+            if isinstance(lease, Exception):
+                problems[number] = lease
+            else:
+                asked[number][0]._sends_under(lease)
+    return problems
 
 
 def _command_line() -> str:

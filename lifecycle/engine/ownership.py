@@ -119,7 +119,7 @@ def _refuse_busy(session: Session, what: str) -> None:
 @contextmanager
 def _held(session: Session, what: str, limit_s: float | None, *, for_move: bool = False) -> Iterator[None]:
     owner, had = session.owner, session.owner.lease is not None
-    session.take(what, None if limit_s is None else time.time() + limit_s)
+    session.take(what, None if limit_s is None else time.time() + limit_s, for_move=for_move and had)
     refused = True
     try:
         yield

@@ -295,9 +295,11 @@ class Session:
             finally:
                 self._waiting.remove(left)
 
-    def take(self, what: str, until_s: float | None) -> None:
-        """The engine is this driver's; EngineHeld where another driver has it."""
+    def take(self, what: str, until_s: float | None, *, for_move: bool = False) -> None:
+        """The engine is this driver's; EngineHeld where another driver has it. `for_move`: its move has the lease."""
         try:
+            if for_move and self.owner.goes_on(self.facts.boot):
+                return
             self.owner.take(self.facts.boot, what, until_s, may_run_still=self._record.uncertain.needs_barrier)
         except LeaseHeld as held:
             raise self.held_by(held.lease, what) from held

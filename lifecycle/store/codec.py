@@ -7,6 +7,8 @@ the engine is then found out anew, as if nothing had been kept.
 from __future__ import annotations
 
 import json
+from dataclasses import fields
+from typing import Any
 
 from ..core.encoding import decode, encode
 from ..core.record import Record
@@ -21,9 +23,29 @@ class UnreadableRow(ValueError):
     """A row that this version cannot read; the message says why."""
 
 
+_PARTS = tuple(part.name for part in fields(Record))
+
+
+class Rows:
+    """The rows of engines. A part of a record that is the same value as in the row before is not encoded again."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, dict[str, tuple[Any, str]]] = {}
+
+    def to_text(self, engine: str, record: Record) -> str:
+        """The row of this record, which is the next one of this engine."""
+        last, parts = self._last.get(engine, {}), {}
+        for name in _PARTS:
+            value, known = getattr(record, name), last.get(name)
+            parts[name] = known if known is not None and known[0] is value else (value, json.dumps(encode(value)))
+        self._last[engine] = parts
+        inside = ", ".join(f'"{name}": {text}' for name, (_, text) in parts.items())
+        return f'{{"format": {FORMAT}, "record": {{"type": "{Record.__name__}", {inside}}}}}'
+
+
 def to_text(record: Record) -> str:
     """The row of this record."""
-    return json.dumps({"format": FORMAT, "record": encode(record)})
+    return Rows().to_text("", record)
 
 
 def from_text(text: str) -> Record:

@@ -2,7 +2,7 @@
 
 Entries are buffered until the next turn of the event loop, and written together. What has to be on disk before a call
 is sent is written with the record that names the call, in its transaction (`Store.save`). Such a transaction is synced;
-entries alone are not: they survive the end of the process, and the last of them may be lost with the host.
+entries alone are not: they survive the end of the process, and the last of them may be lost where the host loses power.
 
 The table is bounded by age and by size. Readers see what was written last, and never wait for a writer.
 """
@@ -72,6 +72,7 @@ class Journal:
         self._until_pruned = 0
         self._scheduled = False
         self._failing = False
+        self._row_comes = False
 
     def note(self, entries: Iterable[Entry]) -> None:
         """These entries are written at the next turn of the event loop; at once where none runs."""
@@ -84,31 +85,37 @@ class Journal:
             if self._scheduled:
                 return
             try:
-                asyncio.get_running_loop().call_soon(self.flush)
+                asyncio.get_running_loop().call_soon(self._turn_ended)
             except RuntimeError:
                 self.flush()
             else:
                 self._scheduled = True
 
+    def row_comes(self) -> None:
+        """A row is about to be saved, with which what was noted is written: `flush` is called after it."""
+        self._row_comes = True
+
+    def _turn_ended(self) -> None:
+        if self._row_comes:
+            self._scheduled = False
+        else:
+            self.flush()
+
     def flush(self) -> None:
         """What was noted is written. Where that fails it is logged once, and tried again with the next entries."""
         with self._lock:
-            self._scheduled = False
+            self._scheduled = self._row_comes = False
             if not self._buffer:
                 return
             try:
-                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.execute("BEGIN IMMEDIATE")
                 try:
-                    self._db.execute("BEGIN IMMEDIATE")
-                    try:
-                        self.write_within()
-                        self._db.execute("COMMIT")
-                    except BaseException:
-                        if self._db.in_transaction:  # a full disk has ended it already
-                            self._db.execute("ROLLBACK")
-                        raise
-                finally:
-                    self._db.execute("PRAGMA synchronous=FULL")
+                    self.write_within()
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:  # a full disk has ended it already
+                        self._db.execute("ROLLBACK")
+                    raise
             except sqlite3.Error as error:
                 self._failed(error)
             else:

@@ -12,9 +12,10 @@ import gc
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -79,25 +80,23 @@ class Leases:
 
         Where the disk is full, what the store reserved for the end of a command is given up.
         """
+        (taken,) = self.take_all([(driver, engine, use)])
+        if isinstance(taken, LeaseHeld):
+            raise taken
+        return taken
+
+    def take_all(self, asked: Sequence[tuple[Driver, LeasedEngine, LeaseUse]]) -> list[Lease | LeaseHeld]:
+        """As `take`, of several engines in one transaction: for each its lease, or why it was refused."""
         try:
-            return self._take(driver, engine, use)
+            return self._take(asked)
         except ConfigurationError as problem:
             if not disk_is_full(problem.__cause__) or not Reserve(self.path).give_up():
                 raise
-            return self._take(driver, engine, use)
+            return self._take(asked)
 
-    def _take(self, driver: Driver, engine: LeasedEngine, use: LeaseUse) -> Lease:
+    def _take(self, asked: Sequence[tuple[Driver, LeasedEngine, LeaseUse]]) -> list[Lease | LeaseHeld]:
         with self._file.changing() as db:
-            last = _last(db, engine)
-            if _refuses(last, driver) and _forgotten_are_collected():
-                last = _last(db, engine)
-            if last is not None and _refuses(last, driver):
-                raise LeaseHeld(last.lease)
-            _HERE[driver.token] = driver
-            known = None if last is None else last.lease
-            lease, sent = next_lease(driver, use, last=known, sent=last is not None and last.used)
-            _write(db, engine, lease, used=sent)
-        return lease
+            return [_taken(db, *each) for each in asked]
 
     def free(self, driver: Driver, engine: LeasedEngine) -> None:
         """The driver does not have the engine any more."""
@@ -172,9 +171,24 @@ def holder_of(given: LeaseHolder | LeaseFunction) -> LeaseHolder:
 def _upgraded(db: sqlite3.Connection) -> None:
     """The table is there, with the columns of now."""
     db.execute(_SCHEMA)
+    db.execute("CREATE INDEX IF NOT EXISTS leases_by_boot ON leases (boot)")
     if "clock" not in {column[1] for column in db.execute("PRAGMA table_info(leases)")}:
         with suppress(sqlite3.OperationalError):  # another process was first
             db.execute(_CLOCK)
+
+
+def _taken(db: sqlite3.Connection, driver: Driver, engine: LeasedEngine, use: LeaseUse) -> Lease | LeaseHeld:
+    """The driver has the engine from here on; else who has it."""
+    last = _last(db, engine)
+    if _refuses(last, driver) and _forgotten_are_collected():
+        last = _last(db, engine)
+    if last is not None and _refuses(last, driver):
+        return LeaseHeld(last.lease)
+    _HERE[driver.token] = driver
+    known = None if last is None else last.lease
+    lease, sent = next_lease(driver, use, last=known, sent=last is not None and last.used)
+    _write(db, engine, lease, used=sent)
+    return lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +229,7 @@ def _write(db: sqlite3.Connection, engine: LeasedEngine, lease: Lease, *, used: 
             lease.token,
             lease.who,
             os.getpid(),
-            start_mark(os.getpid()),
+            _own_mark(os.getpid()),
             lease.what,
             lease.since_s,
             lease.until_s,
@@ -251,7 +265,16 @@ def _holds(lease: Lease) -> bool:
 
 def _lives(token: str, pid: int, mark: str) -> bool:
     """Whether the driver of this token still exists."""
-    return start_mark(pid) == mark and (pid != os.getpid() or token in _HERE)
+    return _own_mark(pid) == mark and token in _HERE if pid == os.getpid() else start_mark(pid) == mark
+
+
+@cache
+def _own_mark(pid: int) -> str:
+    """The mark of this process, whose pid this is. It does not change, and is asked before every call."""
+    return start_mark(pid)
+
+
+os.register_at_fork(after_in_child=_own_mark.cache_clear)
 
 
 def _unusable(path: Path, error: Exception) -> ConfigurationError:

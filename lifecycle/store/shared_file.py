@@ -59,6 +59,7 @@ class SharedFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S, check_same_thread=False)
             db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")  # of processes of this host: a loss of power ends them all
             self._prepare(db)
             self._db, self._pid = db, os.getpid()
         return self._db

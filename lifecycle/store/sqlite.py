@@ -3,6 +3,9 @@
 Of a process that cannot tell what was released (no SGLang endpoint does) only whoever released it knows. Facts are
 about one boot and are believed for that boot only. A row is written before an engine is touched and after every edge;
 a command that was under way when its process ended leaves its targets unknown.
+
+What was committed survives the end of the process. A transaction with an intent is synced, and survives a loss of power
+too, with all that was committed before it: the engine may be on another host, and go on with what it was sent.
 """
 
 from __future__ import annotations
@@ -12,15 +15,15 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from ..core.errors import ConfigurationError
 from ..core.record import Record
 from ..core.states import State
 from . import journal
-from .codec import UnreadableRow, from_text, to_text
+from .codec import Rows, UnreadableRow, from_text
 from .journal import Bounds, Journal
 from .reserve import Reserve, disk_is_full
 
@@ -57,13 +60,14 @@ class Store:
     def __init__(self, path: Path | None = None, *, bounds: Bounds | None = None) -> None:
         self.path = path or default_path()
         self._generations: dict[str, int] = {}
+        self._rows = Rows()
         self._lock = threading.RLock()
         self._reserve = Reserve(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")  # what cannot be repeated must be known after a crash
+            self._db.execute("PRAGMA synchronous=NORMAL")  # survives the end of the process, whatever ends it
             self._db.execute(_SCHEMA)
             self._db.execute(journal.SCHEMA)
         except (OSError, sqlite3.Error) as error:
@@ -98,7 +102,8 @@ class Store:
             self._save(observed)
 
     def _save(self, records: Mapping[str, Record]) -> None:
-        with self._lock:
+        synced = any(record.uncertain.intent is not None for record in records.values())
+        with self._lock, self._synced() if synced else nullcontext():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 for engine, record in records.items():
@@ -113,9 +118,18 @@ class Store:
                 self._generations[engine] = self._generations.get(engine, 0) + 1
             self.journal.written()
 
+    @contextmanager
+    def _synced(self) -> Iterator[None]:
+        """What is committed inside survives a loss of power, with all that was committed to this file before."""
+        self._db.execute("PRAGMA synchronous=FULL")
+        try:
+            yield
+        finally:
+            self._db.execute("PRAGMA synchronous=NORMAL")
+
     def _write(self, engine: str, record: Record) -> None:
         generation = self._generations.get(engine, 0)
-        row = (record.facts.boot, to_text(record), time.time(), engine)
+        row = (record.facts.boot, self._rows.to_text(engine, record), time.time(), engine)
         written = self._db.execute(_UPDATE, (*row, generation)) if generation else self._db.execute(_INSERT, row)
         if written.rowcount != 1:
             raise WriteConflict(f"another process moved {engine} since it was observed here")

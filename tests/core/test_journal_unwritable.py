@@ -18,7 +18,7 @@ from rig import V1
 from lifecycle import ConfigurationError, Fleet, GuardRefused, State
 from lifecycle.core.calls import Call, Reply
 from lifecycle.core.journal import CallSent, Entry, Refused
-from lifecycle.core.lease import Driver, Lease, LeasedEngine, LeaseUse
+from lifecycle.core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
 from lifecycle.core.record import Record
 from lifecycle.store.journal import Bounds
 from lifecycle.store.leases import Leases
@@ -166,7 +166,7 @@ def test_the_disk_fills_while_a_lease_is_taken(tmp_path: Path, monkeypatch: pyte
     reserve = Reserve(leases.path)
     take = leases._take
 
-    def until_given_up(*about: Any) -> Lease:
+    def until_given_up(*about: Any) -> list[Lease | LeaseHeld]:
         if reserve.path.exists():
             raise ConfigurationError("it cannot be written") from Full("database or disk is full")
         return take(*about)

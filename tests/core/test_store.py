@@ -25,8 +25,11 @@ from lifecycle import (
     State,
 )
 from lifecycle.core.calls import Call, Reply
-from lifecycle.core.record import Desired, Record
-from lifecycle.store.codec import to_text
+from lifecycle.core.encoding import encode
+from lifecycle.core.facts import Facts
+from lifecycle.core.frozen import FrozenMap
+from lifecycle.core.record import Calibration, Desired, Record, Uncertain
+from lifecycle.store.codec import Rows, from_text, to_text
 from lifecycle.store.sqlite import Store, WriteConflict
 from lifecycle.testing import LIE
 
@@ -154,6 +157,21 @@ async def test_a_row_of_another_format_is_refused_by_name(
     assert f"{first.adapter.url}: what was kept of it cannot be read: {says}" in caplog.text
     store.save(first.adapter.url, first.record)  # the row that was read may be written over
     assert store.load(first.adapter.url) == first.record
+
+
+async def test_a_part_that_is_the_same_as_in_the_row_before_is_not_encoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = (await released(tmp_path / "engines")).record
+    others = replace(known, state=State.FAILED, facts=known.facts.learn({Fact.RUNNING: 1}, Grade.REPORTED))
+    rows, encoded = Rows(), []
+    monkeypatch.setattr("lifecycle.store.codec.encode", lambda value: encoded.append(type(value)) or encode(value))
+    for record in (known, others, known):
+        assert json.loads(rows.to_text("e", record)) == {"format": 3, "record": encode(record)}
+        assert from_text(rows.to_text("e", record)) == record
+    changed = [State, Facts]
+    assert encoded == [State, Facts, FrozenMap, Desired, Uncertain, Calibration, *changed, *changed]
+    assert json.loads(rows.to_text("another", others)) == {"format": 3, "record": encode(others)}
 
 
 async def test_the_later_of_two_writers_is_refused(tmp_path: Path) -> None:
