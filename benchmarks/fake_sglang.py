@@ -18,6 +18,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import sys
 import time
 from collections import Counter
@@ -169,15 +170,36 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
 
+def sockets(host: str) -> list[socket.socket]:
+    """A socket on a free port of this address, and one that keeps others off the same port of 127.0.0.1.
+
+    The library finds the processes of an engine of this host by its port alone.
+    """
+    while True:
+        local = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        local.bind(("127.0.0.1", 0))
+        if host == "127.0.0.1":
+            return [local]
+        other = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            other.bind((host, local.getsockname()[1]))
+            return [other, local]
+        except OSError:  # taken there: another port
+            local.close()
+            other.close()
+
+
 async def serve(host: Host, options: argparse.Namespace, indices: range, said: int, alive: int) -> None:
     """Engines of these numbers listen; their ports are written to `said`, and they end when `alive` is closed."""
-    loop = asyncio.get_running_loop()
+    loop, reserved = asyncio.get_running_loop(), list[socket.socket]()
     ports = []
     for index in indices:
         port = Port(FakeEngine(index, options.tag_mib << 20, options.backup), host)
-        port.server = await loop.create_server(lambda port=port: Connection(port), options.host, 0, backlog=512)
+        listening, *kept = sockets(options.host)
+        reserved += kept
+        port.server = await loop.create_server(lambda port=port: Connection(port), sock=listening, backlog=512)
         host.engines.append(port.engine)
-        ports.append(port.server.sockets[0].getsockname()[1])
+        ports.append(listening.getsockname()[1])
     os.write(said, json.dumps({"ports": ports, "pids": [os.getpid()] * len(ports)}).encode() + b"\n")
     ended = asyncio.Event()
     loop.add_reader(alive, ended.set)

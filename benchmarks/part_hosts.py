@@ -63,9 +63,15 @@ def connect(count: int, repeats: int) -> Row:
             process.kill()  # its fake engines end with it: their standard input is closed
             return Row("connect", what, target=2, why=f"not connected {repeats} times in {LIMIT_S:g} s")
     if process.returncode:
-        return Row("connect", what, target=2, why=f"failed: {complained.strip().splitlines()[-1][:120]}")
+        return Row("connect", what, target=2, why=f"failed: {_reason(complained)}")
     took = json.loads(said)
     return Row("connect", what, took["ours"], took["floor"], target=2)
+
+
+def _reason(complained: str) -> str:
+    """The beginning of what a traceback ends with, without its module."""
+    said = complained.strip().splitlines()[-1].rpartition("errors.")[2]
+    return said if len(said) <= 90 else f"{said[:90]}..."
 
 
 def read_once(pids: Sequence[int]) -> int:
