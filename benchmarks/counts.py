@@ -40,7 +40,7 @@ COMMANDS = (
     AFTER,
 )
 AWAITS = "awaits"
-#: How much more a count may be that was not the same in every cycle.
+#: By how much a count may differ, at least, that was not the same in every cycle.
 LEAST_SLACK = 2
 #: Where the store is: how long a disk takes to sync is not counted.
 IN_MEMORY = next((folder for folder in ("/dev/shm",) if os.access(folder, os.W_OK)), None)
@@ -149,9 +149,10 @@ def compared(now: Counts, before: Counts) -> tuple[list[str], list[str]]:
                 figures = f"{_said(least, most)}, committed {_said(before_least, before_most)}"
                 said = f"{configuration}: {command}: {what}: {figures}"
                 races = least != most or before_least != before_most
-                if least > before_most + (max(LEAST_SLACK, before_most // 10) if races else 0):
+                slack = max(LEAST_SLACK, before_most // 10) if races else 0
+                if least > before_most + slack:
                     more.append(said)
-                elif most < before_least:
+                elif most < before_least - slack:
                     fewer.append(said)
     return more, fewer
 
