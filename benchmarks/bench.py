@@ -139,8 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for each in skipped:
         print(f"left out: {each}")
     if options.check:
-        worse = results.worse(rows, results.committed())
-        print("\n".join(worse) or f"no ratio is more than {results.WORSE:g} x the committed one")
+        before = results.committed()
+        worse = results.worse(rows, before)
+        fine = f"no ratio is more than {results.WORSE:g} x the committed one"
+        print("\n".join(worse) or (fine if before else f"nothing to compare with: there is no {results.JSON}"))
         return 1 if worse else 0
     if options.only is None:
         results.JSON.write_text(json.dumps(results.as_json(rows, facts), indent=1) + "\n")
