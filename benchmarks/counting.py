@@ -101,7 +101,7 @@ class Transactions:
 class ProcFiles:
     """Files and folders of /proc that this process opens. Those of processes that are no engine are not counted.
 
-    They are as many as the host has processes. That the table of them was walked is counted.
+    They are as many as the host has processes, or as there are above this one. That their table was walked is counted.
     """
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class ProcFiles:
             parts[0] = "self"
         elif parts[0] in self.pids:
             parts[0] = "ENGINE"
-        elif parts[0].isdecimal():
+        elif parts[0].isdecimal() or parts == ["stat"]:  # psutil reads that one for each process above another
             return ""
         return "/proc/" + "/".join("N" if part.isdecimal() else part for part in parts)
 

@@ -104,6 +104,7 @@ def test_files_of_proc_are_those_of_engines_and_of_this_process() -> None:
     with files.counted([7]):
         assert files.name("/proc/7/smaps_rollup") == "/proc/ENGINE/smaps_rollup"
         assert files.name("/proc/8/stat") == ""
+        assert files.name("/proc/stat") == "", "it is read for each process above this one"
         assert files.name("/proc/7/task/7/children") == "/proc/ENGINE/task/N/children"
         assert files.name(f"/proc/{os.getpid()}/stat") == "/proc/self/stat"
         os.listdir("/proc")
