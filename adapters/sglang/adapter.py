@@ -156,7 +156,7 @@ class SGLangAdapter:
         whole_s, clock = Deadline(deadline_s), Deadline(min(deadline_s, READ_S))
         end = time.monotonic() + clock.total_s
         async with asyncio.TaskGroup() as reads:
-            info = reads.create_task(self._server_info(want, clock)) if Fact.BOOT in want else None
+            info = reads.create_task(self._server_info(clock)) if Fact.BOOT in want else None
             load = reads.create_task(self._reads.traffic(want, end))
             model = reads.create_task(self._reads.get("/model_info", clock.left_s)) if Fact.CONTENTS in want else None
         ready, admission, running = load.result()
@@ -175,6 +175,15 @@ class SGLangAdapter:
         if Fact.CHECKSUM in want and self._checksums:
             parts |= await self._checksums_now(whole_s.left_s)
         return Observation(alive=True, sampled_at=time.monotonic(), **parts)
+
+    async def boot_anew(self, *, deadline_s: float) -> Observation:
+        """The boot that `/server_info` tells over a new connection."""
+        clock = Deadline(min(deadline_s, READ_S))
+        answer = await self._reads.get("/server_info", clock.left_s, fresh=True)
+        info = server_info(answer)
+        if info is None:
+            return await self._unanswered(answer, clock)
+        return Observation(boot=await self._boot(boot_of(info), clock), alive=True, sampled_at=time.monotonic())
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
         """Proved where `/flush_cache` answers 200, which needs an idle scheduler. Drops the prefix cache.
@@ -254,15 +263,12 @@ class SGLangAdapter:
     def _has(self, processes: tuple[Process, ...] | None) -> None:
         self._processes, self._family = processes, process_trees(processes or ())
 
-    async def _server_info(self, want: frozenset[Fact], clock: Deadline) -> Answer:
-        """The answer of `/server_info`; for the first observation that which connect() was given, where it is young.
-
-        Who asks for the boot alone asks which process answers: over a connection of its own.
-        """
+    async def _server_info(self, clock: Deadline) -> Answer:
+        """The answer of `/server_info`; for the first observation that which connect() was given, where it is young."""
         at_connect, self._at_connect = self._at_connect, None
         if at_connect is not None and time.monotonic() - at_connect[1] < YOUNG_S:
             return at_connect[0]
-        return await self._reads.get("/server_info", clock.left_s, fresh=want == {Fact.BOOT})
+        return await self._reads.get("/server_info", clock.left_s)
 
     async def _boot(self, own_identity: str, clock: Deadline) -> str:
         """The boot identity of the server that answered. Its processes are looked for where they are not as before.

@@ -85,6 +85,14 @@ class WaitsForIdle(Protocol):
 
 
 @runtime_checkable
+class KeepsConnections(Protocol):
+    """What an adapter may have beside the port: connections that it keeps, over which one server goes on answering."""
+
+    async def boot_anew(self, *, deadline_s: float) -> Observation:
+        """As `observe` of the boot alone, over a new connection, for which a balancer may choose another server."""
+
+
+@runtime_checkable
 class ClosesPush(Protocol):
     """What an adapter has beside the port whose engine refuses a push until the one before it was ended."""
 

@@ -14,7 +14,7 @@ from ..core.errors import Unreachable
 from ..core.facts import Fact, Grade
 from ..core.frozen import EMPTY, FrozenMap
 from ..core.observation import Observation
-from ..core.ports import WaitsForIdle
+from ..core.ports import KeepsConnections, WaitsForIdle
 from ..core.readings import Reading
 from ..core.verdicts import Unmeasurable, Verdict
 from ..nodes.port import PROCESSES_UNKNOWN
@@ -122,6 +122,13 @@ async def residual_again(session: Session, *, deadline_s: float) -> Reading | Un
 async def observe(session: Session, want: frozenset[Fact], *, deadline_s: float) -> Observation:
     """What the engine says of these facts now. What it says serves again (`rules.freshness`)."""
     return await _ask(session, want, want, deadline_s)
+
+
+async def boot_anew(session: Session, *, deadline_s: float) -> Observation:
+    """Which boot answers now, over a new connection where connections are kept."""
+    if isinstance(session.adapter, KeepsConnections):
+        return await session.adapter.boot_anew(deadline_s=deadline_s)
+    return await observe(session, frozenset({Fact.BOOT}), deadline_s=deadline_s)
 
 
 async def _ask(session: Session, want: frozenset[Fact], asked: frozenset[Fact], deadline_s: float) -> Observation:

@@ -39,7 +39,7 @@ from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
 from ..rules.evidence import taken_as_launched
 from ..rules.identity import IDENTITY, compare, is_contested, needs_confirming, same_process, two_answer
 from .call import send
-from .gather import EVERYTHING, observe, residual, residual_again
+from .gather import EVERYTHING, boot_anew, observe, residual, residual_again
 from .processes import ENDING_S, with_processes
 from .push import closing_call
 from .session import Edge, Session
@@ -276,7 +276,7 @@ async def _confirmed_alone(session: Session, seen: Observation, deadline: Deadli
     """What was seen, with the other boots that further looks saw in its place; silence where those got no answer."""
     others: dict[str, None] = dict.fromkeys(seen.others)
     for _ in range(looks if seen.boot is not None else 0):
-        again = await observe(session, frozenset({Fact.BOOT}), deadline_s=deadline.look_s(0.5))
+        again = await boot_anew(session, deadline_s=deadline.look_s(0.5))
         if again.boot is None:
             return Observation(
                 detail=f"boot {seen.boot} answered, and then {again.detail or 'nothing did'}",

@@ -191,7 +191,7 @@ async def test_it_does_not_wait_where_it_would_wait_for_ever(slow_engine: Loopba
     await adapter.aclose()
 
 
-async def test_who_asks_which_process_answers_asks_over_a_new_connection(slow_engine: LoopbackProcess) -> None:
+async def test_which_process_answers_is_asked_over_a_new_connection(slow_engine: LoopbackProcess) -> None:
     adapter = await adapter_of(slow_engine)
     made: list[Any] = []
     connect = asyncio.get_running_loop().create_connection
@@ -206,8 +206,22 @@ async def test_who_asks_which_process_answers_asks_over_a_new_connection(slow_en
         before = len(made)
         await adapter.observe(frozenset({Fact.BOOT, Fact.CONTENTS}), deadline_s=5)
         assert len(made) == before, "both reads used connections that were kept"
-        await adapter.observe(frozenset({Fact.BOOT}), deadline_s=5)
+        assert (await adapter.boot_anew(deadline_s=5)).boot is not None
         assert len(made) == before + 1
     finally:
         asyncio.get_running_loop().create_connection = connect
         await adapter.aclose()
+
+
+async def test_attaching_asks_once_more_over_a_new_connection(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, asked = start(), []
+    anew = SGLangAdapter.boot_anew
+
+    async def noted(self: SGLangAdapter, *, deadline_s: float) -> Any:
+        asked.append(deadline_s)
+        return await anew(self, deadline_s=deadline_s)
+
+    monkeypatch.setattr(SGLangAdapter, "boot_anew", noted)
+    async with Fleet.connect([engine.url.replace("http://", "loopback://")]) as fleet:
+        assert len(asked) == 1
+        assert len(fleet) == 1
