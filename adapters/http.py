@@ -19,6 +19,9 @@ from .connections import KEPT_S, RECENT_S, Broken, Shared, Use
 #: The most bytes of a response body, unless the caller gives more: a control answer fits in far less.
 BODY_LIMIT = MIB
 
+#: The most bytes of a body that aiohttp sends at once; more is sent in parts, so that the event loop goes on meanwhile.
+SMALL = 1 << 16
+
 #: The most objects and lists in a body that is parsed. Each takes some 64 bytes of memory and 3 bytes of the body.
 MOST_CONTAINERS = 50_000
 
@@ -104,7 +107,7 @@ class HttpClient:
                 shared, server = await Shared.of(self, self.base_url)
                 use = Use(server, None if fresh else KEPT_S if repeatable else RECENT_S)
                 while True:
-                    data = None if body is None else io.BytesIO(body)
+                    data = body if body is None or len(body) <= SMALL else io.BytesIO(body)
                     options = {"data": data, "params": params, "headers": headers}
                     try:
                         async with await shared.use(use, method, self.base_url + path, **options) as response:

@@ -29,7 +29,7 @@ from .answers import FLUSH_REFUSED, LIMITS, generated, server_info, weights_labe
 from .capabilities import boot_of, capabilities_of, counts_requests_alone, sizes_of
 from .checksums import by_role, of_engine
 from .plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
-from .reads import Reads
+from .reads import Reads, together
 
 OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "agent", "tags", "sizes", "checksum")
 
@@ -155,23 +155,23 @@ class SGLangAdapter:
         """
         whole_s, clock = Deadline(deadline_s), Deadline(min(deadline_s, READ_S))
         end = time.monotonic() + clock.total_s
-        async with asyncio.TaskGroup() as reads:
-            info = reads.create_task(self._server_info(clock)) if Fact.BOOT in want else None
-            load = reads.create_task(self._reads.traffic(want, end))
-            model = reads.create_task(self._reads.get("/model_info", clock.left_s)) if Fact.CONTENTS in want else None
-        ready, admission, running = load.result()
-        answers = [each.result() for each in (info, model) if each is not None] + ([] if ready is None else [ready])
-        silent = next((each for each in answers if each.status is None), None)
-        parsed = server_info(info.result()) if info is not None else None
+        info, traffic, model = await together(
+            self._server_info(clock) if Fact.BOOT in want else None,
+            self._reads.traffic(want, end) if want & {Fact.ADMISSION, Fact.RUNNING} else None,
+            self._reads.get("/model_info", clock.left_s) if Fact.CONTENTS in want else None,
+        )
+        ready, admission, running = traffic or (None, None, None)
+        parsed = None if info is None else server_info(info)
         if info is not None and parsed is None:
-            return await self._unanswered(info.result(), clock)
+            return await self._unanswered(info, clock)
+        silent = next((each for each in (model, ready) if each is not None and each.status is None), None)
         if silent is not None and parsed is None:
             return await self._unanswered(silent, clock)
         parts: dict[str, Any] = {"admission": admission, "running": running}
         if parsed is not None:
             parts["boot"] = await self._boot(boot_of(parsed), clock)
         if model is not None:
-            parts["weights_label"] = weights_label(model.result())
+            parts["weights_label"] = weights_label(model)
         if Fact.CHECKSUM in want and self._checksums:
             parts |= await self._checksums_now(whole_s.left_s)
         return Observation(alive=True, sampled_at=time.monotonic(), **parts)
