@@ -213,6 +213,11 @@ class Engine(EngineView):
         return transition
 
     @property
+    def in_ledger(self) -> bool:
+        """Whether a ledger of tenants says what it may hold of its devices."""
+        return self._session.tenancy.ledger is not None
+
+    @property
     def journal(self) -> EngineJournal:
         """Where what is done to it is written down."""
         return self._session.journal

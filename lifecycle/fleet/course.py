@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..core.commands import Command, Release, UpdateWeights
@@ -12,6 +12,7 @@ from ..core.sources import Pushed
 from ..core.transition import Transition
 from ..engine.collective import Collective, CollectiveFailed
 from ..engine.engine import Engine
+from ..rules.planner import Goal, next_command
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,29 @@ async def at_once(
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(engine, command)) for engine, command in commands]
     return [task.result() for task in tasks]
+
+
+async def at_their_own_pace(
+    engines: Sequence[Engine],
+    kinds: Sequence[type[Command]],
+    goals: Mapping[str, Goal],
+    deadline_s: float | None = None,
+) -> list[Outcome]:
+    """Every engine was given its commands of these kinds, one after another, without waiting for the other engines."""
+
+    async def one(engine: Engine) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for kind in kinds:
+            command = next_command(engine.view(), goals[engine.name])
+            if isinstance(command, kind):
+                outcomes += await at_once([(engine, command)], deadline_s)
+            if outcomes and outcomes[-1].error is not None:
+                break
+        return outcomes
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(engine)) for engine in engines]
+    return [outcome for task in tasks for outcome in task.result()]
 
 
 def _together(command: Command) -> Hashable:

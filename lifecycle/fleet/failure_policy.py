@@ -16,7 +16,10 @@ from ..core.policy import OnFailure
 
 
 class Phase(StrEnum):
-    """The phases of the two moves, in their order. `between` is the caller's step between weights and KV."""
+    """The phases of the two moves, in their order. `between` is the caller's step between weights and KV.
+
+    `restore` stands for the three from `restore_weights` to `restore_kv` where each engine goes at its own pace.
+    """
 
     CLOSE_ROUTER = "close_router"
     PAUSE = "pause"
@@ -26,6 +29,7 @@ class Phase(StrEnum):
     UPDATE_WEIGHTS = "update_weights"
     BETWEEN = "between"
     RESTORE_KV = "restore_kv"
+    RESTORE = "restore"
     RESUME = "resume"
 
 
@@ -82,6 +86,7 @@ _RESTORE: Mapping[Step, Consequence] = {
     ("onload", Phase.UPDATE_WEIGHTS): Consequence(Others.GO_ON, Failed.RELEASE_AGAIN),
     ("onload", Phase.BETWEEN): Consequence(Others.STAY, Failed.NOBODY),
     ("onload", Phase.RESTORE_KV): Consequence(Others.GO_ON, Failed.RELEASE_AGAIN),
+    ("onload", Phase.RESTORE): Consequence(Others.GO_ON, Failed.RELEASE_AGAIN),
     ("onload", Phase.RESUME): Consequence(Others.GO_ON, Failed.STAY_CLOSED),
 }
 

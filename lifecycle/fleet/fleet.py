@@ -30,7 +30,7 @@ from .connect import connected, member
 from .desired import desired_set
 from .groups import Group, check_members, waves_of
 from .move import Between, Move
-from .preflight import check_allowed, check_static
+from .preflight import check_allowed, check_deadline, check_static
 from .quarantine import follow, taking_part
 from .recovery import Moves, RecoverTo, brought, recovered
 from .routing import Routing
@@ -141,7 +141,7 @@ class Fleet:
         """No participant admits requests; the router, if there is one, stopped sending to them first."""
         routing, participants = Routing(self.router), self._taking_part(engines, "pause")
         command = Pause(mode or self.policy.pause_mode)
-        _check_deadline(deadline_s)
+        check_deadline(deadline_s)
         check_static(participants, command)
         async with claimed(participants, "pause", deadline_s):
             await routing.close([each for each in participants if each.state is State.SERVING])
@@ -215,7 +215,7 @@ class Fleet:
     ) -> list[Transition]:
         """The participants generated a real token each, and the router sends to them; `preempt` as in Engine.resume."""
         participants = self._taking_part(engines, "resume")
-        _check_deadline(deadline_s)
+        check_deadline(deadline_s)
         if preempt and participants:
             deadline_s = min(await asyncio.gather(*(each.preempt_drain(deadline_s) for each in participants)))
         async with claimed(participants, "resume", deadline_s):
@@ -259,6 +259,7 @@ class Fleet:
         weights: Source | None = None,
         between: Between | None = None,
         between_deadline_s: float | None = None,
+        overlap: bool = False,
         engines: Selection = None,
         deadline_s: float | None = None,
     ) -> list[Transition]:
@@ -270,13 +271,16 @@ class Fleet:
         `between` is called once all weights are back and before any KV cache is (a trainer frees its weights there). An
         exception in it, or no end in `between_deadline_s`, fails the move: the engines stay weights_restored, and
         another `onload()` goes on from there.
+
+        With `overlap` each engine goes from its weights to its KV cache at its own pace, without waiting for the
+        others; all wait for each other before they resume. ConfigurationError where there is a step between, or a push.
         """
         chosen, participants = self.participants(engines), self._taking_part(engines, "onload")
         if between_deadline_s is not None:
             positive("between_deadline_s", between_deadline_s)
         async with claimed(participants, "onload", deadline_s):
             move = self._move(chosen, deadline_s)
-            return await move.onload(between, weights=weights, between_deadline_s=between_deadline_s)
+            return await move.onload(between, weights=weights, between_deadline_s=between_deadline_s, overlap=overlap)
 
     @asynccontextmanager
     async def offloaded(
@@ -328,7 +332,7 @@ class Fleet:
 
         It raises for none of them: where an engine cannot be asked, its reason says why.
         """
-        _check_deadline(deadline_s)
+        check_deadline(deadline_s)
         limit_s = RECOVER_S if deadline_s is None else deadline_s
         if to is None:
             lost = [each for each in self.engines if each.state in UNCLAIMED or each.quarantined is not None]
@@ -364,7 +368,7 @@ class Fleet:
         return waves_of(engines, self.groups)
 
     def _move(self, chosen: Sequence[Engine], deadline_s: float | None) -> Move:
-        _check_deadline(deadline_s)
+        check_deadline(deadline_s)
         return Move(
             [engine for engine in chosen if engine.quarantined is None],
             left_out=[engine for engine in chosen if engine.quarantined is not None],
@@ -384,7 +388,7 @@ class Fleet:
     ) -> list[Transition]:
         what = command(self.engines[0]).name
         participants = self._taking_part(engines, what)
-        _check_deadline(deadline_s)
+        check_deadline(deadline_s)
         async with claimed(participants, what, deadline_s):
             if all_must:
                 there = [each for each in participants if each.state in IDLE]
@@ -393,8 +397,3 @@ class Fleet:
                 check_allowed(participants, command)
             with desired_set([each for each in participants if what in allowed(each.state)], weights):
                 return await together([(engine, command(engine)) for engine in participants], deadline_s)
-
-
-def _check_deadline(deadline_s: float | None) -> None:
-    if deadline_s is not None:
-        positive("deadline_s", deadline_s)

@@ -4,6 +4,9 @@
     onload:  (Pause -> Drain, where a cache is stale) -> RestoreWeights -> UpdateWeights -> the caller's step between
              -> RestoreKV -> Resume -> open the router
 
+Where the caller asks for it (`overlap`), the three restores of an onload are one phase: each engine goes through them
+at its own pace, and only the resume waits for all.
+
 A phase gives every participant its next command, all at once, and ends when all have ended: no participant is released
 before all are drained, and none is sent a release before the guards of all have passed. Groups drain in waves
 (`drain_after`). The planner is asked anew in every phase, so an engine that is already there, or was found elsewhere,
@@ -27,7 +30,7 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from ..core.commands import Command, Drain, Release, RestoreKV, Resume
+from ..core.commands import Command, Drain, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.errors import FleetError, LifecycleError, OperationFailed
 from ..core.observer import MoveEvent, Observers
 from ..core.policy import OnFailure
@@ -41,13 +44,16 @@ from ..rules.desired import source_to_serve
 from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command
 from ..rules.table import allowed
 from .claims import verify_all
-from .course import Course, Outcome, at_once
+from .course import Course, Outcome, at_once, at_their_own_pace
 from .desired import DesiredOfMove, setting_desired
 from .failure_policy import FAILURE_POLICY, Consequence, Failed, MoveName, Others, Phase
 from .journaling import MoveJournal
-from .preflight import check_sources, lost_before, not_released, preflight, stays_behind
+from .preflight import check_overlap, check_sources, lost_before, not_released, preflight, stays_behind
 from .quarantine import Quarantine, follow
 from .routing import Routing
+
+#: The phases of an onload that engines may go through at their own pace.
+OVERLAPPING: tuple[type[Command], ...] = (RestoreWeights, UpdateWeights, RestoreKV)
 
 #: The caller's step between weights and KV. What it returns is awaited where that can be.
 Between = Callable[[], Awaitable[object] | object]
@@ -161,16 +167,21 @@ class Move:
         *,
         weights: Source | None = None,
         between_deadline_s: float | None = None,
+        overlap: bool = False,
     ) -> list[Transition]:
         """Every engine serves, and its router sends to it again; the results of the resumes, in the engines' order.
 
         With `weights` they serve those. Refused before anything is sent where nothing brings an engine valid weights.
         What becomes of an engine that fails on the way, and of the others, the failure policy says. `between` is
         called once the weights are back and before the KV cache is: what it raises comes through, with a note, and the
-        engines stay where they are.
+        engines stay where they are. With `overlap` an engine restores its KV cache while others still load weights;
+        not where a ledger keeps room for tenants, whose weights and KV cache would wait for each other.
         """
         await self._verify(self._in(State.SERVING))
         check_sources(self.engines, weights)
+        overlap = overlap and not any(engine.in_ledger for engine in self.engines)
+        if overlap:
+            check_overlap(self.engines, weights, between)
         DesiredOfMove().set_all([each for each in self.engines if not each.view(weights).weights_are_valid], weights)
         begun = self._begins("onload", "", self.engines)
         course = Course(list(self.engines))
@@ -178,6 +189,11 @@ class Move:
             for kind in ONLOAD:
                 if kind is RestoreKV and between is not None and course.active:
                     await self._between(between, between_deadline_s, course)
+                if overlap and kind in OVERLAPPING:
+                    continue
+                if kind is Resume and overlap:
+                    lost = course.ended(await self._overlapped(course.active))
+                    await self._left_behind(Phase.RESTORE, course, lost)
                 lost = course.ended(await self._phase("onload", kind, course.active, self._home()))
                 await self._left_behind(Phase(kind.name), course, lost)
             unexpected = [engine for engine in course.active if engine.state is not State.SERVING]
@@ -220,6 +236,16 @@ class Move:
             self._ended(begun, outcomes)
         place = {engine.name: index for index, engine in enumerate(self.engines)}
         return sorted(outcomes, key=lambda outcome: place[outcome.engine.name])
+
+    async def _overlapped(self, engines: Sequence[Engine]) -> list[Outcome]:
+        """Every engine has its weights and its KV cache back, each at its own pace."""
+        begun = self._begins("onload", Phase.RESTORE, engines)
+        outcomes: list[Outcome] = []
+        try:
+            outcomes = await at_their_own_pace(engines, OVERLAPPING, self._home(), self._deadline_s)
+        finally:
+            self._ended(begun, outcomes)
+        return outcomes
 
     async def _between(self, step: Between, deadline_s: float | None, course: Course) -> None:
         """The caller's step has ended."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ..core.commands import Command, Release, UpdateWeights
-from ..core.errors import FleetError, GuardRefused, LifecycleError
+from ..core.errors import ConfigurationError, FleetError, GuardRefused, LifecycleError
 from ..core.frozen import replace
-from ..core.sources import Kept, Source
+from ..core.policy import positive
+from ..core.sources import Kept, Pushed, Source
 from ..core.states import UNCLAIMED, State
 from ..core.verdicts import holds
 from ..engine.engine import Engine
@@ -52,6 +53,23 @@ def check_sources(engines: Sequence[Engine], weights: Source | None = None) -> N
     `weights` are named for all of them (None: each has its own source, or what it can fall back to).
     """
     _raise_all([no_source(engine, weights) for engine in engines])
+
+
+def check_overlap(engines: Sequence[Engine], weights: Source | None, between: object) -> None:
+    """The engines may restore at their own pace; ConfigurationError says what needs them to wait for each other."""
+    if between is not None:
+        raise ConfigurationError("overlap=True and between=: the step between needs the weights of all; leave out one")
+    sources = [weights or source_to_serve(engine.record, engine.capabilities) for engine in engines]
+    pushed = [engine.name for engine, source in zip(engines, sources, strict=True) if isinstance(source, Pushed)]
+    if pushed:
+        names = ", ".join(pushed)
+        raise ConfigurationError(f"overlap=True, and the weights of {names} are pushed, to all at once; leave it out")
+
+
+def check_deadline(deadline_s: float | None) -> None:
+    """A deadline that is given is a finite number of seconds above 0; ConfigurationError says so."""
+    if deadline_s is not None:
+        positive("deadline_s", deadline_s)
 
 
 def no_source(engine: Engine, weights: Source | None = None) -> LifecycleError | None:
