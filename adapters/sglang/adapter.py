@@ -20,7 +20,8 @@ from lifecycle.core.readings import Process
 from lifecycle.core.verdicts import REQUESTS_RUN, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
 from lifecycle.nodes.address import Address
 from lifecycle.nodes.locate import ended, find_processes
-from lifecycle.nodes.processes import is_alive, process_trees
+from lifecycle.nodes.processes import is_alive
+from lifecycle.nodes.trees import with_all_below
 from lifecycle.rules.identity import boot_identity, same_process
 
 from ..http import BODY_LIMIT, Answer, HttpClient
@@ -100,7 +101,7 @@ class SGLangAdapter:
         self._counts_requests_alone = counts_requests_alone(info)
         self._capabilities = capabilities_of(info, self._tags(), self._sizes)
         self._own_identity = boot_of(info)
-        self._has(await find_processes(self._address, deadline_s=clock.left_s))
+        await self._has(await find_processes(self._address, deadline_s=clock.left_s))
         self._were_found = bool(self._processes)
         self._at_connect = boot_identity(self._own_identity, self._processes or ())
         return self._capabilities
@@ -225,8 +226,11 @@ class SGLangAdapter:
         limit = LIMITS.get(path, BODY_LIMIT)
         return await self._http.request("GET", path, deadline_s=deadline_s, key=self._key, limit=limit)
 
-    def _has(self, processes: tuple[Process, ...] | None) -> None:
-        self._processes, self._family = processes, process_trees(processes or ())
+    async def _has(self, processes: tuple[Process, ...] | None) -> None:
+        family: tuple[Process, ...] = ()
+        with suppress(TimeoutError):  # without them silence is never taken for an end
+            family = await with_all_below(processes or (), deadline_s=READ_S)
+        self._processes, self._family = processes, family
 
     async def _boot(self, own_identity: str, clock: Deadline) -> str:
         """The boot identity of the server that answered. Its processes are looked for where they are not as before.
@@ -243,7 +247,7 @@ class SGLangAdapter:
             if not found and before and not await ended(before, deadline_s=clock.look_s()):
                 found = before
             self._own_identity = own_identity
-            self._has(found)
+            await self._has(found)
         return boot_identity(own_identity, self._processes or ())
 
     async def _unanswered(self, answer: Answer, clock: Deadline) -> Observation:
