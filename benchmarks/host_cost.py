@@ -79,7 +79,7 @@ sys.stdin.read()
 
 #: COUNT processes that answer each path of the JSON in argv[2], with a boot of their own; prints their ports.
 _SERVE = """
-import json, os, sys
+import json, os, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 answers = json.loads(sys.argv[2])
 class Server(ThreadingHTTPServer):
@@ -91,6 +91,8 @@ class Handler(BaseHTTPRequestHandler):
         status, body = answers.get(self.path.partition("?")[0], (404, {}))
         if self.path == "/server_info":
             body = {**body, "random_seed": os.getpid()}
+        for row in body.get("loads", ()):
+            row["timestamp"] = time.time()
         content = json.dumps(body).encode()
         head = f"HTTP/1.1 {status} OK\\r\\nContent-Length: {len(content)}\\r\\n"
         head += "Content-Type: application/json\\r\\n\\r\\n"

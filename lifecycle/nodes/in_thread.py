@@ -38,7 +38,7 @@ async def in_pool(call: Callable[[], T], *, deadline_s: float, key: Hashable = N
     """Returns or raises what `call` does, as `in_thread`, by threads that all calls of this kind share.
 
     One thread makes the calls that wait, one after the other. Where one has waited for PATIENCE_S, a further thread
-    begins: many short calls take one thread, and one that blocks delays no other by more than that. Who asks with the
+    begins: many short calls take one thread, and one that blocks delays others by little more than that. Who asks with the
     `key` of a call that has not begun yet shares that call.
     """
     asked = _POOLS.setdefault(asyncio.get_running_loop(), _Pool()).asked(call, object() if key is None else key)
@@ -110,8 +110,8 @@ class _Pool:
             asked.waiting += 1
             idle = not self.threads
             self.threads += idle
-        if idle:
-            self._start()
+        if idle:  # once all who were woken with this one have asked, so that they can share
+            asked.loop.call_soon(self._start)
         if not self.watched:
             self.watched = True
             asked.loop.call_later(PATIENCE_S, self.look, asked.loop)
@@ -144,10 +144,9 @@ class _Pool:
         """A thread, which is counted already, begins."""
         try:
             _start(self.work)
-        except RuntimeError:  # this process may have no more threads
+        except RuntimeError:  # this process may have no more threads: it is tried again as long as a call waits
             with self.lock:
                 self.threads -= 1
-            raise
 
 
 _POOLS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()

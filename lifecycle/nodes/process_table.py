@@ -166,7 +166,7 @@ def _walk(roots: Collection[int]) -> Listing | None:
             listed = _children(pid)
         except OSError:
             return None
-        if listed is None or len(listed) > left:
+        if listed is None:
             return None
         left -= len(listed)
         for child in listed:

@@ -64,10 +64,10 @@ class ThisHost:
         return await measured(self._hook_mode(processes, deadline_s), deadline_s=deadline_s, action=action)
 
     async def _hook_mode(self, processes: Sequence[Process], deadline_s: float) -> Verdict:
+        nvml = await self._driver.taken(deadline_s=deadline_s)  # first, since all who ask at once are still together
         found = await self._env(processes, deadline_s)
         if isinstance(found, Unmeasurable):
             return found
-        nvml = await self._driver.taken(deadline_s=deadline_s)
         return await in_pool(lambda: verdict_on(found, nvml=nvml), deadline_s=deadline_s)
 
     async def process_env(
