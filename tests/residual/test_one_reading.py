@@ -17,7 +17,7 @@ from stand_in_nvml import StandInNvml, gpu, use
 from lifecycle import Process, Unmeasurable
 from lifecycle.core.readings import Reading
 from lifecycle.core.verdicts import Verdict
-from lifecycle.nodes import process_env, process_memory, process_table, this_host, trees
+from lifecycle.nodes import host_memory, process_env, process_memory, process_table, this_host, trees
 from lifecycle.nodes.driver import NvmlDriver
 from lifecycle.nodes.processes import by_pid
 from lifecycle.nodes.this_host import ThisHost
@@ -177,11 +177,11 @@ async def test_room_that_suffices_takes_one_look_and_no_listing(engines: list[Pr
 
 
 async def test_who_holds_the_rest_is_read_once(engines: list[Process], counted: Any) -> None:
-    listed, table = counted(trees, "trees"), counted(trees, "table")
+    listed, table, own = counted(trees, "trees"), counted(trees, "table"), counted(host_memory, "table")
     found = await asyncio.gather(*(room(engines[each % 4], 1 << 62) for each in range(MANY)))
     assert all(each[HOST].holders for each in found)
     assert not {holder.pid for each in found for holder in each[HOST].holders} & {each.pid for each in engines}
-    assert (len(listed.calls), len(table.calls)) == (1, 1)
+    assert (len(listed.calls), len(table.calls), len(own.calls)) == (1, 1, 0)
 
 
 @pytest.mark.parametrize(("owner", "name"), [(this_host, "available_bytes"), (trees, "table"), (trees, "trees")])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
+import time
 from typing import Any
 
 import pytest
 
 from adapters.sglang import adapter as sglang
 from lifecycle.core.readings import Process
+from lifecycle.core.record import Record
 from lifecycle.engine import processes as of_engine
 from lifecycle.nodes import in_thread
 from lifecycle.nodes.in_thread import in_pool
@@ -112,6 +115,10 @@ async def test_where_no_thread_can_begin_it_is_tried_again(monkeypatch: pytest.M
     monkeypatch.setattr(threading.Thread, "start", start)
     assert await in_pool(lambda: 7, deadline_s=10) == 7
     assert len(failed) == 2
+    pool, deadline = in_thread._POOLS[asyncio.get_running_loop()], time.monotonic() + 10
+    while pool.threads:
+        assert time.monotonic() < deadline, "a thread that never began counts as one"
+        await asyncio.sleep(0.001)
 
 
 ME = Process("h", 1, 1.0)
@@ -132,10 +139,6 @@ async def test_a_tree_that_is_not_listed_in_time_is_not_known(monkeypatch: pytes
 
 
 async def test_a_record_has_no_processes_that_were_not_listed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    from lifecycle.core.record import Record
-
     class Of:
         async def processes(self) -> tuple[Process, ...]:
             return (by_pid(os.getpid()),)

@@ -101,14 +101,17 @@ def test_a_child_that_is_anothers_by_now(
 ) -> None:
     """A pid that was used again between the listing and the look."""
     real, root = process_table.content_of, by_pid(family[0])
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
 
-    def another(path: str) -> bytes:
-        found = real(path)
-        return found.replace(str(family[1]).encode(), b"1") if path.endswith("children") else found
+        def another(path: str) -> bytes:
+            found = real(path)
+            mine = str(family[1]).encode()
+            return found.replace(mine, str(stranger.pid).encode()) if path.endswith("children") else found
 
-    monkeypatch.setattr(process_table, "content_of", another)
-    assert pids_of_trees([root]) == set(family)
-    assert len(tables) == 1
+        monkeypatch.setattr(process_table, "content_of", another)
+        assert pids_of_trees([root]) == set(family)
+        assert len(tables) == 1
+        stranger.communicate(b"\n")
 
 
 def test_a_thread_that_ended_meanwhile_leaves_its_children_to_another(
@@ -154,13 +157,29 @@ def test_no_tree_costs_more_than_the_table(
     assert process_table._walk({root.pid}) is not None
 
 
-def test_many_trees_are_listed_by_one_reading_of_the_table(tables: list[int]) -> None:
-    """By the children of each it would be more."""
+def test_many_trees_are_listed_by_one_reading_of_the_table(tables: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the children of each it would be more: so many are not tried that way first."""
     mine = by_pid(os.getpid())
     asked = [(by_pid(pid),) for pid in process_table._pids() if entry(pid) is not None]
+    read: list[str] = []
+    real = process_table.content_of
+    monkeypatch.setattr(process_table, "content_of", lambda path: read.append(path) or real(path))
     found = trees([*asked, (mine,)])
     assert len(tables) == 1
     assert found[(mine,)][mine.pid] == mine
+    assert all(path.endswith("stat") for path in read)
+    assert len(read) == len(set(read)), "each process once"
+
+
+def test_a_child_that_began_before_the_root_is_another_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parent had the pid of the root before."""
+    root = by_pid(os.getpid())
+    me = entry(root.pid)
+    assert me is not None
+    older, younger = (me._replace(pid=pid, parent=me.pid, ticks=me.ticks + by) for pid, by in ((901, -1), (902, 0)))
+    monkeypatch.setattr(process_table, "CHILDREN", False)
+    monkeypatch.setattr(process_table, "table", lambda: {each.pid: each for each in (me, older, younger)})
+    assert pids_of_trees([root]) == {root.pid, 902}
 
 
 def test_what_has_ended_has_no_tree() -> None:
