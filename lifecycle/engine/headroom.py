@@ -116,15 +116,12 @@ async def _backup_bytes(
     nodes: int,
     deadline: Deadline,
 ) -> int | None:
-    """The bytes of these tags on each host; none where the backup of an earlier release is still there.
-
-    Whether it is can be told of processes of this host alone.
-    """
+    """The bytes of these tags on each host; none where the backup of an earlier release is still there."""
     per_rank = context.expected_bytes(kept)
     if per_rank is None:
         return None
-    asked = "memory_returned" in session.record.conditions and all(process.agent is None for process in processes)
-    if asked and await ThisHost().retains_backup(processes, deadline_s=deadline.look_s()):
+    returned = "memory_returned" in session.record.conditions
+    if returned and await ThisHost().retains_backup(processes, deadline_s=deadline.look_s()):
         return 0
     return per_rank * -(-session.capabilities.ranks // nodes)
 

@@ -38,8 +38,8 @@ async def in_pool(call: Callable[[], T], *, deadline_s: float, key: Hashable = N
     """Returns or raises what `call` does, as `in_thread`, by threads that all calls of this kind share.
 
     One thread makes the calls that wait, one after the other. Where one has waited for PATIENCE_S, a further thread
-    begins: many short calls take one thread, and one that blocks delays others by little more than that. Who asks with the
-    `key` of a call that has not begun yet shares that call.
+    begins: many short calls take one thread, and one that blocks delays others by little more than that. Who asks with
+    the `key` of a call that has not begun yet shares that call.
     """
     asked = _POOLS.setdefault(asyncio.get_running_loop(), _Pool()).asked(call, object() if key is None else key)
     try:
@@ -99,7 +99,8 @@ class _Pool:
     lock: threading.Lock = field(default_factory=threading.Lock)
     waiting: dict[Hashable, _Asked] = field(default_factory=dict)
     threads: int = 0
-    watched: bool = False
+    #: Whether a timer is set that checks whether a call has waited too long.
+    timed: bool = False
 
     def asked(self, call: Callable[[], Any], key: Hashable) -> _Asked:
         """The call that waits with this key, which is a new one unless there is one."""
@@ -112,20 +113,20 @@ class _Pool:
             self.threads += idle
         if idle:  # once all who were woken with this one have asked, so that they can share
             asked.loop.call_soon(self._start)
-        if not self.watched:
-            self.watched = True
-            asked.loop.call_later(PATIENCE_S, self.look, asked.loop)
+        if not self.timed:
+            self.timed = True
+            asked.loop.call_later(PATIENCE_S, self.check, asked.loop)
         return asked
 
-    def look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """A further thread begins where a call has waited too long; looks again as long as any waits."""
+    def check(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A further thread begins where a call has waited too long; checks again as long as any waits."""
         with self.lock:
             oldest = next(iter(self.waiting.values()), None)
             late = oldest is not None and time.monotonic() - oldest.asked_at >= PATIENCE_S / 2
             self.threads += late
-        self.watched = oldest is not None
-        if self.watched:
-            loop.call_later(PATIENCE_S, self.look, loop)
+        self.timed = oldest is not None
+        if self.timed:
+            loop.call_later(PATIENCE_S, self.check, loop)
         if late:
             self._start()
 

@@ -119,11 +119,16 @@ def preloaded(environ: Mapping[str, str]) -> tuple[list[str], list[str]]:
     return savers, [path for path in paths if path not in savers]
 
 
-def retains_backup(pids: Collection[int]) -> bool:
-    """Returns whether one of these processes keeps the host memory of a backup from release to release.
+def retains_backup(processes: Sequence[Process]) -> bool:
+    """Returns whether these processes are known to keep the host memory of a backup from release to release.
 
-    Of one whose environment cannot be read that is not known.
+    False where a process is on another node or its environment cannot be read.
     """
+    return not any(process.agent is not None for process in processes) and retained_by(pids_of_trees(processes))
+
+
+def retained_by(pids: Collection[int]) -> bool:
+    """Returns the same of the processes of these pids, which are on this host."""
     return any(_environ_or_none(pid).get(RETAIN) == "1" for pid in pids)
 
 

@@ -14,7 +14,7 @@ from .host_memory import available_bytes, biggest_holders, total_bytes
 from .in_thread import in_pool, measured
 from .nvml import PROC_FS, NvmlProbe, other_holders
 from .port import FreeMemory, Kind, ProcessEnv, Scope
-from .process_env import env_of, retains_backup, shareable, verdict_on
+from .process_env import env_of, retained_by, shareable, verdict_on
 from .process_memory import ProcessMemoryProbe
 from .processes import is_alive, listening_roots, none_left
 from .shared_scan import SharedAnswers, SharedScan
@@ -83,10 +83,12 @@ class ThisHost:
         return await in_pool(lambda: env_of(pids), deadline_s=deadline_s) or none_left(processes)
 
     async def retains_backup(self, processes: Sequence[Process], *, deadline_s: float) -> bool:
-        """Returns whether these trees are known to keep the host memory of a backup from release to release."""
+        """Returns the same as `retains_backup` of process_env; False where it cannot be told in time."""
+        if any(process.agent is not None for process in processes):
+            return False
         try:
             pids = await pids_below(processes, deadline_s=deadline_s)
-            return await in_pool(lambda: retains_backup(pids), deadline_s=deadline_s)
+            return await in_pool(lambda: retained_by(pids), deadline_s=deadline_s)
         except TimeoutError:
             return False
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -198,7 +199,10 @@ def test_a_backup_that_is_kept_is_seen_off_the_loop(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(process_env, "environ_of", lambda pid: threads.append(threading.get_ident()) or real(pid))
     command, environ = [sys.executable, "-S", "-c", "input()"], {**os.environ, process_env.RETAIN: value}
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=environ) as child:
-        assert asyncio.run(ThisHost().retains_backup([by_pid(child.pid)], deadline_s=30)) is kept
+        process = by_pid(child.pid)
+        assert asyncio.run(ThisHost().retains_backup([process], deadline_s=30)) is kept
+        away = [replace(process, agent="node-2:30999")]
+        assert not asyncio.run(ThisHost().retains_backup(away, deadline_s=30)), "its environment is not here"
         child.communicate(b"\n")
     assert threads
     assert threading.get_ident() not in threads
