@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from .in_thread import Unavailable
-from .shared_scan import SharedScan
+from .process_table import Roots, trees
+from .shared_scan import SharedAnswers, SharedScan
 
 #: NVML error numbers that do not mean that the driver is broken. Source: nvml.h, nvmlReturn_t.
 NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, NO_FUNCTION, OTHER_VERSION = 3, 4, 6, 13, 25
@@ -86,6 +87,7 @@ class NvmlDriver:
         self._opened_by: int | None = None
         self._cards: list[tuple[Any, Device]] = []
         self._snapshots = SharedScan(lambda: self.snapshot())
+        self._with_trees: SharedAnswers[Roots, tuple[Snapshot, frozenset[int]]] = SharedAnswers(self.with_trees)
 
     async def shared_snapshot(self, *, deadline_s: float) -> Snapshot:
         """Returns figures that were read after this was called, once for all who ask meanwhile.
@@ -93,6 +95,17 @@ class NvmlDriver:
         Raises TimeoutError and DriverUnavailable.
         """
         return await self._snapshots.result(deadline_s=deadline_s)
+
+    async def shared_with_trees(self, roots: Roots, *, deadline_s: float) -> tuple[Snapshot, frozenset[int]]:
+        """Returns such figures, and the pids of the trees of these processes. Raises as `shared_snapshot`."""
+        return await self._with_trees.ask(roots, deadline_s=deadline_s)
+
+    def with_trees(self, questions: Collection[Roots]) -> dict[Roots, tuple[Snapshot, frozenset[int]]]:
+        """Returns the figures of now and, for each question, the pids of its trees. Raises DriverUnavailable."""
+        before, snapshot = trees(questions), self.snapshot()
+        # Of a process that was born or ended during the snapshot, the pid stands in one of the two listings only.
+        after = trees(questions)
+        return {roots: (snapshot, frozenset(before[roots].keys() | after[roots].keys())) for roots in questions}
 
     async def taken(self, *, deadline_s: float) -> NvmlDriver:
         """Returns a driver that answers with such a snapshot, or that it is unavailable, as often as it is asked."""

@@ -12,8 +12,7 @@ from ..core.verdicts import Unmeasurable
 from .driver import Device, DriverUnavailable, NvmlDriver, ProcessUsage, Snapshot, driver
 from .in_thread import in_pool, measured
 from .port import Scope
-from .processes import command_of, none_left, on_other_node, pids_of_trees
-from .trees import pids_below
+from .processes import command_of, none_left, on_other_node
 
 #: What lets a container see the pids that the driver uses for processes.
 SEE_PIDS = (
@@ -62,10 +61,7 @@ class NvmlProbe:
         away = on_other_node(processes)
         if away is not None:
             return away
-        before = await pids_below(processes, deadline_s=deadline_s)
-        snapshot = await self._driver.shared_snapshot(deadline_s=deadline_s)
-        # Of a process that was born or ended during the snapshot, the pid stands in one of the two listings only.
-        pids = before | await pids_below(processes, deadline_s=deadline_s)
+        snapshot, pids = await self._driver.shared_with_trees(tuple(processes), deadline_s=deadline_s)
         return await in_pool(lambda: self._measured(snapshot, pids, processes), deadline_s=deadline_s)
 
     def read_now(self, processes: Sequence[Process]) -> Reading | Unmeasurable:
@@ -73,12 +69,12 @@ class NvmlProbe:
         away = on_other_node(processes)
         if away is not None:
             return away
-        before = pids_of_trees(processes)
+        roots = tuple(processes)
         try:
-            snapshot = self._driver.snapshot()
+            snapshot, pids = self._driver.with_trees([roots])[roots]
         except DriverUnavailable as error:
             return Unmeasurable(reason=str(error))
-        return self._measured(snapshot, before | pids_of_trees(processes), processes)
+        return self._measured(snapshot, pids, processes)
 
     def _measured(
         self, snapshot: Snapshot, pids: frozenset[int], processes: Sequence[Process]

@@ -112,17 +112,15 @@ class ThisHost:
         gpus = [device for device in devices if device not in hosts]
         left, total = await _ROOM.result(deadline_s=deadline_s) if hosts else (need_bytes, 0)
         found = {device: FreeMemory(left, (), total) for device in hosts}
-        if not gpus and left >= need_bytes:
-            return found
-        pids = await pids_below(processes, deadline_s=deadline_s)
         if left < need_bytes:
+            pids = await pids_below(processes, deadline_s=deadline_s)
             every = await every_process(deadline_s=deadline_s)
             for device in hosts:
                 holders = await in_pool(partial(biggest_holders, device, pids, every), deadline_s=deadline_s)
                 found[device] = FreeMemory(left, holders, total)
         if gpus:
-            snapshot = await self._driver.shared_snapshot(deadline_s=deadline_s)
-            found |= await in_pool(lambda: _free_of_gpus(snapshot, gpus, pids), deadline_s=deadline_s)
+            snapshot, own = await self._driver.shared_with_trees(tuple(processes), deadline_s=deadline_s)
+            found |= await in_pool(lambda: _free_of_gpus(snapshot, gpus, own), deadline_s=deadline_s)
         return found
 
 
