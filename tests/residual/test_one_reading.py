@@ -18,7 +18,7 @@ from stand_in_nvml import StandInNvml, gpu, use
 from lifecycle import Process, Unmeasurable
 from lifecycle.core.readings import Reading
 from lifecycle.core.verdicts import Verdict
-from lifecycle.nodes import host_memory, process_env, process_memory, process_table, this_host, trees
+from lifecycle.nodes import driver, host_memory, process_env, process_memory, process_table, this_host, trees
 from lifecycle.nodes.driver import NvmlDriver
 from lifecycle.nodes.processes import by_pid
 from lifecycle.nodes.this_host import ThisHost
@@ -164,6 +164,28 @@ async def test_a_driver_that_fails_fails_for_all_who_asked(engines: list[Process
     drives.nvml._nvml.broken = 999
     found = await asyncio.gather(*(ask(engines[0]) for ask in (drives.read, drives.free, drives.mode)))
     assert all(isinstance(each, Unmeasurable) and "NVML error 999" in each.reason for each in found[:2])
+
+
+async def test_a_driver_that_fails_says_of_the_hook_mode_what_it_says_to_one_who_asks_alone(
+    engines: list[Process],
+) -> None:
+    drives = Drives(engines)
+    drives.nvml._nvml.broken = 999
+    assert await drives.mode(engines[0]) == process_env.hook_mode_verdict([engines[0]], nvml=drives.nvml)
+
+
+@pytest.mark.parametrize("listed", [0, 1], ids=["ended", "born"])
+async def test_what_lived_for_a_part_of_the_snapshot_counts(
+    engines: list[Process], monkeypatch: pytest.MonkeyPatch, listed: int
+) -> None:
+    """Of the two listings around a snapshot, only one has the process below the root that the driver lists."""
+    root, below = engines[:2]
+    listings = [{root.pid: root}, {root.pid: root}]
+    listings[listed][below.pid] = below
+    monkeypatch.setattr(driver, "trees", lambda questions: dict.fromkeys(questions, listings.pop(0)))
+    found = await Drives([below]).read(root)
+    assert isinstance(found, Reading), found
+    assert [holder.pid for holder in found.holders] == [below.pid]
 
 
 async def room(process: Process, need_bytes: int = 1) -> Any:
