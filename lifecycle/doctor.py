@@ -19,8 +19,9 @@ from .engine.engine import Engine
 from .nodes.locate import by_node
 from .nodes.port import PROCESSES_UNKNOWN, ProcessEnv
 from .nodes.process_env import NCCL_GRAPHS, PRELOAD, expandable, preloads_twice
-from .nodes.processes import clients, command_of, tree_pids
+from .nodes.processes import clients, command_of
 from .nodes.shared_scan import SharedScan
+from .nodes.trees import pids_below
 from .rules.threshold import can_be_exceeded
 
 Level = Literal["ok", "warning", "failure"]
@@ -187,7 +188,7 @@ async def processes(engine: Engine) -> Finding:
     if not found:
         remedy = "run on its host, or give ?pid=N or ?agent=HOST:PORT"
         return Finding("processes", "failure", "none found", remedy)
-    local = {pid for process in found if process.agent is None for pid in tree_pids(process)}
+    local = await pids_below([process for process in found if process.agent is None], deadline_s=DEADLINE_S)
     roots = ", ".join(f"pid {process.pid} on {process.node}" for process in found)
     return Finding("processes", "ok", f"{roots}, {len(local)} in the tree" if local else roots)
 

@@ -21,7 +21,8 @@ from lifecycle.core.readings import Process
 from lifecycle.core.verdicts import REQUESTS_RUN, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
 from lifecycle.nodes.address import Address
 from lifecycle.nodes.locate import ended, find_processes
-from lifecycle.nodes.processes import is_alive, process_trees
+from lifecycle.nodes.processes import is_alive
+from lifecycle.nodes.trees import with_all_below
 from lifecycle.rules.identity import boot_identity
 
 from ..http import Answer, HttpClient
@@ -110,7 +111,7 @@ class SGLangAdapter:
         observable = OBSERVABLE | ({Fact.CHECKSUM} if self._checksums else frozenset())
         self._capabilities = replace(capabilities_of(info, self._tags(), self._sizes), observable=observable)
         self._own_identity = boot_of(info)
-        self._has(await find_processes(self._address, deadline_s=clock.left_s))
+        await self._has(await find_processes(self._address, deadline_s=clock.left_s))
         self._were_found = bool(self._processes)
         self._at_connect = answer, time.monotonic()
         return self._capabilities
@@ -260,8 +261,11 @@ class SGLangAdapter:
 
     # reads
 
-    def _has(self, processes: tuple[Process, ...] | None) -> None:
-        self._processes, self._family = processes, process_trees(processes or ())
+    async def _has(self, processes: tuple[Process, ...] | None) -> None:
+        family: tuple[Process, ...] = ()
+        with suppress(TimeoutError):  # without them silence is never taken for an end
+            family = await with_all_below(processes or (), deadline_s=READ_S)
+        self._processes, self._family = processes, family
 
     async def _server_info(self, clock: Deadline) -> Answer:
         """The answer of `/server_info`; for the first observation that which connect() was given, where it is young."""
@@ -285,7 +289,7 @@ class SGLangAdapter:
             if not found and before and not await ended(before, deadline_s=clock.look_s()):
                 found = before
             self._own_identity = own_identity
-            self._has(found)
+            await self._has(found)
         return boot_identity(own_identity, self._processes or ())
 
     async def _unanswered(self, answer: Answer, clock: Deadline) -> Observation:

@@ -14,7 +14,7 @@ from ..core.units import mib
 from ..core.verdicts import NotApplicable, Proved, Refuted, Unmeasurable, Verdict, worst
 from ..nodes.locate import by_node
 from ..nodes.port import PROCESSES_UNKNOWN, FreeMemory
-from ..nodes.process_env import retains_backup
+from ..nodes.this_host import ThisHost
 from ..rules.evidence import Context, targets
 from .session import Session
 
@@ -86,12 +86,15 @@ async def host_room(session: Session, command: Command, deadline_s: float) -> Ve
     if not processes:
         return Unmeasurable(reason=PROCESSES_UNKNOWN)
     nodes = list(by_node(processes))
-    need = _own_bytes(session, command) if knows else _backup_bytes(session, context, kept, processes, len(nodes))
+    clock = Deadline(deadline_s)
+    if knows:
+        need: int | None = _own_bytes(session, command)
+    else:
+        need = await _backup_bytes(session, context, kept, processes, len(nodes), clock)
     if need is None:
         return NotApplicable(reason="how much is backed up is not known yet")
     if not need:
         return NotApplicable(reason="it takes no more of its host's memory than it holds already")
-    clock = Deadline(deadline_s)
     verdicts = []
     for node, there in nodes:
         free = await node.free_memory([f"host:{there[0].node}"], there, need_bytes=need, deadline_s=clock.look_s())
@@ -105,14 +108,20 @@ def _own_bytes(session: Session, command: Command) -> int:
     return session.adapter.host_bytes(command, session.facts) if isinstance(command, Release) else 0
 
 
-def _backup_bytes(
-    session: Session, context: Context, kept: frozenset[Tag], processes: Sequence[Process], nodes: int
+async def _backup_bytes(
+    session: Session,
+    context: Context,
+    kept: frozenset[Tag],
+    processes: Sequence[Process],
+    nodes: int,
+    deadline: Deadline,
 ) -> int | None:
     """The bytes of these tags on each host; none where the backup of an earlier release is still there."""
     per_rank = context.expected_bytes(kept)
     if per_rank is None:
         return None
-    if "memory_returned" in session.record.conditions and retains_backup(processes):
+    returned = "memory_returned" in session.record.conditions
+    if returned and await ThisHost().retains_backup(processes, deadline_s=deadline.look_s()):
         return 0
     return per_rank * -(-session.capabilities.ranks // nodes)
 

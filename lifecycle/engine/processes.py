@@ -10,11 +10,15 @@ from ..core.frozen import replace
 from ..core.readings import Process
 from ..core.record import Record
 from ..nodes.locate import ended
-from ..nodes.processes import node_name, process_trees
+from ..nodes.processes import node_name
+from ..nodes.trees import with_all_below
 from .session import Session
 
 #: How long a process may listen no more and still be there: the kernel frees its memory in between.
 ENDING_S = 1.0
+
+#: Seconds that one listing of the processes of this host may take. It waits for nothing but the CPU.
+LISTING_S = 60.0
 
 
 async def with_processes(session: Session, record: Record) -> Record:
@@ -27,7 +31,10 @@ async def with_processes(session: Session, record: Record) -> Record:
     if set(roots) <= set(known) and bool(roots) == bool(known):
         return record
     if any(_is_here(each) for each in roots):
-        roots = await asyncio.to_thread(process_trees, roots)
+        try:
+            roots = await with_all_below(roots, deadline_s=LISTING_S)
+        except TimeoutError:
+            roots = ()  # of processes that are not known nobody says that they have ended
     return replace(record, calibration=replace(record.calibration, processes=roots))
 
 

@@ -14,7 +14,8 @@ from ..core.ports import LeaseHolder, ResidualProbe, StateStore, TenantLedger
 from ..core.states import State
 from ..engine.engine import Engine
 from ..nodes.address import parse
-from ..nodes.processes import above, node_name
+from ..nodes.process_table import above
+from ..nodes.processes import node_name
 from ..rules.identity import own_identity, processes_of, same_process
 from .groups import Group
 from .registry import adapter_for
@@ -84,8 +85,9 @@ def check_distinct(engines: Sequence[Engine]) -> None:
 def _check_trees(by_pid: Mapping[tuple[str, int], Engine]) -> None:
     """No process of an engine is below that of another, as far as this host can tell."""
     here = node_name()
+    parents = above(pid for node, pid in by_pid if node == here)
     for (node, pid), engine in by_pid.items():
-        for parent in above(pid) if node == here else ():
+        for parent in parents[pid] if node == here else ():
             other = by_pid.get((here, parent), engine)
             if other is not engine:
                 raise _one_engine(other, engine, f"a process tree: {pid} is below {parent} on {here}")

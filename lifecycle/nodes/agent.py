@@ -29,7 +29,7 @@ from .agent_protocol import (
     encode_verdict,
 )
 from .driver import driver
-from .in_thread import measure_in_thread
+from .in_thread import measured
 from .port import Node
 from .processes import by_pid, node_name
 from .this_host import ThisHost
@@ -71,7 +71,7 @@ class Agent:
 
     async def about(self, request: dict[str, Any]) -> dict[str, Any]:
         """Returns the threshold in force, the driver's version and the UUIDs of the devices, or why it shows none."""
-        snapshot = await measure_in_thread(driver().snapshot, deadline_s=10.0, action="reading the devices")
+        snapshot = await measured(driver().shared_snapshot(deadline_s=10), deadline_s=10, action="reading the devices")
         answer: dict[str, Any] = {"threshold_gib": self.threshold_gib}
         if isinstance(snapshot, Unmeasurable):
             return {**answer, "driver": None, "devices": [], "problem": snapshot.reason}

@@ -1,6 +1,6 @@
 """The NVIDIA driver's figures: devices, MIG instances, and the processes that hold their memory.
 
-NVML is initialised once in each process. Every call blocks; from an event loop, call through `in_thread`.
+NVML is initialised once in each process. Every call blocks; from an event loop, ask for `shared_snapshot`.
 """
 
 from __future__ import annotations
@@ -8,10 +8,14 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+
+from .in_thread import Unavailable
+from .process_table import Roots, trees
+from .shared_scan import SharedAnswers, SharedScan
 
 #: NVML error numbers that do not mean that the driver is broken. Source: nvml.h, nvmlReturn_t.
 NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, NO_FUNCTION, OTHER_VERSION = 3, 4, 6, 13, 25
@@ -23,7 +27,7 @@ UNSUPPORTED = frozenset({NOT_SUPPORTED, NO_PERMISSION, NO_FUNCTION, OTHER_VERSIO
 NOT_AVAILABLE = (1 << 64) - 1
 
 
-class DriverUnavailable(Exception):
+class DriverUnavailable(Unavailable):
     """The driver could not be queried; the message says why and what would help."""
 
 
@@ -82,6 +86,33 @@ class NvmlDriver:
         self._lock = threading.Lock()
         self._opened_by: int | None = None
         self._cards: list[tuple[Any, Device]] = []
+        self._snapshots = SharedScan(lambda: self.snapshot())
+        self._with_trees: SharedAnswers[Roots, tuple[Snapshot, frozenset[int]]] = SharedAnswers(self.with_trees)
+
+    async def shared_snapshot(self, *, deadline_s: float) -> Snapshot:
+        """Returns figures that were read after this was called, once for all who ask meanwhile.
+
+        Raises TimeoutError and DriverUnavailable.
+        """
+        return await self._snapshots.result(deadline_s=deadline_s)
+
+    async def shared_with_trees(self, roots: Roots, *, deadline_s: float) -> tuple[Snapshot, frozenset[int]]:
+        """Returns such figures, and the pids of the trees of these processes. Raises as `shared_snapshot`."""
+        return await self._with_trees.ask(roots, deadline_s=deadline_s)
+
+    def with_trees(self, questions: Collection[Roots]) -> dict[Roots, tuple[Snapshot, frozenset[int]]]:
+        """Returns the figures of now and, for each question, the pids of its trees. Raises DriverUnavailable."""
+        before, snapshot = trees(questions), self.snapshot()
+        # Of a process that was born or ended during the snapshot, the pid stands in one of the two listings only.
+        after = trees(questions)
+        return {roots: (snapshot, frozenset(before[roots].keys() | after[roots].keys())) for roots in questions}
+
+    async def taken(self, *, deadline_s: float) -> NvmlDriver:
+        """Returns a driver that answers with such a snapshot, or that it is unavailable, as often as it is asked."""
+        try:
+            return _Taken(await self.shared_snapshot(deadline_s=deadline_s))
+        except DriverUnavailable as error:
+            return _Taken(error)
 
     def snapshot(self) -> Snapshot:
         """Returns the driver's figures of now. Raises DriverUnavailable."""
@@ -127,6 +158,20 @@ class NvmlDriver:
                     usages[device.uuid] = ()
                     refused[device.uuid] = f"the driver does not list the processes of {device} ({error})"
         return Snapshot(_text(nvml.nvmlSystemGetDriverVersion()), tuple(devices), usages, refused)
+
+
+class _Taken(NvmlDriver):
+    """Figures that were read already, or why they could not be."""
+
+    def __init__(self, figures: Snapshot | DriverUnavailable) -> None:
+        super().__init__()
+        self._figures = figures
+
+    def snapshot(self) -> Snapshot:
+        """Returns those figures, or raises why there are none."""
+        if isinstance(self._figures, DriverUnavailable):
+            raise self._figures
+        return self._figures
 
 
 _SHARED = NvmlDriver()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 
 from ..core.readings import Holder
+from .process_table import Entry, table
 from .processes import command_of
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -41,17 +42,16 @@ def total_bytes(cgroup: Path = CGROUP) -> int:
     return min([int(psutil.virtual_memory().total), *(limit for limit in limits if limit is not None)])
 
 
-def biggest_holders(device: str, without: frozenset[int]) -> tuple[Holder, ...]:
-    """Returns the MAX_HOLDERS processes with the most resident memory, largest first, except the pids in `without`."""
-    held = sorted(_resident(without), key=lambda each: -each[1])[:MAX_HOLDERS]
-    return tuple(Holder(pid, device, size, command_of(pid)) for pid, size in held)
+def biggest_holders(
+    device: str, without: frozenset[int], among: Mapping[int, Entry] | None = None
+) -> tuple[Holder, ...]:
+    """Returns the MAX_HOLDERS processes with the most resident memory, largest first, except the pids in `without`.
 
-
-def _resident(without: frozenset[int]) -> Iterator[tuple[int, int]]:
-    for process in psutil.process_iter(["pid", "memory_info"]):
-        info = process.info["memory_info"]
-        if info is not None and process.pid not in without:
-            yield process.pid, int(info.rss)
+    `among` is the process table, which is read unless it is given.
+    """
+    others = (each for each in (table() if among is None else among).values() if each.pid not in without)
+    held = sorted(others, key=lambda each: -each.resident_bytes)[:MAX_HOLDERS]
+    return tuple(Holder(each.pid, device, each.resident_bytes, command_of(each.pid)) for each in held)
 
 
 def _left_in_cgroup(root: Path) -> int | None:

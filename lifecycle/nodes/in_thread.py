@@ -1,16 +1,25 @@
-"""Blocking calls, made in a thread of their own and given up at a deadline."""
+"""Blocking calls, made in threads and given up at a deadline."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from ..core.verdicts import Unmeasurable
-from .driver import DriverUnavailable
 
 T = TypeVar("T")
+
+#: Seconds that a call waits behind others of the pool before it gets a further thread.
+PATIENCE_S = 0.02
+
+
+class Unavailable(Exception):
+    """What was to be measured cannot be; the message says why and what would help."""
 
 
 async def in_thread(call: Callable[[], T], *, deadline_s: float) -> T:
@@ -19,37 +28,130 @@ async def in_thread(call: Callable[[], T], *, deadline_s: float) -> T:
     Each call has a daemon thread of its own. A call that hangs in the driver therefore delays neither the shutdown of
     the loop's executor nor the exit of the program.
     """
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def deliver(set_outcome: Callable[[], None]) -> None:
-        try:
-            loop.call_soon_threadsafe(lambda: None if result.done() else set_outcome())
-        except RuntimeError:
-            return  # the loop was closed meanwhile, so that nothing awaits the result
-
-    def run() -> None:
-        try:
-            value = call()
-        except BaseException as error:
-            failure = error
-            deliver(lambda: result.set_exception(failure))
-        else:
-            deliver(lambda: result.set_result(value))
-
-    threading.Thread(target=run, name="lifecycle-probe", daemon=True).start()
+    asked = _Asked(call)
+    _start(asked.answer)
     async with asyncio.timeout(deadline_s):
-        return await result
+        return await asked.result  # type: ignore[no-any-return]
 
 
-async def measure_in_thread(call: Callable[[], T], *, deadline_s: float, action: str) -> T | Unmeasurable:
-    """Returns what `call` returns, or Unmeasurable where it took over `deadline_s` or the driver was unavailable.
+async def in_pool(call: Callable[[], T], *, deadline_s: float, key: Hashable = None) -> T:
+    """Returns or raises what `call` does, as `in_thread`, by threads that all calls of this kind share.
+
+    One thread makes the calls that wait, one after the other. Where one has waited for PATIENCE_S, a further thread
+    begins: many short calls take one thread, and one that blocks delays others by little more than that. Who asks with
+    the `key` of a call that has not begun yet shares that call.
+    """
+    asked = _POOLS.setdefault(asyncio.get_running_loop(), _Pool()).asked(call, object() if key is None else key)
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await asyncio.shield(asked.result)
+    finally:
+        asked.waiting -= 1
+
+
+async def measured(question: Awaitable[T], *, deadline_s: float, action: str) -> T | Unmeasurable:
+    """Returns what the question returns, or Unmeasurable where it took over `deadline_s` or could not be measured.
 
     `action` says in the reason what was being done, as in "reading the hook mode".
     """
     try:
-        return await in_thread(call, deadline_s=deadline_s)
+        async with asyncio.timeout(deadline_s):
+            return await question
     except TimeoutError:
         return Unmeasurable(reason=f"{action} took more than {deadline_s:.1f} s")
-    except DriverUnavailable as error:
+    except Unavailable as error:
         return Unmeasurable(reason=str(error))
+
+
+class _Asked:
+    """A call, when and by which loop it was asked, and the result that is awaited. `waiting` is how many still do."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call, self.asked_at, self.waiting = call, time.monotonic(), 0
+        self.loop = asyncio.get_running_loop()
+        self.result: asyncio.Future[Any] = self.loop.create_future()
+
+    def answer(self) -> None:
+        """Makes the call, in a thread, and delivers what came of it."""
+        try:
+            value = self.call()
+        except BaseException as error:
+            self._deliver(self.result.set_exception, error)
+        else:
+            self._deliver(self.result.set_result, value)
+
+    def _deliver(self, set_outcome: Callable[[Any], None], outcome: Any) -> None:
+        def deliver() -> None:
+            if not self.result.done():
+                set_outcome(outcome)
+                self.result.exception()  # seen, where all who waited have given up
+
+        try:
+            self.loop.call_soon_threadsafe(deliver)
+        except RuntimeError:
+            return  # the loop was closed meanwhile, so that nothing awaits the result
+
+
+@dataclass(slots=True)
+class _Pool:
+    """The calls of one event loop that wait, by key, and the number of threads that make them."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    waiting: dict[Hashable, _Asked] = field(default_factory=dict)
+    threads: int = 0
+    #: Whether a timer is set that checks whether a call has waited too long.
+    timed: bool = False
+
+    def asked(self, call: Callable[[], Any], key: Hashable) -> _Asked:
+        """The call that waits with this key, which is a new one unless there is one."""
+        with self.lock:
+            asked = self.waiting.get(key)
+            if asked is None:
+                asked = self.waiting[key] = _Asked(call)
+            asked.waiting += 1
+            idle = not self.threads
+            self.threads += idle
+        if idle:  # once all who were woken with this one have asked, so that they can share
+            asked.loop.call_soon(self._start)
+        if not self.timed:
+            self.timed = True
+            asked.loop.call_later(PATIENCE_S, self.check, asked.loop)
+        return asked
+
+    def check(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A further thread begins where a call has waited too long; checks again as long as any waits."""
+        with self.lock:
+            oldest = next(iter(self.waiting.values()), None)
+            late = oldest is not None and time.monotonic() - oldest.asked_at >= PATIENCE_S / 2
+            self.threads += late
+        self.timed = oldest is not None
+        if self.timed:
+            loop.call_later(PATIENCE_S, self.check, loop)
+        if late:
+            self._start()
+
+    def work(self) -> None:
+        """Makes the calls that wait, until none does."""
+        while True:
+            with self.lock:
+                if not self.waiting:
+                    self.threads -= 1
+                    return
+                asked = self.waiting.pop(next(iter(self.waiting)))
+            if asked.waiting:
+                asked.answer()
+
+    def _start(self) -> None:
+        """A thread, which is counted already, begins."""
+        try:
+            _start(self.work)
+        except RuntimeError:  # this process may have no more threads: it is tried again as long as a call waits
+            with self.lock:
+                self.threads -= 1
+
+
+_POOLS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
+
+
+def _start(run: Callable[[], None]) -> None:
+    threading.Thread(target=run, name="lifecycle-probe", daemon=True).start()

@@ -10,9 +10,9 @@ from ..core.readings import Holder, Process, Reading
 from ..core.units import GIB
 from ..core.verdicts import Unmeasurable
 from .driver import Device, DriverUnavailable, NvmlDriver, ProcessUsage, Snapshot, driver
-from .in_thread import measure_in_thread
+from .in_thread import in_pool, measured
 from .port import Scope
-from .processes import command_of, none_left, on_other_node, pids_of_trees
+from .processes import command_of, none_left, on_other_node
 
 #: What lets a container see the pids that the driver uses for processes.
 SEE_PIDS = (
@@ -55,20 +55,30 @@ class NvmlProbe:
     async def read(self, processes: Sequence[Process], *, deadline_s: float) -> Reading | Unmeasurable:
         """Returns what the trees hold now, read in a thread; Unmeasurable says what would help."""
         action = "reading GPU memory from the NVIDIA driver"
-        return await measure_in_thread(lambda: self.read_now(processes), deadline_s=deadline_s, action=action)
+        return await measured(self._read(processes, deadline_s), deadline_s=deadline_s, action=action)
+
+    async def _read(self, processes: Sequence[Process], deadline_s: float) -> Reading | Unmeasurable:
+        away = on_other_node(processes)
+        if away is not None:
+            return away
+        snapshot, pids = await self._driver.shared_with_trees(tuple(processes), deadline_s=deadline_s)
+        return await in_pool(lambda: self._measured(snapshot, pids, processes), deadline_s=deadline_s)
 
     def read_now(self, processes: Sequence[Process]) -> Reading | Unmeasurable:
         """Returns the same as `read`, and blocks the caller's thread while the driver is queried."""
         away = on_other_node(processes)
         if away is not None:
             return away
-        before = pids_of_trees(processes)
+        roots = tuple(processes)
         try:
-            snapshot = self._driver.snapshot()
+            snapshot, pids = self._driver.with_trees([roots])[roots]
         except DriverUnavailable as error:
             return Unmeasurable(reason=str(error))
-        # Of a process that was born or ended during the snapshot, the pid stands in one of the two listings only.
-        pids = before | pids_of_trees(processes)
+        return self._measured(snapshot, pids, processes)
+
+    def _measured(
+        self, snapshot: Snapshot, pids: frozenset[int], processes: Sequence[Process]
+    ) -> Reading | Unmeasurable:
         return measure(snapshot, pids, self._proc_fs, self._scope) if pids else none_left(processes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ..core.readings import Process
@@ -28,22 +28,24 @@ RETAIN = "TMS_RETAIN_CPU_BACKUP"
 
 def process_env(processes: Sequence[Process]) -> tuple[ProcessEnv, ...] | Unmeasurable:
     """Returns the whole environment with which each process of these trees was started; it may hold secrets."""
+    return env_of(pids_of_trees(processes)) or none_left(processes)
+
+
+def env_of(pids: Collection[int]) -> tuple[ProcessEnv, ...] | Unmeasurable:
+    """Returns the same of each of these processes; nothing where all have ended."""
     found = []
-    for pid in sorted(pids_of_trees(processes)):
+    for pid in sorted(pids):
         try:
             found.append(ProcessEnv(pid, environ_of(pid), cuda_of_process(pid)))
         except PermissionError:
             return of_other_user(pid)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended between the listing and the reading
-    return tuple(found) or none_left(processes)
+    return tuple(found)
 
 
-def shareable_process_env(processes: Sequence[Process]) -> tuple[ProcessEnv, ...] | Unmeasurable:
-    """Returns the same as `process_env`, with the variables that decide what a release does and no others."""
-    found = process_env(processes)
-    if isinstance(found, Unmeasurable):
-        return found
+def shareable(found: Sequence[ProcessEnv]) -> tuple[ProcessEnv, ...]:
+    """Returns these with the variables that decide what a release does and no others."""
     return tuple(ProcessEnv(each.pid, _shareable(each.environ), each.cuda) for each in found)
 
 
@@ -64,8 +66,11 @@ def hook_mode_verdict(processes: Sequence[Process], *, nvml: NvmlDriver | None =
     Of several verdicts it is the worst: Refuted, then Unmeasurable, then one about a process that sees a GPU.
     """
     found = process_env(processes)
-    if isinstance(found, Unmeasurable):
-        return found
+    return found if isinstance(found, Unmeasurable) else verdict_on(found, nvml=nvml)
+
+
+def verdict_on(found: Sequence[ProcessEnv], *, nvml: NvmlDriver | None = None) -> Verdict:
+    """Returns the same of the processes of one engine that were started with these environments."""
     # A process that has not loaded torch yet will load the one that another process of its tree has loaded.
     cuda = next((each.cuda for each in found if each.cuda is not None), None)
     verdicts = [_verdict_of(each, each.cuda or cuda, nvml) for each in found]
@@ -119,9 +124,12 @@ def retains_backup(processes: Sequence[Process]) -> bool:
 
     False where a process is on another node or its environment cannot be read.
     """
-    if any(process.agent is not None for process in processes):
-        return False
-    return any(_environ_or_none(pid).get(RETAIN) == "1" for pid in pids_of_trees(processes))
+    return not any(process.agent is not None for process in processes) and retained_by(pids_of_trees(processes))
+
+
+def retained_by(pids: Collection[int]) -> bool:
+    """Returns the same of the processes of these pids, which are on this host."""
+    return any(_environ_or_none(pid).get(RETAIN) == "1" for pid in pids)
 
 
 def _environ_or_none(pid: int) -> Mapping[str, str]:

@@ -6,17 +6,13 @@ import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from os import sysconf
-from pathlib import Path
 
 import psutil
 
 from ..core.readings import Process
 from ..core.verdicts import Unmeasurable
 from .clock import host_boot
-
-#: Whether the kernel shows processes in files.
-_PROC = Path("/proc/self/stat").exists()
+from .process_table import PROC, Entry, above, content_of, entry, trees
 
 LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0", "::"}
 
@@ -39,18 +35,15 @@ def by_pid(pid: int) -> Process:
 
     Raises psutil.NoSuchProcess where there is none.
     """
-    return Process(node=node_name(), pid=pid, start_time=_started_s(psutil.Process(pid)))
+    return Process(node_name(), pid, _entry(pid).started_s)
 
 
 def start_mark(pid: int) -> str:
     """Returns what tells this process from every other that had or will have its pid here; empty where none has it."""
-    after_name = _stat(pid)
-    if after_name:
-        return "" if after_name[0] in ("Z", "X") else f"{node_name()}/{host_boot()}/{after_name[19]}"
-    try:
-        return f"{node_name()}//{psutil.Process(pid).create_time():.0f}" if not _PROC else ""
-    except psutil.NoSuchProcess:
+    each = entry(pid)
+    if each is None or each.state in "ZX":
         return ""
+    return f"{node_name()}/{host_boot()}/{each.ticks}" if PROC else f"{node_name()}//{each.started_s:.0f}"
 
 
 @cache
@@ -65,44 +58,10 @@ def pid_namespace() -> str:
         return ""
 
 
-def _stat(pid: int) -> list[str]:
-    """What the kernel says of a process, behind its name; empty where it says nothing."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _started_s(process: psutil.Process) -> float:
-    """When it started, by a clock of this boot of the host that nobody sets.
-
-    The kernel counts from its boot, and psutil adds the time of that: it moves with the wall clock, and a process would
-    be another one once the clock was set. What is added here is the same for one boot, and another for the next.
-    """
-    after_name = _stat(process.pid)
-    if not after_name:  # it ended, or no kernel shows it in a file
-        return process.create_time()
-    return _boot_s() + int(after_name[19]) / sysconf("SC_CLK_TCK")
-
-
-@cache
-def _boot_s() -> float:
-    """A number of this boot of the host, far from those of others."""
-    return int(host_boot()[:6] or "0", 16) * 1e6
-
-
-def tree_pids(root: Process) -> set[int]:
-    """Returns the pids of this process and of all below it; empty if it ended or its pid belongs to another process."""
-    try:
-        process = _existing(root)
-        return set() if process is None else {process.pid, *(child.pid for child in process.children(recursive=True))}
-    except psutil.NoSuchProcess:
-        return set()
-
-
 def pids_of_trees(roots: Iterable[Process]) -> frozenset[int]:
-    """Returns the pids of these processes and of all below them."""
-    return frozenset(pid for root in roots for pid in tree_pids(root))
+    """Returns the pids of these processes and of all below them, without roots that have ended."""
+    asked = tuple(roots)
+    return frozenset(trees([asked])[asked])
 
 
 def process_trees(roots: Sequence[Process]) -> tuple[Process, ...]:
@@ -110,25 +69,21 @@ def process_trees(roots: Sequence[Process]) -> tuple[Process, ...]:
 
     A child may outlive its parent. Who keeps this list can tell later whether anything of the tree still exists.
     """
-    local = [root for root in roots if root.agent is None]
-    below = sorted(pids_of_trees(local) - {root.pid for root in local})
-    return (*roots, *_still_there(below))
+    local = tuple(root for root in roots if root.agent is None)
+    return with_below(roots, trees([local])[local])
 
 
-def above(pid: int) -> tuple[int, ...]:
-    """Returns the pids of the processes above this one, its parent first; none where it has ended."""
-    try:
-        return tuple(parent.pid for parent in psutil.Process(pid).parents())
-    except psutil.NoSuchProcess:
-        return ()
+def with_below(roots: Sequence[Process], found: Mapping[int, Process]) -> tuple[Process, ...]:
+    """Returns these processes, and after them those that were found of their trees besides, by pid."""
+    return (*roots, *(found[pid] for pid in sorted(found.keys() - {root.pid for root in roots if root.agent is None})))
 
 
 def root_processes(processes: Sequence[Process]) -> tuple[Process, ...]:
     """Returns those of these processes that are below no other of them."""
     if len(processes) < 2:
         return tuple(processes)
-    below = {pid for process in processes for pid in tree_pids(process) - {process.pid}}
-    return tuple(process for process in processes if process.pid not in below)
+    pids, parents = {process.pid for process in processes}, above(process.pid for process in processes)
+    return tuple(process for process in processes if pids.isdisjoint(parents[process.pid]))
 
 
 def listeners() -> Mapping[int, frozenset[int]]:
@@ -149,17 +104,22 @@ def clients() -> Mapping[int, frozenset[int]]:
     return {port: frozenset(pids) for port, pids in found.items()}
 
 
+def listening_roots(ports: Iterable[int]) -> dict[int, tuple[Process, ...]]:
+    """Returns, for each of these ports, the processes that listen on it, without those below another of them."""
+    found = listeners()
+    return {port: roots_of(found.get(port, ())) for port in ports}
+
+
 def roots_of(pids: Iterable[int]) -> tuple[Process, ...]:
     """Returns those of these processes that still exist, without those that are below another of them."""
-    return root_processes(_still_there(pids))
+    node = node_name()
+    return root_processes([Process(node, each.pid, each.started_s) for each in map(entry, pids) if each is not None])
 
 
 def is_alive(process: Process) -> bool:
-    """Returns whether this process still exists; a zombie holds no memory and counts as ended."""
-    try:
-        return _existing(process) is not None
-    except psutil.NoSuchProcess:
-        return False
+    """Returns whether this process still exists; a zombie holds no memory and counts as ended. Reads one small file."""
+    each = entry(process.pid)
+    return each is not None and each.is_still(process)
 
 
 def command_of(pid: int) -> str:
@@ -168,7 +128,7 @@ def command_of(pid: int) -> str:
     A process that ended, or that another pid namespace hides, is "not visible from here".
     """
     try:
-        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+        raw = content_of(f"/proc/{pid}/cmdline")
     except OSError:
         return "not visible from here"
     words = [part.decode(errors="replace") for part in raw.split(b"\0")[:4] if part]
@@ -194,20 +154,9 @@ def of_other_user(pid: int) -> Unmeasurable:
     return Unmeasurable(reason=f"pid {pid} belongs to another user; run as that user or as root")
 
 
-def _existing(process: Process) -> psutil.Process | None:
-    """The process of this pid, unless it is a zombie or has another start time. Raises psutil.NoSuchProcess."""
-    found = psutil.Process(process.pid)
-    # The kernel counts start times in hundredths of a second, so that two readings of one may differ a little.
-    same = abs(_started_s(found) - process.start_time) < 0.5
-    return found if same and found.status() != psutil.STATUS_ZOMBIE else None
-
-
-def _still_there(pids: Iterable[int]) -> list[Process]:
-    """Those of these processes that have not ended meanwhile."""
-    found = []
-    for pid in pids:
-        try:
-            found.append(by_pid(pid))
-        except psutil.NoSuchProcess:
-            continue
-    return found
+def _entry(pid: int) -> Entry:
+    """What the kernel says of this process. Raises psutil.NoSuchProcess."""
+    each = entry(pid)
+    if each is None:
+        raise psutil.NoSuchProcess(pid)
+    return each

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from ..core.deadline import Deadline
 from ..core.ports import ResidualProbe
 from ..core.readings import Process, Reading
 from ..core.verdicts import Unmeasurable, Verdict
-from .driver import DriverUnavailable, NvmlDriver, driver
+from .driver import DriverUnavailable, NvmlDriver, Snapshot, driver
 from .hook_mode import HookMode, in_use
 from .host_memory import available_bytes, biggest_holders, total_bytes
-from .in_thread import measure_in_thread
+from .in_thread import in_pool, measured
 from .nvml import PROC_FS, NvmlProbe, other_holders
 from .port import FreeMemory, Kind, ProcessEnv, Scope
-from .process_env import hook_mode_verdict, shareable_process_env
+from .process_env import env_of, retained_by, shareable, verdict_on
 from .process_memory import ProcessMemoryProbe
-from .processes import is_alive, listeners, pids_of_trees, roots_of
-from .shared_scan import SharedScan
+from .processes import is_alive, listening_roots, none_left
+from .shared_scan import SharedAnswers, SharedScan
+from .trees import every_process, pids_below
 
-#: Who listens on which port of this host.
-_LISTENERS = SharedScan(listeners)
+#: The root processes that listen on ports of this host.
+_LISTENERS: SharedAnswers[int, tuple[Process, ...]] = SharedAnswers(lambda ports: listening_roots(ports))
+
+#: The bytes of memory that this host or container has left, and those that it has.
+_ROOM: SharedScan[tuple[int, int]] = SharedScan(lambda: (available_bytes(), total_bytes()))
 
 
 class ThisHost:
     """The node that this process runs on. What blocks runs in a thread; one that exceeds its deadline is left behind.
+
+    Who asks at once shares one scan of the sockets, one listing of the processes and one snapshot of the driver; none
+    of them began before it was asked for.
 
     See `port.Node` for what each method returns.
     """
@@ -34,13 +41,11 @@ class ThisHost:
 
     async def find(self, *, port: int, deadline_s: float) -> tuple[Process, ...] | Unmeasurable:
         """Returns the root processes that listen on this port here. All who ask at once share one scan of the host."""
-        action, clock = f"finding the processes that listen on port {port}", Deadline(deadline_s)
-        try:
-            found = await _LISTENERS.result(deadline_s=clock.left_s)
-        except TimeoutError:
-            return Unmeasurable(reason=f"{action} took more than {deadline_s:.1f} s")
-        pids = found.get(port, frozenset())
-        return await measure_in_thread(lambda: roots_of(pids), deadline_s=clock.left_s, action=action) if pids else ()
+        return await measured(
+            _LISTENERS.ask(port, deadline_s=deadline_s),
+            deadline_s=deadline_s,
+            action=f"finding the processes that listen on port {port}",
+        )
 
     async def any_alive(self, processes: Sequence[Process], *, deadline_s: float) -> bool | None:
         """Returns whether any of these processes still exists; never None here."""
@@ -55,53 +60,76 @@ class ThisHost:
 
     async def hook_mode(self, processes: Sequence[Process], *, deadline_s: float) -> Verdict:
         """Returns the verdict on the environment of the processes and the GPUs that the driver shows."""
-        return await measure_in_thread(
-            lambda: hook_mode_verdict(processes, nvml=self._driver),
-            deadline_s=deadline_s,
-            action="reading the hook mode of the processes",
-        )
+        action = "reading the hook mode of the processes"
+        return await measured(self._hook_mode(processes, deadline_s), deadline_s=deadline_s, action=action)
+
+    async def _hook_mode(self, processes: Sequence[Process], deadline_s: float) -> Verdict:
+        nvml = await self._driver.taken(deadline_s=deadline_s)  # first, since all who ask at once are still together
+        found = await self._env(processes, deadline_s)
+        if isinstance(found, Unmeasurable):
+            return found
+        return await in_pool(lambda: verdict_on(found, nvml=nvml), deadline_s=deadline_s)
 
     async def process_env(
         self, processes: Sequence[Process], *, deadline_s: float
     ) -> tuple[ProcessEnv, ...] | Unmeasurable:
         """Returns what /proc shows of the environment of the processes."""
         action = "reading the environment of the processes"
-        return await measure_in_thread(lambda: shareable_process_env(processes), deadline_s=deadline_s, action=action)
+        found = await measured(self._env(processes, deadline_s), deadline_s=deadline_s, action=action)
+        return found if isinstance(found, Unmeasurable) else shareable(found)
+
+    async def _env(self, processes: Sequence[Process], deadline_s: float) -> tuple[ProcessEnv, ...] | Unmeasurable:
+        pids = await pids_below(processes, deadline_s=deadline_s)
+        return await in_pool(lambda: env_of(pids), deadline_s=deadline_s) or none_left(processes)
+
+    async def retains_backup(self, processes: Sequence[Process], *, deadline_s: float) -> bool:
+        """Returns the same as `retains_backup` of process_env; False where it cannot be told in time."""
+        if any(process.agent is not None for process in processes):
+            return False
+        try:
+            pids = await pids_below(processes, deadline_s=deadline_s)
+            return await in_pool(lambda: retained_by(pids), deadline_s=deadline_s)
+        except TimeoutError:
+            return False
 
     async def mode_in_use(self, mode: HookMode, *, deadline_s: float) -> Verdict:
         """Returns whether the hook mode that this very process uses is safe on the GPUs that it sees."""
-        action = "reading the GPUs of this process"
-        return await measure_in_thread(lambda: in_use(mode, nvml=self._driver), deadline_s=deadline_s, action=action)
+        question = in_pool(lambda: in_use(mode, nvml=self._driver), deadline_s=deadline_s)
+        return await measured(question, deadline_s=deadline_s, action="reading the GPUs of this process")
 
     async def free_memory(
         self, devices: Sequence[str], processes: Sequence[Process], *, need_bytes: int, deadline_s: float
     ) -> Mapping[str, FreeMemory] | Unmeasurable:
         """Returns free bytes as the driver gives them; of `host:NAME`, what this host or container has left."""
-        return await measure_in_thread(
-            lambda: self._free_memory(devices, pids_of_trees(processes), need_bytes),
-            deadline_s=deadline_s,
-            action="reading how much memory is free",
-        )
+        question = self._free_memory(devices, processes, need_bytes, deadline_s)
+        return await measured(question, deadline_s=deadline_s, action="reading how much memory is free")
 
-    def _free_memory(self, devices: Sequence[str], pids: frozenset[int], need_bytes: int) -> Mapping[str, FreeMemory]:
-        found: dict[str, FreeMemory] = {}
-        for device in devices:
-            if device.startswith("host:"):
-                left = available_bytes()
-                holders = biggest_holders(device, pids) if left < need_bytes else ()
-                found[device] = FreeMemory(left, holders, total_bytes())
-        gpus = [device for device in devices if device not in found]
-        return {**found, **self._free_of_gpus(gpus, pids)} if gpus else found
-
-    def _free_of_gpus(self, uuids: Sequence[str], pids: frozenset[int]) -> Mapping[str, FreeMemory]:
-        snapshot = self._driver.snapshot()
-        known = {device.uuid: device for device in snapshot.devices}
-        found = {}
-        for uuid in uuids:
-            device = known.get(uuid)
-            if device is None or device.free_bytes is None:
-                raise DriverUnavailable(f"the driver does not say how much of {device or uuid} is free")
-            found[uuid] = FreeMemory(
-                device.free_bytes, other_holders(snapshot, uuid, pids, PROC_FS), device.total_bytes
-            )
+    async def _free_memory(
+        self, devices: Sequence[str], processes: Sequence[Process], need_bytes: int, deadline_s: float
+    ) -> Mapping[str, FreeMemory]:
+        """The processes are listed only where others are to be named: of GPUs, and where a host has too little."""
+        hosts = [device for device in devices if device.startswith("host:")]
+        gpus = [device for device in devices if device not in hosts]
+        left, total = await _ROOM.result(deadline_s=deadline_s) if hosts else (need_bytes, 0)
+        found = {device: FreeMemory(left, (), total) for device in hosts}
+        if left < need_bytes:
+            pids = await pids_below(processes, deadline_s=deadline_s)
+            every = await every_process(deadline_s=deadline_s)
+            for device in hosts:
+                holders = await in_pool(partial(biggest_holders, device, pids, every), deadline_s=deadline_s)
+                found[device] = FreeMemory(left, holders, total)
+        if gpus:
+            snapshot, own = await self._driver.shared_with_trees(tuple(processes), deadline_s=deadline_s)
+            found |= await in_pool(lambda: _free_of_gpus(snapshot, gpus, own), deadline_s=deadline_s)
         return found
+
+
+def _free_of_gpus(snapshot: Snapshot, uuids: Sequence[str], pids: frozenset[int]) -> dict[str, FreeMemory]:
+    known = {device.uuid: device for device in snapshot.devices}
+    found = {}
+    for uuid in uuids:
+        device = known.get(uuid)
+        if device is None or device.free_bytes is None:
+            raise DriverUnavailable(f"the driver does not say how much of {device or uuid} is free")
+        found[uuid] = FreeMemory(device.free_bytes, other_holders(snapshot, uuid, pids, PROC_FS), device.total_bytes)
+    return found

@@ -15,7 +15,7 @@ from lifecycle.core.errors import ConfigurationError
 from lifecycle.core.observer import MoveEvent, Observers
 from lifecycle.core.units import GIB
 from lifecycle.store import Tenants
-from lifecycle.testing import QUICK, REJECTED, ScriptedAdapter
+from lifecycle.testing import LOST_AFTER, QUICK, REJECTED, ScriptedAdapter
 
 
 class Phases(BaseObserver):
@@ -86,6 +86,15 @@ async def test_one_that_fails_is_released_again_and_the_others_serve() -> None:
     assert [error.engine for error in failed.value.exceptions] == ["b"]
     assert "released again" in str(failed.value.exceptions[0])
     assert states(fleet) == {"a": "serving", "b": "released", "c": "serving"}
+
+
+async def test_one_whose_restore_failed_loads_nothing() -> None:
+    fleet, _ = await offloaded("a", "b")
+    fleet["b"].adapter.script("restore", LOST_AFTER)  # it is found weights_restored
+    with pytest.raises(FleetError):
+        await fleet.onload(overlap=True)
+    assert not any(call.startswith("load") for call in fleet["b"].adapter.journal.calls("b"))
+    assert states(fleet) == {"a": "serving", "b": "released"}
 
 
 async def test_where_they_are_held_a_failed_one_stays_where_it_was_found() -> None:

@@ -267,7 +267,7 @@ def test_the_biggest_of_this_host_are_named() -> None:
 
 async def test_the_engines_own_processes_are_not_among_the_holders(monkeypatch: pytest.MonkeyPatch) -> None:
     excluded: list[frozenset[int]] = []
-    monkeypatch.setattr(this_host, "biggest_holders", lambda device, without: excluded.append(without) or ())
+    monkeypatch.setattr(this_host, "biggest_holders", lambda device, without, among: excluded.append(without) or ())
     engine = by_pid(os.getpid())
     free = await this_host.ThisHost().free_memory(["host:x"], [engine], need_bytes=1 << 62, deadline_s=5)
     assert not isinstance(free, Unmeasurable)

@@ -71,8 +71,9 @@ async def test_a_scan_that_had_begun_answers_no_new_question() -> None:
     shared = SharedScan(blocking)
     early = [asyncio.create_task(shared.result(deadline_s=10)) for _ in range(3)]
     assert await asyncio.to_thread(blocking.begun.wait, 10)
+    blocking.begun.clear()
     late = [asyncio.create_task(shared.result(deadline_s=10)) for _ in range(3)]
-    await asyncio.sleep(0)
+    assert not await asyncio.to_thread(blocking.begun.wait, 0.1), "one scan at a time"
     blocking.go.release(2)
     assert await asyncio.gather(*early) == [1, 1, 1]
     assert await asyncio.gather(*late) == [2, 2, 2]
