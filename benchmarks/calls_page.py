@@ -29,7 +29,9 @@ from lifecycle.rules.table import OPERATIONS
 
 PAGE = FOLDER / "calls.md"
 SOURCES: dict[str, Source] = {"from disk": FromDisk("/models/step", "v1"), "kept": Kept()}
-METHODS = ("connect", "observe", "prove_idle", "answers", "barrier", "send")
+METHODS = ("connect", "observe", "boot_anew", "prove_idle", "idle_within", "answers", "barrier", "send")
+#: Methods that tell what another one does.
+SAME = {"idle_within": "prove_idle"}
 #: What each kind of evidence is read by: a method of the port, and for an observation the fact that it is asked for.
 KINDS = {
     EvidenceKind.ADMISSION: ("observe", Fact.ADMISSION),
@@ -142,9 +144,8 @@ def _askers(under: Under, step: str, by: Asked) -> Iterator[str]:
     row = next((each for each in OPERATIONS if (each.command, each.source) == (under.name, under.source)), None)
     if row is None:
         return
-    kinds = {
-        kind for kind, (method, fact) in KINDS.items() if method == by.method and (fact is None or fact in by.wanted)
-    }
+    method = SAME.get(by.method, by.method)
+    kinds = {kind for kind, (reads, fact) in KINDS.items() if reads == method and (fact is None or fact in by.wanted)}
     named = [*row.guards, *row.proofs] if step == "ask" else [*row.proofs]
     askers = [each for each in named if kinds & set(each.needs)]
     yield from (each.name for each in askers)

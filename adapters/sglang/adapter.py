@@ -157,7 +157,7 @@ class SGLangAdapter:
         whole_s, clock = Deadline(deadline_s), Deadline(min(deadline_s, READ_S))
         end = time.monotonic() + clock.total_s
         info, traffic, model = await together(
-            self._server_info(clock) if Fact.BOOT in want else None,
+            self._server_info(clock) if Fact.BOOT in want or not want & OBSERVABLE else None,
             self._reads.traffic(want, end) if want & {Fact.ADMISSION, Fact.RUNNING} else None,
             self._reads.get("/model_info", clock.left_s) if Fact.CONTENTS in want else None,
         )

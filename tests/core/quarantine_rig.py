@@ -93,14 +93,17 @@ PHASES: dict[Step, tuple[Prepare, str, Callable[[Engine], None]]] = {
     ("onload", Phase.RESTORE_WEIGHTS): (released, "restore", lambda a: a.adapter.script("restore", LOST_AFTER)),
     ("onload", Phase.UPDATE_WEIGHTS): (released, "load", lambda a: a.adapter.script("load", REJECTED)),
     ("onload", Phase.RESTORE_KV): (released, "flush", lambda a: a.adapter.script("flush", REJECTED)),
+    ("onload", Phase.RESTORE): (released, "load", lambda a: a.adapter.script("load", REJECTED)),
     ("onload", Phase.RESUME): (released, "resume", lambda a: a.adapter.always("answers", Refuted(reason="no token"))),
 }
 
 
 async def moved(fleet: Fleet, step: Step) -> list[str]:
     """The engines of which the move returned a result."""
-    move = fleet.offload(weights=V1, deadline_s=0.3) if step[0] == "offload" else fleet.onload(deadline_s=0.3)
-    return [transition.engine for transition in await move]
+    if step[0] == "offload":
+        return [transition.engine for transition in await fleet.offload(weights=V1, deadline_s=0.3)]
+    done = await fleet.onload(overlap=step[1] is Phase.RESTORE, deadline_s=0.3)
+    return [transition.engine for transition in done]
 
 
 def where(fleet: Fleet) -> dict[str, str]:

@@ -112,6 +112,10 @@ CELLS: dict[Step, tuple[Prepare, dict[OnFailure, tuple[str, str, set[str]]]]] = 
         released_then("flush", REJECTED),
         {"restore": ("released", "serving", {"a"}), "hold": ("drained", "serving", {"a"})},
     ),
+    ("onload", Phase.RESTORE): (
+        released_then("load", REJECTED),
+        {"restore": ("released", "serving", {"a"}), "hold": ("weights_restored", "serving", {"a"})},
+    ),
     ("onload", Phase.RESUME): (
         mute,
         {"restore": ("paused", "serving", {"a"}), "hold": ("paused", "serving", {"a"})},
@@ -140,7 +144,8 @@ async def test_a_cell(step: Step, on_failure: OnFailure) -> None:
         if move == "offload":
             await fleet.offload(weights=V1, deadline_s=0.3)
         else:
-            await fleet.onload(between=step_fails if phase is Phase.BETWEEN else None, deadline_s=0.3)
+            between, overlap = step_fails if phase is Phase.BETWEEN else None, phase is Phase.RESTORE
+            await fleet.onload(between=between, overlap=overlap, deadline_s=0.3)
     a, b, closed = ends[on_failure]
     assert states(fleet) == {"a": a, "b": b}
     assert fleet.router.closed == closed
