@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rig import V1
+from rig import V1, V2
 
 from lifecycle import (
     Engine,
@@ -236,3 +236,61 @@ async def test_until_a_given_up_call_has_ended_nobody_attaches(tmp_path: Path) -
     await engine.aclose()
     with pytest.raises(EngineHeld, match="may run until"):
         await driver(adapter, Leases(tmp_path / "leases")).connect()
+
+
+async def test_what_a_killed_driver_sent_takes_effect_before_the_next_one_loads(tmp_path: Path) -> None:
+    adapter = ScriptedAdapter("e")
+    killed = await driver(adapter, Leases(tmp_path / "leases")).connect()
+    await killed.pause()
+    await killed.drain()
+    second = await driver(adapter, Leases(tmp_path / "leases")).connect()
+    send, shared = adapter.send, killed._session.shared
+
+    def never(*given: Any) -> None:
+        raise _EndedError
+
+    async def ends(call: Call, *, deadline_s: float) -> Reply:
+        await send(call, deadline_s=deadline_s)
+        shared.save = never  # type: ignore[method-assign, union-attr]
+        raise _EndedError
+
+    adapter.send = ends  # type: ignore[method-assign]
+    adapter.script("load", Act("lost", "late", after_calls=2))
+    with pytest.raises(_EndedError):
+        await killed.update_weights(V1, deadline_s=1.0)
+    adapter.send = send  # type: ignore[method-assign]
+    await killed.aclose()
+    await second.update_weights(V2)
+    await second.resume()
+    assert adapter.engine.label == "v2", "it serves what its driver says"
+    assert adapter.engine.contents["weights"].version == second.facts.contents["weights"].version == "v2"
+
+
+async def test_who_only_looks_writes_over_nothing_that_the_driver_of_an_engine_keeps(tmp_path: Path) -> None:
+    adapter, leases = ScriptedAdapter("e"), tmp_path / "leases"
+    first = await driver(adapter, Leases(leases), store=Store(tmp_path / "engines")).connect()
+    await first.pause()
+    await first.drain()
+    await first.release(weights=V1)
+    looks = await driver(adapter, Leases(leases), store=Store(tmp_path / "engines")).connect()
+    adapter.engine.apply("resume", {})  # somebody opens it for a moment
+    assert await looks.verify() is State.FAILED
+    adapter.engine.apply("pause", {"mode": "abort"})
+    await first.restore_weights()  # what it keeps is what it kept last
+    assert first.state is State.WEIGHTS_RESTORED
+
+
+async def test_who_meets_a_new_process_leaves_what_is_kept_to_the_driver_that_has_it(tmp_path: Path) -> None:
+    adapter, leases = ScriptedAdapter("e"), tmp_path / "leases"
+    first = await driver(adapter, Leases(leases), store=Store(tmp_path / "engines")).connect()
+    await first.pause()
+    await first.drain()
+    await first.release(weights=V1)
+    adapter.engine.restart()
+    looks = await driver(adapter, Leases(leases), store=Store(tmp_path / "engines")).connect()
+    assert looks.state is State.SERVING
+    await looks.aclose()
+    await first.recover()
+    await Fleet([first]).onload()
+    assert first.state is State.SERVING
+    assert adapter.engine.label == "v1"

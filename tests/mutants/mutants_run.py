@@ -34,7 +34,10 @@ STORIES: Mapping[str, Sequence[str]] = {
     "guard": ("rows_need_their_checks",),
     "proof": ("rows_need_their_checks",),
     "destination": ("table", "stories"),
-    "barrier": ("stories_of_interleavings", "stories_of_failure", "mutants_of_the_core", "stories_of_pushes"),
+    "barrier": (
+        *("stories_of_interleavings", "stories_of_failure", "mutants_of_the_core", "stories_of_pushes"),
+        "stories_of_two_drivers",
+    ),
     "journal": ("journal", "violations", "recovery_to", "quarantine", "journal_unwritable", "intent"),
     "row": ("store", "intent", "desired_of_fleets", "mutants_of_the_core"),
     "lease": ("lease_table", "lease", "stories_of_two_drivers", "store", "fleet_windows"),
