@@ -275,6 +275,8 @@ async def test_who_only_looks_writes_over_nothing_that_the_driver_of_an_engine_k
     looks = await driver(adapter, Leases(leases), store=Store(tmp_path / "engines")).connect()
     adapter.engine.apply("resume", {})  # somebody opens it for a moment
     assert await looks.verify() is State.FAILED
+    assert looks.driven_by is not None
+    assert looks.driven_by.startswith(f"{first._session.owner.driver.who} has it")
     adapter.engine.apply("pause", {"mode": "abort"})
     await first.restore_weights()  # what it keeps is what it kept last
     assert first.state is State.WEIGHTS_RESTORED
@@ -294,3 +296,18 @@ async def test_who_meets_a_new_process_leaves_what_is_kept_to_the_driver_that_ha
     await Fleet([first]).onload()
     assert first.state is State.SERVING
     assert adapter.engine.label == "v1"
+
+
+async def test_a_window_that_fails_leaves_the_engine_to_serve_what_another_driver_named_before_it(
+    tmp_path: Path,
+) -> None:
+    adapter = ScriptedAdapter("e")
+    first, second = (Fleet([driver(adapter, Leases(tmp_path / "leases"))]) for _ in range(2))
+    async with first, second:
+        async with first.offloaded(weights=V2):
+            pass
+        with pytest.raises(RuntimeError, match="the training step broke"):
+            async with second.offloaded(["kv_cache"]):
+                raise RuntimeError("the training step broke")
+        assert second["e"].state is State.SERVING
+        assert second["e"].desired.version == adapter.engine.label == "v2"
