@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rig import V1, engine_in, sent
 
-from lifecycle import Contents, Engine, Fact, Fleet, NotProved, State, Unreachable
+from lifecycle import Contents, Engine, Fact, Fleet, Grade, NotProved, State, Unreachable
 from lifecycle.core.calls import Call, Reply
 from lifecycle.core.observation import Observation
 from lifecycle.store.leases import Leases
@@ -112,3 +112,27 @@ async def test_nothing_is_sent_where_two_processes_answer_once_another_driver_us
         await second.pause(deadline_s=1.0)
     assert sent(second) == before
     assert second.state is State.FAILED
+
+
+async def test_of_two_processes_at_an_address_neither_is_attached_to_where_what_is_kept_has_other_tags(
+    tmp_path: Path,
+) -> None:
+    def driver() -> Engine:
+        return Engine(adapter, policy=QUICK, probe=adapter.probe, store=Store(tmp_path / "engines"))
+
+    adapter = ScriptedAdapter("e")
+    first = await driver().connect()
+    before = adapter.engine.boot
+    adapter.engine.restart()
+    second = await driver().connect()
+    store = Store(tmp_path / "engines")
+    kept = store.load(first._session.key)
+    assert kept is not None
+    assert kept.calibration.boots == (before, second.facts.boot)
+    others = kept.facts.learn({Fact.MAPPED: {"another": True}}, Grade.REPORTED)
+    store.save(first._session.key, replace(kept, facts=others))
+    adapter.engine.boot = before  # the first answers again: it has not ended
+    adapter.engine.apply("pause", {"mode": "abort"})
+    third = await driver().connect()
+    assert third.state is State.FAILED
+    assert "two processes answer at this address" in third.reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lifecycle import (
     EngineHeld,
     Fleet,
     FleetError,
+    GuardRefused,
     InvalidTransition,
     OperationFailed,
     Pushed,
@@ -26,10 +28,10 @@ from lifecycle.core.facts import Fact, SizeGrade, TagSpec
 from lifecycle.core.units import GIB, MIB
 from lifecycle.store.leases import Leases
 from lifecycle.store.sqlite import Store
-from lifecycle.testing import HANG, QUICK, Act, ScriptedAdapter, capabilities
+from lifecycle.testing import HANG, QUICK, Act, Journal, ScriptedAdapter, ScriptedRouter, capabilities
 
 
-def driver(adapter: ScriptedAdapter, lease: Leases | None = None, **how: Any) -> Engine:
+def driver(adapter: ScriptedAdapter, lease: Any = None, **how: Any) -> Engine:
     """One more driver of this engine."""
     return Engine(adapter, name=adapter.name, policy=QUICK, probe=adapter.probe, lease=lease, **how)
 
@@ -311,3 +313,52 @@ async def test_a_window_that_fails_leaves_the_engine_to_serve_what_another_drive
                 raise RuntimeError("the training step broke")
         assert second["e"].state is State.SERVING
         assert second["e"].desired.version == adapter.engine.label == "v2"
+
+
+class NoRecords:
+    """A holder of leases that has no place for records, as one on another host."""
+
+    def __init__(self, path: Path) -> None:
+        self.leases = Leases(path)
+
+    def __call__(self, question: str, **given: Any) -> Any:
+        return getattr(self.leases, question)(**given)
+
+
+async def test_weights_that_another_driver_loaded_and_kept_no_record_of_are_not_those_of_the_launch(
+    tmp_path: Path,
+) -> None:
+    adapter = ScriptedAdapter("e", version=None)  # it does not say what it was launched with
+    first, second = [await driver(adapter, NoRecords(tmp_path / "leases")).connect() for _ in range(2)]
+    async with Fleet([first]).offloaded(weights=V1):
+        pass
+    assert (await second.recover()).state is State.DRAINED
+    assert second.facts.contents["weights"] is None
+    assert adapter.engine.admission == "closed"
+
+
+async def test_an_engine_that_another_driver_opened_is_closed_before_it_is_released(tmp_path: Path) -> None:
+    adapter = ScriptedAdapter("e")
+    first = await driver(adapter, NoRecords(tmp_path / "leases")).connect()
+    await first.pause()
+    second = await driver(adapter, NoRecords(tmp_path / "leases")).connect()
+    assert second.state is State.DRAINED
+    await first.resume()
+    adapter.reports_admission = False  # what answers now does not say it
+    with suppress(InvalidTransition):  # found open, it was closed: it is paused, and not drained
+        await second.release(weights=V1)
+    assert not adapter.engine.submit()
+    assert adapter.engine.deaths == [], "a request that came in would have ended it"
+
+
+async def test_a_router_that_an_earlier_driver_closed_may_send_again(tmp_path: Path) -> None:
+    adapter = ScriptedAdapter("e")
+    first = driver(adapter, store=Store(tmp_path / "engines"), has_router=True)
+    async with Fleet([first], router=ScriptedRouter(Journal())) as fleet:
+        await fleet.pause()
+        await first.resume()  # it alone: nobody opens the router
+        assert first.facts.routed is False
+    second = await driver(adapter, store=Store(tmp_path / "engines"), has_router=True).connect()
+    with pytest.raises(GuardRefused, match="the router has not confirmed"):
+        await second.pause()
+    assert adapter.engine.admission == "open"
