@@ -56,7 +56,7 @@ STORIES: Mapping[str, Sequence[str]] = {
         *("stories_of_replacement", "stories_of_let_in"),
     ),
     "comfortable": ("stories_of_age", "mutants_of_the_core", "stories_of_interleavings", "sizes"),
-    "repeated": ("stories",),
+    "repeated": ("stories", "stories_of_pushes"),
 }
 
 #: The scenarios in which the explorer looks for each kind first; then in the others.
