@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rig import V1, engine_in, sent
 
-from lifecycle import Contents, Engine, Fact, Fleet, Grade, NotProved, State, Unreachable
+from lifecycle import Contents, Engine, Fact, Fleet, Grade, NotProved, State, Unmeasurable, Unreachable
 from lifecycle.core.calls import Call, Reply
 from lifecycle.core.observation import Observation
 from lifecycle.store.leases import Leases
@@ -37,6 +37,24 @@ async def test_a_call_that_a_process_in_its_place_answered_may_have_moved_its_me
     assert model.unmapped, "the new process carried out the second call"
     claimed = {tag for tag, mapped in engine.facts.mapped.items() if mapped}
     assert not claimed & set(model.unmapped)
+
+
+async def test_of_a_process_that_answered_a_release_in_its_place_nothing_is_mapped_where_no_bytes_say_so() -> None:
+    engine = await engine_in(State.DRAINED)
+
+    def answers(model: ScriptedEngine) -> None:
+        model.restart()
+        model.apply("release", {"tags": ["kv_cache"]})
+        engine.adapter.probe.always = Unmeasurable(reason="its agent does not answer")
+
+    engine.adapter.script("release", Act(effect="never", then=answers))
+    with pytest.raises(Unreachable, match="another process now"):
+        await engine.release(weights=V1, deadline_s=0.3)
+    assert engine.adapter.engine.unmapped == {"kv_cache"}
+    assert engine.facts.mapped == {"weights": None, "kv_cache": None}
+    assert engine.state is State.FAILED
+    engine.adapter.probe.always = None
+    assert (await engine.recover()).state is State.WEIGHTS_RESTORED
 
 
 async def test_a_restart_after_a_command_that_failed_and_settled_holds_what_it_launched_with() -> None:
