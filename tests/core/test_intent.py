@@ -282,6 +282,20 @@ async def test_what_was_left_released_without_a_proof_is_handed_over_once_it_is_
     assert adapter.engine.deaths == adapter.engine.violations == []
 
 
+async def test_a_release_that_is_remembered_is_believed_where_bytes_fit_it_beside_others(tmp_path: Path) -> None:
+    adapter = ScriptedAdapter("e", capabilities(*EQUAL))
+    first = await driver(adapter, tmp_path, residual_threshold_gib=2.0).connect()
+    await first.pause()
+    await first.drain()
+    await first.release(["kv_cache"], weights=V1)
+    adapter.engine.leaked_bytes = GIB  # more than its tags has grown: what is missing is the size of none
+    second = await driver(adapter, tmp_path, residual_threshold_gib=2.0).connect()
+    assert second.state is State.WEIGHTS_RESTORED
+    assert second.facts.unmapped() == {"kv_cache"}
+    await _home(second)
+    assert adapter.engine.deaths == adapter.engine.violations == []
+
+
 @pytest.mark.parametrize(("still_held", "free"), [(0, True), (5 * GIB, False)])
 def test_memory_is_returned_since_every_tag_was_mapped_only_where_it_is_not_held_now(
     still_held: int, free: bool
