@@ -51,9 +51,9 @@ STORIES: Mapping[str, Sequence[str]] = {
         *("stories_of_let_in", "released_together", "stories_of_two_drivers"),
     ),
     "doubt": (
-        *("stories_of_interleavings", "stories_of_others", "knowledge", "stories_of_failure", "intent"),
-        *("stories_of_callers", "stories_of_two_drivers", "stories_of_pushes", "stories_of_answers", "lease"),
-        *("stories_of_replacement", "stories_of_let_in", "boot_identity"),
+        *("stories_of_interleavings", "stories_of_others", "stories_of_replacement", "boot_identity"),
+        *("stories_of_let_in", "knowledge", "stories_of_failure", "intent", "stories_of_callers"),
+        *("stories_of_two_drivers", "stories_of_pushes", "stories_of_answers", "lease"),
     ),
     "comfortable": (
         *("stories_of_age", "mutants_of_the_core", "stories_of_interleavings", "sizes"),
