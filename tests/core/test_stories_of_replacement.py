@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 from rig import V1, engine_in, sent
 
-from lifecycle import Contents, Engine, Fact, Fleet, Grade, NotProved, State, Unmeasurable, Unreachable
+from lifecycle import (
+    ConfigurationError,
+    Contents,
+    Engine,
+    Fact,
+    Fleet,
+    Grade,
+    NotProved,
+    State,
+    Unmeasurable,
+    Unreachable,
+)
 from lifecycle.core.calls import Call, Reply
 from lifecycle.core.observation import Observation
 from lifecycle.store.leases import Leases
@@ -154,3 +165,18 @@ async def test_of_two_processes_at_an_address_neither_is_attached_to_where_what_
     third = await driver().connect()
     assert third.state is State.FAILED
     assert "two processes answer at this address" in third.reason
+
+
+async def test_where_two_processes_take_turns_at_an_address_nobody_attaches() -> None:
+    adapter = ScriptedAdapter("e")
+    look, looks = adapter.observe, iter(range(1000))
+
+    async def in_turns(want: frozenset[Fact], *, deadline_s: float) -> Observation:
+        seen = await look(want, deadline_s=deadline_s)
+        return replace(seen, boot="another") if next(looks) % 2 else seen
+
+    adapter.observe = in_turns  # type: ignore[method-assign]
+    engine = Engine(adapter, policy=QUICK, probe=adapter.probe)
+    with pytest.raises(ConfigurationError, match="two processes answer at this address"):
+        await engine.connect()
+    assert engine.state is State.DETACHED
