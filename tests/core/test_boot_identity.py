@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rig import engine_in, facts, sent
+from rig import engine_in, facts, new_engine, sent, states
 
-from lifecycle import CommandRefused, Fact, Grade, Proved, Refuted, State
+from lifecycle import CommandRefused, ConfigurationError, Fact, Fleet, Grade, Proved, Refuted, State
 from lifecycle.core.observation import Observation
 from lifecycle.core.readings import Process
 from lifecycle.core.record import Record, Uncertain
@@ -186,3 +186,15 @@ async def test_who_overrides_the_state_says_that_it_is_over() -> None:
     assert (await engine.recover(deadline_s=1)).state is State.FAILED
     engine.override_state(State.RELEASED, by="me", reason="the proxy was mended")
     assert "identity" not in engine.conditions
+
+
+async def test_two_servers_that_report_one_identity_are_two_engines_where_their_processes_are_two() -> None:
+    engines = [new_engine(name) for name in ("a", "b")]
+    for engine, process in zip(engines, (ONE, TWO), strict=True):
+        engine.adapter.engine.boot = identity.boot_identity("aaa", [process])
+    async with Fleet(engines) as fleet:
+        assert states(fleet) == {"a": "serving", "b": "serving"}
+    engines[1].adapter.engine.boot = engines[0].adapter.engine.boot
+    with pytest.raises(ConfigurationError, match="are one engine"):
+        async with Fleet(engines):
+            pass

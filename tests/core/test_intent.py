@@ -14,6 +14,7 @@ from rig import V1, facts
 from lifecycle import Engine, EngineHeld, Fact, Fleet, Pending, Release, State, Unreachable
 from lifecycle.core.calls import Call, Reply
 from lifecycle.core.facts import GARBAGE, Facts, TagSpec
+from lifecycle.core.journal import CallEnded
 from lifecycle.core.lease import Driver
 from lifecycle.core.observation import Observation
 from lifecycle.core.readings import Holder, Reading
@@ -24,6 +25,7 @@ from lifecycle.rules import knowledge
 from lifecycle.rules.evidence import Evidence
 from lifecycle.rules.knowledge.kept import CHANGED_BY
 from lifecycle.rules.mapping import since_call_before
+from lifecycle.store.journal import read_file
 from lifecycle.store.sqlite import Store
 from lifecycle.testing import QUICK, ScriptedAdapter, capabilities
 
@@ -108,6 +110,9 @@ async def test_a_call_that_cannot_be_written_down_is_not_sent(tmp_path: Path) ->
         await engine.release(weights=V1)
     assert "release" not in adapter.journal.calls()
     assert engine.state is State.DRAINED
+    engine.journal.flush()
+    ended = [entry.event for entry in read_file(tmp_path / "engines") if isinstance(entry.event, CallEnded)][-1]
+    assert (ended.call.partition("(")[0], ended.outcome) == ("release", "unsent")
 
 
 async def test_attaching_while_a_call_may_run_is_refused_until_its_deadline(tmp_path: Path) -> None:
@@ -274,6 +279,20 @@ async def test_what_was_left_released_without_a_proof_is_handed_over_once_it_is_
     found = await Fleet([engine]).recover(to="released", weights=V1)
     assert engine.memory_is_free, found
     await _home(engine)
+    assert adapter.engine.deaths == adapter.engine.violations == []
+
+
+async def test_a_release_that_is_remembered_is_believed_where_bytes_fit_it_beside_others(tmp_path: Path) -> None:
+    adapter = ScriptedAdapter("e", capabilities(*EQUAL))
+    first = await driver(adapter, tmp_path, residual_threshold_gib=2.0).connect()
+    await first.pause()
+    await first.drain()
+    await first.release(["kv_cache"], weights=V1)
+    adapter.engine.leaked_bytes = GIB  # more than its tags has grown: what is missing is the size of none
+    second = await driver(adapter, tmp_path, residual_threshold_gib=2.0).connect()
+    assert second.state is State.WEIGHTS_RESTORED
+    assert second.facts.unmapped() == {"kv_cache"}
+    await _home(second)
     assert adapter.engine.deaths == adapter.engine.violations == []
 
 

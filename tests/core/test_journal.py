@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from journal_rig import driver, kinds, read
 from rig import V1
 
-from lifecycle import Fleet, OperationFailed, State
+from lifecycle import Fleet, InvalidTransition, OperationFailed, Process, State
 from lifecycle.core.calls import Call, Reply
+from lifecycle.core.capabilities import Capabilities
+from lifecycle.core.errors import NothingListens
 from lifecycle.core.journal import (
     EVENTS,
     Attached,
@@ -30,6 +33,7 @@ from lifecycle.core.journal import (
     StateEntered,
 )
 from lifecycle.core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
+from lifecycle.nodes.processes import by_pid
 from lifecycle.store.journal import UnreadableJournal, read_file, to_line
 from lifecycle.store.leases import Leases
 from lifecycle.store.sqlite import Store
@@ -121,6 +125,38 @@ async def test_who_only_looks_writes_nothing_and_who_recovers_does(tmp_path: Pat
     await engine.recover()
     await engine.aclose()
     assert kinds(read(tmp_path)) == ["Attached", "StateEntered", "StateEntered", "StateEntered"]
+
+
+async def test_who_asked_an_engine_that_was_gone_by_then_is_written_and_who_only_looked_is_not(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE)
+    adapter = ScriptedAdapter("e")
+
+    async def processes() -> tuple[Process, ...]:
+        return (here,)
+
+    async def nobody(*, deadline_s: float) -> Capabilities:
+        raise NothingListens("nothing listens there")
+
+    here = by_pid(process.pid)
+    adapter.engine.pid = process.pid
+    adapter.processes = processes  # type: ignore[method-assign]
+    await (await driver(adapter, tmp_path).connect()).aclose()
+    process.kill()
+    await process.wait()
+    adapter.connect = nobody  # type: ignore[method-assign]
+    looks = await driver(adapter, tmp_path).connect()
+    assert looks.state is State.GONE
+    await looks.aclose()
+    assert read(tmp_path) == []
+    asks = await driver(adapter, tmp_path).connect()
+    with pytest.raises(InvalidTransition):
+        await asks.pause()
+    await asks.aclose()
+    entries = read(tmp_path)
+    assert kinds(entries) == ["Attached", "StateEntered", "Refused"]
+    attached = entries[0].event
+    assert isinstance(attached, Attached)
+    assert (attached.who, attached.url) == (asks._session.owner.driver.who, adapter.url)
 
 
 async def test_a_refusal_a_failure_and_a_barrier_are_written(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,19 @@ def test_a_second_driver_is_refused_while_the_first_renews(clock: Clock) -> None
         table.renew(A)
         with pytest.raises(LeaseHeld, match="pid 1 on there has it for offload"):
             table.take(B, ENGINE, LeaseUse("offload"))
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["table", "file"])
+def test_an_address_that_leads_to_another_engine_now_is_held_by_the_driver_of_that_one(
+    shared: bool, tmp_path: Path
+) -> None:
+    holder = LeaseTable(60.0) if shared else Leases(tmp_path / "leases")
+    holder.take(A, LeasedEngine("here:1", "boot-1"), LeaseUse("offload"))
+    before = LeasedEngine("forwarded:1", "boot-2")
+    holder.take(B, before, LeaseUse("offload"))
+    holder.free(B, before)
+    with pytest.raises(LeaseHeld, match="pid 1 on there has it for offload"):
+        holder.take(B, LeasedEngine("forwarded:1", "boot-1"), LeaseUse("offload"))
 
 
 def test_a_lease_that_was_not_renewed_ends_and_cannot_be_renewed_any_more(clock: Clock) -> None:

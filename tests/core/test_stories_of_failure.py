@@ -27,6 +27,7 @@ from lifecycle.testing import (
     KEPT_WEIGHTS,
     KV_CACHE,
     LATE,
+    LIE,
     LOST,
     LOST_AFTER,
     REJECTED,
@@ -351,3 +352,17 @@ async def test_a_lost_resume_is_closed_again_where_it_does_not_answer() -> None:
         await engine.resume(deadline_s=1)
     assert engine.state is State.PAUSED
     assert engine.adapter.engine.admission == "closed"
+
+
+async def test_what_could_not_be_closed_after_a_resume_without_a_token_is_not_taken_to_serve() -> None:
+    engine = await engine_in(State.DRAINED)
+    engine.adapter.reports_admission = False
+    engine.adapter.script("resume", LIE)
+    engine.adapter.script("observe", Act(), LOST)  # before the call, and when it is to generate a token
+    engine.adapter.script("pause", REJECTED)
+    with pytest.raises(Unreachable, match="stopped answering"):
+        await engine.resume(deadline_s=1)
+    assert engine.state is State.FAILED
+    assert engine.adapter.engine.admission == "closed", "the resume was answered, and did nothing"
+    assert (await engine.recover()).state is not State.SERVING
+    await serve_again(engine)

@@ -168,3 +168,22 @@ async def test_a_process_in_its_place_that_is_closed_already_is_not_taken_to_be_
     assert not engine.memory_is_free
     await serve_again(engine)
     assert model.violations == []
+
+
+async def test_who_recovers_one_whose_memory_nobody_measured_finds_what_somebody_else_released() -> None:
+    engine = await engine_in(State.DRAINED)  # all is mapped, as of every process that is met while it serves
+    engine.adapter.engine.apply("release", {"tags": ["kv_cache"]})
+    assert (await engine.recover()).state is State.WEIGHTS_RESTORED
+    assert engine.facts.unmapped() == {"kv_cache"}
+    await engine.release(weights=V1)
+    assert engine.adapter.engine.deaths == [], "a tag that is released twice ends the process"
+
+
+async def test_a_tag_that_went_with_the_one_that_was_named_is_not_taken_to_be_there() -> None:
+    engine = await engine_in(State.DRAINED)
+    engine.adapter.script("release", replace(DONE, then=lambda model: model.apply("release", {"tags": ["weights"]})))
+    with pytest.raises(NotProved, match="more than what was named was released"):
+        await engine.release(["kv_cache"], weights=V1, deadline_s=0.3)
+    assert engine.state is State.RELEASED
+    assert engine.facts.unmapped() == engine.adapter.engine.unmapped == {"weights", "kv_cache"}
+    await serve_again(engine)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rig import V1
+from rig import V1, V2
 
 from lifecycle import (
     Engine,
@@ -16,6 +17,7 @@ from lifecycle import (
     EngineHeld,
     Fleet,
     FleetError,
+    GuardRefused,
     InvalidTransition,
     OperationFailed,
     Pushed,
@@ -26,10 +28,10 @@ from lifecycle.core.facts import Fact, SizeGrade, TagSpec
 from lifecycle.core.units import GIB, MIB
 from lifecycle.store.leases import Leases
 from lifecycle.store.sqlite import Store
-from lifecycle.testing import HANG, QUICK, Act, ScriptedAdapter, capabilities
+from lifecycle.testing import HANG, QUICK, Act, Journal, ScriptedAdapter, ScriptedRouter, capabilities
 
 
-def driver(adapter: ScriptedAdapter, lease: Leases | None = None, **how: Any) -> Engine:
+def driver(adapter: ScriptedAdapter, lease: Any = None, **how: Any) -> Engine:
     """One more driver of this engine."""
     return Engine(adapter, name=adapter.name, policy=QUICK, probe=adapter.probe, lease=lease, **how)
 
@@ -236,3 +238,127 @@ async def test_until_a_given_up_call_has_ended_nobody_attaches(tmp_path: Path) -
     await engine.aclose()
     with pytest.raises(EngineHeld, match="may run until"):
         await driver(adapter, Leases(tmp_path / "leases")).connect()
+
+
+async def test_what_a_killed_driver_sent_takes_effect_before_the_next_one_loads(tmp_path: Path) -> None:
+    adapter = ScriptedAdapter("e")
+    killed = await driver(adapter, Leases(tmp_path / "leases")).connect()
+    await killed.pause()
+    await killed.drain()
+    second = await driver(adapter, Leases(tmp_path / "leases")).connect()
+    send, shared = adapter.send, killed._session.shared
+
+    def never(*given: Any) -> None:
+        raise _EndedError
+
+    async def ends(call: Call, *, deadline_s: float) -> Reply:
+        await send(call, deadline_s=deadline_s)
+        shared.save = never  # type: ignore[method-assign, union-attr]
+        raise _EndedError
+
+    adapter.send = ends  # type: ignore[method-assign]
+    adapter.script("load", Act("lost", "late", after_calls=2))
+    with pytest.raises(_EndedError):
+        await killed.update_weights(V1, deadline_s=1.0)
+    adapter.send = send  # type: ignore[method-assign]
+    await killed.aclose()
+    await second.update_weights(V2)
+    await second.resume()
+    assert adapter.engine.label == "v2", "it serves what its driver says"
+    assert adapter.engine.contents["weights"].version == second.facts.contents["weights"].version == "v2"
+
+
+async def test_who_only_looks_writes_over_nothing_that_the_driver_of_an_engine_keeps(tmp_path: Path) -> None:
+    adapter, leases = ScriptedAdapter("e"), tmp_path / "leases"
+    first = await driver(adapter, Leases(leases), store=Store(tmp_path / "engines")).connect()
+    await first.pause()
+    await first.drain()
+    await first.release(weights=V1)
+    looks = await driver(adapter, Leases(leases), store=Store(tmp_path / "engines")).connect()
+    adapter.engine.apply("resume", {})  # somebody opens it for a moment
+    assert await looks.verify() is State.FAILED
+    assert looks.driven_by is not None
+    assert looks.driven_by.startswith(f"{first._session.owner.driver.who} has it")
+    adapter.engine.apply("pause", {"mode": "abort"})
+    await first.restore_weights()  # what it keeps is what it kept last
+    assert first.state is State.WEIGHTS_RESTORED
+
+
+async def test_who_meets_a_new_process_leaves_what_is_kept_to_the_driver_that_has_it(tmp_path: Path) -> None:
+    adapter, leases = ScriptedAdapter("e"), tmp_path / "leases"
+    first = await driver(adapter, Leases(leases), store=Store(tmp_path / "engines")).connect()
+    await first.pause()
+    await first.drain()
+    await first.release(weights=V1)
+    adapter.engine.restart()
+    looks = await driver(adapter, Leases(leases), store=Store(tmp_path / "engines")).connect()
+    assert looks.state is State.SERVING
+    await looks.aclose()
+    await first.recover()
+    await Fleet([first]).onload()
+    assert first.state is State.SERVING
+    assert adapter.engine.label == "v1"
+
+
+async def test_a_window_that_fails_leaves_the_engine_to_serve_what_another_driver_named_before_it(
+    tmp_path: Path,
+) -> None:
+    adapter = ScriptedAdapter("e")
+    first, second = (Fleet([driver(adapter, Leases(tmp_path / "leases"))]) for _ in range(2))
+    async with first, second:
+        async with first.offloaded(weights=V2):
+            pass
+        with pytest.raises(RuntimeError, match="the training step broke"):
+            async with second.offloaded(["kv_cache"]):
+                raise RuntimeError("the training step broke")
+        assert second["e"].state is State.SERVING
+        assert second["e"].desired.version == adapter.engine.label == "v2"
+
+
+class NoRecords:
+    """A holder of leases that has no place for records, as one on another host."""
+
+    def __init__(self, path: Path) -> None:
+        self.leases = Leases(path)
+
+    def __call__(self, question: str, **given: Any) -> Any:
+        return getattr(self.leases, question)(**given)
+
+
+async def test_weights_that_another_driver_loaded_and_kept_no_record_of_are_not_those_of_the_launch(
+    tmp_path: Path,
+) -> None:
+    adapter = ScriptedAdapter("e", version=None)  # it does not say what it was launched with
+    first, second = [await driver(adapter, NoRecords(tmp_path / "leases")).connect() for _ in range(2)]
+    async with Fleet([first]).offloaded(weights=V1):
+        pass
+    assert (await second.recover()).state is State.DRAINED
+    assert second.facts.contents["weights"] is None
+    assert adapter.engine.admission == "closed"
+
+
+async def test_an_engine_that_another_driver_opened_is_closed_before_it_is_released(tmp_path: Path) -> None:
+    adapter = ScriptedAdapter("e")
+    first = await driver(adapter, NoRecords(tmp_path / "leases")).connect()
+    await first.pause()
+    second = await driver(adapter, NoRecords(tmp_path / "leases")).connect()
+    assert second.state is State.DRAINED
+    await first.resume()
+    adapter.reports_admission = False  # what answers now does not say it
+    with suppress(InvalidTransition):  # found open, it was closed: it is paused, and not drained
+        await second.release(weights=V1)
+    assert not adapter.engine.submit()
+    assert adapter.engine.deaths == [], "a request that came in would have ended it"
+
+
+async def test_a_router_that_an_earlier_driver_closed_may_send_again(tmp_path: Path) -> None:
+    adapter = ScriptedAdapter("e")
+    first = driver(adapter, store=Store(tmp_path / "engines"), has_router=True)
+    async with Fleet([first], router=ScriptedRouter(Journal())) as fleet:
+        await fleet.pause()
+        await first.resume()  # it alone: nobody opens the router
+        assert first.facts.routed is False
+    second = await driver(adapter, store=Store(tmp_path / "engines"), has_router=True).connect()
+    with pytest.raises(GuardRefused, match="the router has not confirmed"):
+        await second.pause()
+    assert adapter.engine.admission == "open"

@@ -241,7 +241,7 @@ def broken(mutant: Mutant, source: str) -> ast.AST:
 
 # calls that are repeated
 
-REPEATED = ("release", "restore", "load", "begin_weight_update", "end_weight_update")
+REPEATED = ("release", "restore", "load", "begin_update", "end_update")
 
 
 def all_of() -> list[Mutant]:

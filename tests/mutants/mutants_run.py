@@ -34,22 +34,32 @@ STORIES: Mapping[str, Sequence[str]] = {
     "guard": ("rows_need_their_checks",),
     "proof": ("rows_need_their_checks",),
     "destination": ("table", "stories"),
-    "barrier": ("stories_of_interleavings", "stories_of_failure", "mutants_of_the_core", "stories_of_pushes"),
+    "barrier": (
+        *("stories_of_interleavings", "stories_of_failure", "mutants_of_the_core", "stories_of_pushes"),
+        "stories_of_two_drivers",
+    ),
     "journal": ("journal", "violations", "recovery_to", "quarantine", "journal_unwritable", "intent"),
     "row": ("store", "intent", "desired_of_fleets", "mutants_of_the_core"),
     "lease": ("lease_table", "lease", "stories_of_two_drivers", "store", "fleet_windows"),
     "wait": ("intent", "lease", "stories_of_two_drivers"),
-    "boot": ("stories_of_replacement", "boot_identity", "stories_of_age", "store", "stories_of_let_in"),
+    "boot": (
+        *("stories_of_replacement", "boot_identity", "stories_of_age", "store", "stories_of_let_in"),
+        "stories_of_tenants",
+    ),
     "age": (
         *("stories_of_age", "stories_of_age_in_fleets", "stories_of_interleavings", "stories_of_others"),
-        *("stories_of_let_in", "released_together"),
+        *("stories_of_let_in", "released_together", "stories_of_two_drivers"),
     ),
     "doubt": (
-        *("stories_of_interleavings", "stories_of_others", "knowledge", "stories_of_failure", "intent"),
-        *("stories_of_callers", "stories_of_two_drivers", "stories_of_pushes"),
+        *("stories_of_interleavings", "stories_of_others", "stories_of_replacement", "boot_identity"),
+        *("stories_of_let_in", "knowledge", "stories_of_failure", "intent", "stories_of_callers"),
+        *("stories_of_two_drivers", "stories_of_pushes", "stories_of_answers", "lease"),
     ),
-    "comfortable": ("stories_of_age", "mutants_of_the_core", "stories_of_interleavings", "sizes"),
-    "repeated": ("stories",),
+    "comfortable": (
+        *("stories_of_age", "mutants_of_the_core", "stories_of_interleavings", "sizes"),
+        *("stories_of_failure", "intent"),
+    ),
+    "repeated": ("stories", "stories_of_pushes"),
 }
 
 #: The scenarios in which the explorer looks for each kind first; then in the others.
