@@ -148,7 +148,9 @@ def _asked(killer: Killer, name: str) -> str | None:
     if ended.returncode == 0:
         return None
     failed = [
-        line.removeprefix("FAILED ") for line in ended.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))
+        line.removeprefix("FAILED ")
+        for line in ended.stdout.splitlines()
+        if line.startswith(("FAILED ", "ERROR tests/"))
     ]
     if failed:
         return failed[0].split(" - ")[0].removeprefix("ERROR ").rpartition("/")[2]
