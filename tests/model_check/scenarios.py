@@ -57,6 +57,13 @@ async def cycle(host: Host, who: str, fleet: Fleet) -> None:
     await fleet.onload(deadline_s=DEADLINE_S)
 
 
+async def overlapping(host: Host, who: str, fleet: Fleet) -> None:
+    """Offload, and onload with new weights, each engine at its own pace."""
+    await offload(host, who, fleet)
+    await asyncio.sleep(TRAINING_S)
+    await fleet.onload(overlap=True, deadline_s=DEADLINE_S)
+
+
 async def offload_twice(host: Host, who: str, fleet: Fleet) -> None:
     """Offload, and later make sure of it: the second one finds every engine released already."""
     await offload(host, who, fleet)
@@ -251,6 +258,8 @@ def all_of(engines: int, budget: int) -> dict[str, Scenario]:
         f"{alike}a driver is killed": (cycle, (driver_is_killed,)),
         TWO_NAMES: (cycle, ()),
     }
+    if engines > 1:
+        deeds["restores at their own pace"] = (overlapping, ())
     return {
         name: scenario(
             name,

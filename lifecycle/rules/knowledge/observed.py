@@ -140,9 +140,7 @@ def moved_by_others(record: Record, seen: Observation, capabilities: Capabilitie
 
 def first_seen(record: Record, seen: Observation, capabilities: Capabilities) -> Record:
     """What is known of an engine that is met for the first time by this process."""
-    same = record.facts.boot is None or identity.same_process(record.facts.boot, seen.boot)
-    calibration = record.calibration if same else record.calibration.of_another_process()
-    calibration = replace(calibration, attached_boot=seen.boot)
+    calibration = replace(record.calibration, attached_boot=seen.boot)
     record = replace(record, facts=_met(seen, capabilities), calibration=calibration)
     return identity.sighted(record, seen.boot)
 
