@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from ..core.commands import Command
@@ -140,9 +141,15 @@ async def _ask(session: Session, want: frozenset[Fact], asked: frozenset[Fact], 
     return before.serving(want, asked, report)
 
 
+@cache
+def _facts_for(kinds: frozenset[str]) -> frozenset[Fact]:
+    """The facts of an observation that kinds of evidence need."""
+    return frozenset({Fact.BOOT, Fact.MAPPED}.union(*(_FACTS_OF[kind] for kind in kinds)))
+
+
 async def _observe(asked: Question, kinds: frozenset[str]) -> Observation:
     session, policy = asked.session, asked.session.policy
-    want = frozenset({Fact.BOOT, Fact.MAPPED}.union(*(_FACTS_OF[kind] for kind in kinds & OBSERVED)))
+    want = _facts_for(kinds & OBSERVED)
     closed = session.facts.admission == "closed" and policy.least_grade("admission_closed") <= Grade.ACKNOWLEDGED
     if EvidenceKind.ADMISSION in kinds and not closed:
         want |= {Fact.CLOSED}

@@ -81,7 +81,10 @@ def of_move(session: Session, move: str) -> Iterator[None]:
     _refuse_busy(session, move)
     with _held(session, move, None):
         session.forget_observed()
-        yield
+        try:
+            yield
+        finally:
+            session.forget_observed()  # it serves nobody any more, and takes room
 
 
 @contextmanager

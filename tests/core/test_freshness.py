@@ -208,3 +208,9 @@ async def test_what_an_adapter_has_no_read_for_is_not_asked_for() -> None:
     engine.adapter.observe = noted
     await engine.pause()
     assert asked == [frozenset({Fact.BOOT, Fact.ADMISSION}), frozenset({Fact.ADMISSION})]
+
+
+async def test_nothing_that_was_observed_is_kept_once_a_move_has_ended() -> None:
+    fleet, _ = await moved()
+    await fleet.offload(weights=V1)
+    assert fleet["a"]._session.observed == Observed()
