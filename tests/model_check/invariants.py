@@ -12,6 +12,7 @@ held against it all the same. Nothing else is excused.
 - No participant of an offload is sent the first call of its release before all are drained, as far as the driver was
   shown them (`parts.Host.sends`). What is found of one once the releases have begun keeps no other from going on.
 - The request of an engine's client runs, is parked or waits at the gate, for as long as the process lives.
+- A reading of memory that could not be made says nothing: it ends no command by itself, and is made again.
 - A command ends within its deadline. One that is given up before anything was sent leaves the engine where it was.
 """
 

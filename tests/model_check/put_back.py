@@ -12,7 +12,7 @@ from parts import TrueAdapter
 from scenarios import TWO_NAMES
 
 from lifecycle.core.facts import Basis, Fact, Facts, Grade
-from lifecycle.engine import call, gather, reconcile
+from lifecycle.engine import attempt, call, gather, reconcile
 from lifecycle.engine.attempt import Attempt
 from lifecycle.engine.owner import Owner
 from lifecycle.engine.session import Session
@@ -168,6 +168,13 @@ def a_cancelled_drain_is_failed(patch: Patch) -> None:
     patch(Attempt, "_given_up", given_up)
 
 
+def a_reading_is_not_made_again(patch: Patch) -> None:
+    """A reading that could not be made counts as what is to be known of the memory."""
+    patch(attempt, "residual_again", gather.residual)
+    patch(attempt, "unread_by", lambda *asked: False)
+    patch(attempt, "_unread", lambda *asked: False)
+
+
 PUT_BACK: dict[str, PutBack] = {
     "two drivers: the lease keeps nobody away": PutBack(nobody_is_kept_away, "two drivers", "inside a command"),
     "two drivers, two stores: the lease keeps nobody away": PutBack(
@@ -203,6 +210,9 @@ PUT_BACK: dict[str, PutBack] = {
     "a cancelled drain counts as failed": PutBack(a_cancelled_drain_is_failed, "a caller gives up", "was left failed"),
     "phases: an engine is released before all are drained": PutBack(
         mutants.no_phases, "faults of calls", "is not drained", budget=0, engines=2
+    ),
+    "memory: a reading that could not be made is not made again": PutBack(
+        a_reading_is_not_made_again, "faults of calls", "a reading that could not be made"
     ),
     "no deadline is kept": PutBack(mutants.no_deadline, "faults of calls", "has run for"),
 }

@@ -91,6 +91,8 @@ async def drives(host: Host, who: str, program: Program, *, own_store: bool = Fa
                 host.world.wrong.append(str(found))
             except (Exception, asyncio.CancelledError) as error:
                 host.world.story.append(f"  {who} gets {error!r}")
+                if host.world.unread_alone:
+                    host.world.wrong.append(f"a reading that could not be made once ended what {who} was about")
                 await home(host, who, fleet)
     except Exception as error:
         host.world.story.append(f"  {who} ends with {error!r}")

@@ -58,11 +58,12 @@ class Late:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What may happen next, in words, and what makes it happen."""
+    """What may happen next, in words, and what makes it happen. `unread`: a reading of memory cannot be made."""
 
     words: str
     cost: int
     happen: Callable[[], None]
+    unread: bool = False
 
 
 @dataclass(slots=True)
@@ -113,6 +114,8 @@ class World(Apart):
         self.deeds: dict[str, Deed] = {}
         #: Which calls of drivers did what must not happen, in words.
         self.wrong: list[str] = []
+        #: Whether all that went otherwise so far were readings of memory that could not be made; None: nothing did.
+        self.unread_alone: bool | None = None
         #: What the hash of a state takes in beside this.
         self.roots: list[Any] = []
         #: What the drivers share (`parts.Host`); the play sets it.
@@ -143,7 +146,9 @@ class World(Apart):
         if not options:
             raise Deadlock(f"nothing can happen any more; {self.told()}")
         chosen = options[self._choose(self, options)]
-        self.left -= chosen.cost
+        if chosen.cost:
+            self.left -= chosen.cost
+            self.unread_alone = chosen.unread and self.unread_alone is not False
         self.story.append(chosen.words)
         chosen.happen()
 
@@ -153,7 +158,9 @@ class World(Apart):
         for place, asked in enumerate(self.pending):
             found.append(Option(str(asked), 1 if place else 0, partial(self._answer, asked)))
             if place == 0 and self.truth.engines[asked.engine].alive:
-                found += [Option(f"{asked}: {fate}", 1, partial(fate.ends, self, asked)) for fate in fates(asked)]
+                unread = asked.what == "memory"
+                ends = [(f"{asked}: {fate}", partial(fate.ends, self, asked)) for fate in fates(asked)]
+                found += [Option(words, 1, end, unread) for words, end in ends]
         if timer is not None:
             found.append(Option("time passes", 1 if found else 0, partial(self._pass, timer)))
         found += [Option(str(late), 0, partial(self._arrive, late)) for late in self.late]
@@ -267,7 +274,8 @@ class World(Apart):
         waits = [(each.who, each.engine, each.what, str(each.call)) for each in self.pending]
         late = [(each.who, each.engine, each.boot, str(each.call)) for each in self.late]
         deeds = {words: deed.left for words, deed in self.deeds.items()}
-        return reader.of(self.truth.standing(), waits, late, deeds, self.loop.waiting_timers(), self.roots, living)
+        about = (waits, late, deeds, self.unread_alone is True)
+        return reader.of(self.truth.standing(), *about, self.loop.waiting_timers(), self.roots, living)
 
     def told(self) -> str:
         """The story so far, and how things stand."""
