@@ -40,6 +40,8 @@ KINDS = {
     EvidenceKind.IDLE: ("prove_idle", None),
     EvidenceKind.ANSWER: ("answers", None),
 }
+#: Requests that one method alone makes: it may run beside others.
+ONLY = {"POST /generate": "answers"}
 HEADINGS = ("command", "step", "request", "as part of", "asked for by")
 
 
@@ -122,6 +124,7 @@ def line(request: Request, watch: Watch) -> Line:
     """Which command and step a request belongs to, which method made it, and who asked for that."""
     under = next((each for each in watch.commands if each.begun_s <= request.at_s <= each.ended_s), None)
     asked = [each for each in watch.asked if each.begun_s <= request.at_s <= each.ended_s]
+    asked = [each for each in asked if each.method == ONLY.get(request.name, each.method)]
     by = min(asked, key=lambda each: each.ended_s - each.begun_s, default=None)
     method = "" if by is None else by.method
     if under is None:

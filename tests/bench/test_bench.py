@@ -60,6 +60,7 @@ async def test_the_page_of_calls_tells_each_request_by_command_step_and_asker() 
     assert told["release", "ask", "POST /flush_cache"].asked_for_by == "still_idle"
     assert told["drain", "prove", "POST /flush_cache"].asked_for_by == "idle"
     assert told["resume", "prove", "POST /generate"].part_of == "answers()"
+    assert told["resume", "prove", "POST /generate"].asked_for_by == "answers"
     assert all(each.command for each in lines if each.step in ("ask", "send", "prove"))
     sent = [each.request for each in lines if each.step == "send"]
     assert sent.count("POST /release_memory_occupation") == 2
