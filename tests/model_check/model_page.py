@@ -13,7 +13,7 @@ run on a loop of the explorer's own, which chooses what happens next; every choi
 walked. A *deviation* is anything but the plain course: a call or a question that ends otherwise, an answer that comes
 before an older one, time that passes first, and whatever a scenario lets happen. What must be so in every state is in
 `tests/model_check/invariants.py`, and what nobody can see in `tests/model_check/truth.py`. From every end of every run
-a further driver brings home what lives.
+a further driver brings home what lives. What the tests find where the code is broken: [mutants.md](mutants.md).
 """
 
 
