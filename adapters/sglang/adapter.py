@@ -277,8 +277,9 @@ class SGLangAdapter:
     async def _boot(self, own_identity: str, clock: Deadline) -> str:
         """The boot identity of the server that answered. Its processes are looked for where they are not as before.
 
-        Where none is found, and those from before may still run, they count as its own: `rules.identity` then finds two
-        identities in one process, and takes neither for a fresh one.
+        Where none is found, those from before count as its own still, unless it is another server and they have ended:
+        who has ended since it answered is known to have ended by them, and of two identities in one process
+        `rules.identity` takes neither for a fresh one.
         """
         before = self._processes or ()
         gone = self._were_found and not (before and all(is_alive(each) for each in before if each.agent is None))
@@ -286,7 +287,8 @@ class SGLangAdapter:
             found = None
             with suppress(ConfigurationError):  # `pid=` named a process of the server before the restart
                 found = await find_processes(self._address, deadline_s=clock.look_s())
-            if not found and before and not await ended(before, deadline_s=clock.look_s()):
+            same = own_identity == self._own_identity
+            if not found and before and (same or not await ended(before, deadline_s=clock.look_s())):
                 found = before
             self._own_identity = own_identity
             await self._has(found)

@@ -51,8 +51,8 @@ NOT_GONE = "a process may be there in its place"
 #: one of two at random, so many agree once in 4096 times.
 CONFIRMING_LOOKS = 12
 
-#: The same, of an engine that is met: of one that takes turns, two looks never agree.
-ATTACHING_LOOKS = 1
+#: The same, of an engine that is met: of two that take turns, two looks in a row never agree.
+ATTACHING_LOOKS = 2
 
 
 async def reconcile_failed(

@@ -93,7 +93,9 @@ class Armed:
         self._point = point
         self._calls = 0
         self._send, self._prove_idle, self._processes = adapter.send, adapter.prove_idle, adapter.processes
+        self._idle_within = adapter.idle_within
         adapter.send, adapter.prove_idle, adapter.processes = self.send, self.prove_idle, self.processes
+        adapter.idle_within = self.idle_within
 
     def _at(self, when: str, call: int = 1) -> bool:
         return Point(self.command, when, call) == self._point
@@ -110,7 +112,13 @@ class Armed:
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
         """Proves, and does not return where the point is the proof of a drain."""
-        verdict: Verdict = await self._prove_idle(facts, deadline_s=deadline_s)
+        return self._proved(await self._prove_idle(facts, deadline_s=deadline_s))
+
+    async def idle_within(self, facts: Facts, *, wait_s: float, deadline_s: float) -> Verdict:
+        """As `prove_idle`, where the engine waits."""
+        return self._proved(await self._idle_within(facts, wait_s=wait_s, deadline_s=deadline_s))
+
+    def _proved(self, verdict: Verdict) -> Verdict:
         if self._at("prove") and self.command == "drain":
             _die()
         return verdict

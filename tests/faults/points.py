@@ -93,7 +93,8 @@ def hooked(fleet: Fleet, within: Within) -> None:
 
 def _hook(engine: Engine, counted: Counted, within: Within) -> None:
     adapter: Any = engine.adapter
-    send, prove_idle, answers = adapter.send, adapter.prove_idle, adapter.answers
+    send, answers = adapter.send, adapter.answers
+    prove_idle, idle_within = adapter.prove_idle, getattr(adapter, "idle_within", None)
 
     async def through(what: str, polled: bool, act: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         effect = counted.begins(engine, what, polled=polled)
@@ -106,10 +107,17 @@ def _hook(engine: Engine, counted: Counted, within: Within) -> None:
     async def hooked_prove_idle(facts: Any, *, deadline_s: float) -> Any:
         return await through("proof that it is idle", True, lambda: prove_idle(facts, deadline_s=deadline_s))
 
+    async def hooked_idle_within(facts: Any, *, wait_s: float, deadline_s: float) -> Any:
+        wait = {"wait_s": wait_s, "deadline_s": deadline_s}
+        return await through("proof that it is idle", True, lambda: idle_within(facts, **wait))
+
     async def hooked_answers(probe: Any, *, deadline_s: float) -> Any:
         return await through("proof that it answers", True, lambda: answers(probe, deadline_s=deadline_s))
 
-    adapter.send, adapter.prove_idle, adapter.answers = hooked_send, hooked_prove_idle, hooked_answers
+    adapter.send, adapter.answers = hooked_send, hooked_answers
+    adapter.prove_idle = hooked_prove_idle
+    if idle_within is not None:
+        adapter.idle_within = hooked_idle_within
 
 
 async def cycle(fleet: Fleet, source: Source, drive: Drive) -> None:

@@ -126,7 +126,7 @@ ONLOAD = [
 async def test_a_whole_cycle_is_twenty_requests(start: Start, sent: list[str], policy: Policy) -> None:
     engine = start()
     async with Fleet.connect([engine.url.replace("http://", "loopback://")], policy=policy) as fleet:
-        assert sorted(sent) == ["abort_request", "model_info", "ready", "server_info", "server_info"]
+        assert sorted(sent) == ["abort_request", "model_info", "ready", "server_info", "server_info", "server_info"]
         sent.clear()
         await fleet.offload(weights=FromDisk(str(engine.weights), "v1"))
         assert sorted(sent) == sorted(OFFLOAD)
@@ -213,7 +213,7 @@ async def test_which_process_answers_is_asked_over_a_new_connection(slow_engine:
         await adapter.aclose()
 
 
-async def test_attaching_asks_once_more_over_a_new_connection(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_attaching_asks_twice_more_over_new_connections(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, asked = start(), []
     anew = SGLangAdapter.boot_anew
 
@@ -223,5 +223,22 @@ async def test_attaching_asks_once_more_over_a_new_connection(start: Start, monk
 
     monkeypatch.setattr(SGLangAdapter, "boot_anew", noted)
     async with Fleet.connect([engine.url.replace("http://", "loopback://")]) as fleet:
-        assert len(asked) == 1
+        assert len(asked) == 2, "of two that take turns, one is another"
         assert len(fleet) == 1
+
+
+async def test_a_server_that_ends_once_it_has_answered_is_found_gone(start: Start) -> None:
+    engine = start()
+    adapter = await adapter_of(engine)
+    boot, answer = (await adapter.observe(frozenset({Fact.BOOT}), deadline_s=5)).boot, adapter._server_info
+
+    async def ends(*given: Any) -> Answer:
+        answered = await answer(*given)
+        engine.kill()
+        return answered
+
+    adapter._server_info = ends
+    assert (await adapter.observe(frozenset({Fact.BOOT}), deadline_s=5)).boot == boot
+    adapter._server_info = answer
+    assert (await adapter.observe(frozenset({Fact.BOOT}), deadline_s=5)).alive is False
+    await adapter.aclose()
