@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), *(str(HERE.parent / name) for name in ("", "lanes", "properties"))]
@@ -81,8 +82,15 @@ def with_fault(name: str) -> Found:
     """What came of the scenario in which this fault is found, with the fault put back."""
     logging.disable(logging.CRITICAL)
     fault = PUT_BACK[name]
-    fault.put_back(lambda where, what, value, **how: setattr(where, what, value))
+    fault.put_back(_replaced)
     return walk(all_of(fault.engines, fault.budget)[fault.scenario], limit_s=200.0, to_the_first=True)
+
+
+def _replaced(where: Any, what: str, value: Any, *, raising: bool = True) -> None:
+    """As pytest's `setattr`: a name that is not there is an error, and no fault that was put back."""
+    if raising:
+        getattr(where, what)
+    setattr(where, what, value)
 
 
 def all_put_back(workers: int) -> dict[str, Found]:

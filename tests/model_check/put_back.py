@@ -12,7 +12,7 @@ from parts import TrueAdapter
 from scenarios import TWO_NAMES
 
 from lifecycle.core.facts import Basis, Fact, Facts, Grade
-from lifecycle.engine import attempt, call, gather, reconcile
+from lifecycle.engine import attempt, gather, group_commit, reconcile
 from lifecycle.engine.attempt import Attempt
 from lifecycle.engine.owner import Owner
 from lifecycle.engine.session import Session
@@ -126,7 +126,7 @@ def one_engine_twice(patch: Patch) -> None:
 
 def nothing_is_intended(patch: Patch) -> None:
     """A call that cannot be repeated is not written down before it is sent, and what was kept counts as measured."""
-    patch(call, "needs_intent", lambda each: False)
+    patch(group_commit, "needs_intent", lambda each: False)
     patch(kept, "interrupted", lambda record: record)
     patch(kept, "Basis", lambda grade, cause: Basis(Grade.MEASURED, cause))
 

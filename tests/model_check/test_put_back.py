@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from explore import follow, repeated, walk
+from model_run import _replaced
 from put_back import PUT_BACK, PutBack
 from scenarios import all_of
 
@@ -28,3 +30,11 @@ def test_it_is_found(name: str, monkeypatch: pytest.MonkeyPatch, report: Callabl
         assert str(repeated(scenario, follow(found.path))), "its trace does not repeat it"
     report(f"put back: {name}: found after {found.states} states, {len(found.path)} steps")
     assert str(repeated(scenario, follow(found.path))) == "", "the trace breaks an invariant without the fault"
+
+
+def test_a_fault_of_a_name_that_is_not_there_is_not_put_back() -> None:
+    where = SimpleNamespace(there=1)
+    _replaced(where, "there", 2)
+    assert where.there == 2
+    with pytest.raises(AttributeError, match="gone"):
+        _replaced(where, "gone", 2)
