@@ -48,7 +48,7 @@ STORIES: Mapping[str, Sequence[str]] = {
     ),
     "age": (
         *("stories_of_age", "stories_of_age_in_fleets", "stories_of_interleavings", "stories_of_others"),
-        *("stories_of_let_in", "released_together", "stories_of_two_drivers"),
+        *("stories_of_let_in", "released_together", "stories_of_two_drivers", "freshness"),
     ),
     "doubt": (
         *("stories_of_interleavings", "stories_of_others", "stories_of_replacement", "boot_identity"),
