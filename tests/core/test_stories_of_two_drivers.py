@@ -268,13 +268,24 @@ async def test_what_a_killed_driver_sent_takes_effect_before_the_next_one_loads(
     assert adapter.engine.contents["weights"].version == second.facts.contents["weights"].version == "v2"
 
 
-async def test_who_only_looks_writes_over_nothing_that_the_driver_of_an_engine_keeps(tmp_path: Path) -> None:
-    adapter, leases = ScriptedAdapter("e"), tmp_path / "leases"
-    first = await driver(adapter, Leases(leases), store=Store(tmp_path / "engines")).connect()
+def beside(adapter: ScriptedAdapter, folder: Path) -> Engine:
+    """A driver that shares leases and store with the others of this folder."""
+    return driver(adapter, Leases(folder / "leases"), store=Store(folder / "engines"))
+
+
+async def released_by_a_driver(adapter: ScriptedAdapter, folder: Path) -> Engine:
+    """A driver that has released the engine, and has its lease."""
+    first = await beside(adapter, folder).connect()
     await first.pause()
     await first.drain()
     await first.release(weights=V1)
-    looks = await driver(adapter, Leases(leases), store=Store(tmp_path / "engines")).connect()
+    return first
+
+
+async def test_who_only_looks_writes_over_nothing_that_the_driver_of_an_engine_keeps(tmp_path: Path) -> None:
+    adapter = ScriptedAdapter("e")
+    first = await released_by_a_driver(adapter, tmp_path)
+    looks = await beside(adapter, tmp_path).connect()
     adapter.engine.apply("resume", {})  # somebody opens it for a moment
     assert await looks.verify() is State.FAILED
     assert looks.driven_by is not None
@@ -285,13 +296,10 @@ async def test_who_only_looks_writes_over_nothing_that_the_driver_of_an_engine_k
 
 
 async def test_who_meets_a_new_process_leaves_what_is_kept_to_the_driver_that_has_it(tmp_path: Path) -> None:
-    adapter, leases = ScriptedAdapter("e"), tmp_path / "leases"
-    first = await driver(adapter, Leases(leases), store=Store(tmp_path / "engines")).connect()
-    await first.pause()
-    await first.drain()
-    await first.release(weights=V1)
+    adapter = ScriptedAdapter("e")
+    first = await released_by_a_driver(adapter, tmp_path)
     adapter.engine.restart()
-    looks = await driver(adapter, Leases(leases), store=Store(tmp_path / "engines")).connect()
+    looks = await beside(adapter, tmp_path).connect()
     assert looks.state is State.SERVING
     await looks.aclose()
     await first.recover()
