@@ -246,6 +246,12 @@ class Session:
 
     # what is told
 
+    @property
+    def is_written_down(self) -> bool:
+        """Whether anything of the engine is: by a holder of leases, in a store or in a journal."""
+        kept = self.owner.holder is not None or self.store is not None or self.shared is not None
+        return kept or self.journal.file is not None
+
     def journal_file(self) -> Journal | None:
         """The journal beside what is known of the engine; None where nothing keeps one."""
         if self.store is None and self.shared is None:
