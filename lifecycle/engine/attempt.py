@@ -106,7 +106,7 @@ class Attempt:
             raise
         try:
             await self._send(context)
-            verdicts = await self._prove(context)
+            verdicts, record = await self._prove(context)
         except OperationFailed as error:
             self._fail_collective(error)
             if not isinstance(error, NotProved):
@@ -119,7 +119,7 @@ class Attempt:
             self._undo_desired(context)
             await self._given_up(error)
             raise
-        return self._succeed(context, verdicts)
+        return self._succeed(context, verdicts, record)
 
     async def _given_up(self, error: BaseException) -> None:
         """The caller gave up: nothing is asked, but a push is ended. Where nothing was sent it is where it was."""
@@ -232,6 +232,9 @@ class Attempt:
     def _begun(self, context: Context) -> Record:
         """The record at the moment before the first call."""
         record, capabilities = knowledge.command_began(context.record), context.capabilities
+        if context.targets:  # half of a call that moves memory moves some too
+            moves = moving(record, restores=not isinstance(self.command, Release))
+            record = record.with_condition("memory_returned", moves)
         match self.command:
             case UpdateWeights(source=source):
                 return set_desired(record, source, capabilities)
@@ -253,9 +256,6 @@ class Attempt:
 
     async def _send(self, context: Context) -> None:
         session = self.session
-        if context.targets:  # before the first call: half of one moves memory too
-            moves = moving(session.record, restores=not isinstance(self.command, Release))
-            session.commit(session.record.with_condition("memory_returned", moves))
         open_push = closing_call(session) if isinstance(self.command, UpdateWeights) else None
         if open_push is not None:
             await self._call(open_push, context)
@@ -309,16 +309,15 @@ class Attempt:
 
     # 4. prove
 
-    async def _prove(self, asked: Context) -> dict[str, Verdict]:
-        """The verdicts, once every proof holds; NotProved where one never will, or no time is left."""
+    async def _prove(self, asked: Context) -> tuple[dict[str, Verdict], Record]:
+        """The verdicts and what is known, once every proof holds; NotProved where one never will, or no time is left."""
         polls, again = growing(self.session.policy.poll_s), False
         while True:
             verdicts, context = await self._ask_proofs(asked, again=again)
             failed = frozenset(proof.name for proof in self.row.proofs if not self._holds(proof.name, verdicts))
             record = self.session.record
             if not failed:
-                self.session.commit(knowledge.after_proofs(record, self.row.proofs, verdicts, context))
-                return verdicts
+                return verdicts, knowledge.after_proofs(record, self.row.proofs, verdicts, context)
             unread = {proof.name for proof in self.row.proofs if unread_by(proof, verdicts[proof.name], context)}
             pending = all(isinstance(verdicts[name], Pending) or name in unread for name in failed)
             if not pending or self.deadline.work_s <= 0:
@@ -361,8 +360,8 @@ class Attempt:
 
     # 5. fire
 
-    def _succeed(self, context: Context, verdicts: Mapping[str, Verdict]) -> Transition:
-        record = knowledge.command_ended(self.session.record)
+    def _succeed(self, context: Context, verdicts: Mapping[str, Verdict], record: Record) -> Transition:
+        record = knowledge.command_ended(record)
         if isinstance(self.command, UpdateWeights):
             record = was_loaded(record, self.command.source)
         if isinstance(self.command, UpdateWeights | RestoreKV):

@@ -117,16 +117,17 @@ async def write_down(sending: Sending) -> Reply | None:
     group = _groups.get(loop)
     if group is not None and needs_intent(sending.call) and group.intends(sending.session):
         group.write()
-    pending = group is not None and not group.written
+    pending, file = group is not None and not group.written, sending.session.journal.file
     if not pending and not sending.waits_for_others:
         outcome = written([sending]).get(sending)
         if isinstance(outcome, Exception):
             raise outcome
+        if outcome is None and file is not None:
+            await _its_entry_is_written(sending)
         return outcome
     if group is None or group.written:
         group = _groups[loop] = _Group()
         loop.call_soon(loop.call_soon, group.write)
-    file = sending.session.journal.file
     if file is not None:
         file.row_comes()
     future: asyncio.Future[Reply | None] = loop.create_future()
@@ -136,6 +137,15 @@ async def write_down(sending: Sending) -> Reply | None:
     except asyncio.CancelledError:
         if not future.cancelled() and future.exception() is None:
             _taken_back(sending)
+        raise
+
+
+async def _its_entry_is_written(sending: Sending) -> None:
+    """The turn of the event loop has passed in which its entry was noted, and those of other engines with it."""
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        _taken_back(sending)
         raise
 
 
