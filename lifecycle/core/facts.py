@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Literal
 
-from .frozen import EMPTY, FrozenMap, freeze, freeze_fields, replace
+from .frozen import EMPTY, FrozenMap, freeze_fields, replace
 
 Tag = str
 Stage = Literal["weights", "kv"]
@@ -161,7 +161,7 @@ class Facts:
         changes: dict[str, Any] = {}
         for fact, value in effect.items():
             old = getattr(self, fact)
-            changes[fact] = freeze({**old, **value}) if isinstance(old, Mapping) else value
+            changes[fact] = FrozenMap({**old, **value}) if isinstance(old, FrozenMap) else value
         return changes
 
     def unmapped(self) -> frozenset[Tag]:

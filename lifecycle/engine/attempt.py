@@ -310,7 +310,7 @@ class Attempt:
     # 4. prove
 
     async def _prove(self, asked: Context) -> tuple[dict[str, Verdict], Record]:
-        """The verdicts and what is known, once every proof holds; NotProved where one never will, or no time is left."""
+        """Verdicts and what is known, once every proof holds; NotProved where one never will, or no time is left."""
         polls, again = growing(self.session.policy.poll_s), False
         while True:
             verdicts, context = await self._ask_proofs(asked, again=again)

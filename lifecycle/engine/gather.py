@@ -45,6 +45,9 @@ _FACTS_OF: Mapping[str, set[Fact]] = {
 #: What has a place of its own in `Evidence`; a proof may need a kind by another name too.
 EVERY_KIND = frozenset(EvidenceKind)
 
+#: What an engine that is asked for nothing says.
+_AS_BEFORE = Observation(alive=True)
+
 _NOT_READ = Unmeasurable(reason="not read")
 
 
@@ -135,7 +138,7 @@ async def boot_anew(session: Session, *, deadline_s: float) -> Observation:
 async def _ask(session: Session, want: frozenset[Fact], asked: frozenset[Fact], deadline_s: float) -> Observation:
     """The facts that are wanted, of which these are asked for, and the others were before."""
     before, at_s = session.observed, time.monotonic()
-    report = await session.adapter.observe(asked, deadline_s=deadline_s) if asked else Observation(alive=True)
+    report = await session.adapter.observe(asked, deadline_s=deadline_s) if asked else _AS_BEFORE
     if session.observed is before:
         session.observed = before.after(asked, report, at_s) if asked else before
     return before.serving(want, asked, report)
