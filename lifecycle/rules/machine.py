@@ -20,13 +20,18 @@ from .table import OPERATIONS, Operation
 logging.getLogger("transitions").setLevel(logging.WARNING)  # observers hear of every edge instead
 
 
+#: The states as `transitions` knows them, both ways.
+_NAMES = {state: state.value for state in State}
+_STATES = {state.value: state for state in State}
+
+
 class _Token:
     """What `transitions` moves in place of an engine: it sets the `state` of whatever model it is given."""
 
     __slots__ = ("state",)
 
     def __init__(self, state: State) -> None:
-        self.state: str = state.value
+        self.state = _NAMES[state]
 
 
 class Refusals(Exception):
@@ -81,15 +86,14 @@ def next_state(state: State, trigger: str, context: Context | None = None) -> St
 
     Raises NoSuchEdge, or Refusals with the guards' reasons.
     """
-    token = _Token(state)
-    arguments = () if context is None else (context,)
-    if trigger not in _MACHINE.events:
+    token, event = _Token(state), _MACHINE.events.get(trigger)
+    if event is None:
         raise NoSuchEdge(f"there is no trigger {trigger!r}")
     try:
-        _MACHINE.events[trigger].trigger(token, *arguments)
+        event.trigger(token, context)
     except MachineError as error:
         raise NoSuchEdge(f"{trigger} leads nowhere from {state}") from error
-    return State(token.state)
+    return _STATES[token.state]
 
 
 def edges() -> list[tuple[str, State, State]]:
