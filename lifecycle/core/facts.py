@@ -166,7 +166,7 @@ class Facts:
 
     def unmapped(self) -> frozenset[Tag]:
         """The tags known to be unmapped."""
-        return frozenset(tag for tag, mapped in self.mapped.items() if mapped is False)
+        return frozenset([tag for tag, mapped in self.mapped.items() if mapped is False])
 
     def __str__(self) -> str:
         mapped = " ".join(f"{tag}={_mapped_word(value)}" for tag, value in self.mapped.items())

@@ -168,7 +168,7 @@ class Attempt:
         session, seen = self.session, evidence.observed
         record, capabilities = session.record, session.capabilities
         denied, let_in, moved = contradiction(record, seen), None, None
-        if other_process(record.facts, seen) is None:
+        if denied is None or other_process(record.facts, seen) is None:
             let_in = requests_let_in(record.facts, capabilities, evidence.idle)
             moved = knowledge.moved_unseen(record, seen, evidence.residual, capabilities, session.policy)
         if denied is None and let_in is None and moved is None:
@@ -182,24 +182,24 @@ class Attempt:
 
     def _kinds(self, acted_on: frozenset[Tag]) -> frozenset[str]:
         """What the guards need, and of what the proofs need that which has to be read before the calls too."""
-        needed_by_proofs = self.row.needed_by_proofs
-        kinds = self.row.needed_by_guards | ({EvidenceKind.RESIDUAL, EvidenceKind.CHECKSUM} & needed_by_proofs)
+        kinds = self.row.needed_before
         if self._keeps(acted_on):
             kinds |= {EvidenceKind.CHECKSUM}
         elif not self.session.record.calibration.kept_checksums and not isinstance(self.command, UpdateWeights):
             kinds -= {EvidenceKind.CHECKSUM}
         if self.session.facts.admission is not None:
             kinds |= {EvidenceKind.ADMISSION}
-        if EvidenceKind.RESIDUAL not in needed_by_proofs and not believed_only(self.session.record):
+        if EvidenceKind.RESIDUAL not in self.row.needed_by_proofs and not believed_only(self.session.record):
             kinds -= {EvidenceKind.RESIDUAL}
         return kinds
 
     def _keeps(self, acted_on: frozenset[Tag]) -> bool:
         """Whether this is a release of weights that the engine keeps by its own backup."""
+        if not isinstance(self.command, Release):
+            return False
         capabilities = self.session.capabilities
         weights = acted_on & capabilities.stage("weights")
-        kept = [tag for tag in weights if capabilities.spec(tag).on_release == "kept"]
-        return isinstance(self.command, Release) and bool(kept)
+        return any(capabilities.spec(tag).on_release == "kept" for tag in weights)
 
     async def _ready(self, context: Context) -> Context:
         """All that are released with this engine are ready for it too; GuardRefused where one is not.
@@ -270,9 +270,8 @@ class Attempt:
         intent = since_call_before(so_far, self.session.record, call)
         deadline_s, sent = self.deadline.work_s, partial(setattr, self, "_sent", True)
         reply = await send(self.session, call, deadline_s=deadline_s, command=context, intent=intent, on_sent=sent)
-        problem = failure(reply, call, **self._about, deadline=self.deadline)
-        if problem is not None:
-            raise problem
+        if reply.outcome != "done":
+            raise failure(reply, call, **self._about, deadline=self.deadline)
 
     async def _read_after(self, call: Call, context: Context, *, last: bool) -> None:
         """What is resident between two calls of a release shows what each gave back; after the last the proof reads.
@@ -309,7 +308,7 @@ class Attempt:
 
     # 4. prove
 
-    async def _prove(self, asked: Context) -> tuple[dict[str, Verdict], Record]:
+    async def _prove(self, asked: Context) -> tuple[Mapping[str, Verdict], Record]:
         """Verdicts and what is known, once every proof holds; NotProved where one never will, or no time is left."""
         polls, again = growing(self.session.policy.poll_s), False
         while True:
@@ -333,7 +332,7 @@ class Attempt:
             await asyncio.sleep(min(next(polls), self.deadline.work_s))
             again = True
 
-    async def _ask_proofs(self, context: Context, *, again: bool) -> tuple[dict[str, Verdict], Context]:
+    async def _ask_proofs(self, context: Context, *, again: bool) -> tuple[Mapping[str, Verdict], Context]:
         session, kinds = self.session, self.row.needed_by_proofs
         # The last look takes from what is kept back: one without time for an answer would call the engine silent.
         deadline_s = max(self.deadline.work_s, self.deadline.look_s(0.5))
@@ -344,7 +343,7 @@ class Attempt:
         if other is not None:
             self.session.commit(knowledge.another_answered(self.session.record, evidence.observed))
             raise Unreachable(other, **self._about)
-        return {proof.name: proof(context) for proof in self.row.proofs}, context
+        return FrozenMap({proof.name: proof(context) for proof in self.row.proofs}), context
 
     def _holds(self, claim: str, verdicts: Mapping[str, Verdict]) -> bool:
         return holds(verdicts[claim], self.session.policy.least_grade(claim))

@@ -85,10 +85,8 @@ async def joined(effect: asyncio.Future[Reply]) -> tuple[Reply, asyncio.Cancelle
 
 def failure(
     reply: Reply, call: Call, *, engine: str, command: str, state: State, deadline: Deadline
-) -> OperationFailed | None:
-    """The error that a reply stands for; None where the call was acknowledged."""
-    if reply.outcome == "done":
-        return None
+) -> OperationFailed:
+    """The error that a reply stands for which is no acknowledgement."""
     if reply.outcome == "rejected":
         why = f"{call} was answered with {reply.status or 'an error'}: {reply.detail or 'no reason given'}"
         return Rejected(why, status=reply.status, detail=reply.detail, engine=engine, command=command, state=state)

@@ -52,9 +52,8 @@ class Pushes:
         finally:
             self._under_way.remove(ended)
             ended.set_result(None)
-        problem = failure(reply, call, **session.about("push"), deadline=deadline)
-        if problem is not None:
-            raise problem
+        if reply.outcome != "done":
+            raise failure(reply, call, **session.about("push"), deadline=deadline)
         return reply.value
 
 

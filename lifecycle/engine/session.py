@@ -171,7 +171,8 @@ class Session:
         source = self._record.state
         if edge is not None:
             record = replace(record, state=next_state(source, edge.trigger, edge.context))
-        save_together([(self, record)], save or ("no" if edge is None else "try"))
+        if edge is not None or save is not None:
+            save_together([(self, record)], save or "try")
         if self._record.uncertain.needs_barrier and not record.uncertain.needs_barrier:
             self.journal.note(BarrierReturned())
         self._record = record

@@ -48,10 +48,10 @@ class Observed:
         """The facts that have to be asked for, with those that have half of the age; empty where all serve."""
         if not self.asked_at_s:
             return want
-        ages_s = {fact: now_s - self.asked_at_s.get(fact, -math.inf) for fact in want}
-        if max(ages_s.values(), default=-math.inf) < max_age_s:
+        asked_at_s = [self.asked_at_s.get(fact, -math.inf) for fact in want]
+        if now_s - min(asked_at_s, default=math.inf) < max_age_s:
             return frozenset()
-        return frozenset([fact for fact, age_s in ages_s.items() if age_s >= max_age_s / 2])
+        return frozenset([fact for fact, at_s in zip(want, asked_at_s, strict=True) if now_s - at_s >= max_age_s / 2])
 
     def serving(self, want: frozenset[Fact], asked: frozenset[Fact], report: Observation) -> Observation:
         """What is known of the wanted facts: what `report` says of those `asked` for, and of the others what served.
@@ -88,6 +88,8 @@ class Observed:
             changed.add(Fact.CLOSED)
         if call.effect.get(Fact.ADMISSION) == "open" or False in call.effect.get(Fact.MAPPED, {}).values():
             changed.add(Fact.BOOT)
+        if changed.isdisjoint(self.asked_at_s):
+            return self
         ages_s = {fact: at_s for fact, at_s in self.asked_at_s.items() if fact not in changed}
         return replace(self, asked_at_s=FrozenMap(ages_s))
 
