@@ -155,12 +155,12 @@ class Attempt:
         kinds = self._kinds(acted_on)
         evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
         await self._deny(evidence)
-        measured = acted_on and session.record.calibration.reading_all_mapped is not None
-        again = Deadline(self.deadline.work_s / 2)
-        while measured and _unread(evidence, kinds) and again.left_s > 0:
-            await asyncio.sleep(min(session.policy.poll_s, again.left_s))
-            evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
-            await self._deny(evidence)
+        if acted_on and session.record.calibration.reading_all_mapped is not None:
+            again = Deadline(self.deadline.work_s / 2)
+            while _unread(evidence, kinds) and again.left_s > 0:
+                await asyncio.sleep(min(session.policy.poll_s, again.left_s))
+                evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
+                await self._deny(evidence)
         return session.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
 
     async def _deny(self, evidence: Evidence) -> None:
@@ -266,8 +266,10 @@ class Attempt:
                 await self._read_after(call, context, last=call is calls[-1])
 
     async def _call(self, call: Call, context: Context) -> None:
-        so_far = replace(context, readings_per_call=tuple(self._readings))
-        intent = since_call_before(so_far, self.session.record, call)
+        intent = context
+        if self._readings:
+            so_far = replace(context, readings_per_call=tuple(self._readings))
+            intent = since_call_before(so_far, self.session.record, call)
         deadline_s, sent = self.deadline.work_s, partial(setattr, self, "_sent", True)
         reply = await send(self.session, call, deadline_s=deadline_s, command=context, intent=intent, on_sent=sent)
         if reply.outcome != "done":
@@ -343,7 +345,7 @@ class Attempt:
         if other is not None:
             self.session.commit(knowledge.another_answered(self.session.record, evidence.observed))
             raise Unreachable(other, **self._about)
-        return FrozenMap({proof.name: proof(context) for proof in self.row.proofs}), context
+        return FrozenMap({proof.name: proof.check(context) for proof in self.row.proofs}), context
 
     def _holds(self, claim: str, verdicts: Mapping[str, Verdict]) -> bool:
         return holds(verdicts[claim], self.session.policy.least_grade(claim))

@@ -95,8 +95,9 @@ async def gather(
     for kind, read in READERS.items():
         if kind in kinds and kind not in asked.parts:
             asked.parts[str(kind)] = await read(asked)
-    named = {kind: asked.parts.pop(kind) for kind in kinds - EVERY_KIND}
-    return Evidence(**asked.parts, named=FrozenMap(named) if named else EMPTY)
+    own_names = kinds - EVERY_KIND
+    named = FrozenMap({kind: asked.parts.pop(kind) for kind in own_names}) if own_names else EMPTY
+    return Evidence(**asked.parts, named=named)
 
 
 async def residual(session: Session, *, deadline_s: float) -> Reading | Unmeasurable:

@@ -171,7 +171,7 @@ class Session:
         source = self._record.state
         if edge is not None:
             record = replace(record, state=next_state(source, edge.trigger, edge.context))
-        if edge is not None or save is not None:
+        if (edge is not None or save is not None) and self.keeps_records:
             save_together([(self, record)], save or "try")
         if self._record.uncertain.needs_barrier and not record.uncertain.needs_barrier:
             self.journal.note(BarrierReturned())
@@ -198,6 +198,11 @@ class Session:
     def go(self, trigger: str, *, reason: str, command: str = "") -> None:
         """The engine went along one edge, knowing what it knew."""
         self.commit(self._record, Edge(trigger, command, reason=reason))
+
+    @property
+    def keeps_records(self) -> bool:
+        """Whether what is known of the engine is kept anywhere."""
+        return self.store is not None or self.shared is not None
 
     def stores(self, record: Record, save: Save) -> Iterator[StateStore]:
         """Where a record is to be saved: what is known of an engine that another driver has is for that one to keep."""
@@ -250,18 +255,17 @@ class Session:
     @property
     def is_written_down(self) -> bool:
         """Whether anything of the engine is: by a holder of leases, in a store or in a journal."""
-        kept = self.owner.holder is not None or self.store is not None or self.shared is not None
-        return kept or self.journal.file is not None
+        return self.owner.holder is not None or self.keeps_records or self.journal.file is not None
 
     def journal_file(self) -> Journal | None:
         """The journal beside what is known of the engine; None where nothing keeps one."""
-        if self.store is None and self.shared is None:
+        if not self.keeps_records:
             return None
         return next((store.journal for store in (self.store, self.shared) if isinstance(store, Store)), None)
 
     def notify(self, event: str, *about: object) -> None:
         """The journal and the observers were told."""
-        if self.journal.file is not None:
+        if self.journal_file() is not None:
             hear = getattr(self.journal, event, None)
             if hear is not None:
                 hear(*about)

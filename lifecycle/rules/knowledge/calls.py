@@ -45,6 +45,8 @@ def intended(
 
 def intent_over(record: Record) -> Record:
     """The record once the call that was intended was answered, or given up: what it left unknown is in the facts."""
+    if record.uncertain.intent is None:
+        return record
     return replace(record, uncertain=replace(record.uncertain, intent=None))
 
 
