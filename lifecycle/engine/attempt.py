@@ -28,7 +28,7 @@ from ..core.commands import Command, Drain, Release, RestoreKV, UpdateWeights
 from ..core.deadline import Deadline, growing
 from ..core.errors import DeadlineExceeded, GuardRefused, NotProved, OperationFailed, Unreachable
 from ..core.facts import Fact, Tag
-from ..core.frozen import FrozenMap, replace
+from ..core.frozen import EMPTY, FrozenMap, replace
 from ..core.readings import Reading
 from ..core.record import Record
 from ..core.states import State
@@ -366,7 +366,7 @@ class Attempt:
         if isinstance(self.command, UpdateWeights):
             record = was_loaded(record, self.command.source)
         if isinstance(self.command, UpdateWeights | RestoreKV):
-            record = replace(record, calibration=replace(record.calibration, kept_checksums=FrozenMap()))
+            record = replace(record, calibration=replace(record.calibration, kept_checksums=EMPTY))
         if self.row.dest is State.RELEASED:
             by_call = [tags for tags, _ in self._readings]
             record, warnings = knowledge.after_release(record, context, verdicts.get("memory_returned"), by_call)

@@ -12,7 +12,7 @@ from ..core.errors import DeadlineExceeded, OperationFailed, Rejected, Unreachab
 from ..core.states import State
 from ..rules.evidence import Context
 from ..rules.knowledge import after_cancelled, after_reply, intent_over
-from .group_commit import Sending, write_down
+from .group_commit import Sending, is_written_down, write_down
 from .session import Session
 
 
@@ -34,7 +34,7 @@ async def send(
     when it is sent.
     """
     begun = time.monotonic()
-    if session.is_written_down:
+    if is_written_down(session):
         now_s = time.time()
         unwritten = await write_down(Sending(session, call, intent or command, now_s, now_s + deadline_s))
         if unwritten is not None:

@@ -108,6 +108,11 @@ class _Group:
 _groups: WeakKeyDictionary[asyncio.AbstractEventLoop, _Group] = WeakKeyDictionary()
 
 
+def is_written_down(session: Session) -> bool:
+    """Whether anything of what is sent to this engine is: by a holder of leases, in a store or in a journal."""
+    return session.owner.holder is not None or session.keeps_records or session.journal_file() is not None
+
+
 async def write_down(sending: Sending) -> Reply | None:
     """None once all that must be on disk before this call is sent is there; otherwise the reply of one not sent.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -104,11 +103,11 @@ class Session:
         self.in_move: str | None = None
         #: The limit of the drain under way, by which it can be given up.
         self.draining: asyncio.Timeout | None = None
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: tuple[asyncio.Future[None], ...] = ()
         self._record = NOTHING_YET
         #: What was observed since the command or the move began that has the engine now.
         self.observed = NOTHING_OBSERVED
-        self.journal = EngineJournal(self.owner.driver, name=name, key=self.key, of=self)
+        self.journal = EngineJournal(self.owner, name=name, key=self.key, of=self)
         #: Why the engine is in its state, in words; empty where that was not said.
         self.reason = ""
         self._capabilities: Capabilities | None = None
@@ -190,7 +189,6 @@ class Session:
             verdicts=edge.verdicts,
             duration_s=edge.duration_s,
             reason=edge.reason,
-            at_s=time.monotonic(),
         )
         self.notify("transition", transition)
         return transition
@@ -252,11 +250,6 @@ class Session:
 
     # what is told
 
-    @property
-    def is_written_down(self) -> bool:
-        """Whether anything of the engine is: by a holder of leases, in a store or in a journal."""
-        return self.owner.holder is not None or self.keeps_records or self.journal.file is not None
-
     def journal_file(self) -> Journal | None:
         """The journal beside what is known of the engine; None where nothing keeps one."""
         if not self.keeps_records:
@@ -300,11 +293,11 @@ class Session:
         """This command or move does not have the engine, or the deadline has passed."""
         while self.holder() == holder and deadline.left_s:
             left = asyncio.get_running_loop().create_future()
-            self._waiting.append(left)
+            self._waiting += (left,)
             try:
                 await asyncio.wait({left}, timeout=deadline.left_s)
             finally:
-                self._waiting.remove(left)
+                self._waiting = tuple(each for each in self._waiting if each is not left)
 
     def take(self, what: str, until_s: float | None, *, for_move: bool = False) -> None:
         """The engine is this driver's; EngineHeld where another driver has it. `for_move`: its move has the lease."""
