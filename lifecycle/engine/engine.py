@@ -191,25 +191,25 @@ class Engine(EngineView):
         `for_move`: given by the move that has the engine. `collective`: the push that an update takes part in.
         """
         session, begun = self._session, time.monotonic()
-        limit_s = self.policy.deadline_s(command.name, deadline_s)
-        deadline = Deadline(limit_s, reserve_s=self.policy.settle_s)
+        name, policy = session.name, session.policy
+        deadline = Deadline(policy.deadline_s(command.name, deadline_s), reserve_s=policy.settle_s)
         try:
             async with ownership.of_command(session, command.name, deadline, for_move=for_move):
                 operation = row(command.name, session.state)
                 if operation is None:
                     raise session.not_allowed(command.name)
-                session.notify("command_started", self.name, command, session.state)
+                session.notify("command_started", name, command, session.state)
                 attempt = Attempt(session, command, operation, deadline, pushes=self._pushes, collective=collective)
                 transition = await attempt.run()
         except CommandRefused as error:
-            session.notify("refused", self.name, command, self.advised(error, command))
+            session.notify("refused", name, command, self.advised(error, command))
             raise
         except BaseException as error:
             if isinstance(error, LifecycleError):
                 self.advised(error, command)
-            session.notify("command_ended", self.name, command, error, time.monotonic() - begun)
+            session.notify("command_ended", name, command, error, time.monotonic() - begun)
             raise
-        session.notify("command_ended", self.name, command, transition, time.monotonic() - begun)
+        session.notify("command_ended", name, command, transition, time.monotonic() - begun)
         return transition
 
     @property

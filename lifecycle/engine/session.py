@@ -252,7 +252,7 @@ class Session:
 
     def journal_file(self) -> Journal | None:
         """The journal beside what is known of the engine; None where nothing keeps one."""
-        if not self.keeps_records:
+        if self.store is None and self.shared is None:
             return None
         return next((store.journal for store in (self.store, self.shared) if isinstance(store, Store)), None)
 

@@ -118,7 +118,10 @@ CLAIMS: dict[State, str] = {
 
 def row(command: str, state: State) -> Operation | None:
     """The row for this command in this state; None where it is not allowed."""
-    return next((each for each in OPERATIONS if each.command == command and each.source is state), None)
+    for each in OPERATIONS:
+        if each.source is state and each.command == command:
+            return each
+    return None
 
 
 def allowed(state: State) -> tuple[str, ...]:
