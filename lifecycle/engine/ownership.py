@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from ..core.deadline import Deadline
@@ -62,16 +62,15 @@ def _path(store: object) -> str | None:
     return None if path is None else str(path)
 
 
-@asynccontextmanager
-async def of_command(session: Session, what: str, deadline: Deadline, *, for_move: bool = False) -> AsyncIterator[None]:
-    """The engine belongs to this command, and what is known of it is of now.
+@contextmanager
+def of_command(session: Session, what: str, deadline: Deadline, *, for_move: bool = False) -> Iterator[None]:
+    """The engine belongs to this command, which begins with `caught_up`.
 
     EngineBusy where another command or move of this process has it, EngineHeld where another driver does.
     """
     with session.claimed(what, for_move=for_move), _Held(session, what, deadline.left_s, for_move=for_move):
         if not for_move:
             session.forget_observed()
-        await caught_up(session, deadline)
         yield
 
 

@@ -52,7 +52,7 @@ class NotSaved(Exception):
     """A record that must be saved could not be; `__cause__` is what the store raised."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Edge:
     """One edge to go along: its trigger, and what observers are told of it. `context` is for the guards."""
 
