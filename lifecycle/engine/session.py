@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -53,7 +52,7 @@ class NotSaved(Exception):
     """A record that must be saved could not be; `__cause__` is what the store raised."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Edge:
     """One edge to go along: its trigger, and what observers are told of it. `context` is for the guards."""
 
@@ -104,11 +103,11 @@ class Session:
         self.in_move: str | None = None
         #: The limit of the drain under way, by which it can be given up.
         self.draining: asyncio.Timeout | None = None
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: tuple[asyncio.Future[None], ...] = ()
         self._record = NOTHING_YET
         #: What was observed since the command or the move began that has the engine now.
         self.observed = NOTHING_OBSERVED
-        self.journal = EngineJournal(self.owner.driver, name=name, key=self.key, of=self)
+        self.journal = EngineJournal(self.owner, name=name, key=self.key, of=self)
         #: Why the engine is in its state, in words; empty where that was not said.
         self.reason = ""
         self._capabilities: Capabilities | None = None
@@ -171,7 +170,8 @@ class Session:
         source = self._record.state
         if edge is not None:
             record = replace(record, state=next_state(source, edge.trigger, edge.context))
-        save_together([(self, record)], save or ("no" if edge is None else "try"))
+        if (edge is not None or save is not None) and self.keeps_records:
+            save_together([(self, record)], save or "try")
         if self._record.uncertain.needs_barrier and not record.uncertain.needs_barrier:
             self.journal.note(BarrierReturned())
         self._record = record
@@ -189,7 +189,6 @@ class Session:
             verdicts=edge.verdicts,
             duration_s=edge.duration_s,
             reason=edge.reason,
-            at_s=time.monotonic(),
         )
         self.notify("transition", transition)
         return transition
@@ -197,6 +196,11 @@ class Session:
     def go(self, trigger: str, *, reason: str, command: str = "") -> None:
         """The engine went along one edge, knowing what it knew."""
         self.commit(self._record, Edge(trigger, command, reason=reason))
+
+    @property
+    def keeps_records(self) -> bool:
+        """Whether what is known of the engine is kept anywhere."""
+        return self.store is not None or self.shared is not None
 
     def stores(self, record: Record, save: Save) -> Iterator[StateStore]:
         """Where a record is to be saved: what is known of an engine that another driver has is for that one to keep."""
@@ -254,7 +258,7 @@ class Session:
 
     def notify(self, event: str, *about: object) -> None:
         """The journal and the observers were told."""
-        if self.journal.file is not None:
+        if self.journal_file() is not None:
             hear = getattr(self.journal, event, None)
             if hear is not None:
                 hear(*about)
@@ -289,11 +293,11 @@ class Session:
         """This command or move does not have the engine, or the deadline has passed."""
         while self.holder() == holder and deadline.left_s:
             left = asyncio.get_running_loop().create_future()
-            self._waiting.append(left)
+            self._waiting += (left,)
             try:
                 await asyncio.wait({left}, timeout=deadline.left_s)
             finally:
-                self._waiting.remove(left)
+                self._waiting = tuple(each for each in self._waiting if each is not left)
 
     def take(self, what: str, until_s: float | None, *, for_move: bool = False) -> None:
         """The engine is this driver's; EngineHeld where another driver has it. `for_move`: its move has the lease."""
