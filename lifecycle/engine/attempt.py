@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -290,7 +289,6 @@ class Attempt:
     async def _push(self, call: Call) -> None:
         if self.collective is None:
             raise Unreachable("a push needs its collective; update through updating_weights()", **self._about)
-        self.session.forget_observed()  # what the trainer does to it is not sent here
         try:
             with self._pushes.allowed(self.deadline):
                 async with asyncio.timeout(self.deadline.work_s):
@@ -315,12 +313,10 @@ class Attempt:
         """The verdicts, once every proof holds; NotProved where one never will, or no time is left."""
         polls, again = growing(self.session.policy.poll_s), False
         while True:
-            asked_at_s = time.monotonic()
             verdicts, context = await self._ask_proofs(asked, again=again)
             failed = frozenset(proof.name for proof in self.row.proofs if not self._holds(proof.name, verdicts))
             record = self.session.record
             if not failed:
-                self.session.observed = self.session.observed.after_proved(context.evidence.residual, asked_at_s)
                 self.session.commit(knowledge.after_proofs(record, self.row.proofs, verdicts, context))
                 return verdicts
             unread = {proof.name for proof in self.row.proofs if unread_by(proof, verdicts[proof.name], context)}

@@ -160,7 +160,6 @@ async def _observe(asked: Question, kinds: frozenset[str]) -> Observation:
 
 
 async def _idle(asked: Question) -> Verdict:
-    asked.session.observed = asked.session.observed.without_reading()  # the question drops a cache
     adapter, facts, left_s = asked.session.adapter, asked.session.facts, asked.deadline.left_s
     if asked.wait_s and isinstance(adapter, WaitsForIdle):
         return await adapter.idle_within(facts, wait_s=asked.wait_s, deadline_s=left_s)
@@ -172,9 +171,7 @@ async def _answer(asked: Question) -> Verdict:
 
 
 async def _residual(asked: Question) -> Reading | Unmeasurable:
-    max_age_s = 0.0 if asked.again else asked.session.policy.evidence_max_age_s
-    served = asked.session.observed.resident(time.monotonic(), max_age_s)
-    return served or await residual(asked.session, deadline_s=asked.deadline.left_s)
+    return await residual(asked.session, deadline_s=asked.deadline.left_s)
 
 
 async def _hook_mode(asked: Question) -> Verdict:

@@ -178,8 +178,6 @@ class Session:
         self.tenancy.committed(record)
         if edge is None:
             return None
-        if record.state is State.FAILED:  # somebody may have moved its memory
-            self.observed = self.observed.without_reading()
         self.reason = edge.reason
         transition = Transition(
             engine=self.name,

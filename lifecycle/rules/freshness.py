@@ -12,10 +12,6 @@ What may serve, and for how long:
 - the boot also until a call after which an engine may end although it answered: a release, after which requests would
   run in memory that is gone, and a resume, after which they run. A call that was answered did not end the process.
 
-What was resident when a command was proved serves the next one as what was resident before its calls, as young, and
-until anything is sent or an idle proof is asked, which drops a cache. A reading that proved nothing serves nobody: its
-bytes may be under way. Nor does one serve a proof that is asked again, or an engine that failed meanwhile.
-
 What changes without any call of ours is never used twice: how many requests run, and what an idle proof or a generated
 token said. Nor is a checksum: it is asked for where weights were moved. All of this is pure.
 """
@@ -30,8 +26,6 @@ from ..core.calls import Call, Reply
 from ..core.facts import Fact
 from ..core.frozen import EMPTY, FrozenMap, replace
 from ..core.observation import Observation
-from ..core.readings import Reading
-from ..core.verdicts import Unmeasurable
 
 #: The parts of an observation that tell a fact, for the facts that serve again.
 _REPORTED_BY: Mapping[Fact, tuple[str, ...]] = {
@@ -45,15 +39,10 @@ _REPORTED_BY: Mapping[Fact, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What was observed of an engine last, and when each fact of it was asked for (seconds, monotonic).
-
-    With what was resident by the proofs of the command before, where nothing was sent since.
-    """
+    """What was observed of an engine last, and when each fact of it was asked for (seconds, monotonic)."""
 
     report: Observation = field(default_factory=Observation)
     asked_at_s: Mapping[Fact, float] = EMPTY
-    reading: Reading | None = None
-    read_at_s: float = -math.inf
 
     def to_ask(self, want: frozenset[Fact], now_s: float, max_age_s: float) -> frozenset[Fact]:
         """The facts that have to be asked for, with those that have half of the age; empty where all serve."""
@@ -81,21 +70,7 @@ class Observed:
         before = self if report.boot in (None, self.report.boot) else NOTHING_OBSERVED
         parts = {part: getattr(report, part) for fact in facts for part in _REPORTED_BY[fact]}
         ages_s = FrozenMap({**before.asked_at_s, **dict.fromkeys(facts, asked_at_s)})
-        return replace(before, report=replace(before.report, **parts), asked_at_s=ages_s)
-
-    def resident(self, now_s: float, max_age_s: float) -> Reading | None:
-        """What was resident when the command before was proved, where that serves still."""
-        return self.reading if now_s - self.read_at_s < max_age_s else None
-
-    def after_proved(self, reading: Reading | Unmeasurable, read_at_s: float) -> Observed:
-        """What serves once a command was proved with this reading; one that served again is no younger."""
-        if reading is self.reading or not isinstance(reading, Reading):
-            return self
-        return replace(self, reading=reading, read_at_s=read_at_s)
-
-    def without_reading(self) -> Observed:
-        """What serves once memory may have moved otherwise than by a call."""
-        return replace(self, reading=None, read_at_s=-math.inf)
+        return Observed(replace(before.report, **parts), ages_s)
 
     def after_call(self, call: Call, reply: Reply | None) -> Observed:
         """What serves still once this call was answered so; None: it is not known what became of it."""
@@ -107,7 +82,7 @@ class Observed:
         if call.effect.get(Fact.ADMISSION) == "open" or False in call.effect.get(Fact.MAPPED, {}).values():
             changed.add(Fact.BOOT)
         ages_s = {fact: at_s for fact, at_s in self.asked_at_s.items() if fact not in changed}
-        return replace(self.without_reading(), asked_at_s=FrozenMap(ages_s))
+        return replace(self, asked_at_s=FrozenMap(ages_s))
 
 
 #: Of an engine that was not looked at since its command or move began.

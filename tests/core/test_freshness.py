@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -10,16 +9,12 @@ import pytest
 from rig import V1, fleet_of, serving
 from virtual_time import virtually
 
-from lifecycle import Fact, Fleet, FleetError, Kept, NotProved, Pushed, Release, RestoreWeights, UpdateWeights
-from lifecycle.core.calls import PUSH as PUSHED
+from lifecycle import Fact, Fleet, FleetError
 from lifecycle.core.calls import Call, Reply
 from lifecycle.core.observation import Observation
-from lifecycle.core.readings import Reading
-from lifecycle.core.verdicts import Unmeasurable
-from lifecycle.engine.collective import Collective
-from lifecycle.engine.gather import EVERYTHING, gather, observe
+from lifecycle.engine.gather import EVERYTHING, observe
 from lifecycle.rules.freshness import Observed
-from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, QUICK, Act, Journal
+from lifecycle.testing import QUICK, Act, Journal
 
 DONE = Reply("done")
 SEEN = Observation(
@@ -116,42 +111,6 @@ def test_of_another_process_nothing_serves_that_was_seen_before() -> None:
     assert after.to_ask(WANT, 11.0, 2.0) == WANT - {Fact.BOOT}
 
 
-# what is resident
-
-HELD = Reading({"gpu-0": 10}, (), "a test")
-LATER = Reading({"gpu-0": 10}, (), "a test")
-
-
-def proved(at_s: float = 10.0) -> Observed:
-    return observed().after_proved(HELD, at_s)
-
-
-def test_what_was_resident_serves_for_as_long_as_it_is_young() -> None:
-    assert observed().resident(10.0, 2.0) is None
-    assert proved().resident(11.9, 2.0) is HELD
-    assert proved().resident(12.0, 2.0) is None
-    assert proved().resident(10.0, 0.0) is None, "where nothing serves again"
-
-
-def test_a_reading_that_served_again_is_no_younger_and_a_later_one_is() -> None:
-    assert proved().after_proved(HELD, 11.0).resident(12.0, 2.0) is None
-    assert proved().after_proved(LATER, 11.0).resident(12.0, 2.0) is LATER
-    assert proved().after_proved(Unmeasurable(reason="a test"), 11.0) == proved()
-
-
-@pytest.mark.parametrize("call", [PAUSE, FLUSH, RELEASE, RESTORE, LOAD, RESUME, PUSH], ids=lambda each: each.name)
-@pytest.mark.parametrize("reply", [DONE, Reply("lost"), None], ids=lambda each: each.outcome if each else "cancelled")
-def test_no_reading_serves_after_a_call(call: Call, reply: Reply | None) -> None:
-    assert proved().after_call(call, reply).resident(10.1, 2.0) is None
-
-
-def test_a_reading_is_kept_while_one_process_answers_and_is_let_go_with_it() -> None:
-    asked = frozenset({Fact.BOOT})
-    assert proved().after(asked, Observation(boot="b", alive=True), 11.0).resident(11.0, 2.0) is HELD
-    for now in (Observation(boot="c", alive=True), Observation(detail="no answer"), Observation(alive=False)):
-        assert proved().after(asked, now, 11.0).resident(11.0, 2.0) is None
-
-
 # in moves
 
 
@@ -173,6 +132,15 @@ ONLOAD = [
     *("observe", "restore", "observe", "observe", "load", "observe"),  # checksums before and after the load
     *("restore", "flush", "observe", "resume", "observe", "answers"),
 ]
+
+
+async def test_after_a_step_of_the_caller_the_engine_is_looked_at_again() -> None:
+    """It may have done anything to the engines, a restart among it."""
+    fleet, journal = await moved()
+    await fleet.offload(weights=V1)
+    journal.clear()
+    await fleet.onload(between=lambda: None)
+    assert looks(journal).count("observe") == ONLOAD.count("observe") + 1
 
 
 async def test_within_a_move_what_proved_one_command_serves_the_guards_of_the_next() -> None:
@@ -255,139 +223,3 @@ async def test_nothing_that_was_observed_is_kept_once_a_move_has_ended() -> None
     fleet, _ = await moved()
     await fleet.offload(weights=V1)
     assert fleet["a"]._session.observed == Observed()
-
-
-# readings of memory in moves
-
-
-async def kept(**policy: Any) -> tuple[Fleet, Journal]:
-    """A fleet of one engine that keeps its weights through a release, released."""
-    caps = {"a": {"tags": (KEPT_WEIGHTS, KV_CACHE)}}
-    fleet, journal = await fleet_of("a", caps=caps, policy=replace(QUICK, **policy))
-    await fleet.offload(weights=Kept())
-    journal.clear()
-    return fleet, journal
-
-
-def sent_and_read(journal: Journal) -> list[str]:
-    """The calls, the idle proofs and the readings of memory, in order."""
-    names = {"call": lambda entry: entry.name, "residual": lambda entry: "read", "idle": lambda entry: "idle"}
-    return [names[entry.kind](entry) for entry in journal if entry.kind in names]
-
-
-READ_ONCE_BETWEEN = ["read", "restore", "read", "restore", "flush", "read", "resume"]
-READ_ANEW = ["read", "restore", "read", "read", "restore", "flush", "read", "resume"]
-
-
-async def test_what_is_resident_after_a_restore_serves_the_next_command_of_the_move() -> None:
-    fleet, journal = await kept()
-    await fleet.onload()
-    assert sent_and_read(journal) == READ_ONCE_BETWEEN
-
-
-async def test_with_an_age_of_nothing_it_is_read_anew() -> None:
-    fleet, journal = await kept(evidence_max_age_s=0)
-    await fleet.onload()
-    assert sent_and_read(journal) == READ_ANEW
-
-
-async def test_after_a_step_of_the_caller_it_is_read_anew() -> None:
-    fleet, journal = await kept()
-    await fleet.onload(between=lambda: None)
-    assert sent_and_read(journal) == READ_ANEW
-
-
-async def test_after_a_load_it_is_read_anew() -> None:
-    fleet, journal = await moved()
-    await fleet.offload(weights=V1)
-    journal.clear()
-    await fleet.onload()
-    load = ["read", "restore", "read", "load", "read", "restore", "flush", "read", "resume"]
-    assert sent_and_read(journal) == load
-
-
-async def test_outside_of_moves_every_command_reads_for_itself() -> None:
-    fleet, journal = await kept()
-    await fleet["a"].restore_weights()
-    await fleet["a"].restore_kv()
-    assert sent_and_read(journal) == READ_ANEW[:-1]
-
-
-async def test_a_restore_of_another_between_two_commands_is_found_where_nothing_serves_again() -> None:
-    """With an age it is found once the engine has ended of being sent it twice: ADR 20 says what that costs."""
-    fleet, _ = await kept(evidence_max_age_s=0)
-    adapter: Any = fleet["a"].adapter
-    read = adapter.probe.read
-
-    async def then_another_restores(*args: Any, **how: Any) -> Any:
-        reading = await read(*args, **how)
-        if adapter.engine.unmapped == {"kv_cache"}:
-            adapter.probe.read = read
-            adapter.engine.apply("restore", {"tags": ["kv_cache"]})
-        return reading
-
-    adapter.probe.read = then_another_restores
-    with pytest.raises(FleetError, match=r"kv_cache holds .*externally modified"):
-        await fleet.onload()
-    assert adapter.engine.alive
-
-
-async def test_an_idle_proof_ends_what_was_read_before_it() -> None:
-    """It drops the prefix cache: what goes with that must not count as what a release gave back."""
-    fleet, journal = await kept()
-    engine = fleet["a"]
-    with engine.claimed_for("onload"):
-        await engine.execute(RestoreWeights(), for_move=True)
-        await engine.execute(Release(weights=Kept()), for_move=True)
-    assert sent_and_read(journal) == ["read", "restore", "read", "idle", "read", "release", "read"]
-
-
-async def test_a_push_ends_what_was_read_before_it() -> None:
-    """Also where no call of ours begins or ends it."""
-    fleet, _ = await moved()
-    engine: Any = fleet["a"]
-    session, plan, during = engine._session, engine.adapter.plan, list[Any]()
-
-    async def push(engines: Any) -> None:
-        during.append(session.observed.reading)
-
-    def only_pushes(command: Any, facts: Any) -> tuple[Call, ...]:
-        calls: tuple[Call, ...] = plan(command, facts)
-        return (PUSHED,) if PUSHED in calls else calls
-
-    engine.adapter.plan = only_pushes
-    pushed = Pushed(push, "v1")
-    await fleet.offload(weights=pushed)
-    with engine.claimed_for("onload"):
-        await engine.execute(RestoreWeights(), for_move=True)
-        assert session.observed.reading is not None
-        with suppress(NotProved):  # nothing says that the push loaded anything
-            collective = Collective(pushed, [engine])
-            await engine.execute(UpdateWeights(pushed), for_move=True, collective=collective)
-    assert during == [None]
-
-
-async def test_of_an_engine_that_failed_it_is_read_anew() -> None:
-    fleet, _ = await kept()
-    engine = fleet["a"]
-    with engine.claimed_for("onload"):
-        await engine.execute(RestoreWeights(), for_move=True)
-        assert engine._session.observed.reading is not None
-        engine._session.go("contradicted", reason="a test")
-        assert engine._session.observed.reading is None
-
-
-async def test_a_proof_that_is_asked_again_reads_again() -> None:
-    """A reading serves a proof before which nothing was sent; not where that proof did not hold."""
-    fleet, journal = await kept()
-    engine = fleet["a"]
-    with engine.claimed_for("onload"):
-        await engine.execute(RestoreWeights(), for_move=True)
-        evidence = [await gather_residual(engine, again=again) for again in (False, True)]
-    assert evidence[0] is not evidence[1]
-    assert sent_and_read(journal) == ["read", "restore", "read", "read"]
-
-
-async def gather_residual(engine: Any, *, again: bool) -> Any:
-    kinds = frozenset({"residual"})
-    return (await gather(engine._session, kinds, RestoreWeights(), deadline_s=1, again=again)).residual
