@@ -301,6 +301,10 @@ class Engine(EngineView):
         with self.advising(Goal(State.RELEASED)), ownership.of_move(self._session, what):
             yield
 
+    def forget_observed(self) -> None:
+        """What was observed of it in its move serves no command that is still to come."""
+        self._session.forget_observed()
+
     async def caught_up(self, deadline_s: float | None = None) -> None:
         """What is known of it is of now, where another driver used it since this one looked. For its move."""
         limit_s = self.policy.settle_s if deadline_s is None else min(self.policy.settle_s, deadline_s)
