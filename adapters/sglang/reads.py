@@ -14,14 +14,15 @@ from .answers import LIMITS, is_empty, loads
 
 
 async def together(*asks: Coroutine[Any, Any, Any] | None) -> list[Any]:
-    """The results of these coroutines, which run at once; None where there is none. One alone runs in this task."""
+    """The results of these coroutines, which run at once, the first in this task; None where there is none."""
     wanted = [each for each in asks if each is not None]
     if len(wanted) == 1:
         results = [await wanted[0]]
     else:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in wanted]
-        results = [task.result() for task in tasks]
+            tasks = [group.create_task(each) for each in wanted[1:]]
+            results = [await wanted[0]]
+        results += [task.result() for task in tasks]
     return [None if each is None else results.pop(0) for each in asks]
 
 
