@@ -18,7 +18,7 @@ from lifecycle.core.errors import ConfigurationError, NothingListens
 from lifecycle.core.facts import Fact, Facts, Grade
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
-from lifecycle.core.verdicts import REQUESTS_RUN, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
+from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Verdict
 from lifecycle.nodes.address import Address
 from lifecycle.nodes.locate import ended, find_processes
 from lifecycle.nodes.processes import is_alive
@@ -26,9 +26,10 @@ from lifecycle.nodes.trees import with_all_below
 from lifecycle.rules.identity import boot_identity
 
 from ..http import Answer, HttpClient
-from .answers import FLUSH_REFUSED, LIMITS, generated, server_info, weights_label, whole, why_not
+from .answers import LIMITS, generated, server_info, weights_label, whole, why_not
 from .capabilities import boot_of, capabilities_of, counts_requests_alone, sizes_of
 from .checksums import by_role, of_engine
+from .idle import Idle
 from .plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
 from .reads import Reads, together
 
@@ -71,12 +72,11 @@ class SGLangAdapter:
         self._key = _key(address, "api_key")
         self._reads = Reads(self._http, self._key)
         self._admin_key = _key(address, "admin_api_key") or self._key
+        self._idle = Idle(self._http, self._reads, self._admin_key)
         self._checksums = _switch(address, "checksum")
         self._sizes = sizes_of(address)
         self._capabilities: Capabilities | None = None
         self._disaggregated = False
-        self._dp_size = 1
-        self._counts_requests_alone = False
         self._own_identity = ""
         self._processes: tuple[Process, ...] | None = None
         self._family: tuple[Process, ...] = ()
@@ -106,8 +106,8 @@ class SGLangAdapter:
         if control.status in (401, 403):
             raise ConfigurationError(f"{self.url}: the control endpoints refuse the key; give admin_api_key_env=NAME")
         self._disaggregated = info.get("disaggregation_mode") not in (None, "null")
-        self._dp_size = whole(info.get("dp_size")) or 1
-        self._counts_requests_alone = counts_requests_alone(info)
+        self._idle.dp_size = whole(info.get("dp_size")) or 1
+        self._idle.counts_requests_alone = counts_requests_alone(info)
         observable = OBSERVABLE | ({Fact.CHECKSUM} if self._checksums else frozenset())
         self._capabilities = replace(capabilities_of(info, self._tags(), self._sizes), observable=observable)
         self._own_identity = boot_of(info)
@@ -131,7 +131,7 @@ class SGLangAdapter:
     async def send(self, call: Call, *, deadline_s: float) -> Reply:
         """Sends one request, once. `success: false` in a 200 counts as a refusal."""
         if call.name == "await_idle":
-            return await self._await_idle(deadline_s)
+            return await self._idle.awaited(deadline_s)
         closes = call.name == CLOSE_PUSH
         path, body = "/end_weight_update" if closes else f"/{call.name}", dict(call.args)
         answer = await self._http.request(
@@ -191,7 +191,7 @@ class SGLangAdapter:
 
         Requests that a retract has put back into the queue do not count. Source: sglang 0.5.23, measured.
         """
-        return await self._flushed(None, deadline_s)
+        return await self._idle.flushed(None, deadline_s)
 
     async def idle_within(self, facts: Facts, *, wait_s: float, deadline_s: float) -> Verdict:
         """As `prove_idle`. The scheduler holds `/flush_cache?timeout=` back until it is idle, or the time has passed.
@@ -199,29 +199,8 @@ class SGLangAdapter:
         Not after a retract: such a flush waits for the queue to empty, which a paused scheduler never does. Nor with
         several data-parallel ranks, of which only the first waits. Source: sglang 0.5.23, measured.
         """
-        waits = self._dp_size == 1 and facts.paused_by in ("abort", "wait") and deadline_s > 2 * wait_s
-        return await self._flushed(wait_s if waits else None, deadline_s)
-
-    async def _flushed(self, timeout_s: float | None, deadline_s: float) -> Verdict:
-        clock, params = Deadline(deadline_s), None if timeout_s is None else {"timeout": f"{timeout_s:g}"}
-        answer = await self._http.request(
-            "POST", "/flush_cache", deadline_s=clock.left_s, repeatable=True, key=self._admin_key, params=params
-        )
-        if answer.status == 400:
-            run = self._counts_requests_alone and answer.detail.startswith(FLUSH_REFUSED)
-            return Pending(reason=f"requests still run ({answer.detail})", figures={REQUESTS_RUN: run})
-        if not answer.ok:
-            return Pending(reason=f"/flush_cache answered {answer.status or answer.error}")
-        if self._dp_size > 1:
-            running = await self._reads.running(time.monotonic() + min(clock.left_s, READ_S))
-            if running is None:
-                return Unmeasurable(reason="it has several data-parallel ranks, and their load counts are frozen")
-            if running:
-                return Pending(
-                    reason=f"{running} requests still run on its data-parallel ranks",
-                    figures={REQUESTS_RUN: self._counts_requests_alone},
-                )
-        return Proved(grade=Grade.REPORTED, reason="a flush answered 200", figures={"cache_dropped": True})
+        waits = self._idle.dp_size == 1 and facts.paused_by in ("abort", "wait") and deadline_s > 2 * wait_s
+        return await self._idle.flushed(wait_s if waits else None, deadline_s)
 
     async def barrier(self, *, deadline_s: float) -> bool:
         """True once `/server_info` has answered. It queues behind everything sent to the scheduler before.
@@ -300,17 +279,6 @@ class SGLangAdapter:
             pids = ", ".join(str(process.pid) for process in self._family)
             return Observation(alive=False, detail=f"pid {pids} has ended", sampled_at=time.monotonic())
         return Observation(detail=why_not(answer), sampled_at=time.monotonic())
-
-    async def _await_idle(self, deadline_s: float) -> Reply:
-        """Done once two reads in a row found no request running or queued. For a server behind a closed router."""
-        end, zeros = time.monotonic() + deadline_s, 0
-        while time.monotonic() < end:
-            running = await self._reads.running(end)
-            zeros = zeros + 1 if running == 0 else 0
-            if zeros == 2:
-                return Reply("done")
-            await asyncio.sleep(0.1)
-        return Reply("rejected", detail="requests still ran when the deadline passed")
 
     async def _token(self, probe: Probe, deadline_s: float) -> Verdict:
         """Generates a token. Where the request only queues behind kept requests, a token of one of those counts."""

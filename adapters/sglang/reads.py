@@ -7,6 +7,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+from lifecycle.core.deadline import growing
 from lifecycle.core.facts import Admission, Fact
 
 from ..http import BODY_LIMIT, Answer, HttpClient
@@ -63,9 +64,9 @@ class Reads:
 
         Source: sglang 0.5.23, measured: retract and in_place freeze the counts at their last value.
         """
-        first = await self._loads(end)
+        first, polls = await self._loads(end), growing(0.1)
         while first is not None and time.monotonic() < min(end, first[2] + 1.0):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(next(polls))
             again = await self._loads(end)
             if again is None or len(again[1]) != len(first[1]):
                 continue

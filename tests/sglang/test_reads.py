@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from lifecycle.adapters.http import Answer, HttpClient
 from lifecycle.adapters.loopback import LoopbackProcess
-from lifecycle.adapters.sglang import SGLangAdapter
+from lifecycle.adapters.sglang import SGLangAdapter, idle
 
-from lifecycle import Fact, Facts, Fleet, FromDisk, Grade, Pending, Policy, Proved
+from lifecycle import Call, Fact, Facts, Fleet, FromDisk, Grade, Pending, Policy, Proved
 from lifecycle.nodes.address import parse
 
 Start = Callable[..., LoopbackProcess]
@@ -188,6 +188,60 @@ async def test_it_does_not_wait_where_it_would_wait_for_ever(slow_engine: Loopba
     assert isinstance(verdict, Pending)
     assert "Timed out" not in verdict.reason
     asking.cancel()
+    await adapter.aclose()
+
+
+AWAIT_IDLE = Call("await_idle", repeatable=True, refusal_is_untouched=True)
+
+
+async def test_a_pause_that_waits_has_the_engine_wait_and_asks_twice(start: Start, sent: list[str]) -> None:
+    adapter = await adapter_of(start(arguments=("--step-delay-s", "0.02")))
+    asking = await busy(adapter, 20)
+    sent.clear()
+    assert (await adapter.send(AWAIT_IDLE, deadline_s=20)).outcome == "done"
+    assert sent.count("flush_cache") == 2
+    assert "v1/loads" not in sent
+    assert (await asking).ok
+    await adapter.aclose()
+
+
+async def test_a_pause_that_waits_takes_what_its_router_had_sent_for_on_its_way(
+    slow_engine: LoopbackProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle, "ARRIVING_S", 3.0)
+    adapter = await adapter_of(slow_engine)
+    waiting = asyncio.ensure_future(adapter.send(AWAIT_IDLE, deadline_s=20))
+    asking = await busy(adapter, 300)
+    done, _ = await asyncio.wait({waiting, asking}, return_when=asyncio.FIRST_COMPLETED)
+    assert done == {asking}
+    assert (await waiting).outcome == "done"
+    await adapter.aclose()
+
+
+async def test_a_pause_that_waits_leaves_no_long_question_in_the_engine(
+    slow_engine: LoopbackProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = await adapter_of(slow_engine)
+    asking, request, waits = await busy(adapter, 300), adapter._http.request, list[float]()
+
+    async def noted(*given: Any, **how: Any) -> Answer:
+        if how.get("params"):
+            waits.append(float(how["params"]["timeout"]))
+        return await request(*given, **how)
+
+    monkeypatch.setattr(adapter._http, "request", noted)
+    reply = await adapter.send(AWAIT_IDLE, deadline_s=2.5)
+    assert (reply.outcome, max(waits)) == ("rejected", 1.0)
+    asking.cancel()
+    await adapter.aclose()
+
+
+async def test_of_several_data_parallel_ranks_the_requests_are_counted(start: Start, sent: list[str]) -> None:
+    adapter = await adapter_of(start())
+    adapter._idle.dp_size = 2
+    sent.clear()
+    assert (await adapter.send(AWAIT_IDLE, deadline_s=20)).outcome == "done"
+    assert set(sent) == {"v1/loads"}
     await adapter.aclose()
 
 
