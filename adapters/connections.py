@@ -92,9 +92,9 @@ class Use:
 
     def allows(self, history: History) -> bool:
         """Whether a connection that was used before was answered recently enough, and has nothing to be read."""
-        if self.idle_s is None or history.heard_at is None or time.monotonic() - history.heard_at > self.idle_s:
+        if self.idle_s is None or history.heard_at is None:
             return False
-        return not history.has_unread
+        return time.monotonic() - history.heard_at <= self.idle_s and not history.has_unread
 
     def broken(self, error: BaseException | None = None) -> Broken:
         """The error of a request whose connection broke."""
@@ -117,7 +117,7 @@ class _Connector(aiohttp.TCPConnector):
         """Does nothing: `Shared` closes it, and where its loop was closed first, nothing is left to close."""
 
     async def connect(self, *args: Any, **options: Any) -> Any:
-        """A connection that the request may use. Kept ones that it may not use are closed on the way.
+        """A connection that the request may use. Kept ones that are too old or have ended are closed on the way.
 
         Raises `Broken` where the request has had one. aiohttp sends a GET again after an error of its own kind, also
         one that went over a new connection, and it may take another stale one. `HttpClient.request` decides that.
@@ -125,18 +125,26 @@ class _Connector(aiohttp.TCPConnector):
         use = _USE.get()
         if use.history is not None:
             raise use.broken()
-        while True:
-            connection = await super().connect(*args, **options)
-            protocol: Any = connection.protocol
-            history = protocol.transport.get_protocol()
-            if not isinstance(history, History):
-                history = History(protocol)
-                protocol.transport.set_protocol(history)
-                break
-            if use.allows(history) and not protocol.should_close:
-                use.reused, history.heard = True, False
-                break
-            connection.close()
+        idle: list[Any] = []
+        try:
+            while True:
+                connection = await super().connect(*args, **options)
+                protocol: Any = connection.protocol
+                history = protocol.transport.get_protocol()
+                if not isinstance(history, History):
+                    history = History(protocol)
+                    protocol.transport.set_protocol(history)
+                    break
+                if use.idle_s is None:
+                    idle.append(connection)
+                elif use.allows(history) and not protocol.should_close:
+                    use.reused, history.heard = True, False
+                    break
+                else:
+                    connection.close()
+        finally:
+            for each in idle:  # others may use them still
+                each.release()
         if history.server is not use.server:  # one address may be spelled in several ways
             history.server = use.server
             use.server.connections.add(protocol)

@@ -130,6 +130,17 @@ async def test_a_call_is_sent_again_once_and_only_where_no_byte_came(
         await client.aclose()
 
 
+async def test_a_new_connection_leaves_those_that_are_kept() -> None:
+    async with CountingServer() as server:
+        client = HttpClient(server.url)
+        for _ in range(3):
+            assert (await client.request("GET", "/", deadline_s=5.0, fresh=True)).ok
+        assert server.connections == 3
+        assert all(answer.ok for answer in await asyncio.gather(*(send(client) for _ in range(3))))
+        assert (server.connections, server.ended) == (3, 0)
+        await client.aclose()
+
+
 async def test_what_nobody_asked_for_is_no_answer_to_the_next_request() -> None:
     async with CountingServer() as server:
         client = HttpClient(server.url)

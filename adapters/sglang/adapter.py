@@ -31,7 +31,7 @@ from .capabilities import boot_of, capabilities_of, counts_requests_alone, sizes
 from .checksums import by_role, of_engine
 from .idle import Idle
 from .plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
-from .reads import Reads, together
+from .reads import Reads, in_turn, together
 
 OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "agent", "tags", "sizes", "checksum")
 
@@ -95,7 +95,7 @@ class SGLangAdapter:
         Raises ConfigurationError where no SGLang server answers there, or where it refuses a key.
         """
         clock = Deadline(deadline_s)
-        answer = await self._reads.get("/server_info", clock.left_s)
+        answer, early = await together(self._reads.get("/server_info", clock.left_s), self._found_early(clock))
         info = server_info(answer)
         if info is None:
             kind = NothingListens if answer.refused else ConfigurationError
@@ -111,7 +111,10 @@ class SGLangAdapter:
         observable = OBSERVABLE | ({Fact.CHECKSUM} if self._checksums else frozenset())
         self._capabilities = replace(capabilities_of(info, self._tags(), self._sizes), observable=observable)
         self._own_identity = boot_of(info)
-        await self._has(await find_processes(self._address, deadline_s=clock.left_s))
+        if early and all(is_alive(each) for each in early[0]):
+            self._processes, self._family = early
+        else:
+            await self._has(await find_processes(self._address, deadline_s=clock.left_s))
         self._were_found = bool(self._processes)
         self._at_connect = answer, time.monotonic()
         return self._capabilities
@@ -156,7 +159,8 @@ class SGLangAdapter:
         """
         whole_s, clock = Deadline(deadline_s), Deadline(min(deadline_s, READ_S))
         end = time.monotonic() + clock.total_s
-        info, traffic, model = await together(
+        run = together if self._at_connect is None else in_turn  # a connection costs more than an answer
+        info, traffic, model = await run(
             self._server_info(clock) if Fact.BOOT in want or not want & OBSERVABLE else None,
             self._reads.traffic(want, end) if want & {Fact.ADMISSION, Fact.RUNNING} else None,
             self._reads.get("/model_info", clock.left_s) if Fact.CONTENTS in want else None,
@@ -241,10 +245,21 @@ class SGLangAdapter:
     # reads
 
     async def _has(self, processes: tuple[Process, ...] | None) -> None:
-        family: tuple[Process, ...] = ()
-        with suppress(TimeoutError):  # without them silence is never taken for an end
-            family = await with_all_below(processes or (), deadline_s=READ_S)
-        self._processes, self._family = processes, family
+        self._processes, self._family = processes, await _family(processes or ())
+
+    async def _found_early(self, clock: Deadline) -> tuple[tuple[Process, ...], tuple[Process, ...]] | None:
+        """The processes of this host behind the address, and those below them, found while the server answers.
+
+        One that listened before and lives afterwards is the one that answered. So all engines that are connected at
+        once share one scan of the host. None where they are to be looked for afterwards.
+        """
+        if "agent" in self._address.options:
+            return None
+        try:
+            found = await find_processes(self._address, deadline_s=clock.left_s / 2)
+        except ConfigurationError:  # said afterwards, where a server answers
+            return None
+        return (found, await _family(found)) if found else None
 
     async def _server_info(self, clock: Deadline) -> Answer:
         """The answer of `/server_info`; for the first observation that which connect() was given, where it is young."""
@@ -334,6 +349,13 @@ class SGLangAdapter:
         if not tags:
             raise ConfigurationError(f"{self.url}: tags names none; leave it out to mean weights,kv_cache")
         return tags
+
+
+async def _family(processes: tuple[Process, ...]) -> tuple[Process, ...]:
+    """These and all below them; none where they could not be listed: silence is never taken for an end then."""
+    with suppress(TimeoutError):
+        return await with_all_below(processes, deadline_s=READ_S)
+    return ()
 
 
 def _key(address: Address, name: str) -> str | None:

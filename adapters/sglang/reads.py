@@ -27,6 +27,20 @@ async def together(*asks: Coroutine[Any, Any, Any] | None) -> list[Any]:
     return [None if each is None else results.pop(0) for each in asks]
 
 
+async def in_turn(*asks: Coroutine[Any, Any, Any] | None) -> list[Any]:
+    """The results of these coroutines, which run one after another, over one connection; None where there is none."""
+    results, ahead = list[Any](), list(asks)
+    try:
+        while ahead:
+            each = ahead.pop(0)
+            results.append(None if each is None else await each)
+    finally:
+        for unasked in ahead:
+            if unasked is not None:
+                unasked.close()
+    return results
+
+
 class Reads:
     """The reads of one server. `key` is that of the normal endpoints."""
 
