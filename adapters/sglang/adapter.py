@@ -82,7 +82,7 @@ class SGLangAdapter:
         self._family: tuple[Process, ...] = ()
         self._were_found = False
         #: What was answered at connect and when, until the first observation after it, which it serves.
-        self._at_connect: tuple[Answer, float] | None = None
+        self._at_connect: tuple[Answer, Mapping[str, Any], float] | None = None
 
     @property
     def url(self) -> str:
@@ -116,7 +116,7 @@ class SGLangAdapter:
         else:
             await self._has(await find_processes(self._address, deadline_s=clock.left_s))
         self._were_found = bool(self._processes)
-        self._at_connect = answer, time.monotonic()
+        self._at_connect = answer, info, time.monotonic()
         return self._capabilities
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
@@ -160,21 +160,21 @@ class SGLangAdapter:
         whole_s, clock = Deadline(deadline_s), Deadline(min(deadline_s, READ_S))
         end = time.monotonic() + clock.total_s
         run = together if self._at_connect is None else in_turn  # a connection costs more than an answer
-        info, traffic, model = await run(
+        said, traffic, model = await run(
             self._server_info(clock) if Fact.BOOT in want or not want & OBSERVABLE else None,
             self._reads.traffic(want, end) if want & {Fact.ADMISSION, Fact.RUNNING} else None,
             self._reads.get("/model_info", clock.left_s) if Fact.CONTENTS in want else None,
         )
         ready, admission, running = traffic or (None, None, None)
-        parsed = None if info is None else server_info(info)
-        if info is not None and parsed is None:
-            return await self._unanswered(info, clock)
+        answer, info = said or (None, None)
+        if answer is not None and info is None:
+            return await self._unanswered(answer, clock)
         silent = next((each for each in (model, ready) if each is not None and each.status is None), None)
-        if silent is not None and parsed is None:
+        if silent is not None and info is None:
             return await self._unanswered(silent, clock)
         parts: dict[str, Any] = {"admission": admission, "running": running}
-        if parsed is not None:
-            parts["boot"] = await self._boot(boot_of(parsed), clock)
+        if info is not None:
+            parts["boot"] = await self._boot(boot_of(info), clock)
         if model is not None:
             parts["weights_label"] = weights_label(model)
         if Fact.CHECKSUM in want and self._checksums:
@@ -261,12 +261,13 @@ class SGLangAdapter:
             return None
         return (found, await _family(found)) if found else None
 
-    async def _server_info(self, clock: Deadline) -> Answer:
-        """The answer of `/server_info`; for the first observation that which connect() was given, where it is young."""
+    async def _server_info(self, clock: Deadline) -> tuple[Answer, Mapping[str, Any] | None]:
+        """The answer of `/server_info`, and what it says; at first those which connect() was given, while young."""
         at_connect, self._at_connect = self._at_connect, None
-        if at_connect is not None and time.monotonic() - at_connect[1] < YOUNG_S:
-            return at_connect[0]
-        return await self._reads.get("/server_info", clock.left_s)
+        if at_connect is not None and time.monotonic() - at_connect[2] < YOUNG_S:
+            return at_connect[:2]
+        answer = await self._reads.get("/server_info", clock.left_s)
+        return answer, server_info(answer)
 
     async def _boot(self, own_identity: str, clock: Deadline) -> str:
         """The boot identity of the server that answered. Its processes are looked for where they are not as before.

@@ -100,6 +100,8 @@ class EngineJournal(BaseObserver):
 
     def attached(self, url: str, group: str, policy: Policy) -> None:
         """The driver observed the engine."""
+        if self.file is None:
+            return
         self.note(
             Attached(
                 who=self._driver.who,
