@@ -257,9 +257,9 @@ class SGLangAdapter:
             return None
         try:
             found = await find_processes(self._address, deadline_s=clock.left_s / 2)
-        except ConfigurationError:  # said afterwards, where a server answers
+            return (found, await _family(found)) if found else None
+        except Exception:  # what is wrong is said afterwards, where a server answers
             return None
-        return (found, await _family(found)) if found else None
 
     async def _server_info(self, clock: Deadline) -> tuple[Answer, Mapping[str, Any] | None]:
         """The answer of `/server_info`, and what it says; at first those which connect() was given, while young."""

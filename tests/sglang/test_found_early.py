@@ -100,6 +100,23 @@ async def test_what_an_agent_finds_is_asked_for_after_the_answer(
     await adapter.aclose()
 
 
+async def test_a_scan_that_fails_says_so_once_the_server_has_answered(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, looked = start(), list[int]()
+
+    async def fails(address: object, *, deadline_s: float) -> Found:
+        looked.append(1)
+        raise PermissionError("no")
+
+    monkeypatch.setattr(sglang_adapter, "find_processes", fails)
+    adapter = adapter_of(engine)
+    with pytest.raises(PermissionError):
+        await adapter.connect(deadline_s=10)
+    assert len(looked) == 2
+    await adapter.aclose()
+
+
 async def test_a_scan_that_takes_long_leaves_time_to_check_the_key(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
