@@ -10,9 +10,10 @@ from collections.abc import AsyncGenerator, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import aiohttp
+from yarl import URL
 
 #: Seconds for which an idle connection is kept: longer than a phase. A server may close it sooner.
 KEPT_S = 75.0
@@ -26,12 +27,37 @@ class Broken(aiohttp.ClientError):
     """The connection broke before the head of an answer was complete."""
 
 
-@dataclass(eq=False, slots=True)
-class History:
-    """One connection: when it was answered last, and whether any byte of the present answer has come."""
+class History(asyncio.Protocol):
+    """One connection: when its last byte came, whether any of the present answer has, and how it ended.
 
-    answered_at: float | None = None
-    heard: bool = False
+    It stands between the connection and aiohttp's protocol of it, to which it passes everything on.
+    """
+
+    def __init__(self, protocol: Any) -> None:
+        self.heard_at: float | None = None
+        self.heard = False
+        self.ended = ""
+        self.server: Server | None = None
+        self._data_received, self._connection_lost = protocol.data_received, protocol.connection_lost
+        self._unread = select.poll()
+        self._unread.register(protocol.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        for name in ("connection_made", "eof_received", "pause_writing", "resume_writing"):
+            setattr(self, name, getattr(protocol, name))
+
+    def data_received(self, data: bytes) -> None:
+        """A part of an answer, or of what nobody asked for."""
+        self.heard, self.heard_at = True, time.monotonic()
+        self._data_received(data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The connection has ended."""
+        self.ended = "" if error is None else str(error)
+        self._connection_lost(error)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether the server closed the connection, or sent what nobody asked for, which the loop has not read yet."""
+        return bool(self._unread.poll(0))
 
 
 @dataclass(eq=False, slots=True)
@@ -47,7 +73,7 @@ class Server:
             protocol.close()
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Use:
     """Which connection a request may use: one that was answered within `idle_s`, or with None only a new one.
 
@@ -57,18 +83,25 @@ class Use:
     server: Server
     idle_s: float | None
     reused: bool = False
-    history: History = field(default_factory=History)
+    history: History | None = None
 
     @property
     def stale(self) -> bool:
         """Whether a connection that broke had been kept, and no byte of an answer came."""
-        return self.reused and not self.history.heard
+        return self.reused and not (self.history is not None and self.history.heard)
 
     def allows(self, history: History) -> bool:
-        """Whether a connection that was used before was answered recently enough."""
-        if self.idle_s is None or history.answered_at is None:
+        """Whether a connection that was used before was answered recently enough, and has nothing to be read."""
+        if self.idle_s is None or history.heard_at is None:
             return False
-        return time.monotonic() - history.answered_at <= self.idle_s
+        return time.monotonic() - history.heard_at <= self.idle_s and not history.has_unread
+
+    def broken(self, error: BaseException | None = None) -> Broken:
+        """The error of a request whose connection broke."""
+        if self.history is not None and self.history.heard:
+            return Broken("in the middle of its answer")
+        said = str(error or "") or (self.history.ended if self.history is not None else "")
+        return Broken(said or "the server closed it")
 
 
 _USE: ContextVar[Use] = ContextVar("use")
@@ -79,73 +112,44 @@ class _Connector(aiohttp.TCPConnector):
 
     def __init__(self) -> None:
         super().__init__(limit=0, keepalive_timeout=KEPT_S)
-        self._histories: WeakKeyDictionary[Any, History] = WeakKeyDictionary()
 
     def __del__(self, *_: Any) -> None:
         """Does nothing: `Shared` closes it, and where its loop was closed first, nothing is left to close."""
 
     async def connect(self, *args: Any, **options: Any) -> Any:
-        """A connection that the request may use. Kept ones that it may not use are closed on the way."""
+        """A connection that the request may use. Kept ones that are too old or have ended are closed on the way.
+
+        Raises `Broken` where the request has had one. aiohttp sends a GET again after an error of its own kind, also
+        one that went over a new connection, and it may take another stale one. `HttpClient.request` decides that.
+        """
         use = _USE.get()
-        while True:
-            connection = await super().connect(*args, **options)
-            protocol: Any = connection.protocol
-            known = self._histories.get(protocol)
-            if known is None or (use.allows(known) and not _has_ended(protocol)):
-                break
-            connection.close()
-        use.reused = known is not None
-        if known is None:
-            known = self._histories[protocol] = History()
-            protocol.transport.set_protocol(_Listening(protocol, known))
-        use.server.connections.add(protocol)
-        use.history = history = known
-        history.heard = False
-
-        def answered() -> None:
-            history.answered_at = time.monotonic()
-
-        connection.add_callback(answered)
+        if use.history is not None:
+            raise use.broken()
+        idle: list[Any] = []
+        try:
+            while True:
+                connection = await super().connect(*args, **options)
+                protocol: Any = connection.protocol
+                history = protocol.transport.get_protocol()
+                if not isinstance(history, History):
+                    history = History(protocol)
+                    protocol.transport.set_protocol(history)
+                    break
+                if use.idle_s is None:
+                    idle.append(connection)
+                elif use.allows(history) and not protocol.should_close:
+                    use.reused, history.heard = True, False
+                    break
+                else:
+                    connection.close()
+        finally:
+            for each in idle:  # others may use them still
+                each.release()
+        if history.server is not use.server:  # one address may be spelled in several ways
+            history.server = use.server
+            use.server.connections.add(protocol)
+        use.history = history
         return connection
-
-
-class _Listening(asyncio.Protocol):
-    """aiohttp's protocol of one connection, and a note of whether any byte came."""
-
-    def __init__(self, protocol: Any, history: History) -> None:
-        self._history = history
-        self._data_received = protocol.data_received
-        for name in ("connection_made", "connection_lost", "eof_received", "pause_writing", "resume_writing"):
-            setattr(self, name, getattr(protocol, name))
-
-    def data_received(self, data: bytes) -> None:
-        """A part of an answer, or of what nobody asked for."""
-        self._history.heard = True
-        self._data_received(data)
-
-
-def _has_ended(protocol: Any) -> bool:
-    """Whether the server closed the connection, or sent what nobody asked for, which the loop may not have read yet."""
-    if protocol.should_close:
-        return True
-    waiting = select.poll()
-    waiting.register(protocol.transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return bool(waiting.poll(0))
-
-
-async def _sent_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Raises `Broken` where the connection broke.
-
-    aiohttp sends a GET again after an error of its own kind, also one that went over a new connection, and it may take
-    another stale one. `HttpClient.request` decides that instead.
-    """
-    try:
-        return await handler(request)
-    except aiohttp.ClientConnectorError:
-        raise
-    except aiohttp.ClientConnectionError as error:
-        begun = _USE.get().history.heard
-        raise Broken("in the middle of its answer" if begun else str(error) or type(error).__name__) from error
 
 
 class Shared:
@@ -160,7 +164,6 @@ class Shared:
             headers={"Accept-Encoding": "identity"},  # a compressed body may be any size
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            middlewares=(_sent_once,),
         )
         self._end = self._until_the_loop_ends()
 
@@ -176,7 +179,8 @@ class Shared:
         server = shared._servers.get(base_url)
         if server is None:
             server = shared._servers[base_url] = Server()
-        server.clients.add(client)
+        if client not in server.clients:
+            server.clients.add(client)
         return shared, server
 
     @staticmethod
@@ -193,11 +197,18 @@ class Shared:
         if not any(each.clients for each in shared._servers.values()):
             await shared._end.aclose()
 
-    async def use(self, use: Use, method: str, url: str, **options: Any) -> aiohttp.ClientResponse:
-        """Sends one request over a connection that `use` allows, and returns the response, whose body is not read."""
+    async def use(self, use: Use, method: str, url: URL, **options: Any) -> aiohttp.ClientResponse:
+        """Sends one request over a connection that `use` allows, and returns the response, whose body is not read.
+
+        Raises `Broken` where the connection broke before that.
+        """
         token = _USE.set(use)
         try:
             return await self.session.request(method, url, allow_redirects=False, **options)
+        except aiohttp.ClientConnectorError:
+            raise
+        except aiohttp.ClientConnectionError as error:
+            raise use.broken(error) from error
         finally:
             _USE.reset(token)
 

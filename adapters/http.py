@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+from yarl import URL
 
 from lifecycle.core.errors import DETAIL_LIMIT
 from lifecycle.core.units import MIB, mib
@@ -24,6 +25,9 @@ SMALL = 1 << 16
 
 #: The most objects and lists in a body that is parsed. Each takes some 64 bytes of memory and 3 bytes of the body.
 MOST_CONTAINERS = 50_000
+
+#: Parses JSON, with None for NaN and infinity.
+_JSON = json.JSONDecoder(parse_constant=lambda constant: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class HttpClient:
 
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url.rstrip("/")
+        self._urls: dict[str, URL] = {}
 
     async def request(
         self,
@@ -110,7 +115,7 @@ class HttpClient:
                     data = body if body is None or len(body) <= SMALL else io.BytesIO(body)
                     options = {"data": data, "params": params, "headers": headers}
                     try:
-                        async with await shared.use(use, method, self.base_url + path, **options) as response:
+                        async with await shared.use(use, method, self._url(path), **options) as response:
                             return await _answer(response, path, limit)
                     except Broken:
                         if not (repeatable and use.stale and self in server.clients):  # not after `aclose`
@@ -125,6 +130,14 @@ class HttpClient:
             return Answer(None, error=why, refused=True)
         except (aiohttp.ClientError, OSError) as error:
             return Answer(None, error=f"the connection broke ({str(error) or type(error).__name__})")
+
+    def _url(self, path: str) -> URL:
+        """The URL of this path, which is parsed once."""
+        text = self.base_url + path
+        url = self._urls.get(text)
+        if url is None:
+            url = self._urls[text] = URL(text)
+        return url
 
     async def aclose(self) -> None:
         """Closes the connections to this server, unless another client in this event loop has the same address."""
@@ -141,17 +154,22 @@ async def _answer(response: aiohttp.ClientResponse, path: str, limit: int) -> An
 
 
 def parsed(body: bytes) -> Any:
-    """A body parsed as JSON; None where it is not valid JSON, or too much of it."""
-    if body.count(b"{") + body.count(b"[") > MOST_CONTAINERS:
+    """A body parsed as JSON; None where it is not valid JSON, or too much of it.
+
+    It is UTF-8, in which JSON is sent. Source: RFC 8259, section 8.1.
+    """
+    if len(body) > MOST_CONTAINERS and body.count(b"{") + body.count(b"[") > MOST_CONTAINERS:
         return None
     try:
-        return json.loads(body, parse_constant=lambda constant: None)
+        return _JSON.decode(body.decode(errors="surrogatepass"))
     except (ValueError, RecursionError):
         return None
 
 
 async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """The body of a response; of one that is longer than `limit`, more than that many bytes."""
+    if response.content.is_eof():  # all of it has come with the head
+        return response.content.read_nowait(limit + 1)
     parts: list[bytes] = []
     size = 0
     async for part in response.content.iter_any():

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from dataclasses import dataclass, field
+
+#: Bytes of the body of /long: more than a client reads at once.
+LONG = 600_000
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: a=b\r\n\r\nok"
 
 
 @dataclass
 class CountingServer:
-    """Answers 200, except where the path says otherwise: /drop, /part or /hang.
+    """Answers 200, except where the path says otherwise: /drop, /reset, /part, /long or /hang.
 
     `per_connection`: a request beyond so many on one connection is read, and the connection is then closed unanswered.
     That is what a client sees whose request crosses with the end of an idle connection.
@@ -85,6 +89,13 @@ class CountingServer:
                 path = self.then
             if path == "/drop":
                 return
+            if path == "/reset":
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                return
+            if path == "/long":
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LONG + b"a" * LONG)
+                continue
             if path == "/hang":
                 await reader.read()
                 return

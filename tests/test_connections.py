@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from counting_server import OK, CountingServer
+from counting_server import LONG, OK, CountingServer
 from lifecycle.adapters import connections
 from lifecycle.adapters.http import Answer, HttpClient
 
@@ -129,6 +130,17 @@ async def test_a_call_is_sent_again_once_and_only_where_no_byte_came(
         await client.aclose()
 
 
+async def test_a_new_connection_leaves_those_that_are_kept() -> None:
+    async with CountingServer() as server:
+        client = HttpClient(server.url)
+        for _ in range(3):
+            assert (await client.request("GET", "/", deadline_s=5.0, fresh=True)).ok
+        assert server.connections == 3
+        assert all(answer.ok for answer in await asyncio.gather(*(send(client) for _ in range(3))))
+        assert (server.connections, server.ended) == (3, 0)
+        await client.aclose()
+
+
 async def test_what_nobody_asked_for_is_no_answer_to_the_next_request() -> None:
     async with CountingServer() as server:
         client = HttpClient(server.url)
@@ -162,6 +174,30 @@ async def test_a_call_that_was_sent_before_is_not_called_refused(call: tuple[str
         answer = await send(client, call)
         assert (answer.status, answer.refused, answer.late) == (None, refused, False)
         assert len(server.seen) == 2
+        await client.aclose()
+
+
+@ANY
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [("/drop", "isconnected|closed"), ("/reset", "reset by peer"), ("/part", "in the middle of its answer")],
+)
+async def test_a_connection_that_broke_says_how(call: tuple[str, bool | None], path: str, why: str) -> None:
+    async with CountingServer() as server:
+        client = HttpClient(server.url)
+        assert re.search(why, (await send(client, call, path)).error)
+        await client.aclose()
+
+
+@pytest.mark.parametrize(("path", "size"), [("/", 2), ("/long", LONG)], ids=["with the head", "in parts"])
+async def test_a_body_is_read_up_to_its_limit(path: str, size: int) -> None:
+    async with CountingServer() as server:
+        client = HttpClient(server.url)
+        whole = await client.request("GET", path, deadline_s=5.0, limit=size)
+        assert (whole.status, len(whole.body)) == (200, size)
+        more = await client.request("GET", path, deadline_s=5.0, limit=size - 1)
+        assert (more.status, more.body) == (None, b"")
+        assert "its answer has more than" in more.error
         await client.aclose()
 
 
@@ -239,6 +275,18 @@ async def test_closing_a_client_ends_its_request(last: bool, kept: bool) -> None
         assert (await asyncio.wait_for(waiting, 5)).error.startswith("the connection broke")
         assert (server.seen, server.connections) == (["GET /hang"], 1)
         await stays.aclose()
+
+
+async def test_closing_a_client_ends_its_request_on_a_connection_of_another_spelling() -> None:
+    async with CountingServer() as server:
+        other, client = HttpClient(server.url), HttpClient(server.url.replace("http", "HTTP"))
+        await send(other)
+        waiting = asyncio.create_task(send(client, path="/hang", s=30.0))
+        await until(lambda: server.seen == ["GET /", "GET /hang"])
+        assert server.connections == 1
+        await client.aclose()
+        assert (await asyncio.wait_for(waiting, 5)).error.startswith("the connection broke")
+        await other.aclose()
 
 
 async def test_the_end_of_a_loop_ends_its_requests() -> None:

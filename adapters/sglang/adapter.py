@@ -18,7 +18,7 @@ from lifecycle.core.errors import ConfigurationError, NothingListens
 from lifecycle.core.facts import Fact, Facts, Grade
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
-from lifecycle.core.verdicts import REQUESTS_RUN, NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
+from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Verdict
 from lifecycle.nodes.address import Address
 from lifecycle.nodes.locate import ended, find_processes
 from lifecycle.nodes.processes import is_alive
@@ -26,11 +26,12 @@ from lifecycle.nodes.trees import with_all_below
 from lifecycle.rules.identity import boot_identity
 
 from ..http import Answer, HttpClient
-from .answers import FLUSH_REFUSED, LIMITS, generated, server_info, weights_label, whole, why_not
+from .answers import LIMITS, generated, server_info, weights_label, whole, why_not
 from .capabilities import boot_of, capabilities_of, counts_requests_alone, sizes_of
 from .checksums import by_role, of_engine
+from .idle import Idle
 from .plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
-from .reads import Reads, together
+from .reads import Reads, in_turn, together
 
 OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "agent", "tags", "sizes", "checksum")
 
@@ -71,18 +72,17 @@ class SGLangAdapter:
         self._key = _key(address, "api_key")
         self._reads = Reads(self._http, self._key)
         self._admin_key = _key(address, "admin_api_key") or self._key
+        self._idle = Idle(self._http, self._reads, self._admin_key)
         self._checksums = _switch(address, "checksum")
         self._sizes = sizes_of(address)
         self._capabilities: Capabilities | None = None
         self._disaggregated = False
-        self._dp_size = 1
-        self._counts_requests_alone = False
         self._own_identity = ""
         self._processes: tuple[Process, ...] | None = None
         self._family: tuple[Process, ...] = ()
         self._were_found = False
         #: What was answered at connect and when, until the first observation after it, which it serves.
-        self._at_connect: tuple[Answer, float] | None = None
+        self._at_connect: tuple[Answer, Mapping[str, Any], float] | None = None
 
     @property
     def url(self) -> str:
@@ -95,7 +95,7 @@ class SGLangAdapter:
         Raises ConfigurationError where no SGLang server answers there, or where it refuses a key.
         """
         clock = Deadline(deadline_s)
-        answer = await self._reads.get("/server_info", clock.left_s)
+        answer, early = await together(self._reads.get("/server_info", clock.left_s), self._found_early(clock))
         info = server_info(answer)
         if info is None:
             kind = NothingListens if answer.refused else ConfigurationError
@@ -106,14 +106,17 @@ class SGLangAdapter:
         if control.status in (401, 403):
             raise ConfigurationError(f"{self.url}: the control endpoints refuse the key; give admin_api_key_env=NAME")
         self._disaggregated = info.get("disaggregation_mode") not in (None, "null")
-        self._dp_size = whole(info.get("dp_size")) or 1
-        self._counts_requests_alone = counts_requests_alone(info)
+        self._idle.dp_size = whole(info.get("dp_size")) or 1
+        self._idle.counts_requests_alone = counts_requests_alone(info)
         observable = OBSERVABLE | ({Fact.CHECKSUM} if self._checksums else frozenset())
         self._capabilities = replace(capabilities_of(info, self._tags(), self._sizes), observable=observable)
         self._own_identity = boot_of(info)
-        await self._has(await find_processes(self._address, deadline_s=clock.left_s))
+        if early and all(is_alive(each) for each in early[0]):
+            self._processes, self._family = early
+        else:
+            await self._has(await find_processes(self._address, deadline_s=clock.left_s))
         self._were_found = bool(self._processes)
-        self._at_connect = answer, time.monotonic()
+        self._at_connect = answer, info, time.monotonic()
         return self._capabilities
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
@@ -131,7 +134,7 @@ class SGLangAdapter:
     async def send(self, call: Call, *, deadline_s: float) -> Reply:
         """Sends one request, once. `success: false` in a 200 counts as a refusal."""
         if call.name == "await_idle":
-            return await self._await_idle(deadline_s)
+            return await self._idle.awaited(deadline_s)
         closes = call.name == CLOSE_PUSH
         path, body = "/end_weight_update" if closes else f"/{call.name}", dict(call.args)
         answer = await self._http.request(
@@ -156,21 +159,22 @@ class SGLangAdapter:
         """
         whole_s, clock = Deadline(deadline_s), Deadline(min(deadline_s, READ_S))
         end = time.monotonic() + clock.total_s
-        info, traffic, model = await together(
+        run = together if self._at_connect is None else in_turn  # a connection costs more than an answer
+        said, traffic, model = await run(
             self._server_info(clock) if Fact.BOOT in want or not want & OBSERVABLE else None,
             self._reads.traffic(want, end) if want & {Fact.ADMISSION, Fact.RUNNING} else None,
             self._reads.get("/model_info", clock.left_s) if Fact.CONTENTS in want else None,
         )
         ready, admission, running = traffic or (None, None, None)
-        parsed = None if info is None else server_info(info)
-        if info is not None and parsed is None:
-            return await self._unanswered(info, clock)
+        answer, info = said or (None, None)
+        if answer is not None and info is None:
+            return await self._unanswered(answer, clock)
         silent = next((each for each in (model, ready) if each is not None and each.status is None), None)
-        if silent is not None and parsed is None:
+        if silent is not None and info is None:
             return await self._unanswered(silent, clock)
         parts: dict[str, Any] = {"admission": admission, "running": running}
-        if parsed is not None:
-            parts["boot"] = await self._boot(boot_of(parsed), clock)
+        if info is not None:
+            parts["boot"] = await self._boot(boot_of(info), clock)
         if model is not None:
             parts["weights_label"] = weights_label(model)
         if Fact.CHECKSUM in want and self._checksums:
@@ -191,7 +195,7 @@ class SGLangAdapter:
 
         Requests that a retract has put back into the queue do not count. Source: sglang 0.5.23, measured.
         """
-        return await self._flushed(None, deadline_s)
+        return await self._idle.flushed(None, deadline_s)
 
     async def idle_within(self, facts: Facts, *, wait_s: float, deadline_s: float) -> Verdict:
         """As `prove_idle`. The scheduler holds `/flush_cache?timeout=` back until it is idle, or the time has passed.
@@ -199,29 +203,8 @@ class SGLangAdapter:
         Not after a retract: such a flush waits for the queue to empty, which a paused scheduler never does. Nor with
         several data-parallel ranks, of which only the first waits. Source: sglang 0.5.23, measured.
         """
-        waits = self._dp_size == 1 and facts.paused_by in ("abort", "wait") and deadline_s > 2 * wait_s
-        return await self._flushed(wait_s if waits else None, deadline_s)
-
-    async def _flushed(self, timeout_s: float | None, deadline_s: float) -> Verdict:
-        clock, params = Deadline(deadline_s), None if timeout_s is None else {"timeout": f"{timeout_s:g}"}
-        answer = await self._http.request(
-            "POST", "/flush_cache", deadline_s=clock.left_s, repeatable=True, key=self._admin_key, params=params
-        )
-        if answer.status == 400:
-            run = self._counts_requests_alone and answer.detail.startswith(FLUSH_REFUSED)
-            return Pending(reason=f"requests still run ({answer.detail})", figures={REQUESTS_RUN: run})
-        if not answer.ok:
-            return Pending(reason=f"/flush_cache answered {answer.status or answer.error}")
-        if self._dp_size > 1:
-            running = await self._reads.running(time.monotonic() + min(clock.left_s, READ_S))
-            if running is None:
-                return Unmeasurable(reason="it has several data-parallel ranks, and their load counts are frozen")
-            if running:
-                return Pending(
-                    reason=f"{running} requests still run on its data-parallel ranks",
-                    figures={REQUESTS_RUN: self._counts_requests_alone},
-                )
-        return Proved(grade=Grade.REPORTED, reason="a flush answered 200", figures={"cache_dropped": True})
+        waits = self._idle.dp_size == 1 and facts.paused_by in ("abort", "wait") and deadline_s > 2 * wait_s
+        return await self._idle.flushed(wait_s if waits else None, deadline_s)
 
     async def barrier(self, *, deadline_s: float) -> bool:
         """True once `/server_info` has answered. It queues behind everything sent to the scheduler before.
@@ -262,17 +245,29 @@ class SGLangAdapter:
     # reads
 
     async def _has(self, processes: tuple[Process, ...] | None) -> None:
-        family: tuple[Process, ...] = ()
-        with suppress(TimeoutError):  # without them silence is never taken for an end
-            family = await with_all_below(processes or (), deadline_s=READ_S)
-        self._processes, self._family = processes, family
+        self._processes, self._family = processes, await _family(processes or ())
 
-    async def _server_info(self, clock: Deadline) -> Answer:
-        """The answer of `/server_info`; for the first observation that which connect() was given, where it is young."""
+    async def _found_early(self, clock: Deadline) -> tuple[tuple[Process, ...], tuple[Process, ...]] | None:
+        """The processes of this host behind the address, and those below them, found while the server answers.
+
+        One that listened before and lives afterwards is the one that answered. So all engines that are connected at
+        once share one scan of the host. None where they are to be looked for afterwards.
+        """
+        if "agent" in self._address.options:
+            return None
+        try:
+            found = await find_processes(self._address, deadline_s=clock.left_s / 2)
+            return (found, await _family(found)) if found else None
+        except Exception:  # what is wrong is said afterwards, where a server answers
+            return None
+
+    async def _server_info(self, clock: Deadline) -> tuple[Answer, Mapping[str, Any] | None]:
+        """The answer of `/server_info`, and what it says; at first those which connect() was given, while young."""
         at_connect, self._at_connect = self._at_connect, None
-        if at_connect is not None and time.monotonic() - at_connect[1] < YOUNG_S:
-            return at_connect[0]
-        return await self._reads.get("/server_info", clock.left_s)
+        if at_connect is not None and time.monotonic() - at_connect[2] < YOUNG_S:
+            return at_connect[:2]
+        answer = await self._reads.get("/server_info", clock.left_s)
+        return answer, server_info(answer)
 
     async def _boot(self, own_identity: str, clock: Deadline) -> str:
         """The boot identity of the server that answered. Its processes are looked for where they are not as before.
@@ -300,17 +295,6 @@ class SGLangAdapter:
             pids = ", ".join(str(process.pid) for process in self._family)
             return Observation(alive=False, detail=f"pid {pids} has ended", sampled_at=time.monotonic())
         return Observation(detail=why_not(answer), sampled_at=time.monotonic())
-
-    async def _await_idle(self, deadline_s: float) -> Reply:
-        """Done once two reads in a row found no request running or queued. For a server behind a closed router."""
-        end, zeros = time.monotonic() + deadline_s, 0
-        while time.monotonic() < end:
-            running = await self._reads.running(end)
-            zeros = zeros + 1 if running == 0 else 0
-            if zeros == 2:
-                return Reply("done")
-            await asyncio.sleep(0.1)
-        return Reply("rejected", detail="requests still ran when the deadline passed")
 
     async def _token(self, probe: Probe, deadline_s: float) -> Verdict:
         """Generates a token. Where the request only queues behind kept requests, a token of one of those counts."""
@@ -366,6 +350,13 @@ class SGLangAdapter:
         if not tags:
             raise ConfigurationError(f"{self.url}: tags names none; leave it out to mean weights,kv_cache")
         return tags
+
+
+async def _family(processes: tuple[Process, ...]) -> tuple[Process, ...]:
+    """These and all below them; none where they could not be listed: silence is never taken for an end then."""
+    with suppress(TimeoutError):
+        return await with_all_below(processes, deadline_s=READ_S)
+    return ()
 
 
 def _key(address: Address, name: str) -> str | None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+from lifecycle.core.deadline import growing
 from lifecycle.core.facts import Admission, Fact
 
 from ..http import BODY_LIMIT, Answer, HttpClient
@@ -14,15 +15,30 @@ from .answers import LIMITS, is_empty, loads
 
 
 async def together(*asks: Coroutine[Any, Any, Any] | None) -> list[Any]:
-    """The results of these coroutines, which run at once; None where there is none. One alone runs in this task."""
+    """The results of these coroutines, which run at once, the first in this task; None where there is none."""
     wanted = [each for each in asks if each is not None]
     if len(wanted) == 1:
         results = [await wanted[0]]
     else:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each) for each in wanted]
-        results = [task.result() for task in tasks]
+            tasks = [group.create_task(each) for each in wanted[1:]]
+            results = [await wanted[0]]
+        results += [task.result() for task in tasks]
     return [None if each is None else results.pop(0) for each in asks]
+
+
+async def in_turn(*asks: Coroutine[Any, Any, Any] | None) -> list[Any]:
+    """The results of these coroutines, which run one after another, over one connection; None where there is none."""
+    results, ahead = list[Any](), list(asks)
+    try:
+        while ahead:
+            each = ahead.pop(0)
+            results.append(None if each is None else await each)
+    finally:
+        for unasked in ahead:
+            if unasked is not None:
+                unasked.close()
+    return results
 
 
 class Reads:
@@ -62,9 +78,9 @@ class Reads:
 
         Source: sglang 0.5.23, measured: retract and in_place freeze the counts at their last value.
         """
-        first = await self._loads(end)
+        first, polls = await self._loads(end), growing(0.1)
         while first is not None and time.monotonic() < min(end, first[2] + 1.0):
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(next(polls))
             again = await self._loads(end)
             if again is None or len(again[1]) != len(first[1]):
                 continue

@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from uuid import uuid4
 
 from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
@@ -226,5 +225,5 @@ def send_under_leases(asked: Sequence[tuple[Owner, str | None, float | None]]) -
 
 def _command_line() -> str:
     """The command line of this process, as far as a message needs it."""
-    words = [Path(sys.argv[0] or "python").name, *sys.argv[1:]]
+    words = [os.path.basename(sys.argv[0] or "python"), *sys.argv[1:]]
     return " ".join(word.partition("?")[0] for word in words)[:80]  # behind the ? of a URL there may be keys

@@ -65,7 +65,7 @@ async def test_only_its_own_refusal_to_flush_is_about_requests(start: Any, polic
 
         adapter._http.request = refused
         verdicts = [await adapter.prove_idle(Facts(), deadline_s=5.0) for _ in range(2)]
-        adapter._counts_requests_alone, said[:] = False, [FLUSH_REFUSED]
+        adapter._idle.counts_requests_alone, said[:] = False, [FLUSH_REFUSED]
         verdicts.append(await adapter.prove_idle(Facts(), deadline_s=5.0))
         adapter._http.request = answers
     assert [verdict.figures[REQUESTS_RUN] for verdict in verdicts] == [True, False, False]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from lifecycle.adapters.http import Answer, HttpClient
 from lifecycle.adapters.loopback import LoopbackProcess
-from lifecycle.adapters.sglang import SGLangAdapter
+from lifecycle.adapters.sglang import SGLangAdapter, idle
+from lifecycle.adapters.sglang.reads import in_turn
 
-from lifecycle import Fact, Facts, Fleet, FromDisk, Grade, Pending, Policy, Proved
+from lifecycle import Call, Fact, Facts, Fleet, FromDisk, Grade, Pending, Policy, Proved
 from lifecycle.nodes.address import parse
 
 Start = Callable[..., LoopbackProcess]
@@ -145,6 +147,16 @@ async def test_where_it_must_say_itself_that_it_is_closed_it_is_asked(start: Sta
         assert sent.count("ping") == 1
 
 
+async def test_what_was_to_be_asked_after_a_read_that_was_given_up_is_not() -> None:
+    async def given_up() -> None:
+        raise asyncio.CancelledError
+
+    later = given_up()
+    with pytest.raises(asyncio.CancelledError):
+        await in_turn(given_up(), None, later)
+    assert inspect.getcoroutinestate(later) == inspect.CORO_CLOSED
+
+
 # waiting until it is idle
 
 HELD = Facts(paused_by="abort")
@@ -191,26 +203,94 @@ async def test_it_does_not_wait_where_it_would_wait_for_ever(slow_engine: Loopba
     await adapter.aclose()
 
 
-async def test_which_process_answers_is_asked_over_a_new_connection(slow_engine: LoopbackProcess) -> None:
+AWAIT_IDLE = Call("await_idle", repeatable=True, refusal_is_untouched=True)
+
+
+async def test_a_pause_that_waits_has_the_engine_wait_and_asks_twice(start: Start, sent: list[str]) -> None:
+    adapter = await adapter_of(start(arguments=("--step-delay-s", "0.02")))
+    asking = await busy(adapter, 20)
+    sent.clear()
+    assert (await adapter.send(AWAIT_IDLE, deadline_s=20)).outcome == "done"
+    assert sent.count("flush_cache") == 2
+    assert "v1/loads" not in sent
+    assert (await asking).ok
+    await adapter.aclose()
+
+
+async def test_a_pause_that_waits_takes_what_its_router_had_sent_for_on_its_way(
+    slow_engine: LoopbackProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle, "ARRIVING_S", 3.0)
     adapter = await adapter_of(slow_engine)
+    waiting = asyncio.ensure_future(adapter.send(AWAIT_IDLE, deadline_s=20))
+    asking = await busy(adapter, 300)
+    done, _ = await asyncio.wait({waiting, asking}, return_when=asyncio.FIRST_COMPLETED)
+    assert done == {asking}
+    assert (await waiting).outcome == "done"
+    await adapter.aclose()
+
+
+async def test_a_pause_that_waits_leaves_no_long_question_in_the_engine(
+    slow_engine: LoopbackProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = await adapter_of(slow_engine)
+    asking, request, waits = await busy(adapter, 300), adapter._http.request, list[float]()
+
+    async def noted(*given: Any, **how: Any) -> Answer:
+        if how.get("params"):
+            waits.append(float(how["params"]["timeout"]))
+        return await request(*given, **how)
+
+    monkeypatch.setattr(adapter._http, "request", noted)
+    reply = await adapter.send(AWAIT_IDLE, deadline_s=2.5)
+    assert (reply.outcome, max(waits)) == ("rejected", 1.0)
+    asking.cancel()
+    await adapter.aclose()
+
+
+async def test_of_several_data_parallel_ranks_the_requests_are_counted(start: Start, sent: list[str]) -> None:
+    adapter = await adapter_of(start())
+    adapter._idle.dp_size = 2
+    sent.clear()
+    assert (await adapter.send(AWAIT_IDLE, deadline_s=20)).outcome == "done"
+    assert set(sent) == {"v1/loads"}
+    await adapter.aclose()
+
+
+@pytest.fixture
+def made() -> Iterator[list[Any]]:
+    """A connection each that was made in this loop."""
     made: list[Any] = []
-    connect = asyncio.get_running_loop().create_connection
+    connect = asyncio.BaseEventLoop.create_connection
 
-    async def counted(*given: Any, **how: Any) -> Any:
+    async def counted(self: Any, *given: Any, **how: Any) -> Any:
         made.append(given)
-        return await connect(*given, **how)
+        return await connect(self, *given, **how)
 
-    asyncio.get_running_loop().create_connection = counted
-    try:
-        await adapter.observe(frozenset({Fact.BOOT, Fact.CONTENTS}), deadline_s=5)
-        before = len(made)
-        await adapter.observe(frozenset({Fact.BOOT, Fact.CONTENTS}), deadline_s=5)
-        assert len(made) == before, "both reads used connections that were kept"
-        assert (await adapter.boot_anew(deadline_s=5)).boot is not None
-        assert len(made) == before + 1
-    finally:
-        asyncio.get_running_loop().create_connection = connect
-        await adapter.aclose()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asyncio.BaseEventLoop, "create_connection", counted)
+        yield made
+
+
+async def test_which_process_answers_is_asked_over_a_new_connection(
+    slow_engine: LoopbackProcess, made: list[Any]
+) -> None:
+    adapter = await adapter_of(slow_engine)
+    await adapter.observe(frozenset({Fact.BOOT, Fact.CONTENTS}), deadline_s=5)
+    before = len(made)
+    await adapter.observe(frozenset({Fact.BOOT, Fact.CONTENTS}), deadline_s=5)
+    assert len(made) == before, "both reads used connections that were kept"
+    assert (await adapter.boot_anew(deadline_s=5)).boot is not None
+    assert len(made) == before + 1
+    await adapter.observe(frozenset({Fact.BOOT, Fact.CONTENTS, Fact.ADMISSION}), deadline_s=5)
+    assert len(made) == before + 1, "those that were kept are kept still"
+    await adapter.aclose()
+
+
+async def test_attaching_makes_a_connection_for_each_look(start: Start, made: list[Any]) -> None:
+    engine = start()
+    async with Fleet.connect([engine.url.replace("http://", "loopback://")]):
+        assert len(made) == 3
 
 
 async def test_attaching_asks_twice_more_over_new_connections(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
