@@ -28,6 +28,7 @@ from typing import IO, Any
 from ..core.encoding import decode, encode
 from ..core.errors import ConfigurationError
 from ..core.journal import EVENTS, JOURNAL_FORMAT, NEVER_S, Entry, Event
+from ..core.json_text import JsonWriter
 from ..core.units import MIB
 
 SCHEMA = (
@@ -37,6 +38,8 @@ SCHEMA = (
 )
 _INSERT = "INSERT INTO journal (at, driver, engine, key, kind, event, format) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _SELECT = "SELECT number, at, driver, engine, key, kind, event, format FROM journal"
+
+_events = JsonWriter()
 
 _log = logging.getLogger("lifecycle")
 
@@ -372,6 +375,5 @@ def _event(kind: Any, data: Any, found: Any, where: str) -> Event:
 
 
 def _row(entry: Entry) -> tuple[Any, ...]:
-    event = {name: value for name, value in encode(entry.event).items() if name != "type"}
-    text = json.dumps(event, separators=(",", ":"))
+    text = _events.fields(entry.event)
     return entry.at_s, entry.driver, entry.engine, entry.key, entry.kind, text, JOURNAL_FORMAT
