@@ -21,7 +21,6 @@ from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError, EngineBusy, EngineHeld, GuardRefused, InvalidTransition
 from ..core.facts import Facts, Tag
 from ..core.frozen import EMPTY, replace
-from ..core.journal import BarrierReturned
 from ..core.lease import Lease, LeaseHeld, clock
 from ..core.observer import Observers
 from ..core.policy import Policy
@@ -168,31 +167,38 @@ class Session:
         is saved unless it is asked for: a store is written once before an engine is touched, and once after every edge.
         An edge is entered even where it cannot be saved; what is kept is older then, and that is logged.
         """
-        source = self._record.state
+        transition = None
         if edge is not None:
-            record = replace(record, state=next_state(source, edge.trigger, edge.context))
-        save_together([(self, record)], save or ("no" if edge is None else "try"))
-        if self._record.uncertain.needs_barrier and not record.uncertain.needs_barrier:
-            self.journal.note(BarrierReturned())
+            transition = self._transition(edge)
+            record = replace(record, state=transition.dest)
+        save = save or ("no" if edge is None else "try")
+        refusable = save in ("begin", "must")
+        if not refusable:  # it is written with its row; what may be refused is noted once it was not
+            self.journal.committed(self._record, record, transition)
+        save_together([(self, record)], save)
+        if refusable:
+            self.journal.committed(self._record, record, transition)
         self._record = record
         self.tenancy.committed(record)
-        if edge is None:
-            return None
-        self.reason = edge.reason
-        transition = Transition(
+        if edge is not None and transition is not None:
+            self.reason = edge.reason
+            self.observers.notify("transition", transition)
+        return transition
+
+    def _transition(self, edge: Edge) -> Transition:
+        source = self._record.state
+        return Transition(
             engine=self.name,
             group=self.group,
             trigger=edge.trigger,
             source=source,
-            dest=record.state,
+            dest=next_state(source, edge.trigger, edge.context),
             command=edge.command,
             verdicts=edge.verdicts,
             duration_s=edge.duration_s,
             reason=edge.reason,
             at_s=time.monotonic(),
         )
-        self.notify("transition", transition)
-        return transition
 
     def go(self, trigger: str, *, reason: str, command: str = "") -> None:
         """The engine went along one edge, knowing what it knew."""
