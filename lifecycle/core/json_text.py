@@ -16,11 +16,16 @@ from operator import attrgetter
 from typing import Any
 
 from .encoding import encode, encoded_fields
+from .facts import Basis
 
 _Write = Callable[[Any], str]
 
 #: Texts of one value, by its identity. The value is kept beside it, so that no other has that identity.
 Texts = dict[int, tuple[Any, str]]
+
+
+#: Different values of a class with few of them whose texts are kept.
+_FEW = 1000
 
 
 class JsonWriter:
@@ -37,6 +42,7 @@ class JsonWriter:
         self._untyped = _ByClass(lambda kind: self._of_dataclass(kind, typed=False))
         for kind in again:
             self._writers[kind] = self._written_once(self._of_dataclass(kind, typed=True))
+        self._writers[Basis] = self._of_few(Basis)
 
     def text(self, value: Any) -> str:
         """The text of this value. Raises TypeError where there is something in it that JSON cannot hold."""
@@ -90,6 +96,22 @@ class JsonWriter:
             return lambda value: template % self.text(getattr(value, only))
         values = attrgetter(*names)
         return lambda value: template % tuple([writers[type(each)](each) for each in values(value)])
+
+    def _of_few(self, kind: type) -> _Write:
+        """Of a class with few different values, of which a record has many."""
+        values, write = attrgetter(*encoded_fields(kind)), self._of_dataclass(kind, typed=True)
+        texts: dict[Any, str] = {}
+
+        def written(value: Any) -> str:
+            key = values(value)
+            text = texts.get(key)
+            if text is None:
+                if len(texts) >= _FEW:
+                    texts.clear()
+                text = texts[key] = write(value)
+            return text
+
+        return written
 
     def _mapping(self, value: Mapping[Any, Any]) -> str:
         pairs, writers = [], self._writers

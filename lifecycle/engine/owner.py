@@ -11,7 +11,9 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from ..core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
@@ -99,16 +101,25 @@ class Owner:
     def writes_with_others(self, call_until_s: float | None) -> bool:
         """Whether a call needs a write to the lease that can be made together with those of other engines."""
         writes = self.lease is not None and not (self._sent and call_until_s is None)
-        return writes and isinstance(self.holder, TakesTogether)
+        return writes and self._taker is not None
+
+    @property
+    def _taker(self) -> TakesTogether | None:
+        """The holder, where it takes several leases at once."""
+        holder: Any = self.holder
+        return holder if _takes_together(holder.__class__) else None
 
     def _use_to_send(self, boot: str | None, call_until_s: float | None) -> LeaseUse | None:
         """What the lease has to say before a call is sent; None where it does. Raises LeaseHeld where it was lost."""
         if self.holder is None or self.lease is None:
             return None
-        self.refuse_lost(boot)
-        if self._sent and call_until_s is None:
-            return None
-        return LeaseUse(self.lease.what, self.lease.until_s, call_until_s, sends=True, kept_in=self.kept_in)
+        together = self._taker is not None
+        if not together or (self._sent and call_until_s is None):  # else it is found out where it is written
+            self.refuse_lost(boot)
+            if self._sent and call_until_s is None:
+                return None
+        what, until_s = self.lease.what, self.lease.until_s
+        return LeaseUse(what, until_s, call_until_s, sends=True, kept_in=self.kept_in, goes_on=together)
 
     def _sends_under(self, lease: Lease) -> None:
         self.lease = lease
@@ -190,14 +201,14 @@ def send_under_leases(asked: Sequence[tuple[Owner, str | None, float | None]]) -
     together: dict[int, tuple[TakesTogether, list[int], list[tuple[Driver, LeasedEngine, LeaseUse]]]] = {}
     for number, (owner, boot, call_until_s) in enumerate(asked):
         try:
-            use, holder = owner._use_to_send(boot, call_until_s), owner.holder
+            use, holder, taker = owner._use_to_send(boot, call_until_s), owner.holder, owner._taker
             if use is None or holder is None:
                 continue
             request = (owner.driver, owner._engine(boot), use)
-            if not isinstance(holder, TakesTogether):
+            if taker is None:
                 owner._sends_under(holder.take(*request))
                 continue
-            _, numbers, requests = together.setdefault(id(holder), (holder, [], []))
+            _, numbers, requests = together.setdefault(id(holder), (taker, [], []))
             numbers.append(number)
             requests.append(request)
         except Exception as problem:
@@ -213,6 +224,11 @@ def send_under_leases(asked: Sequence[tuple[Owner, str | None, float | None]]) -
             else:
                 asked[number][0]._sends_under(lease)
     return problems
+
+
+@cache
+def _takes_together(kind: Any) -> bool:
+    return issubclass(kind, TakesTogether)
 
 
 def _command_line() -> str:

@@ -254,9 +254,10 @@ class Session:
 
     def journal_file(self) -> Journal | None:
         """The journal beside what is known of the engine; None where nothing keeps one."""
-        if self.store is None and self.shared is None:
-            return None
-        return next((store.journal for store in (self.store, self.shared) if isinstance(store, Store)), None)
+        for store in (self.store, self.shared):
+            if isinstance(store, Store):
+                return store.journal
+        return None
 
     def notify(self, event: str, *about: object) -> None:
         """The journal and the observers were told."""

@@ -156,7 +156,9 @@ async def test_a_conflict_in_one_row_refuses_that_engine_alone(tmp_path: Path) -
     assert c.memory_is_free
 
 
-async def test_a_lease_that_was_lost_refuses_that_engine_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("freed", [False, True])
+async def test_a_lease_that_was_lost_refuses_that_engine_alone(tmp_path: Path, freed: bool) -> None:
+    """Also where the driver that took it has freed it since: what is known here is of before what that one did."""
     leases = Leases(tmp_path / FILE)
     other = Driver("other", "pid 9 on here")
 
@@ -165,6 +167,8 @@ async def test_a_lease_that_was_lost_refuses_that_engine_alone(tmp_path: Path) -
             with leases._file.changing() as db:
                 db.execute("UPDATE leases SET held = 0 WHERE address = 'scripted://a'")
             leases.take(other, LeasedEngine("scripted://a"), LeaseUse("offload", sends=True))
+            if freed:
+                leases.free(other, LeasedEngine("scripted://a"))
 
     a, b = await drained(tmp_path, "a", "b", lease=leases, observers=[When(State.RELEASING, loses)])
     ended = await asyncio.gather(a.release(weights=V1), b.release(weights=V1), return_exceptions=True)
