@@ -160,8 +160,12 @@ class TakesTogether(Protocol):
     def take_all(self, asked: Sequence[tuple[Driver, LeasedEngine, LeaseUse]]) -> list[Lease | LeaseHeld]:
         """As `take`: for each engine its lease, or why it was refused. Raises where none could be written down.
 
-        With `use.goes_on` it is refused, too, where another driver took the lease since this one did, and freed it.
+        With `use.goes_on` it is refused, too, where another driver took the lease since this one did, and freed it;
+        and, unless something is sent, where it has ended.
         """
+
+    def free_all(self, freed: Sequence[tuple[Driver, LeasedEngine]]) -> None:
+        """As `free`, of all of these."""
 
 
 @runtime_checkable
