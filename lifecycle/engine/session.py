@@ -172,11 +172,12 @@ class Session:
             transition = self._transition(edge)
             record = replace(record, state=transition.dest)
         save = save or ("no" if edge is None else "try")
+        noted = transition is not None or self._record.uncertain.needs_barrier
         refusable = save in ("begin", "must")
-        if not refusable:  # it is written with its row; what may be refused is noted once it was not
+        if noted and not refusable:  # it is written with its row; what may be refused is noted once it was not
             self.journal.committed(self._record, record, transition)
         save_together([(self, record)], save)
-        if refusable:
+        if noted and refusable:
             self.journal.committed(self._record, record, transition)
         self._record = record
         self.tenancy.committed(record)
