@@ -24,16 +24,17 @@ from results import Row
 
 from lifecycle import Fleet, FromDisk, Policy
 
-#: MiB of each tag: small, and still seen in what a process holds.
-TAG_MIB = 32
+#: Engines, and MiB of each of their two tags: small, and still seen in what a process holds, so that 64 fit; and eight
+#: times as much, by which it is seen how the overhead depends on size.
+SIZES = ((8, 32), (64, 32), (8, 256))
 #: Bytes of one engine beside its tags: Python, NumPy and a web framework.
 BESIDE_BYTES = 110 << 20
 POLICY = Policy(residual_threshold_gib=0.08, visible_bytes=8 << 20, visible_fraction=0.01)
 
 
-def fits(count: int) -> str:
+def fits(count: int, tag_mib: int) -> str:
     """Why so many engines do not fit into this host's memory; empty where they do."""
-    need, there = count * ((2 * TAG_MIB << 20) + BESIDE_BYTES), psutil.virtual_memory().available
+    need, there = count * ((2 * tag_mib << 20) + BESIDE_BYTES), psutil.virtual_memory().available
     return "" if need < there * 0.8 else f"needs {need >> 20} MiB of memory, {there >> 20} are available"
 
 
@@ -63,21 +64,22 @@ def with_path(asks: Sequence[clients.Ask], path: str) -> list[clients.Ask]:
     return [clients.Ask(each.method, each.target, renamed(each.body)) for each in asks]
 
 
-def checkpoint(folder: str) -> str:
+def checkpoint(folder: str, tag_mib: int) -> str:
     """A checkpoint that all engines are started with and load."""
     path = str(Path(folder) / "weights")
-    size = ("--weights-mib", str(TAG_MIB), "--make-weights", path)
+    size = ("--weights-mib", str(tag_mib), "--make-weights", path)
     command = [sys.executable, "-m", "lifecycle.adapters.loopback", *size]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() or path
 
 
-async def measure(count: int, repeats: int, own: Sequence[clients.Ask]) -> list[Row]:
-    """The rows of so many engines."""
+async def measure(count: int, tag_mib: int, repeats: int, own: Sequence[clients.Ask]) -> list[Row]:
+    """The rows of so many engines of this size."""
     with ExitStack() as stack:
-        weights = await asyncio.to_thread(checkpoint, stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        weights = await asyncio.to_thread(checkpoint, folder, tag_mib)
 
         def started(_: int) -> LoopbackProcess:
-            return LoopbackProcess.start(weights_mib=TAG_MIB, kv_mib=TAG_MIB, weights=weights, deadline_s=120)
+            return LoopbackProcess.start(weights_mib=tag_mib, kv_mib=tag_mib, weights=weights, deadline_s=120)
 
         with ThreadPoolExecutor(4) as pool:
             engines = list(pool.map(started, range(count)))
@@ -99,18 +101,18 @@ async def measure(count: int, repeats: int, own: Sequence[clients.Ask]) -> list[
                 "its own calls": lambda: clients.replay(session, bases, asked),
             }
             took = await in_turns(ways, repeats)
-    what = f"{count} loopback engines of {2 * TAG_MIB} MiB, cycle by the needed calls"
+    what = f"{count} loopback engines of {2 * tag_mib} MiB, cycle by the needed calls"
     others = {"its own calls": took["its own calls"]}
     return [Row("P1b", what, took["ours"], took["floor"], others, target=1.15)]
 
 
-def run(repeats: int = 3, counts: Sequence[int] = (8, 64)) -> list[Row]:
-    """The rows of P1b; of a count that does not fit into memory, why."""
+def run(repeats: int = 3, sizes: Sequence[tuple[int, int]] = SIZES) -> list[Row]:
+    """The rows of P1b; of engines that do not fit into memory, why."""
     own, rows = own_calls(), list[Row]()
-    for count in counts:
-        why = fits(count)
+    for count, tag_mib in sizes:
+        why = fits(count, tag_mib)
         if why:
-            rows.append(Row("P1b", f"{count} loopback engines", why=f"left out: {why}"))
+            rows.append(Row("P1b", f"{count} loopback engines of {2 * tag_mib} MiB", why=f"left out: {why}"))
         else:
-            rows += asyncio.run(measure(count, repeats, own))
+            rows += asyncio.run(measure(count, tag_mib, repeats, own))
     return rows

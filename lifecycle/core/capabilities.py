@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from .facts import Fact, Grade, PauseMode, Tag, TagSpec
+from .facts import Fact, Grade, PauseMode, Stage, Tag, TagSpec
 from .frozen import EMPTY
 from .sources import FromDisk
 
@@ -61,10 +61,16 @@ class Capabilities:
     evidence: Mapping[str, Grade] = EMPTY
     launch_source: FromDisk | None = None
     notes: tuple[str, ...] = ()
+    _stages: Mapping[Stage, frozenset[Tag]] = field(init=False, compare=False, repr=False)
 
-    def stage(self, stage: Literal["weights", "kv"]) -> frozenset[Tag]:
+    def __post_init__(self) -> None:
+        stages: tuple[Stage, ...] = ("weights", "kv")
+        by_stage = {stage: frozenset(spec.name for spec in self.tags if spec.stage == stage) for stage in stages}
+        object.__setattr__(self, "_stages", by_stage)
+
+    def stage(self, stage: Stage) -> frozenset[Tag]:
         """The tags of this stage."""
-        return frozenset(spec.name for spec in self.tags if spec.stage == stage)
+        return self._stages[stage]
 
     def spec(self, tag: Tag) -> TagSpec:
         """The specification of one tag; KeyError if the engine has none of that name."""

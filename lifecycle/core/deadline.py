@@ -12,6 +12,8 @@ LOOK_S = 0.05
 class Deadline:
     """`total_s` seconds from now. The last `reserve_s` (at most a quarter) are kept for finding out what happened."""
 
+    __slots__ = ("_begun", "_reserve_s", "total_s")
+
     def __init__(self, total_s: float, *, reserve_s: float = 0.0) -> None:
         self.total_s = total_s
         self._begun = time.monotonic()

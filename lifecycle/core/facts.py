@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from functools import lru_cache
 from typing import Any, Literal
 
-from .frozen import EMPTY, FrozenMap, freeze, freeze_fields, replace
+from .frozen import EMPTY, FrozenMap, freeze_fields, replace
 
 Tag = str
 Stage = Literal["weights", "kv"]
@@ -148,7 +149,7 @@ class Facts:
         """These facts with `effect` applied; what is said of some tags leaves the other tags as they were."""
         if not effect:
             return self
-        known = dict.fromkeys(effect, Basis(grade, cause, read_at_s))
+        known = dict.fromkeys(effect, _unread(grade, cause) if read_at_s is None else Basis(grade, cause, read_at_s))
         return replace(self, basis=FrozenMap({**self.basis, **known}), **self._applied(effect))
 
     def doubt(self, effect: Mapping[Fact, Any]) -> Facts:
@@ -161,17 +162,23 @@ class Facts:
         changes: dict[str, Any] = {}
         for fact, value in effect.items():
             old = getattr(self, fact)
-            changes[fact] = freeze({**old, **value}) if isinstance(old, Mapping) else value
+            changes[fact] = FrozenMap({**old, **value}) if isinstance(old, FrozenMap) else value
         return changes
 
     def unmapped(self) -> frozenset[Tag]:
         """The tags known to be unmapped."""
-        return frozenset(tag for tag, mapped in self.mapped.items() if mapped is False)
+        return frozenset([tag for tag, mapped in self.mapped.items() if mapped is False])
 
     def __str__(self) -> str:
         mapped = " ".join(f"{tag}={_mapped_word(value)}" for tag, value in self.mapped.items())
         contents = " ".join(f"{tag}:{value or 'unknown'}" for tag, value in self.contents.items())
         return f"admission={self.admission} running={self.running} {mapped} contents[{contents}]"
+
+
+@lru_cache(maxsize=1024)
+def _unread(grade: Grade, cause: str) -> Basis:
+    """What a fact is known by that was not read: all that are known alike share it."""
+    return Basis(grade, cause)
 
 
 def _mapped_word(value: bool | None) -> str:

@@ -109,6 +109,8 @@ class BaseObserver:
 class Observers:
     """Tells each of several observers; one that throws is logged and cannot break the work."""
 
+    __slots__ = ("_observers",)
+
     def __init__(self, observers: Iterable[Any] = ()) -> None:
         self._observers = tuple(observers)
 

@@ -135,7 +135,8 @@ class Record:
     calibration: Calibration = _NOT_CALIBRATED
 
     def __post_init__(self) -> None:
-        freeze_fields(self, "conditions")
+        if not isinstance(self.conditions, FrozenMap):
+            freeze_fields(self, "conditions")
 
     @property
     def memory_is_free(self) -> bool:

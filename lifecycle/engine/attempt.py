@@ -28,7 +28,7 @@ from ..core.commands import Command, Drain, Release, RestoreKV, UpdateWeights
 from ..core.deadline import Deadline, growing
 from ..core.errors import DeadlineExceeded, GuardRefused, NotProved, OperationFailed, Unreachable
 from ..core.facts import Fact, Tag
-from ..core.frozen import FrozenMap, replace
+from ..core.frozen import EMPTY, FrozenMap, replace
 from ..core.readings import Reading
 from ..core.record import Record
 from ..core.states import State
@@ -106,7 +106,7 @@ class Attempt:
             raise
         try:
             await self._send(context)
-            verdicts = await self._prove(context)
+            verdicts, record = await self._prove(context)
         except OperationFailed as error:
             self._fail_collective(error)
             if not isinstance(error, NotProved):
@@ -119,7 +119,7 @@ class Attempt:
             self._undo_desired(context)
             await self._given_up(error)
             raise
-        return self._succeed(context, verdicts)
+        return self._succeed(context, verdicts, record)
 
     async def _given_up(self, error: BaseException) -> None:
         """The caller gave up: nothing is asked, but a push is ended. Where nothing was sent it is where it was."""
@@ -155,12 +155,12 @@ class Attempt:
         kinds = self._kinds(acted_on)
         evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
         await self._deny(evidence)
-        measured = acted_on and session.record.calibration.reading_all_mapped is not None
-        again = Deadline(self.deadline.work_s / 2)
-        while measured and _unread(evidence, kinds) and again.left_s > 0:
-            await asyncio.sleep(min(session.policy.poll_s, again.left_s))
-            evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
-            await self._deny(evidence)
+        if acted_on and session.record.calibration.reading_all_mapped is not None:
+            again = Deadline(self.deadline.work_s / 2)
+            while _unread(evidence, kinds) and again.left_s > 0:
+                await asyncio.sleep(min(session.policy.poll_s, again.left_s))
+                evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
+                await self._deny(evidence)
         return session.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
 
     async def _deny(self, evidence: Evidence) -> None:
@@ -168,7 +168,7 @@ class Attempt:
         session, seen = self.session, evidence.observed
         record, capabilities = session.record, session.capabilities
         denied, let_in, moved = contradiction(record, seen), None, None
-        if other_process(record.facts, seen) is None:
+        if denied is None or other_process(record.facts, seen) is None:
             let_in = requests_let_in(record.facts, capabilities, evidence.idle)
             moved = knowledge.moved_unseen(record, seen, evidence.residual, capabilities, session.policy)
         if denied is None and let_in is None and moved is None:
@@ -182,24 +182,24 @@ class Attempt:
 
     def _kinds(self, acted_on: frozenset[Tag]) -> frozenset[str]:
         """What the guards need, and of what the proofs need that which has to be read before the calls too."""
-        needed_by_proofs = self.row.needed_by_proofs
-        kinds = self.row.needed_by_guards | ({EvidenceKind.RESIDUAL, EvidenceKind.CHECKSUM} & needed_by_proofs)
+        kinds = self.row.needed_before
         if self._keeps(acted_on):
             kinds |= {EvidenceKind.CHECKSUM}
         elif not self.session.record.calibration.kept_checksums and not isinstance(self.command, UpdateWeights):
             kinds -= {EvidenceKind.CHECKSUM}
         if self.session.facts.admission is not None:
             kinds |= {EvidenceKind.ADMISSION}
-        if EvidenceKind.RESIDUAL not in needed_by_proofs and not believed_only(self.session.record):
+        if EvidenceKind.RESIDUAL not in self.row.needed_by_proofs and not believed_only(self.session.record):
             kinds -= {EvidenceKind.RESIDUAL}
         return kinds
 
     def _keeps(self, acted_on: frozenset[Tag]) -> bool:
         """Whether this is a release of weights that the engine keeps by its own backup."""
+        if not isinstance(self.command, Release):
+            return False
         capabilities = self.session.capabilities
         weights = acted_on & capabilities.stage("weights")
-        kept = [tag for tag in weights if capabilities.spec(tag).on_release == "kept"]
-        return isinstance(self.command, Release) and bool(kept)
+        return any(capabilities.spec(tag).on_release == "kept" for tag in weights)
 
     async def _ready(self, context: Context) -> Context:
         """All that are released with this engine are ready for it too; GuardRefused where one is not.
@@ -232,6 +232,9 @@ class Attempt:
     def _begun(self, context: Context) -> Record:
         """The record at the moment before the first call."""
         record, capabilities = knowledge.command_began(context.record), context.capabilities
+        if context.targets:  # half of a call that moves memory moves some too
+            moves = moving(record, restores=not isinstance(self.command, Release))
+            record = record.with_condition("memory_returned", moves)
         match self.command:
             case UpdateWeights(source=source):
                 return set_desired(record, source, capabilities)
@@ -253,9 +256,6 @@ class Attempt:
 
     async def _send(self, context: Context) -> None:
         session = self.session
-        if context.targets:  # before the first call: half of one moves memory too
-            moves = moving(session.record, restores=not isinstance(self.command, Release))
-            session.commit(session.record.with_condition("memory_returned", moves))
         open_push = closing_call(session) if isinstance(self.command, UpdateWeights) else None
         if open_push is not None:
             await self._call(open_push, context)
@@ -266,13 +266,14 @@ class Attempt:
                 await self._read_after(call, context, last=call is calls[-1])
 
     async def _call(self, call: Call, context: Context) -> None:
-        so_far = replace(context, readings_per_call=tuple(self._readings))
-        intent = since_call_before(so_far, self.session.record, call)
+        intent = context
+        if self._readings:
+            so_far = replace(context, readings_per_call=tuple(self._readings))
+            intent = since_call_before(so_far, self.session.record, call)
         deadline_s, sent = self.deadline.work_s, partial(setattr, self, "_sent", True)
         reply = await send(self.session, call, deadline_s=deadline_s, command=context, intent=intent, on_sent=sent)
-        problem = failure(reply, call, **self._about, deadline=self.deadline)
-        if problem is not None:
-            raise problem
+        if reply.outcome != "done":
+            raise failure(reply, call, **self._about, deadline=self.deadline)
 
     async def _read_after(self, call: Call, context: Context, *, last: bool) -> None:
         """What is resident between two calls of a release shows what each gave back; after the last the proof reads.
@@ -309,16 +310,15 @@ class Attempt:
 
     # 4. prove
 
-    async def _prove(self, asked: Context) -> dict[str, Verdict]:
-        """The verdicts, once every proof holds; NotProved where one never will, or no time is left."""
+    async def _prove(self, asked: Context) -> tuple[Mapping[str, Verdict], Record]:
+        """Verdicts and what is known, once every proof holds; NotProved where one never will, or no time is left."""
         polls, again = growing(self.session.policy.poll_s), False
         while True:
             verdicts, context = await self._ask_proofs(asked, again=again)
             failed = frozenset(proof.name for proof in self.row.proofs if not self._holds(proof.name, verdicts))
             record = self.session.record
             if not failed:
-                self.session.commit(knowledge.after_proofs(record, self.row.proofs, verdicts, context))
-                return verdicts
+                return verdicts, knowledge.after_proofs(record, self.row.proofs, verdicts, context)
             unread = {proof.name for proof in self.row.proofs if unread_by(proof, verdicts[proof.name], context)}
             pending = all(isinstance(verdicts[name], Pending) or name in unread for name in failed)
             if not pending or self.deadline.work_s <= 0:
@@ -334,7 +334,7 @@ class Attempt:
             await asyncio.sleep(min(next(polls), self.deadline.work_s))
             again = True
 
-    async def _ask_proofs(self, context: Context, *, again: bool) -> tuple[dict[str, Verdict], Context]:
+    async def _ask_proofs(self, context: Context, *, again: bool) -> tuple[Mapping[str, Verdict], Context]:
         session, kinds = self.session, self.row.needed_by_proofs
         # The last look takes from what is kept back: one without time for an answer would call the engine silent.
         deadline_s = max(self.deadline.work_s, self.deadline.look_s(0.5))
@@ -345,7 +345,7 @@ class Attempt:
         if other is not None:
             self.session.commit(knowledge.another_answered(self.session.record, evidence.observed))
             raise Unreachable(other, **self._about)
-        return {proof.name: proof(context) for proof in self.row.proofs}, context
+        return FrozenMap({proof.name: proof.check(context) for proof in self.row.proofs}), context
 
     def _holds(self, claim: str, verdicts: Mapping[str, Verdict]) -> bool:
         return holds(verdicts[claim], self.session.policy.least_grade(claim))
@@ -361,12 +361,12 @@ class Attempt:
 
     # 5. fire
 
-    def _succeed(self, context: Context, verdicts: Mapping[str, Verdict]) -> Transition:
-        record = knowledge.command_ended(self.session.record)
+    def _succeed(self, context: Context, verdicts: Mapping[str, Verdict], record: Record) -> Transition:
+        record = knowledge.command_ended(record)
         if isinstance(self.command, UpdateWeights):
             record = was_loaded(record, self.command.source)
         if isinstance(self.command, UpdateWeights | RestoreKV):
-            record = replace(record, calibration=replace(record.calibration, kept_checksums=FrozenMap()))
+            record = replace(record, calibration=replace(record.calibration, kept_checksums=EMPTY))
         if self.row.dest is State.RELEASED:
             by_call = [tags for tags, _ in self._readings]
             record, warnings = knowledge.after_release(record, context, verdicts.get("memory_returned"), by_call)

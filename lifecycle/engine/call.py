@@ -12,7 +12,7 @@ from ..core.errors import DeadlineExceeded, OperationFailed, Rejected, Unreachab
 from ..core.states import State
 from ..rules.evidence import Context
 from ..rules.knowledge import after_cancelled, after_reply, intent_over
-from .group_commit import Sending, write_down
+from .group_commit import Sending, is_written_down, write_down
 from .session import Session
 
 
@@ -34,18 +34,24 @@ async def send(
     when it is sent.
     """
     begun = time.monotonic()
-    now_s = time.time()
-    unwritten = await write_down(Sending(session, call, intent or command, now_s, now_s + deadline_s))
-    if unwritten is not None:
-        session.journal.call_ended(call, unwritten)
-        return unwritten
+    if is_written_down(session):
+        now_s = time.time()
+        unwritten = await write_down(Sending(session, call, intent or command, now_s, now_s + deadline_s))
+        if unwritten is not None:
+            session.journal.call_ended(call, unwritten)
+            return unwritten
     if on_sent is not None:
         on_sent()
-    sending = asyncio.ensure_future(session.adapter.send(call, deadline_s=deadline_s))
+    reply: Reply | None = None
+    given_up: asyncio.CancelledError | None = None
     try:
-        await (sending if session.capabilities.cancellable else joined(sending))
+        sending = session.adapter.send(call, deadline_s=deadline_s)
+        if session.capabilities.cancellable:
+            reply = await sending
+        else:
+            reply, given_up = await joined(asyncio.ensure_future(sending))
     finally:
-        reply, took_s = _reply(sending), time.monotonic() - begun
+        took_s = time.monotonic() - begun
         session.journal.call_ended(call, reply, took_s)
         session.observed = session.observed.after_call(call, reply)
         if reply is None:
@@ -53,37 +59,34 @@ async def send(
         else:
             session.notify("call", session.name, call, reply, took_s)
             session.commit(intent_over(after_reply(session.record, call, reply, command)))
-    return sending.result()
+    if given_up is not None:
+        raise given_up
+    assert reply is not None
+    return reply
 
 
-def _reply(sending: asyncio.Future[Reply]) -> Reply | None:
-    """What was answered; None where the caller gave up before."""
-    if not sending.done() or sending.cancelled() or sending.exception() is not None:
-        return None
-    return sending.result()
+async def joined(effect: asyncio.Future[Reply]) -> tuple[Reply, asyncio.CancelledError | None]:
+    """The effect's reply, once it has ended; and the cancellation by which the caller gave up meanwhile, if it did.
 
-
-async def joined(effect: asyncio.Future[Reply]) -> Reply:
-    """The effect's reply; a cancellation waits until the effect has ended, and then goes on."""
-    cancelled: asyncio.CancelledError | None = None
+    Raises that cancellation where the effect gave no reply.
+    """
+    given_up: asyncio.CancelledError | None = None
     while not effect.done():
         try:
             await asyncio.shield(effect)
         except asyncio.CancelledError as error:
-            cancelled = error
+            given_up = error
         except Exception:
             break
-    if cancelled is not None:
-        raise cancelled
-    return effect.result()
+    if given_up is not None and (effect.cancelled() or effect.exception() is not None):
+        raise given_up
+    return effect.result(), given_up
 
 
 def failure(
     reply: Reply, call: Call, *, engine: str, command: str, state: State, deadline: Deadline
-) -> OperationFailed | None:
-    """The error that a reply stands for; None where the call was acknowledged."""
-    if reply.outcome == "done":
-        return None
+) -> OperationFailed:
+    """The error that a reply stands for which is no acknowledgement."""
     if reply.outcome == "rejected":
         why = f"{call} was answered with {reply.status or 'an error'}: {reply.detail or 'no reason given'}"
         return Rejected(why, status=reply.status, detail=reply.detail, engine=engine, command=command, state=state)

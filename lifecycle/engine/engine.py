@@ -191,25 +191,26 @@ class Engine(EngineView):
         `for_move`: given by the move that has the engine. `collective`: the push that an update takes part in.
         """
         session, begun = self._session, time.monotonic()
-        limit_s = self.policy.deadline_s(command.name, deadline_s)
-        deadline = Deadline(limit_s, reserve_s=self.policy.settle_s)
+        name, policy = session.name, session.policy
+        deadline = Deadline(policy.deadline_s(command.name, deadline_s), reserve_s=policy.settle_s)
         try:
-            async with ownership.of_command(session, command.name, deadline, for_move=for_move):
+            with ownership.of_command(session, command.name, deadline, for_move=for_move):
+                await ownership.caught_up(session, deadline)
                 operation = row(command.name, session.state)
                 if operation is None:
                     raise session.not_allowed(command.name)
-                session.notify("command_started", self.name, command, session.state)
+                session.notify("command_started", name, command, session.state)
                 attempt = Attempt(session, command, operation, deadline, pushes=self._pushes, collective=collective)
                 transition = await attempt.run()
         except CommandRefused as error:
-            session.notify("refused", self.name, command, self.advised(error, command))
+            session.notify("refused", name, command, self.advised(error, command))
             raise
         except BaseException as error:
             if isinstance(error, LifecycleError):
                 self.advised(error, command)
-            session.notify("command_ended", self.name, command, error, time.monotonic() - begun)
+            session.notify("command_ended", name, command, error, time.monotonic() - begun)
             raise
-        session.notify("command_ended", self.name, command, transition, time.monotonic() - begun)
+        session.notify("command_ended", name, command, transition, time.monotonic() - begun)
         return transition
 
     @property
@@ -246,18 +247,18 @@ class Engine(EngineView):
             await self.connect(deadline_s=deadline.left_s)
             if not self.connected:
                 return Recovery(self.state, self.reason, self.advice)
-        with self.advising():
-            async with ownership.of_command(session, "recover", deadline):
-                if session.state not in UNCLAIMED:
-                    session.go("contradicted", reason="recover() was asked for")
-                found = await reconcile(session, deadline)
-                if found.state not in UNCLAIMED and session.tenancy.ledger is not None:
-                    left_s = deadline.look_s()
-                    await session.tenancy.measured(session.record, await residual(session, deadline_s=left_s))
-                if found.state not in UNCLAIMED and self.quarantined is not None:
-                    session.commit(quarantine.taken_out(session.record), save="try")
-                advice = after_recovery(self.where, found.candidates)
-                return Recovery(found.state, session.reason, advice)
+        with self.advising(), ownership.of_command(session, "recover", deadline):
+            await ownership.caught_up(session, deadline)
+            if session.state not in UNCLAIMED:
+                session.go("contradicted", reason="recover() was asked for")
+            found = await reconcile(session, deadline)
+            if found.state not in UNCLAIMED and session.tenancy.ledger is not None:
+                left_s = deadline.look_s()
+                await session.tenancy.measured(session.record, await residual(session, deadline_s=left_s))
+            if found.state not in UNCLAIMED and self.quarantined is not None:
+                session.commit(quarantine.taken_out(session.record), save="try")
+            advice = after_recovery(self.where, found.candidates)
+            return Recovery(found.state, session.reason, advice)
 
     def override_state(self, state: State, *, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so; every fact of it is graded asserted.
@@ -318,6 +319,10 @@ class Engine(EngineView):
         Otherwise the command that comes would say so of each engine by itself.
         """
         ownership.say_answered([engine._session for engine in engines])
+
+    def forget_observed(self) -> None:
+        """What was observed of it in its move serves no command that is still to come."""
+        self._session.forget_observed()
 
     async def caught_up(self, deadline_s: float | None = None) -> None:
         """What is known of it is of now, where another driver used it since this one looked. For its move."""

@@ -17,7 +17,7 @@ from ..core.frozen import EMPTY, FrozenMap
 from ..core.observation import Observation
 from ..core.ports import KeepsConnections, WaitsForIdle
 from ..core.readings import Reading
-from ..core.verdicts import Unmeasurable, Verdict
+from ..core.verdicts import NotApplicable, Unmeasurable, Verdict
 from ..nodes.port import PROCESSES_UNKNOWN
 from ..rules import knowledge
 from ..rules.contradiction import other_process
@@ -45,6 +45,12 @@ _FACTS_OF: Mapping[str, set[Fact]] = {
 #: What has a place of its own in `Evidence`; a proof may need a kind by another name too.
 EVERY_KIND = frozenset(EvidenceKind)
 
+_NO_LEDGER = NotApplicable(reason="no ledger of tenants was given")
+
+#: What an engine that is asked for nothing says.
+_AS_BEFORE = Observation(alive=True)
+
+_NO_PROCESSES = Unmeasurable(reason=PROCESSES_UNKNOWN)
 _NOT_READ = Unmeasurable(reason="not read")
 
 
@@ -84,18 +90,21 @@ async def gather(
         if token is not None and not token.done():
             token.cancel()
             await asyncio.wait({token})
+    if kinds <= OBSERVED:
+        return Evidence(asked.parts["observed"])
     for kind, read in READERS.items():
         if kind in kinds and kind not in asked.parts:
             asked.parts[str(kind)] = await read(asked)
-    named = {kind: asked.parts.pop(kind) for kind in kinds - EVERY_KIND}
-    return Evidence(**asked.parts, named=FrozenMap(named) if named else EMPTY)
+    own_names = kinds - EVERY_KIND
+    named = FrozenMap({kind: asked.parts.pop(kind) for kind in own_names}) if own_names else EMPTY
+    return Evidence(**asked.parts, named=named)
 
 
 async def residual(session: Session, *, deadline_s: float) -> Reading | Unmeasurable:
     """What the engine's processes hold now."""
     processes = await session.adapter.processes()
     if not processes:
-        return Unmeasurable(reason=PROCESSES_UNKNOWN)
+        return _NO_PROCESSES
     return await session.probe.read(processes, deadline_s=max(deadline_s, LEAST_READ_S))
 
 
@@ -135,7 +144,7 @@ async def boot_anew(session: Session, *, deadline_s: float) -> Observation:
 async def _ask(session: Session, want: frozenset[Fact], asked: frozenset[Fact], deadline_s: float) -> Observation:
     """The facts that are wanted, of which these are asked for, and the others were before."""
     before, at_s = session.observed, time.monotonic()
-    report = await session.adapter.observe(asked, deadline_s=deadline_s) if asked else Observation(alive=True)
+    report = await session.adapter.observe(asked, deadline_s=deadline_s) if asked else _AS_BEFORE
     if session.observed is before:
         session.observed = before.after(asked, report, at_s) if asked else before
     return before.serving(want, asked, report)
@@ -190,11 +199,11 @@ async def _device_room(asked: Question) -> Verdict:
 async def _cotenants(asked: Question) -> Verdict:
     """Reserves what comes back: it is asked before the free memory is, so that no two find the same room free."""
     session = asked.session
+    if session.tenancy.ledger is None:
+        return _NO_LEDGER
     context = session.context(asked.command, targets=targets(asked.command, session.facts, session.capabilities))
-    reading = asked.parts.get("residual")
-    if reading is None and session.tenancy.ledger is not None:
-        reading = await residual(session, deadline_s=asked.deadline.left_s)
-    return await session.tenancy.headroom(context, reading or _NOT_READ, asked.deadline.left_s)
+    reading = asked.parts.get("residual") or await residual(session, deadline_s=asked.deadline.left_s)
+    return await session.tenancy.headroom(context, reading, asked.deadline.left_s)
 
 
 #: Who reads each kind of evidence, in the order of reading: what comes later may use what was read before.

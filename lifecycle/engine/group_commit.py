@@ -108,6 +108,11 @@ class _Group:
 _groups: WeakKeyDictionary[asyncio.AbstractEventLoop, _Group] = WeakKeyDictionary()
 
 
+def is_written_down(session: Session) -> bool:
+    """Whether anything of what is sent to this engine is: by a holder of leases, in a store or in a journal."""
+    return session.owner.holder is not None or session.keeps_records or session.journal_file() is not None
+
+
 async def write_down(sending: Sending) -> Reply | None:
     """None once all that must be on disk before this call is sent is there; otherwise the reply of one not sent.
 
@@ -117,16 +122,17 @@ async def write_down(sending: Sending) -> Reply | None:
     group = _groups.get(loop)
     if group is not None and needs_intent(sending.call) and group.intends(sending.session):
         group.write()
-    pending = group is not None and not group.written
+    pending, file = group is not None and not group.written, sending.session.journal.file
     if not pending and not sending.waits_for_others:
         outcome = written([sending]).get(sending)
         if isinstance(outcome, Exception):
             raise outcome
+        if outcome is None and file is not None:
+            await _its_entry_is_written(sending)
         return outcome
     if group is None or group.written:
         group = _groups[loop] = _Group()
         loop.call_soon(loop.call_soon, group.write)
-    file = sending.session.journal.file
     if file is not None:
         file.row_comes()
     future: asyncio.Future[Reply | None] = loop.create_future()
@@ -136,6 +142,15 @@ async def write_down(sending: Sending) -> Reply | None:
     except asyncio.CancelledError:
         if not future.cancelled() and future.exception() is None:
             _taken_back(sending)
+        raise
+
+
+async def _its_entry_is_written(sending: Sending) -> None:
+    """The turn of the event loop has passed in which its entry was noted, and those of other engines with it."""
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        _taken_back(sending)
         raise
 
 

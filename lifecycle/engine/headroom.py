@@ -18,7 +18,7 @@ from ..nodes.this_host import ThisHost
 from ..rules.evidence import Context, targets
 from .session import Session
 
-_NO_DEVICE = "it does not say what it runs on"
+_NO_DEVICE = NotApplicable(reason="it does not say what it runs on")
 
 #: How many holders are named.
 NAMED = 3
@@ -31,9 +31,9 @@ async def device_room(
 
     A trainer frees late: it is waited for, as long as the policy says and at most half of the time that is left.
     """
-    context = _context(session, command)
     if session.capabilities.device is None:
-        return NotApplicable(reason=_NO_DEVICE)
+        return _NO_DEVICE
+    context = _context(session, command)
     if not context.targets:
         return NotApplicable(reason="nothing is to be mapped")
     if isinstance(reading, Unmeasurable):
@@ -75,9 +75,9 @@ async def _devices_there(session: Session, processes: Sequence[Process], deadlin
 
 async def host_room(session: Session, command: Command, deadline_s: float) -> Verdict:
     """Whether the hosts of the engine have memory for what this release newly keeps there."""
-    context = _context(session, command)
     if session.capabilities.device is None:
-        return NotApplicable(reason=_NO_DEVICE)
+        return _NO_DEVICE
+    context = _context(session, command)
     kept = frozenset(tag for tag in context.targets if session.capabilities.spec(tag).on_release == "kept")
     knows = isinstance(session.adapter, KeepsOnHost)
     if not kept and not knows:

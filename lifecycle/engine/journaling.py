@@ -26,7 +26,6 @@ from ..core.journal import (
     Refused,
     StateEntered,
 )
-from ..core.lease import Driver
 from ..core.observer import BaseObserver
 from ..core.policy import ACCEPT, Policy
 from ..core.readings import Reading
@@ -35,6 +34,7 @@ from ..core.states import State
 from ..core.transition import Transition
 from ..rules.evidence import Context
 from ..store.journal import Journal
+from .owner import Owner
 
 #: The most characters of a call, a reason or an answer that are kept.
 _MOST = 2000
@@ -59,10 +59,10 @@ class Journaled(Protocol):
 class EngineJournal(BaseObserver):
     """Writes what one driver does to one engine; nothing where no file is kept, which is asked each time."""
 
-    __slots__ = ("_driver", "_held", "_key", "_name", "_of")
+    __slots__ = ("_held", "_key", "_name", "_of", "_owner")
 
-    def __init__(self, driver: Driver, *, name: str, key: str, of: Journaled) -> None:
-        self._driver = driver
+    def __init__(self, owner: Owner, *, name: str, key: str, of: Journaled) -> None:
+        self._owner = owner
         self._name = name
         self._key = key
         self._of = of
@@ -71,7 +71,7 @@ class EngineJournal(BaseObserver):
     @property
     def driver(self) -> str:
         """The token of the driver that writes."""
-        return self._driver.token
+        return self._owner.driver.token
 
     @property
     def file(self) -> Journal | None:
@@ -83,7 +83,7 @@ class EngineJournal(BaseObserver):
         file = self.file
         if file is None:
             return
-        entry = Entry(event, time.time(), self._driver.token, self._name, self._key)
+        entry = Entry(event, time.time(), self.driver, self._name, self._key)
         if isinstance(event, Attached):
             self._held = [*(self._held or ()), entry]
         elif self._held is not None and self._only_looks(event):
@@ -106,9 +106,11 @@ class EngineJournal(BaseObserver):
 
     def attached(self, url: str, group: str, policy: Policy) -> None:
         """The driver observed the engine."""
+        if self.file is None:
+            return
         self.note(
             Attached(
-                who=self._driver.who,
+                who=self._owner.driver.who,
                 url=url,
                 group=group,
                 boot=self._of.record.facts.boot,

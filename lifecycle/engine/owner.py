@@ -32,21 +32,30 @@ _log = logging.getLogger("lifecycle")
 class Owner:
     """One driver of one engine. Without a holder every take succeeds, and nobody is kept away."""
 
-    __slots__ = ("_seen", "_sent", "_uses", "address", "driver", "holder", "kept_in", "lease", "missed")
+    __slots__ = ("_driver", "_name", "_seen", "_sent", "_uses", "address", "holder", "kept_in", "lease", "missed")
 
     def __init__(self, holder: LeaseHolder | None, *, name: str, address: str) -> None:
         self.holder = holder
         self.address = address
         #: Where the records of the engine are kept, as other drivers compare it; None where nobody else can tell.
         self.kept_in: str | None = None
-        self.driver = Driver(uuid4().hex, f"pid {os.getpid()} on {node_name()} ({_command_line()}, engine {name})")
         #: The lease as this driver has it; None where it has none.
         self.lease: Lease | None = None
         #: Who used the engine since this driver looked at it, in words; None where nobody did.
         self.missed: str | None = None
+        self._name = name
+        self._driver: Driver | None = None
         self._sent = False
         self._uses: int | None = None
         self._seen: Lease | None = None
+
+    @property
+    def driver(self) -> Driver:
+        """Who drives the engine: named where a lease, a record or a journal asks for it."""
+        if self._driver is None:
+            who = f"pid {os.getpid()} on {node_name()} ({_command_line()}, engine {self._name})"
+            self._driver = Driver(uuid4().hex, who)
+        return self._driver
 
     def other(self, boot: str | None) -> Lease | None:
         """The lease of another driver that has the engine, or may have a call running on it; None where none has."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 from ..core.deadline import Deadline
@@ -64,16 +64,15 @@ def _path(store: object) -> str | None:
     return None if path is None else str(path)
 
 
-@asynccontextmanager
-async def of_command(session: Session, what: str, deadline: Deadline, *, for_move: bool = False) -> AsyncIterator[None]:
-    """The engine belongs to this command, and what is known of it is of now.
+@contextmanager
+def of_command(session: Session, what: str, deadline: Deadline, *, for_move: bool = False) -> Iterator[None]:
+    """The engine belongs to this command, which begins with `caught_up`.
 
     EngineBusy where another command or move of this process has it, EngineHeld where another driver does.
     """
-    with session.claimed(what, for_move=for_move), _held(session, what, deadline.left_s, for_move=for_move):
+    with session.claimed(what, for_move=for_move), _Held(session, what, deadline.left_s, for_move=for_move):
         if not for_move:
             session.forget_observed()
-        await caught_up(session, deadline)
         yield
 
 
@@ -135,7 +134,7 @@ def _rest_leases(sessions: Sequence[Session], new: Sequence[bool]) -> None:
 def of_assertion(session: Session) -> Iterator[None]:
     """The engine is this driver's while a person asserts where it is: what another kept of it is written over."""
     _refuse_busy(session, "override_state")
-    with _held(session, "override_state", None):
+    with _Held(session, "override_state", None):
         if session.owner.missed is not None:
             session.kept()  # the row that is written over
             session.owner.missed = None
@@ -163,15 +162,24 @@ def _refuse_busy(session: Session, what: str) -> None:
         raise EngineBusy(holder, **session.about(what))
 
 
-@contextmanager
-def _held(session: Session, what: str, limit_s: float | None, *, for_move: bool = False) -> Iterator[None]:
-    owner, had = session.owner, session.owner.lease is not None
-    session.take(what, None if limit_s is None else time.time() + limit_s, for_move=for_move and had)
-    refused = True
-    try:
-        yield
-        refused = False
-    finally:
-        unused = refused and not had and not owner.sent
-        if not for_move:  # a move keeps what its commands have, until it ends
+class _Held:
+    """Inside, the engine's lease is this driver's; what becomes of it afterwards, this module's beginning says.
+
+    A class, and no generator: every engine of a move has one while the move lasts.
+    """
+
+    __slots__ = ("_for_move", "_had", "_limit_s", "_session", "_what")
+
+    def __init__(self, session: Session, what: str, limit_s: float | None, *, for_move: bool = False) -> None:
+        self._session, self._what, self._limit_s, self._for_move = session, what, limit_s, for_move
+
+    def __enter__(self) -> None:
+        self._had = self._session.owner.lease is not None
+        until_s = None if self._limit_s is None else time.time() + self._limit_s
+        self._session.take(self._what, until_s, for_move=self._for_move and self._had)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        session = self._session
+        unused = kind is not None and not self._had and not session.owner.sent
+        if not self._for_move:  # a move keeps what its commands have, until it ends
             session.rest(keep=not unused and session.state is not State.SERVING)

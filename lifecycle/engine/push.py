@@ -22,7 +22,7 @@ class Pushes:
 
     def __init__(self) -> None:
         self._deadline: Deadline | None = None
-        self._under_way: list[asyncio.Future[None]] = []
+        self._under_way: tuple[asyncio.Future[None], ...] = ()
 
     @contextmanager
     def allowed(self, deadline: Deadline) -> Iterator[None]:
@@ -46,15 +46,14 @@ class Pushes:
             raise session.not_allowed("push", hint)
         call = session.adapter.push_call(how, args, version)
         deadline, ended = self._deadline, asyncio.get_running_loop().create_future()
-        self._under_way.append(ended)
+        self._under_way += (ended,)
         try:
             reply = await send(session, call, deadline_s=deadline.work_s)
         finally:
-            self._under_way.remove(ended)
+            self._under_way = tuple(each for each in self._under_way if each is not ended)
             ended.set_result(None)
-        problem = failure(reply, call, **session.about("push"), deadline=deadline)
-        if problem is not None:
-            raise problem
+        if reply.outcome != "done":
+            raise failure(reply, call, **session.about("push"), deadline=deadline)
         return reply.value
 
 

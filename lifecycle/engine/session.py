@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ class NotSaved(Exception):
     """A record that must be saved could not be; `__cause__` is what the store raised."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Edge:
     """One edge to go along: its trigger, and what observers are told of it. `context` is for the guards."""
 
@@ -103,11 +102,11 @@ class Session:
         self.in_move: str | None = None
         #: The limit of the drain under way, by which it can be given up.
         self.draining: asyncio.Timeout | None = None
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: tuple[asyncio.Future[None], ...] = ()
         self._record = NOTHING_YET
         #: What was observed since the command or the move began that has the engine now.
         self.observed = NOTHING_OBSERVED
-        self.journal = EngineJournal(self.owner.driver, name=name, key=self.key, of=self)
+        self.journal = EngineJournal(self.owner, name=name, key=self.key, of=self)
         #: Why the engine is in its state, in words; empty where that was not said.
         self.reason = ""
         self._capabilities: Capabilities | None = None
@@ -167,16 +166,15 @@ class Session:
         is saved unless it is asked for: a store is written once before an engine is touched, and once after every edge.
         An edge is entered even where it cannot be saved; what is kept is older then, and that is logged.
         """
-        transition = None
-        if edge is not None:
-            transition = self._transition(edge)
+        transition = None if edge is None else self._transition(edge)
+        if transition is not None:
             record = replace(record, state=transition.dest)
-        save = save or ("no" if edge is None else "try")
         noted = transition is not None or self._record.uncertain.needs_barrier
         refusable = save in ("begin", "must")
         if noted and not refusable:  # it is written with its row; what may be refused is noted once it was not
             self.journal.committed(self._record, record, transition)
-        save_together([(self, record)], save)
+        if (edge is not None or save is not None) and self.keeps_records:
+            save_together([(self, record)], save or "try")
         if noted and refusable:
             self.journal.committed(self._record, record, transition)
         self._record = record
@@ -187,23 +185,26 @@ class Session:
         return transition
 
     def _transition(self, edge: Edge) -> Transition:
-        source = self._record.state
         return Transition(
             engine=self.name,
             group=self.group,
             trigger=edge.trigger,
-            source=source,
-            dest=next_state(source, edge.trigger, edge.context),
+            source=self._record.state,
+            dest=next_state(self._record.state, edge.trigger, edge.context),
             command=edge.command,
             verdicts=edge.verdicts,
             duration_s=edge.duration_s,
             reason=edge.reason,
-            at_s=time.monotonic(),
         )
 
     def go(self, trigger: str, *, reason: str, command: str = "") -> None:
         """The engine went along one edge, knowing what it knew."""
         self.commit(self._record, Edge(trigger, command, reason=reason))
+
+    @property
+    def keeps_records(self) -> bool:
+        """Whether what is known of the engine is kept anywhere."""
+        return self.store is not None or self.shared is not None
 
     def stores(self, record: Record, save: Save) -> Iterator[StateStore]:
         """Where a record is to be saved: what is known of an engine that another driver has is for that one to keep."""
@@ -244,8 +245,7 @@ class Session:
 
     def goes_on_unrecorded(self, problem: Exception) -> bool:
         """Whether the policy lets a command go on where it cannot be written down, as `problem` says."""
-        unwritable = isinstance(problem, OSError | sqlite3.Error | ConfigurationError)
-        return unwritable and self.policy.unrecorded == "warn"
+        return isinstance(problem, OSError | sqlite3.Error | ConfigurationError) and self.policy.unrecorded == "warn"
 
     def forget_observed(self) -> None:
         """What was observed before the command or the move that begins serves nobody in it."""
@@ -262,7 +262,7 @@ class Session:
 
     def notify(self, event: str, *about: object) -> None:
         """The journal and the observers were told."""
-        if self.journal.file is not None:
+        if self.journal_file() is not None:
             hear = getattr(self.journal, event, None)
             if hear is not None:
                 hear(*about)
@@ -297,11 +297,11 @@ class Session:
         """This command or move does not have the engine, or the deadline has passed."""
         while self.holder() == holder and deadline.left_s:
             left = asyncio.get_running_loop().create_future()
-            self._waiting.append(left)
+            self._waiting += (left,)
             try:
                 await asyncio.wait({left}, timeout=deadline.left_s)
             finally:
-                self._waiting.remove(left)
+                self._waiting = tuple(each for each in self._waiting if each is not left)
 
     def take(self, what: str, until_s: float | None, *, for_move: bool = False) -> None:
         """The engine is this driver's; EngineHeld where another driver has it. `for_move`: its move has the lease."""

@@ -20,7 +20,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from math import ceil, isinf
 
@@ -140,8 +140,7 @@ class EngineTenancy:
 
     async def headroom(self, context: Context, reading: Reading | Unmeasurable, deadline_s: float) -> Verdict:
         """Whether the budgets of its devices hold with the tags that come back; if so, that is reserved."""
-        if self.ledger is None:
-            return NotApplicable(reason="no ledger of tenants was given")
+        assert self.ledger is not None
         if not context.targets:
             return NotApplicable(reason="nothing is to be mapped")
         if isinstance(reading, Unmeasurable):
@@ -189,12 +188,15 @@ class EngineTenancy:
                 ledger.waits_no_more(tenant.name)
             raise
 
-    @contextmanager
-    def until_begun(self) -> Iterator[None]:
+    def until_begun(self) -> AbstractContextManager[None]:
         """A command is asked for and begins. Where it does not, what was reserved for it is given up.
 
         What was found out about the engine meanwhile counts.
         """
+        return nullcontext() if self.ledger is None else self._until_begun()
+
+    @contextmanager
+    def _until_begun(self) -> Iterator[None]:
         before = self._entry
         try:
             yield

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ..core.advice import Advice
@@ -28,6 +27,22 @@ from ..rules.weights import invalid_weights
 from .session import Session
 
 E = TypeVar("E", bound=LifecycleError)
+
+
+class Advising:
+    """Inside, an error about the engine is told what leads on."""
+
+    __slots__ = ("_asked", "_engine")
+
+    def __init__(self, engine: EngineView, asked: Asked | None) -> None:
+        self._engine, self._asked = engine, asked
+
+    def __enter__(self) -> None:
+        """Nothing is told before there is an error."""
+
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        if isinstance(error, LifecycleError) and error.engine == self._engine.name and error.advice is None:
+            self._engine.advised(error, self._asked)
 
 
 class EngineView:
@@ -187,15 +202,9 @@ class EngineView:
         error.advise(advice(self.where, asked, error) if self._was_met else not_connected(self.address))
         return error
 
-    @contextmanager
-    def advising(self, asked: Asked | None = None) -> Iterator[None]:
+    def advising(self, asked: Asked | None = None) -> Advising:
         """An error about the engine comes through with what leads on."""
-        try:
-            yield
-        except LifecycleError as error:
-            if error.engine == self.name and error.advice is None:
-                self.advised(error, asked)
-            raise
+        return Advising(self, asked)
 
     def about(self, command: str) -> dict[str, Any]:
         """Engine, command and state, as errors take them."""

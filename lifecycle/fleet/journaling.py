@@ -41,10 +41,13 @@ class MoveJournal:
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         self._engines = list(engines)
+        self._files = {id(file): file for each in engines if (file := each.journal.file) is not None}
         self._move_id = uuid4().hex[:12]
 
     def phase(self, event: MoveEvent) -> None:
         """The move, or a phase of it, begins or has ended."""
+        if not self._files:
+            return
         named = frozenset(event.engines)
         drivers = tuple(each.journal.driver for each in self._engines if each.name in named)
         failed = tuple(event.failed)
@@ -60,6 +63,8 @@ class MoveJournal:
 
     def handed_over(self, engines: Sequence[Engine]) -> None:
         """The devices of these engines are the next tenant's, and those of all that are gone."""
+        if not self._files:
+            return
         gone = tuple(each.journal.driver for each in self._engines if each.state is State.GONE)
         returned = {
             each.journal.driver: each.conditions["memory_returned"].verdict
@@ -69,6 +74,5 @@ class MoveJournal:
         self._note(HandedOver(self._move_id, returned, gone))
 
     def _note(self, event: Event) -> None:
-        files = {id(file): file for each in self._engines if (file := each.journal.file) is not None}
-        for file in files.values():
+        for file in self._files.values():
             file.note([Entry(event, time.time(), self._move_id)])

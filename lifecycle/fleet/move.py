@@ -263,6 +263,8 @@ class Move:
                 error.add_note(str(course.error()))
             raise
         finally:
+            for engine in self.engines:  # the caller may have done anything to them
+                engine.forget_observed()
             self._ended(begun)
 
     async def _reopen(self, engines: Sequence[Engine]) -> list[Exception]:

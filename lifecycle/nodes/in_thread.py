@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -17,6 +19,9 @@ T = TypeVar("T")
 #: Seconds that a call waits behind others of the pool before it gets a further thread.
 PATIENCE_S = 0.02
 
+#: Seconds that a thread which has nothing to run waits for more.
+IDLE_S = 2.0
+
 
 class Unavailable(Exception):
     """What was to be measured cannot be; the message says why and what would help."""
@@ -25,8 +30,8 @@ class Unavailable(Exception):
 async def in_thread(call: Callable[[], T], *, deadline_s: float) -> T:
     """Returns or raises what `call` does; raises TimeoutError after `deadline_s` seconds.
 
-    Each call has a daemon thread of its own. A call that hangs in the driver therefore delays neither the shutdown of
-    the loop's executor nor the exit of the program.
+    Each call has a daemon thread to itself. One that hangs in the driver therefore delays neither the shutdown of the
+    loop's executor nor the exit of the program.
     """
     asked = _Asked(call)
     _start(asked.answer)
@@ -153,5 +158,56 @@ class _Pool:
 _POOLS: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
 
 
+class _Threads:
+    """Daemon threads. One that has nothing more to run is kept, for IDLE_S; others end at once.
+
+    Who starts a thread waits, on the event loop, until that runs: the longer, the busier the host is.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: Where the thread that is kept waits for its next call.
+        self._kept: SimpleQueue[Callable[[], None]] | None = None
+
+    def run(self, call: Callable[[], None]) -> None:
+        """A thread that does nothing else runs this. RuntimeError where one is needed that cannot be had."""
+        with self._lock:
+            inbox, self._kept = self._kept, None
+        if inbox is not None:
+            inbox.put(call)
+            return
+        inbox = SimpleQueue()
+        inbox.put(call)  # and not given to the thread, which would hold it while it waits
+        threading.Thread(target=self._serve, args=(inbox,), name="lifecycle-probe", daemon=True).start()
+
+    def _serve(self, inbox: SimpleQueue[Callable[[], None]]) -> None:
+        while True:
+            try:
+                inbox.get(timeout=IDLE_S)()
+            except Empty:
+                with self._lock:
+                    if self._kept is inbox:
+                        self._kept = None
+                        return
+                continue  # its next call is on the way
+            with self._lock:
+                if self._kept is not None:
+                    return
+                self._kept = inbox
+
+
+_THREADS = _Threads()
+
+
 def _start(run: Callable[[], None]) -> None:
-    threading.Thread(target=run, name="lifecycle-probe", daemon=True).start()
+    _THREADS.run(run)
+
+
+def _none_in_child() -> None:
+    """A child of a fork has none of the threads."""
+    global _THREADS
+    _THREADS = _Threads()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_none_in_child)

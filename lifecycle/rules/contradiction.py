@@ -62,8 +62,10 @@ def _other_version(facts: Facts, seen: Observation) -> str | None:
 
     That both are the same proves little. That they differ says that somebody else loaded weights, or named them.
     """
+    if not seen.weights_label:
+        return None
     versions = (held.version for _, held in sorted(facts.contents.items()) if held is not None)
-    return next((each for each in versions if seen.weights_label and each not in (None, seen.weights_label)), None)
+    return next((each for each in versions if each not in (None, seen.weights_label)), None)
 
 
 def _because(seen: Observation) -> str:

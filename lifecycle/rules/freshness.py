@@ -46,31 +46,38 @@ class Observed:
 
     def to_ask(self, want: frozenset[Fact], now_s: float, max_age_s: float) -> frozenset[Fact]:
         """The facts that have to be asked for, with those that have half of the age; empty where all serve."""
-        ages_s = {fact: now_s - self.asked_at_s.get(fact, -math.inf) for fact in want}
-        if not any(age_s >= max_age_s for age_s in ages_s.values()):
+        if not self.asked_at_s:
+            return want
+        asked_at_s = [self.asked_at_s.get(fact, -math.inf) for fact in want]
+        if now_s - min(asked_at_s, default=math.inf) < max_age_s:
             return frozenset()
-        return frozenset(fact for fact, age_s in ages_s.items() if age_s >= max_age_s / 2)
+        return frozenset([fact for fact, at_s in zip(want, asked_at_s, strict=True) if now_s - at_s >= max_age_s / 2])
 
     def serving(self, want: frozenset[Fact], asked: frozenset[Fact], report: Observation) -> Observation:
         """What is known of the wanted facts: what `report` says of those `asked` for, and of the others what served.
 
         Where nothing answered, or not one process alone, nothing that was known before is about it.
         """
-        if asked and not _answered(report):
+        unasked = want - asked
+        if not unasked or (asked and not _answered(report)):
             return report
-        parts = [part for fact in want - asked for part in _REPORTED_BY[fact]]
+        parts = [part for fact in unasked for part in _REPORTED_BY[fact]]
         return replace(report, **{part: getattr(self.report, part) for part in parts if getattr(report, part) is None})
 
     def after(self, asked: frozenset[Fact], report: Observation, asked_at_s: float) -> Observed:
         """What serves once this was observed. Of a process that is another one than before nothing does but that."""
         if not _answered(report):
             return NOTHING_OBSERVED
-        unasked = {fact for fact, (part, *_) in _REPORTED_BY.items() if getattr(report, part) is not None}
-        facts = (asked & _REPORTED_BY.keys()) | (unasked - {Fact.CLOSED})
-        before = self if report.boot in (None, self.report.boot) else NOTHING_OBSERVED
+        facts = [
+            fact
+            for fact, (part, *_) in _REPORTED_BY.items()
+            if fact in asked or (fact is not Fact.CLOSED and getattr(report, part) is not None)
+        ]
+        now = dict.fromkeys(facts, asked_at_s)
+        if not self.asked_at_s or report.boot not in (None, self.report.boot):
+            return Observed(report, FrozenMap(now))
         parts = {part: getattr(report, part) for fact in facts for part in _REPORTED_BY[fact]}
-        ages_s = FrozenMap({**before.asked_at_s, **dict.fromkeys(facts, asked_at_s)})
-        return Observed(replace(before.report, **parts), ages_s)
+        return Observed(replace(self.report, **parts), FrozenMap({**self.asked_at_s, **now}))
 
     def after_call(self, call: Call, reply: Reply | None) -> Observed:
         """What serves still once this call was answered so; None: it is not known what became of it."""
@@ -81,6 +88,8 @@ class Observed:
             changed.add(Fact.CLOSED)
         if call.effect.get(Fact.ADMISSION) == "open" or False in call.effect.get(Fact.MAPPED, {}).values():
             changed.add(Fact.BOOT)
+        if changed.isdisjoint(self.asked_at_s):
+            return self
         ages_s = {fact: at_s for fact, at_s in self.asked_at_s.items() if fact not in changed}
         return replace(self, asked_at_s=FrozenMap(ages_s))
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from transitions import Machine, MachineError
+import transitions
 
 from ..core.states import RING, STABLE, UNCLAIMED, State
 from .evidence import Context
@@ -20,13 +20,34 @@ from .table import OPERATIONS, Operation
 logging.getLogger("transitions").setLevel(logging.WARNING)  # observers hear of every edge instead
 
 
+#: The states as `transitions` knows them, both ways.
+_NAMES = {state: state.value for state in State}
+_STATES = {state.value: state for state in State}
+
+
 class _Token:
     """What `transitions` moves in place of an engine: it sets the `state` of whatever model it is given."""
 
     __slots__ = ("state",)
 
     def __init__(self, state: State) -> None:
-        self.state: str = state.value
+        self.state = _NAMES[state]
+
+
+class _Silent(transitions.State):
+    """A state without callbacks: nothing is done, or logged, where it is entered or left."""
+
+    def enter(self, event_data: transitions.EventData) -> None:
+        """Nothing hears of it."""
+
+    def exit(self, event_data: transitions.EventData) -> None:
+        """Nothing hears of it."""
+
+
+class _Machine(transitions.Machine):
+    """The machine, whose states call nobody."""
+
+    state_cls = _Silent
 
 
 class Refusals(Exception):
@@ -43,8 +64,7 @@ class NoSuchEdge(Exception):
 
 def refusals(guards: tuple[Any, ...], context: Context) -> dict[str, str]:
     """The reasons of those guards that refuse, by name."""
-    answers = {guard.name: guard(context) for guard in guards}
-    return {name: reason for name, reason in answers.items() if reason is not None}
+    return {guard.name: reason for guard in guards if (reason := guard.check(context)) is not None}
 
 
 def _asks(row: Operation) -> Callable[[Context], bool]:
@@ -57,8 +77,8 @@ def _asks(row: Operation) -> Callable[[Context], bool]:
     return all_guards_pass
 
 
-def _compile() -> Machine:
-    machine = Machine(model=None, states=[state.value for state in State], initial=None, auto_transitions=False)
+def _compile() -> _Machine:
+    machine = _Machine(model=None, states=[state.value for state in State], initial=None, auto_transitions=False)
     for row in OPERATIONS:
         machine.add_transition(row.command, row.source.value, row.via.value, conditions=[_asks(row)])
     for via, dest in {row.via: row.dest for row in OPERATIONS}.items():
@@ -81,15 +101,14 @@ def next_state(state: State, trigger: str, context: Context | None = None) -> St
 
     Raises NoSuchEdge, or Refusals with the guards' reasons.
     """
-    token = _Token(state)
-    arguments = () if context is None else (context,)
-    if trigger not in _MACHINE.events:
+    token, event = _Token(state), _MACHINE.events.get(trigger)
+    if event is None:
         raise NoSuchEdge(f"there is no trigger {trigger!r}")
     try:
-        _MACHINE.events[trigger].trigger(token, *arguments)
-    except MachineError as error:
+        event.trigger(token, context)
+    except transitions.MachineError as error:
         raise NoSuchEdge(f"{trigger} leads nowhere from {state}") from error
-    return State(token.state)
+    return _STATES[token.state]
 
 
 def edges() -> list[tuple[str, State, State]]:
@@ -97,6 +116,6 @@ def edges() -> list[tuple[str, State, State]]:
     return [
         (name, State(transition.source), State(str(transition.dest)))
         for name, event in _MACHINE.events.items()
-        for transitions in event.transitions.values()
-        for transition in transitions
+        for each in event.transitions.values()
+        for transition in each
     ]

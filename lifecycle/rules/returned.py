@@ -7,10 +7,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..core.capabilities import Capabilities
 from ..core.facts import Grade, Tag
+from ..core.frozen import replace
 from ..core.policy import Policy
 from ..core.readings import Reading
 from ..core.record import Record
@@ -23,6 +22,8 @@ from .memory import SLACK, biggest, visible_bytes
 #: a proved one is judged again.
 AT_RELEASE = "resident_at_release_bytes"
 UNMAPPED_AT_RELEASE = "unmapped_at_release"
+
+_MOVED = Pending(reason="memory was released or restored since")
 
 
 def returned_still(
@@ -92,11 +93,10 @@ def moving(record: Record, *, restores: bool) -> Verdict:
     Where it `restores` tags, what was resident after a proved release is kept.
     """
     condition, at_release = record.conditions.get("memory_returned"), _at_release(record)
-    figures: dict[str, Any] = {}
-    if restores and condition is not None and at_release is not None:
-        unmapped = condition.verdict.figures.get(UNMAPPED_AT_RELEASE, sorted(record.facts.unmapped()))
-        figures = {AT_RELEASE: at_release, UNMAPPED_AT_RELEASE: unmapped}
-    return Pending(reason="memory was released or restored since", figures=figures)
+    if not restores or condition is None or at_release is None:
+        return _MOVED
+    unmapped = condition.verdict.figures.get(UNMAPPED_AT_RELEASE, sorted(record.facts.unmapped()))
+    return replace(_MOVED, figures={AT_RELEASE: at_release, UNMAPPED_AT_RELEASE: unmapped})
 
 
 def _at_release(record: Record) -> int | None:

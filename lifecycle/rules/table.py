@@ -52,10 +52,14 @@ class Operation:
     proofs: tuple[Proof, ...]
     needed_by_guards: frozenset[str] = field(init=False, compare=False, repr=False)
     needed_by_proofs: frozenset[str] = field(init=False, compare=False, repr=False)
+    #: What has to be read before the calls: what the guards need, and what the proofs compare with later.
+    needed_before: frozenset[str] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "needed_by_guards", frozenset().union(*(each.needs for each in self.guards)))
         object.__setattr__(self, "needed_by_proofs", frozenset().union(*(each.needs for each in self.proofs)))
+        compared = self.needed_by_proofs & {EvidenceKind.RESIDUAL, EvidenceKind.CHECKSUM}
+        object.__setattr__(self, "needed_before", self.needed_by_guards | compared)
 
 
 S = State
@@ -114,7 +118,10 @@ CLAIMS: dict[State, str] = {
 
 def row(command: str, state: State) -> Operation | None:
     """The row for this command in this state; None where it is not allowed."""
-    return next((each for each in OPERATIONS if each.command == command and each.source is state), None)
+    for each in OPERATIONS:
+        if each.source is state and each.command == command:
+            return each
+    return None
 
 
 def allowed(state: State) -> tuple[str, ...]:

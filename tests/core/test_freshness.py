@@ -134,6 +134,15 @@ ONLOAD = [
 ]
 
 
+async def test_after_a_step_of_the_caller_the_engine_is_looked_at_again() -> None:
+    """It may have done anything to the engines, a restart among it."""
+    fleet, journal = await moved()
+    await fleet.offload(weights=V1)
+    journal.clear()
+    await fleet.onload(between=lambda: None)
+    assert looks(journal).count("observe") == ONLOAD.count("observe") + 1
+
+
 async def test_within_a_move_what_proved_one_command_serves_the_guards_of_the_next() -> None:
     fleet, journal = await moved()
     await fleet.offload(weights=V1)

@@ -6,6 +6,9 @@ import asyncio
 import os
 import threading
 import time
+import weakref
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
@@ -16,7 +19,14 @@ from lifecycle.core.record import Record
 from lifecycle.engine import processes as of_engine
 from lifecycle.nodes import in_thread
 from lifecycle.nodes.in_thread import in_pool
+from lifecycle.nodes.in_thread import in_thread as in_a_thread
 from lifecycle.nodes.processes import by_pid
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread of an earlier test waits for calls."""
+    monkeypatch.setattr(in_thread, "_THREADS", in_thread._Threads())
 
 
 @pytest.fixture
@@ -119,6 +129,119 @@ async def test_where_no_thread_can_begin_it_is_tried_again(monkeypatch: pytest.M
     while pool.threads:
         assert time.monotonic() < deadline, "a thread that never began counts as one"
         await asyncio.sleep(0.001)
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    """This is so, within ten seconds."""
+    deadline = time.monotonic() + 10
+    while not reached():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+
+
+def kept() -> bool:
+    """Whether a thread waits for its next call."""
+    return in_thread._THREADS._kept is not None
+
+
+async def test_a_thread_that_has_nothing_to_run_makes_the_next_call() -> None:
+    first = await in_a_thread(threading.current_thread, deadline_s=10)
+    await until(kept)
+    assert await in_a_thread(threading.current_thread, deadline_s=10) is first
+    await until(kept)
+    assert await in_pool(threading.current_thread, deadline_s=10) is first
+
+
+async def test_a_thread_that_is_not_needed_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_thread, "IDLE_S", 0.01)
+    thread = await in_a_thread(threading.current_thread, deadline_s=10)
+    await until(lambda: not thread.is_alive())
+    assert not kept()
+    assert await in_a_thread(threading.current_thread, deadline_s=10) is not thread
+
+
+async def test_of_several_threads_one_is_kept() -> None:
+    all_there = threading.Barrier(3)
+
+    def one() -> threading.Thread:
+        all_there.wait(10)
+        return threading.current_thread()
+
+    threads = await asyncio.gather(*(in_a_thread(one, deadline_s=10) for _ in range(3)))
+    await until(lambda: sum(each.is_alive() for each in threads) == 1)
+    assert kept()
+
+
+async def test_a_thread_that_is_busy_takes_no_call() -> None:
+    blocking = Blocking()
+    await in_a_thread(threading.current_thread, deadline_s=10)
+    await until(kept)
+    first = asyncio.create_task(in_a_thread(blocking, deadline_s=10))
+    assert await asyncio.to_thread(blocking.begun.wait, 10)
+    assert await in_a_thread(lambda: 7, deadline_s=10) == 7
+    assert not first.done()
+    blocking.go.set()
+    await first
+
+
+async def test_a_thread_that_waits_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_thread, "IDLE_S", 60.0)
+
+    class Held:
+        def __call__(self) -> None:
+            return None
+
+    held = Held()
+    gone = weakref.ref(held)
+    await in_a_thread(held, deadline_s=10)
+    del held
+    await until(lambda: kept() and gone() is None)
+
+
+async def test_a_call_that_comes_as_a_thread_ends_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its wait is over, and before it can say so it is given a call."""
+    given = threading.Event()
+
+    class Inbox:
+        def __init__(self) -> None:
+            self.calls, self.waits = SimpleQueue[Any](), 0
+
+        def put(self, call: Any) -> None:
+            self.calls.put(call)
+            if self.waits:
+                given.set()
+
+        def get(self, timeout: float) -> Any:
+            self.waits += 1
+            if self.waits == 2:  # the first was for its first call
+                assert given.wait(10)
+                raise Empty
+            return self.calls.get(timeout=timeout)
+
+    monkeypatch.setattr(in_thread, "SimpleQueue", Inbox)
+    assert await in_a_thread(lambda: 7, deadline_s=10) == 7
+    await until(lambda: in_thread._THREADS._kept is not None and in_thread._THREADS._kept.waits == 2)
+    assert await in_a_thread(lambda: 8, deadline_s=10) == 8
+
+
+def test_a_child_of_a_fork_has_threads_of_its_own() -> None:
+    """The thread that its parent kept is not there."""
+
+    async def asked() -> int:
+        return await in_a_thread(lambda: 7, deadline_s=5)
+
+    async def kept_then_forked() -> int:
+        await asked()
+        await until(kept)
+        return os.fork()
+
+    pid = asyncio.run(kept_then_forked())
+    if not pid:
+        try:
+            os._exit(asyncio.run(asked()))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
 ME = Process("h", 1, 1.0)

@@ -11,7 +11,7 @@ from ...core.facts import Fact, Facts, Grade
 from ...core.frozen import replace
 from ...core.lease import Driver
 from ...core.readings import Reading
-from ...core.record import Intent, Record, Uncertain, UncertainCall
+from ...core.record import Intent, Record, UncertainCall
 from ..evidence import Context
 
 
@@ -45,6 +45,8 @@ def intended(
 
 def intent_over(record: Record) -> Record:
     """The record once the call that was intended was answered, or given up: what it left unknown is in the facts."""
+    if record.uncertain.intent is None:
+        return record
     return replace(record, uncertain=replace(record.uncertain, intent=None))
 
 
@@ -106,8 +108,7 @@ def uncertain_call(record: Record, effect: Mapping[Fact, Any], command: Context)
 
 def command_began(record: Record) -> Record:
     """What is known when a command begins: what an earlier one left unknown stays so, and no bytes decide it later."""
-    before = record.uncertain
-    return replace(record, uncertain=Uncertain(needs_barrier=before.needs_barrier, push_open=before.push_open))
+    return replace(record, uncertain=replace(record.uncertain, call=None, acked_unrepeatable=False, intent=None))
 
 
 def command_ended(record: Record) -> Record:

@@ -22,14 +22,14 @@ def after_proofs(
     record: Record, proofs: tuple[Proof, ...], verdicts: Mapping[str, Verdict], context: Context
 ) -> Record:
     """What is known once every proof of a row holds."""
+    facts = record.facts
     for proof in proofs:
         verdict = verdicts[proof.name]
         if isinstance(verdict, Proved):
-            effect = proof.learns(context, verdict)
-            record = replace(record, facts=record.facts.learn(effect, verdict.grade, cause=proof.name))
+            facts = facts.learn(proof.learns(context, verdict), verdict.grade, cause=proof.name)
         if proof.condition:
             record = record.with_condition(proof.name, verdict)
-    return _to_compare_with(record, verdicts, context)
+    return _to_compare_with(replace(record, facts=facts), verdicts, context)
 
 
 def _to_compare_with(record: Record, verdicts: Mapping[str, Verdict], context: Context) -> Record:
