@@ -65,11 +65,11 @@ class Kept:
         self._entries = entries
         self._beside = beside
 
-    def note(self, entries: Iterable[Entry]) -> None:
+    def note(self, entries: Iterable[Entry], *, with_row: bool = False) -> None:
         noted = list(entries)
         self._entries += noted
         if self._beside is not None:
-            self._beside.note(noted)
+            self._beside.note(noted, with_row=with_row)
 
     def row_comes(self) -> None:
         if self._beside is not None:

@@ -41,6 +41,11 @@ def encode(value: Any) -> Any:
     return value if kind in _PLAIN else _encoder(kind)(value)
 
 
+def encoded_fields(kind: Any) -> tuple[str, ...]:
+    """The names of the fields of this dataclass that are encoded, in their order."""
+    return tuple(part.name for part in fields(kind) if (kind, part.name) not in _LEFT_OUT)
+
+
 @cache
 def _encoder(kind: type) -> Callable[[Any], Any]:
     """How values of this class are encoded: found once for each class, since a row has some hundred values."""
@@ -49,7 +54,7 @@ def _encoder(kind: type) -> Callable[[Any], Any]:
     if issubclass(kind, bool | int | float | str):
         return lambda value: value
     if is_dataclass(kind):
-        names = tuple(part.name for part in fields(kind) if (kind, part.name) not in _LEFT_OUT)
+        names = encoded_fields(kind)
         return lambda value: {"type": kind.__name__, **{name: encode(getattr(value, name)) for name in names}}
     if issubclass(kind, Mapping):
         return _encoded_mapping

@@ -37,7 +37,8 @@ class LeaseUse:
     """What a driver does with an engine, and until when at the latest (None: until the engine serves again).
 
     `call_until_s`: until then a call that cannot be repeated may run. `sends`: something is sent from here on; what is
-    known of the engine is kept in `kept_in`.
+    known of the engine is kept in `kept_in`. `goes_on`: it has the lease, and is refused where another took it since,
+    whether that one has it still or not; asked of those that take several at once (`ports.TakesTogether`).
     """
 
     what: str
@@ -45,6 +46,7 @@ class LeaseUse:
     call_until_s: float | None = None
     sends: bool = False
     kept_in: str | None = None
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)

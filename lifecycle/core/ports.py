@@ -158,7 +158,14 @@ class TakesTogether(Protocol):
     """What a holder may have beside the port that takes the leases of several engines at the cost of one."""
 
     def take_all(self, asked: Sequence[tuple[Driver, LeasedEngine, LeaseUse]]) -> list[Lease | LeaseHeld]:
-        """As `take`: for each engine its lease, or why it was refused. Raises where none could be written down."""
+        """As `take`: for each engine its lease, or why it was refused. Raises where none could be written down.
+
+        With `use.goes_on` it is refused, too, where another driver took the lease since this one did, and freed it;
+        and, unless something is sent, where it has ended.
+        """
+
+    def free_all(self, freed: Sequence[tuple[Driver, LeasedEngine]]) -> None:
+        """As `free`, of all of these."""
 
 
 @runtime_checkable

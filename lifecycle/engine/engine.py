@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from ..core.advice import Recovery
 from ..core.capabilities import Capabilities
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.deadline import Deadline
-from ..core.errors import CommandRefused, EngineBusy, GuardRefused, LifecycleError
+from ..core.errors import CommandRefused, GuardRefused, LifecycleError
 from ..core.facts import Grade, PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy
@@ -279,27 +279,46 @@ class Engine(EngineView):
 
     # what a fleet's move uses; none of it leads to a state
 
-    @contextmanager
-    def claimed_for(self, move: str) -> Iterator[None]:
+    def claimed_for(self, move: str) -> AbstractContextManager[None]:
         """The engine belongs to this move; EngineBusy where a command, another move or another driver has it."""
-        session = self._session
-        holder = session.holder()
-        asked = {"offload": Goal(State.RELEASED), "onload": Goal(State.SERVING)}.get(move)
-        if holder is not None:
-            raise self.advised(EngineBusy(holder, **session.about(move)), asked)
-        with self.advising(asked), ownership.of_move(session, move):
-            session.in_move = move
-            try:
-                yield
-            finally:
-                session.in_move = None
-                session.let_go()
+        return Engine.claimed_together([self], move)
 
+    @staticmethod
     @contextmanager
-    def leased_for(self, what: str) -> Iterator[None]:
-        """Its lease is this driver's, for several moves; EngineHeld where another driver has it."""
-        with self.advising(Goal(State.RELEASED)), ownership.of_move(self._session, what):
-            yield
+    def claimed_together(engines: Sequence[Engine], move: str) -> Iterator[None]:
+        """As `claimed_for`, of all of these engines: where one cannot be claimed, none is."""
+        asked = {"offload": Goal(State.RELEASED), "onload": Goal(State.SERVING)}.get(move)
+        sessions = [engine._session for engine in engines]
+        with ExitStack() as advising:
+            for engine in engines:
+                advising.enter_context(engine.advising(asked))
+            with ownership.of_move(sessions, move):
+                for session in sessions:
+                    session.in_move = move
+                try:
+                    yield
+                finally:
+                    for session in sessions:
+                        session.in_move = None
+                        session.let_go()
+
+    @staticmethod
+    @contextmanager
+    def leased_together(engines: Sequence[Engine], what: str) -> Iterator[None]:
+        """The leases of these engines are this driver's, for several moves; EngineHeld where another driver has one."""
+        with ExitStack() as advising:
+            for engine in engines:
+                advising.enter_context(engine.advising(Goal(State.RELEASED)))
+            with ownership.of_move([engine._session for engine in engines], what):
+                yield
+
+    @staticmethod
+    def say_answered(engines: Sequence[Engine]) -> None:
+        """No lease of these engines says of a call that it may run which was answered since.
+
+        Otherwise the command that comes would say so of each engine by itself.
+        """
+        ownership.say_answered([engine._session for engine in engines])
 
     def forget_observed(self) -> None:
         """What was observed of it in its move serves no command that is still to come."""

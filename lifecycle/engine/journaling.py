@@ -40,6 +40,11 @@ from .owner import Owner
 _MOST = 2000
 
 
+#: What a row says too that is saved soon: that a command began, before anything is sent; that a call was answered,
+#: which the row has in doubt until then; and each edge.
+_WITH_ROW = (CommandBegan, CallEnded, StateEntered)
+
+
 class Journaled(Protocol):
     """An engine as its journal sees it."""
 
@@ -85,7 +90,8 @@ class EngineJournal(BaseObserver):
             self._held.append(entry)
         else:
             held, self._held = self._held or [], None
-            file.note([*held, entry])
+            succeeded = isinstance(event, CommandEnded) and not event.error  # written with its edge
+            file.note([*held, entry], with_row=succeeded or isinstance(event, _WITH_ROW))
 
     def _only_looks(self, event: Event) -> bool:
         """Whether this is what a driver that attaches does: it waits for a barrier, and enters the first state."""
@@ -142,6 +148,31 @@ class EngineJournal(BaseObserver):
         outcome = "unsent" if reply.refused else reply.outcome
         self.note(CallEnded(str(call)[:_MOST], outcome, reply.status, reply.detail[:_MOST], duration_s))
 
+    def committed(self, before: Record, record: Record, transition: Transition | None) -> None:
+        """What is known of the engine is `record` from here on, and the edge that it went along, if any.
+
+        A command that has succeeded ends with its edge.
+        """
+        if before.uncertain.needs_barrier and not record.uncertain.needs_barrier:
+            self.note(BarrierReturned())
+        if transition is None or self.file is None:
+            return
+        condition = record.conditions.get("memory_returned")
+        self.note(
+            StateEntered(
+                trigger=transition.trigger,
+                source=transition.source,
+                dest=transition.dest,
+                command=transition.command,
+                reason=transition.reason[:_MOST],
+                duration_s=transition.duration_s,
+                verdicts=transition.verdicts,
+                memory_returned=None if condition is None else condition.verdict,
+            )
+        )
+        if transition.trigger == "succeeded":
+            self.note(CommandEnded(transition.command, transition.dest, transition.duration_s))
+
     # what observers hear
 
     def command_started(self, engine: str, command: Command, state: State) -> None:
@@ -152,31 +183,13 @@ class EngineJournal(BaseObserver):
         """The command was refused."""
         self.note(Refused(command.name, type(error).__name__, error.why[:_MOST]))
 
-    def transition(self, record: Transition) -> None:
-        """The engine changed its state."""
-        if self.file is None:
-            return
-        condition = self._of.record.conditions.get("memory_returned")
-        self.note(
-            StateEntered(
-                trigger=record.trigger,
-                source=record.source,
-                dest=record.dest,
-                command=record.command,
-                reason=record.reason[:_MOST],
-                duration_s=record.duration_s,
-                verdicts=record.verdicts,
-                memory_returned=None if condition is None else condition.verdict,
-            )
-        )
-
     def command_ended(
         self, engine: str, command: Command, result: Transition | BaseException, duration_s: float
     ) -> None:
-        """The command ended."""
-        failed = isinstance(result, BaseException)
-        error, reason = (type(result).__name__, str(result)[:_MOST]) if failed else ("", "")
-        self.note(CommandEnded(command.name, self._of.record.state, duration_s, error, reason))
+        """The command failed; that one succeeded is written with its last edge."""
+        if isinstance(result, BaseException):
+            error, reason = type(result).__name__, str(result)[:_MOST]
+            self.note(CommandEnded(command.name, self._of.record.state, duration_s, error, reason))
 
 
 @cache

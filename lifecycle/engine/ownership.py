@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError, EngineBusy
+from ..core.lease import LeaseHeld
 from ..core.ports import LeaseHolder
 from ..core.states import State
 from ..store.leases import LeaseFunction, Leases, holder_of
 from .gather import residual
+from .owner import Resting, Taking, rest_together, take_together
 from .reconcile import catch_up
 from .session import Session
 
@@ -75,15 +77,57 @@ def of_command(session: Session, what: str, deadline: Deadline, *, for_move: boo
 
 
 @contextmanager
-def of_move(session: Session, move: str) -> Iterator[None]:
-    """The engine is this driver's for a move."""
-    _refuse_busy(session, move)
-    with _Held(session, move, None):
-        session.forget_observed()
-        try:
-            yield
-        finally:
+def of_move(sessions: Sequence[Session], move: str) -> Iterator[None]:
+    """The engines are this driver's for a move: the leases of all of them are taken, or none is."""
+    for session in sessions:
+        _refuse_busy(session, move)
+    had = [session.owner.lease is not None for session in sessions]
+    refused = True
+    try:
+        _take_leases(sessions, move)
+        for session in sessions:
+            session.forget_observed()
+        yield
+        refused = False
+    finally:
+        for session in sessions:
             session.forget_observed()  # it serves nobody any more, and takes room
+        _rest_leases(sessions, [refused and not mine for mine in had])
+
+
+def _take_leases(sessions: Sequence[Session], move: str) -> None:
+    """EngineHeld names one that another driver has."""
+    takings: list[Taking | Exception | None] = []
+    for each in sessions:
+        may_run_still = each.record.uncertain.needs_barrier
+        takings.append(each.owner.to_take(each.facts.boot, move, None, may_run_still=may_run_still))
+    for session, problem in zip(sessions, take_together(takings), strict=True):
+        if isinstance(problem, LeaseHeld):
+            raise session.held_by(problem.lease, move) from problem
+        if problem is not None:
+            raise problem
+
+
+def say_answered(sessions: Sequence[Session]) -> None:
+    """No lease says of a call that it may run which was answered since. What cannot be written, the command says."""
+    take_together(
+        [
+            None if each.record.uncertain.needs_barrier else each.owner.to_say_answered(each.facts.boot)
+            for each in sessions
+        ]
+    )
+
+
+def _rest_leases(sessions: Sequence[Session], new: Sequence[bool]) -> None:
+    """What is not kept is freed, as after a command; where it was refused, also a lease that is `new` and unused."""
+    for file in {id(file): file for each in sessions if (file := each.journal.file) is not None}.values():
+        file.flush()  # before another driver can write what it did after this
+    resting = []
+    for session, unused in zip(sessions, new, strict=True):
+        keep = not (unused and not session.owner.sent) and session.state is not State.SERVING
+        may_run_still = session.record.uncertain.needs_barrier
+        resting.append(Resting(session.owner, session.facts.boot, str(session.state), keep, may_run_still))
+    rest_together(resting)
 
 
 @contextmanager

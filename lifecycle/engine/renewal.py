@@ -94,11 +94,11 @@ def _of(holder: RenewsLeases) -> _Renewals:
 
 def keep(holder: LeaseHolder, driver: Driver) -> None:
     """The leases of this driver are renewed from now on, where the holder ends those that are not."""
-    if isinstance(holder, RenewsLeases):
+    if hasattr(holder, "renew") and isinstance(holder, RenewsLeases):  # the first costs a hundredth
         _of(holder).keep(holder, driver)
 
 
 def drop(holder: LeaseHolder, driver: Driver) -> None:
     """The driver has no lease any more."""
-    if isinstance(holder, RenewsLeases):
+    if hasattr(holder, "renew") and isinstance(holder, RenewsLeases):  # the first costs a hundredth
         _of(holder).drop(driver)

@@ -20,7 +20,6 @@ from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError, EngineBusy, EngineHeld, GuardRefused, InvalidTransition
 from ..core.facts import Facts, Tag
 from ..core.frozen import EMPTY, replace
-from ..core.journal import BarrierReturned
 from ..core.lease import Lease, LeaseHeld, clock
 from ..core.observer import Observers
 from ..core.policy import Policy
@@ -167,31 +166,36 @@ class Session:
         is saved unless it is asked for: a store is written once before an engine is touched, and once after every edge.
         An edge is entered even where it cannot be saved; what is kept is older then, and that is logged.
         """
-        source = self._record.state
-        if edge is not None:
-            record = replace(record, state=next_state(source, edge.trigger, edge.context))
+        transition = None if edge is None else self._transition(edge)
+        if transition is not None:
+            record = replace(record, state=transition.dest)
+        noted = transition is not None or self._record.uncertain.needs_barrier
+        refusable = save in ("begin", "must")
+        if noted and not refusable:  # it is written with its row; what may be refused is noted once it was not
+            self.journal.committed(self._record, record, transition)
         if (edge is not None or save is not None) and self.keeps_records:
             save_together([(self, record)], save or "try")
-        if self._record.uncertain.needs_barrier and not record.uncertain.needs_barrier:
-            self.journal.note(BarrierReturned())
+        if noted and refusable:
+            self.journal.committed(self._record, record, transition)
         self._record = record
         self.tenancy.committed(record)
-        if edge is None:
-            return None
-        self.reason = edge.reason
-        transition = Transition(
+        if edge is not None and transition is not None:
+            self.reason = edge.reason
+            self.observers.notify("transition", transition)
+        return transition
+
+    def _transition(self, edge: Edge) -> Transition:
+        return Transition(
             engine=self.name,
             group=self.group,
             trigger=edge.trigger,
-            source=source,
-            dest=record.state,
+            source=self._record.state,
+            dest=next_state(self._record.state, edge.trigger, edge.context),
             command=edge.command,
             verdicts=edge.verdicts,
             duration_s=edge.duration_s,
             reason=edge.reason,
         )
-        self.notify("transition", transition)
-        return transition
 
     def go(self, trigger: str, *, reason: str, command: str = "") -> None:
         """The engine went along one edge, knowing what it knew."""
@@ -241,8 +245,7 @@ class Session:
 
     def goes_on_unrecorded(self, problem: Exception) -> bool:
         """Whether the policy lets a command go on where it cannot be written down, as `problem` says."""
-        unwritable = isinstance(problem, OSError | sqlite3.Error | ConfigurationError)
-        return unwritable and self.policy.unrecorded == "warn"
+        return isinstance(problem, OSError | sqlite3.Error | ConfigurationError) and self.policy.unrecorded == "warn"
 
     def forget_observed(self) -> None:
         """What was observed before the command or the move that begins serves nobody in it."""
@@ -252,9 +255,10 @@ class Session:
 
     def journal_file(self) -> Journal | None:
         """The journal beside what is known of the engine; None where nothing keeps one."""
-        if self.store is None and self.shared is None:
-            return None
-        return next((store.journal for store in (self.store, self.shared) if isinstance(store, Store)), None)
+        for store in (self.store, self.shared):
+            if isinstance(store, Store):
+                return store.journal
+        return None
 
     def notify(self, event: str, *about: object) -> None:
         """The journal and the observers were told."""

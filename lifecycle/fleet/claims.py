@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 from ..engine.engine import Engine
 from ..engine.verify import VERIFY_S
@@ -13,9 +13,7 @@ from ..engine.verify import VERIFY_S
 @asynccontextmanager
 async def leased(engines: Sequence[Engine], what: str, deadline_s: float | None = None) -> AsyncIterator[None]:
     """The engines are this driver's, and what is known of them is of now; EngineHeld names one that another has."""
-    with ExitStack() as stack:
-        for engine in engines:
-            stack.enter_context(engine.leased_for(what))
+    with Engine.leased_together(engines, what):
         await _caught_up(engines, deadline_s)
         yield
 
@@ -26,9 +24,7 @@ async def claimed(engines: Sequence[Engine], move: str, deadline_s: float | None
 
     Every lease is taken before anything is sent, so that two drivers never move a half of the same engines each.
     """
-    with ExitStack() as stack:
-        for engine in engines:
-            stack.enter_context(engine.claimed_for(move))
+    with Engine.claimed_together(engines, move):
         await _caught_up(engines, deadline_s)
         yield
 

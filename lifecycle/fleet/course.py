@@ -64,6 +64,7 @@ async def at_once(
     keeps one keeps all from it.
     """
     collectives = {} if each_by_itself else _collectives(commands)
+    Engine.say_answered([engine for engine, _ in commands])
 
     async def one(engine: Engine, command: Command) -> Outcome:
         collective = collectives.get(_together(command))

@@ -7,11 +7,13 @@ the engine is then found out anew, as if nothing had been kept.
 from __future__ import annotations
 
 import json
-from dataclasses import fields
-from typing import Any
 
-from ..core.encoding import decode, encode
-from ..core.record import Record
+from ..core.encoding import decode
+from ..core.facts import Facts
+from ..core.json_text import JsonWriter, Texts
+from ..core.readings import Reading
+from ..core.record import Calibration, Desired, Record, Uncertain
+from ..core.verdicts import Condition
 
 #: Changes when a row no longer means what it meant. Format 1 had no number: it was written by 0.1.0.dev0 before the
 #: Record, under the key "unsettled". Format 2 had no intents: of a command that was under way it does not say which
@@ -23,24 +25,21 @@ class UnreadableRow(ValueError):
     """A row that this version cannot read; the message says why."""
 
 
-_PARTS = tuple(part.name for part in fields(Record))
+#: What a record is made of and most commits leave as it is. The facts are in an intent, too.
+_SELDOM_CHANGED = (Facts, Condition, Desired, Uncertain, Calibration, Reading)
 
 
 class Rows:
-    """The rows of engines. A part of a record that is the same value as in the row before is not encoded again."""
+    """The rows of engines. What is in a record and was the same value in the row before is not encoded again."""
 
     def __init__(self) -> None:
-        self._last: dict[str, dict[str, tuple[Any, str]]] = {}
+        self._writer = JsonWriter(_SELDOM_CHANGED)
+        self._last: dict[str, Texts] = {}
 
     def to_text(self, engine: str, record: Record) -> str:
         """The row of this record, which is the next one of this engine."""
-        last, parts = self._last.get(engine, {}), {}
-        for name in _PARTS:
-            value, known = getattr(record, name), last.get(name)
-            parts[name] = known if known is not None and known[0] is value else (value, json.dumps(encode(value)))
-        self._last[engine] = parts
-        inside = ", ".join(f'"{name}": {text}' for name, (_, text) in parts.items())
-        return f'{{"format": {FORMAT}, "record": {{"type": "{Record.__name__}", {inside}}}}}'
+        text, self._last[engine] = self._writer.text_after(self._last.get(engine, {}), record)
+        return f'{{"format":{FORMAT},"record":{text}}}'
 
 
 def to_text(record: Record) -> str:

@@ -1,8 +1,9 @@
 """The journal in SQLite: a table of entries beside what is known of engines, in the same file.
 
-Entries are buffered until the next turn of the event loop, and written together. What has to be on disk before a call
-is sent is written with the record that names the call, in its transaction (`Store.save`). Such a transaction is synced;
-entries alone are not: they survive the end of the process, and the last of them may be lost where the host loses power.
+Entries are buffered until the next turn of the event loop, or where that was said until a row is saved, for a
+moment at most, and written together. What has to be on disk before a call is sent is written with the record that
+names the call, in its transaction (`Store.save`). Such a transaction is synced; entries alone are not: they survive the
+end of the process, and the last of them may be lost where the host loses power.
 
 The table is bounded by age and by size. Readers see what was written last, and never wait for a writer.
 """
@@ -28,6 +29,7 @@ from typing import IO, Any
 from ..core.encoding import decode, encode
 from ..core.errors import ConfigurationError
 from ..core.journal import EVENTS, JOURNAL_FORMAT, NEVER_S, Entry, Event
+from ..core.json_text import JsonWriter
 from ..core.units import MIB
 
 SCHEMA = (
@@ -38,11 +40,16 @@ SCHEMA = (
 _INSERT = "INSERT INTO journal (at, driver, engine, key, kind, event, format) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _SELECT = "SELECT number, at, driver, engine, key, kind, event, format FROM journal"
 
+_events = JsonWriter()
+
 _log = logging.getLogger("lifecycle")
 
 
 #: Entries between two looks at the bounds.
 _PRUNE_EVERY = 1000
+
+#: Seconds for which an entry waits at most for the row that is saved next.
+WAITS_S = 0.1
 
 #: The most that is buffered while the file cannot be written; what comes after it is dropped.
 _MOST_BUFFERED = 10_000
@@ -71,11 +78,15 @@ class Journal:
         self._buffer: list[tuple[Any, ...]] = []
         self._until_pruned = 0
         self._scheduled = False
+        self._due_s = 0.0
         self._failing = False
         self._row_comes = False
 
-    def note(self, entries: Iterable[Entry]) -> None:
-        """These entries are written at the next turn of the event loop; at once where none runs."""
+    def note(self, entries: Iterable[Entry], *, with_row: bool = False) -> None:
+        """These entries are written at the next turn of the event loop; at once where none runs.
+
+        `with_row`: a row is saved soon that says more than they do; they are written with it, or after `WAITS_S`.
+        """
         with self._lock:
             for entry in entries:
                 try:
@@ -85,11 +96,16 @@ class Journal:
             if self._scheduled:
                 return
             try:
-                asyncio.get_running_loop().call_soon(self._turn_ended)
+                loop = asyncio.get_running_loop()
             except RuntimeError:
                 self.flush()
-            else:
+                return
+            if not with_row:
+                loop.call_soon(self._turn_ended)
                 self._scheduled = True
+            elif self._due_s <= (now_s := time.monotonic()):
+                loop.call_later(WAITS_S, self.flush)
+                self._due_s = now_s + WAITS_S
 
     def row_comes(self) -> None:
         """A row is about to be saved, with which what was noted is written: `flush` is called after it."""
@@ -372,6 +388,5 @@ def _event(kind: Any, data: Any, found: Any, where: str) -> Event:
 
 
 def _row(entry: Entry) -> tuple[Any, ...]:
-    event = {name: value for name, value in encode(entry.event).items() if name != "type"}
-    text = json.dumps(event, separators=(",", ":"))
+    text = _events.fields(entry.event)
     return entry.at_s, entry.driver, entry.engine, entry.key, entry.kind, text, JOURNAL_FORMAT

@@ -36,6 +36,7 @@ _SCHEMA = (
 )
 _CLOCK = "ALTER TABLE leases ADD COLUMN clock TEXT NOT NULL DEFAULT ''"  # a file of an earlier version has none
 _COLUMNS = "address, boot, token, who, pid, mark, what, since, until, call_until, uses, used, kept_in, held, clock"
+_READ = f"SELECT {_COLUMNS} FROM leases WHERE address = ? OR boot = ?"
 _WRITE = f"INSERT OR REPLACE INTO leases ({_COLUMNS}) VALUES ({', '.join('?' * 15)})"
 
 #: The drivers of this process that took a lease and still exist.
@@ -100,10 +101,14 @@ class Leases:
 
     def free(self, driver: Driver, engine: LeasedEngine) -> None:
         """The driver does not have the engine any more."""
+        self.free_all([(driver, engine)])
+
+    def free_all(self, freed: Sequence[tuple[Driver, LeasedEngine]]) -> None:
+        """As `free`, of several engines in one transaction."""
         with self._file.changing() as db:
-            db.execute(
+            db.executemany(
                 "UPDATE leases SET held = 0 WHERE token = ? AND (address = ? OR boot = ?)",
-                (driver.token, engine.address, engine.boot),
+                [(driver.token, engine.address, engine.boot) for driver, engine in freed],
             )
 
     def seen(self, engine: LeasedEngine) -> Lease | None:
@@ -182,7 +187,7 @@ def _taken(db: sqlite3.Connection, driver: Driver, engine: LeasedEngine, use: Le
     last = _last(db, engine)
     if _refuses(last, driver) and _forgotten_are_collected():
         last = _last(db, engine)
-    if last is not None and _refuses(last, driver):
+    if last is not None and (_refuses(last, driver) or _is_over(last, driver, use)):
         return LeaseHeld(last.lease)
     _HERE[driver.token] = driver
     known = None if last is None else last.lease
@@ -204,10 +209,9 @@ def _last(db: sqlite3.Connection, engine: LeasedEngine) -> _Row | None:
 
     It has the highest number of uses that any of them has.
     """
-    query = f"SELECT {_COLUMNS} FROM leases WHERE address = ? OR boot = ?"
-    rows = [_row(found) for found in db.execute(query, (engine.address, engine.boot)).fetchall()]
-    if not rows:
-        return None
+    rows = [_row(found) for found in db.execute(_READ, (engine.address, engine.boot)).fetchall()]
+    if len(rows) < 2:
+        return rows[0] if rows else None
     last = max(rows, key=lambda row: (_holds(row.lease), row.lease.since_s))
     acted = max(rows, key=lambda row: row.lease.uses).lease
     return _Row(replace(last.lease, uses=acted.uses, kept_in=acted.kept_in), last.used)
@@ -216,7 +220,7 @@ def _last(db: sqlite3.Connection, engine: LeasedEngine) -> _Row | None:
 def _row(found: tuple[Any, ...]) -> _Row:
     _, _, token, who, pid, mark, what, *times, uses, used, kept_in, held, clock = found
     lives, set_s = bool(held) and _lives(token, pid, mark), set_since_s(clock)
-    since_s, until_s, call_until_s = (None if each is None else each + set_s for each in times)
+    since_s, until_s, call_until_s = [None if each is None else each + set_s for each in times]
     return _Row(Lease(token, who, what, lives, since_s or 0.0, until_s, call_until_s, uses, kept_in), bool(used))
 
 
@@ -256,6 +260,11 @@ def _forgotten_are_collected() -> bool:
 def _refuses(last: _Row | None, driver: Driver) -> bool:
     """Whether another driver than this has the engine."""
     return last is not None and last.lease.token != driver.token and _holds(last.lease)
+
+
+def _is_over(last: _Row, driver: Driver, use: LeaseUse) -> bool:
+    """Whether a lease that was to go on is over: another driver took it, or it ended, after which a call takes it."""
+    return use.goes_on and (last.lease.token != driver.token or not (last.lease.held or use.sends))
 
 
 def _holds(lease: Lease) -> bool:

@@ -18,13 +18,14 @@ from group_rig import FILE, When, drained, kept, traced
 from journal_rig import read
 from rig import V1
 
-from lifecycle import Engine, State, Unreachable
+from lifecycle import Engine, GuardRefused, State, Unreachable
 from lifecycle.core.calls import Call, Reply
-from lifecycle.core.journal import BarrierReturned, CallEnded, CallSent, Refused
+from lifecycle.core.journal import BarrierReturned, CallEnded, CallSent, Entry, Refused
 from lifecycle.core.lease import Driver, LeasedEngine, LeaseUse
 from lifecycle.core.record import Record
 from lifecycle.engine import group_commit
 from lifecycle.engine.group_commit import Sending, write_down
+from lifecycle.store.journal import WAITS_S
 from lifecycle.store.lease_table import LeaseTable
 from lifecycle.store.leases import Leases
 from lifecycle.store.sqlite import Store
@@ -53,7 +54,34 @@ async def test_intents_that_are_ready_in_one_turn_are_one_synced_transaction(tmp
     assert changes.count("COMMIT") == 3 + 2 + 3, "each takes its lease and rests; and for each call once for all"
 
 
-async def test_what_has_no_intent_is_not_synced(tmp_path: Path) -> None:
+async def test_a_row_is_written_with_the_entries_of_its_edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifecycle.store.journal.WAITS_S", 60.0)
+    (engine,) = await drained(tmp_path, "a")
+    store = engine._session.store
+    assert isinstance(store, Store)
+    told = traced(store._db)
+    await engine.release(weights=V1)
+    rows = [told[at : told.index("COMMIT", at)] for at, sql in enumerate(told) if sql == "BEGIN IMMEDIATE"]
+    row, entry = "UPDATE engines", "INSERT INTO"
+    assert [rows[0][1:], rows[-1][1:]] == [[row, entry], [row, *[entry] * 3]], "it began; was answered, entered, ended"
+    assert told[-1] == "COMMIT", "and nothing is left to write"
+    assert [each.kind for each in read(tmp_path)][-3:] == ["CallEnded", "StateEntered", "CommandEnded"]
+
+
+async def test_a_command_that_could_not_be_kept_entered_no_state(tmp_path: Path) -> None:
+    (engine,) = await drained(tmp_path, "a")
+    another = Store(tmp_path / FILE)
+    another.load(engine._session.key)
+    another.save(engine._session.key, engine.record)
+    with pytest.raises(GuardRefused, match="could not be kept"):
+        await engine.release(weights=V1)
+    await engine.aclose()
+    last = read(tmp_path)[-2:]
+    assert [each.kind for each in last] == ["CommandBegan", "Refused"]
+
+
+async def test_what_has_no_intent_is_not_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifecycle.store.journal.WAITS_S", 60.0)  # else a slow command takes one transaction more
     leases = Leases(tmp_path / FILE)
     (engine,) = await drained(tmp_path, "a", lease=leases)
     store = engine._session.store
@@ -61,7 +89,7 @@ async def test_what_has_no_intent_is_not_synced(tmp_path: Path) -> None:
     rows = traced(store._db)
     await engine.resume()
     await engine.pause()
-    assert rows.count("COMMIT") > 4
+    assert rows.count("COMMIT") == 6, "of each: it began, its call, its end"
     assert SYNCED not in rows
     with leases._file.asking() as db:
         assert db.execute("PRAGMA synchronous").fetchone() == (1,)
@@ -128,7 +156,9 @@ async def test_a_conflict_in_one_row_refuses_that_engine_alone(tmp_path: Path) -
     assert c.memory_is_free
 
 
-async def test_a_lease_that_was_lost_refuses_that_engine_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("freed", [False, True])
+async def test_a_lease_that_was_lost_refuses_that_engine_alone(tmp_path: Path, freed: bool) -> None:
+    """Also where the driver that took it has freed it since: what is known here is of before what that one did."""
     leases = Leases(tmp_path / FILE)
     other = Driver("other", "pid 9 on here")
 
@@ -137,6 +167,8 @@ async def test_a_lease_that_was_lost_refuses_that_engine_alone(tmp_path: Path) -
             with leases._file.changing() as db:
                 db.execute("UPDATE leases SET held = 0 WHERE address = 'scripted://a'")
             leases.take(other, LeasedEngine("scripted://a"), LeaseUse("offload", sends=True))
+            if freed:
+                leases.free(other, LeasedEngine("scripted://a"))
 
     a, b = await drained(tmp_path, "a", "b", lease=leases, observers=[When(State.RELEASING, loses)])
     ended = await asyncio.gather(a.release(weights=V1), b.release(weights=V1), return_exceptions=True)
@@ -337,3 +369,22 @@ async def test_what_was_noted_before_a_group_is_written_with_its_rows(tmp_path: 
         engine._session.journal.note(Refused("pause", "Error", "of the test"))
         engine._session.journal.flush()
     assert waiting.cancelled()
+
+
+def test_an_entry_that_waits_for_a_row_is_written_without_one(tmp_path: Path) -> None:
+    """Also where the loop in which one waited before has ended."""
+    store = Store(tmp_path / FILE)
+
+    async def noted(engine: str, *, until_written: bool) -> None:
+        store.journal.note([Entry(BarrierReturned(), time.time(), "t", engine, "h:1")], with_row=True)
+        await asyncio.sleep(0)
+        assert not read(tmp_path)
+        deadline_s = time.monotonic() + 10.0
+        while until_written and not read(tmp_path):
+            assert time.monotonic() < deadline_s
+            await asyncio.sleep(WAITS_S)
+
+    asyncio.run(noted("first", until_written=False))
+    time.sleep(WAITS_S)  # what is due by then was to be written by a loop that is no more
+    asyncio.run(noted("second", until_written=True))
+    assert [each.engine for each in read(tmp_path)] == ["first", "second"]

@@ -17,7 +17,7 @@ from rig import V1
 
 from lifecycle import ConfigurationError, Fleet, GuardRefused, State
 from lifecycle.core.calls import Call, Reply
-from lifecycle.core.journal import CallSent, Entry, Refused
+from lifecycle.core.journal import BarrierReturned, CallSent, Entry, Refused
 from lifecycle.core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
 from lifecycle.core.record import Record
 from lifecycle.store.journal import Bounds
@@ -113,6 +113,7 @@ async def test_a_real_disk_that_fills_in_the_middle_stops_no_command_and_refuses
             with filling.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
                 while True:
                     file.write(b"x" * 4096)
+            engine.journal.note(BarrierReturned())  # is written alone, at the next turn
         return await send(call, deadline_s=deadline_s)
 
     adapter.send = fills  # type: ignore[method-assign]

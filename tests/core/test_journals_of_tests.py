@@ -24,7 +24,7 @@ from lifecycle.store.sqlite import Store
 from lifecycle.testing import QUICK, ScriptedAdapter
 
 note = Journal.note
-Journal.note = lambda self, entries: note(self, [each for each in entries if each.kind != sys.argv[2]])
+Journal.note = lambda self, entries, **how: note(self, [each for each in entries if each.kind != sys.argv[2]], **how)
 
 async def main():
     adapter, store = ScriptedAdapter("e"), Store(Path(sys.argv[1]))

@@ -5,19 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from group_rig import FILE, drained, traced
+from journal_rig import read
 from rig import V1
 
-from lifecycle import ConfigurationError, Fleet, Unreachable
+from lifecycle import ConfigurationError, Engine, EngineHeld, Fleet, Unreachable
 from lifecycle.core.lease import Driver, LeasedEngine, LeaseHeld, LeaseUse
-from lifecycle.engine.owner import Owner
+from lifecycle.engine.owner import Owner, take_together
 from lifecycle.store.leases import Leases
-from lifecycle.testing import QUICK
+from lifecycle.testing import QUICK, ScriptedAdapter
 
 
 def test_leases_are_taken_in_one_transaction_and_each_is_refused_by_itself(tmp_path: Path) -> None:
@@ -60,8 +62,74 @@ async def test_a_move_takes_and_rests_its_leases_once(tmp_path: Path) -> None:
     engines = await drained(tmp_path, "a", "b", lease=leases)
     with leases._file.asking() as db:
         changes = traced(db)
-    await Fleet(engines).offload(weights=V1)
-    assert changes.count("COMMIT") == 2 + 2 + 2, "of each its take and rest; of the two calls one for both"
+    fleet = Fleet(engines)
+    await fleet.offload(weights=V1)
+    assert changes.count("COMMIT") == 1 + 2 + 1, "all are taken, and rest; of the two calls one for both"
+    changes.clear()
+    await fleet.onload()
+    assert changes.count("COMMIT") == 1 + 2 + 2 + 1, "of the two that restore, that each is sent, and was answered"
+    assert all(engine._session.owner.lease is None for engine in engines)
+
+
+@pytest.mark.parametrize("over", ["another has it", "another had it", "it ended"])
+def test_a_lease_that_is_over_is_not_taken_again_to_say_that_a_call_was_answered(tmp_path: Path, over: str) -> None:
+    leases = Leases(tmp_path / FILE)
+    mine, other, engine = owner(leases), owner(leases), LeasedEngine("here:1", "boot")
+    mine.take("boot", "offload", None)
+    mine.sends("boot", time.time() + 60.0)
+    assert take_together([mine.to_say_answered("boot")]) == [None]
+    assert mine.to_say_answered("boot") is None, "it says so no more"
+    mine.sends("boot", time.time() + 60.0)
+    uses = mine.fence
+    leases.free(mine.driver, engine)
+    with leases._file.asking() as db:
+        db.execute("UPDATE leases SET call_until = NULL")
+    if over != "it ended":
+        other.take("boot", "offload", None)
+        other.sends("boot", None)
+    if over == "another had it":
+        other.free("boot")
+    (problem,) = take_together([mine.to_say_answered("boot")])
+    assert isinstance(problem, LeaseHeld)
+    found = leases.seen(engine)
+    assert found is not None
+    assert found.held == (over == "another has it")
+    if over == "it ended":  # a call takes it again, and counts
+        mine.sends("boot", None)
+        assert mine.fence == uses + 1
+    else:
+        with pytest.raises(LeaseHeld):
+            mine.sends("boot", None)
+        with pytest.raises(LeaseHeld):
+            mine.sends("boot", time.time() + 60.0)
+
+
+async def test_one_lease_that_another_has_leaves_the_others_of_a_move_free(tmp_path: Path) -> None:
+    leases = Leases(tmp_path / FILE)
+    engines, other = [], Driver("other", "pid 9 on here")
+    for adapter in map(ScriptedAdapter, "abc"):
+        engine = Engine(adapter, name=adapter.name, policy=QUICK, probe=adapter.probe, lease=leases)
+        engines.append(await engine.connect())
+    leases.take(other, LeasedEngine("scripted://b"), LeaseUse("offload"))
+    with pytest.raises(EngineHeld, match=r"b: .*pid 9 on here"):
+        await Fleet(engines).offload(weights=V1)
+    held = [leases.seen(LeasedEngine(f"scripted://{name}")) for name in "abc"]
+    assert [lease is not None and lease.held for lease in held] == [False, True, False]
+    assert all(engine._session.owner.lease is None for engine in engines)
+
+
+async def test_what_a_move_did_is_on_disk_before_its_leases_are_free(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    class Looks(Leases):
+        def free_all(self, freed: Sequence[tuple[Driver, LeasedEngine]]) -> None:
+            seen.extend([str(len(freed)), read(tmp_path)[-1].kind])
+            super().free_all(freed)
+
+    fleet = Fleet(await drained(tmp_path, "a", "b", lease=Looks(tmp_path / "leases")))
+    await fleet.offload(weights=V1)
+    await fleet.onload()
+    assert seen == ["2", "MovePhase"]
 
 
 _FORK = """

@@ -42,6 +42,7 @@ from lifecycle.core.commands import COMMANDS, Command
 from lifecycle.core.encoding import decode, encode, encode_error
 from lifecycle.core.facts import Basis
 from lifecycle.core.frozen import FrozenMap
+from lifecycle.core.json_text import JsonWriter
 from lifecycle.core.readings import Holder, Reading
 from lifecycle.core.record import Calibration, Desired, Record, Uncertain, UncertainCall
 from lifecycle.core.sources import Source
@@ -145,9 +146,14 @@ TRANSITIONS = st.builds(
 )
 
 
+#: What writes values at once writes what `encode` has.
+TEXTS = JsonWriter()
+
+
 def survives(value: Any, kind: Any) -> None:
     """The value comes back equal, with an equal hash, by each of the three ways."""
     in_json = json.loads(json.dumps(encode(value)))
+    assert TEXTS.text(value) == json.dumps(encode(value), separators=(",", ":"))
     for again in (pickle.loads(pickle.dumps(value)), copy.deepcopy(value), decode(kind, in_json)):
         assert again == value
         assert hash(again) == hash(value)
@@ -254,3 +260,13 @@ def test_a_frozen_mapping_refuses_every_change() -> None:
 def test_every_command_is_drawn_here() -> None:
     drawn = {Pause, Drain, RestoreWeights, RestoreKV, Resume, Release, UpdateWeights}
     assert drawn == set(COMMANDS)
+
+
+def test_what_json_cannot_hold_has_no_text() -> None:
+    with pytest.raises(TypeError, match="object has no form in JSON"):
+        TEXTS.text({"x": [object()]})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e300, -0.0, True, "ü\n", Grade.DECLARED, {1: {2: "x"}}])
+def test_odd_values_are_written_as_json_writes_what_they_are_encoded_as(value: Any) -> None:
+    assert TEXTS.text(value) == json.dumps(encode(value), separators=(",", ":"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ from lifecycle import (
 from lifecycle.core.calls import Call, Reply
 from lifecycle.core.encoding import encode
 from lifecycle.core.facts import Facts
-from lifecycle.core.frozen import FrozenMap
-from lifecycle.core.record import Calibration, Desired, Record, Uncertain
+from lifecycle.core.json_text import JsonWriter
+from lifecycle.core.readings import Reading
+from lifecycle.core.record import Calibration, Desired, Record, Uncertain, UncertainCall
+from lifecycle.core.verdicts import Condition
 from lifecycle.store.codec import Rows, from_text, to_text
 from lifecycle.store.sqlite import Store, WriteConflict
 from lifecycle.testing import LIE
@@ -164,13 +167,24 @@ async def test_a_part_that_is_the_same_as_in_the_row_before_is_not_encoded_again
 ) -> None:
     known = (await released(tmp_path / "engines")).record
     others = replace(known, state=State.FAILED, facts=known.facts.learn({Fact.RUNNING: 1}, Grade.REPORTED))
-    rows, encoded = Rows(), []
-    monkeypatch.setattr("lifecycle.store.codec.encode", lambda value: encoded.append(type(value)) or encode(value))
-    for record in (known, others, known):
-        assert json.loads(rows.to_text("e", record)) == {"format": 3, "record": encode(record)}
-        assert from_text(rows.to_text("e", record)) == record
-    changed = [State, Facts]
-    assert encoded == [State, Facts, FrozenMap, Desired, Uncertain, Calibration, *changed, *changed]
+    in_doubt = replace(others, uncertain=Uncertain(call=UncertainCall({}, others.facts, known.facts)))
+    encoded: list[type] = []
+    find = JsonWriter._of_dataclass
+
+    def counted(writer: JsonWriter, kind: type, *, typed: bool) -> Callable[[Any], str]:
+        write = find(writer, kind, typed=typed)
+        return lambda value: encoded.append(kind) or write(value)
+
+    monkeypatch.setattr(JsonWriter, "_of_dataclass", counted)
+    rows, seen = Rows(), []
+    for record in (known, others, in_doubt, known):
+        encoded.clear()
+        text = rows.to_text("e", record)
+        assert json.loads(text) == {"format": 3, "record": encode(record)}
+        assert from_text(text) == record
+        seen.append({kind for kind in encoded if kind in (Facts, Condition, Desired, Uncertain, Calibration, Reading)})
+    parts = {Facts, Condition, Desired, Uncertain, Calibration}
+    assert seen == [parts | {Reading}, {Facts}, {Uncertain, Facts}, {Uncertain}]
     assert json.loads(rows.to_text("another", others)) == {"format": 3, "record": encode(others)}
 
 

@@ -137,7 +137,7 @@ CALLS: Mapping[str, Sequence[Kind]] = {
     "lease": (
         Kind(("_is_taken",), FALSE, "is nobody's"),
         Kind((".owner.other", "owner.other", "self.other"), NOTHING, "nobody else has it"),
-        Kind(("session.take", "stack.enter_context"), NOTHING, "is not taken"),
+        Kind(("session.take", "_take_leases"), NOTHING, "is not taken"),
     ),
     "wait": (
         Kind(("_call_over",), NOTHING, "waits for no call of another"),
