@@ -44,7 +44,7 @@ from ..rules.mapping import since_call_before
 from ..rules.proofs import unread_by
 from ..rules.returned import moving
 from ..rules.table import Operation, fits
-from ..rules.weights import invalid_weights
+from ..rules.weights import invalid_weights, is_kept
 from . import canary
 from .call import failure, send
 from .collective import Collective, CollectiveFailed
@@ -196,10 +196,11 @@ class Attempt:
 
     def _keeps(self, acted_on: frozenset[Tag]) -> bool:
         """Whether this is a release of weights that the engine keeps by its own backup."""
-        capabilities = self.session.capabilities
+        capabilities, command = self.session.capabilities, self.command
         weights = acted_on & capabilities.stage("weights")
-        kept = [tag for tag in weights if capabilities.spec(tag).on_release == "kept"]
-        return isinstance(self.command, Release) and bool(kept)
+        return isinstance(command, Release) and any(
+            is_kept(capabilities.spec(tag), command.weights) for tag in weights
+        )
 
     async def _ready(self, context: Context) -> Context:
         """All that are released with this engine are ready for it too; GuardRefused where one is not.
