@@ -240,7 +240,9 @@ async def router(engine: Engine) -> Finding:
 async def weights(engine: Engine) -> Finding:
     """Released weights can be restored."""
     ways: list[str] = sorted(engine.capabilities.update)
-    kept = [spec.name for spec in engine.capabilities.tags if spec.stage == "weights" and spec.on_release != "discarded"]
+    kept = [
+        spec.name for spec in engine.capabilities.tags if spec.stage == "weights" and spec.on_release != "discarded"
+    ]
     if kept:
         ways.insert(0, f"its own backup of {', '.join(kept)}")
     if not ways:

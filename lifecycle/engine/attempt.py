@@ -198,9 +198,7 @@ class Attempt:
         """Whether this is a release of weights that the engine keeps by its own backup."""
         capabilities, command = self.session.capabilities, self.command
         weights = acted_on & capabilities.stage("weights")
-        return isinstance(command, Release) and any(
-            is_kept(capabilities.spec(tag), command.weights) for tag in weights
-        )
+        return isinstance(command, Release) and any(is_kept(capabilities.spec(tag), command.weights) for tag in weights)
 
     async def _ready(self, context: Context) -> Context:
         """All that are released with this engine are ready for it too; GuardRefused where one is not.
