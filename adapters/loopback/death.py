@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 from .pipeline import Pipeline
 
@@ -18,8 +19,8 @@ class Death:
     to the whole tree some 5 s later.
     """
 
-    def __init__(self, pipeline: Pipeline, delay_s: float) -> None:
-        self._pipeline = pipeline
+    def __init__(self, pipelines: Sequence[Pipeline], delay_s: float) -> None:
+        self._pipelines = pipelines
         self._delay_s = delay_s
         self._once = threading.Lock()
         self.exiting = False  # True during a clean exit, in which ranks end
@@ -42,5 +43,6 @@ class Death:
 
     def _kill_after(self, delay_s: float) -> None:
         time.sleep(delay_s)
-        self._pipeline.kill()
+        for pipeline in self._pipelines:
+            pipeline.kill()
         os.kill(os.getpid(), signal.SIGKILL)

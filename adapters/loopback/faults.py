@@ -26,7 +26,7 @@ CALLS = (
     "model_info",
     "weights_checker",
 )
-_ALIASES = {"restore": "resume"}
+_ALIASES = {"restore": "resume", "sleep": "release", "wake_up": "resume"}  # the last two are vLLM's words
 # Each kind of fault, and whether it takes an amount (AMOUNT below); None: it may take one.
 _ANY_CALL = {
     "hang": False,  # the call has no effect and is never answered
