@@ -15,13 +15,13 @@ from .pipeline import Pipeline
 def build(options: EngineOptions, pipelines: Sequence[Pipeline]) -> tuple[Engine, ASGIApp]:
     """The engine, and the application through which its dialect is spoken. Raises BadWeights."""
     if options.dialect.engine == VLLM:
-        from .vllm import app as vllm_app
+        from .vllm.app import build_app as vllm_app
         from .vllm.engine import VllmEngine
 
-        engine = VllmEngine(options, pipelines)
-        return engine, vllm_app.build_app(engine)
-    from .sglang import app as sglang_app
+        vllm = VllmEngine(options, pipelines)
+        return vllm, vllm_app(vllm)
+    from .sglang.app import build_app as sglang_app
     from .sglang.engine import SGLangEngine
 
     sglang = SGLangEngine(options, pipelines)
-    return sglang, sglang_app.build_app(sglang)
+    return sglang, sglang_app(sglang)

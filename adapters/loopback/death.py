@@ -27,10 +27,15 @@ class Death:
 
     def schedule(self, reason: str) -> None:
         """Kills the tree after the delay. Only the first call has an effect."""
+        if self.note(reason):
+            threading.Thread(target=self._kill_after, args=(self._delay_s,), daemon=True).start()
+
+    def note(self, reason: str) -> bool:
+        """Prints why the engine dies, once. Returns whether this is the first call, and no clean exit is under way."""
         if self.exiting or not self._once.acquire(blocking=False):
-            return
+            return False
         print(f"engine dies: {reason}", file=sys.stderr, flush=True)
-        threading.Thread(target=self._kill_after, args=(self._delay_s,), daemon=True).start()
+        return True
 
     def watch_stdin(self) -> None:
         """Kills the tree when standard input is closed, which means that the process that started it has ended."""

@@ -44,6 +44,7 @@ class Engine(ABC):
         self._load()
         self.load_s = time.monotonic() - began
         self.exiting = False
+        self.exit_requested = asyncio.Event()
         self.started_at = time.time()
         self.http_requests_active: dict[tuple[str, str], int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None

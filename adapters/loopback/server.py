@@ -64,11 +64,10 @@ def _listen(options: EngineOptions) -> socket.socket:
 async def _serve(engine: Engine, app: ASGIApp, listener: socket.socket) -> None:
     host, port = listener.getsockname()
     server = _Server(_config(app), engine, f"http://{host}:{port}")
-    exit_requested = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, exit_requested.set)
+        asyncio.get_running_loop().add_signal_handler(number, engine.exit_requested.set)
     engine.start()
-    shutdown = asyncio.create_task(_shut_down(engine, server, exit_requested))
+    shutdown = asyncio.create_task(_shut_down(engine, server))
     await server.serve(sockets=[listener])
     shutdown.cancel()
 
@@ -87,9 +86,9 @@ def _config(app: ASGIApp) -> uvicorn.Config:
     )
 
 
-async def _shut_down(engine: Engine, server: uvicorn.Server, exit_requested: asyncio.Event) -> None:
+async def _shut_down(engine: Engine, server: uvicorn.Server) -> None:
     """Waits for a signal, then stops the server once the dialect lets it."""
-    await exit_requested.wait()
+    await engine.exit_requested.wait()
     engine.exiting = True
     await engine.drained()
     server.should_exit = True
