@@ -14,7 +14,7 @@ from lifecycle.core.capabilities import Capabilities
 from lifecycle.core.commands import Command
 from lifecycle.core.deadline import Deadline
 from lifecycle.core.errors import ConfigurationError, NothingListens
-from lifecycle.core.facts import Fact, Facts, Grade
+from lifecycle.core.facts import Admission, Fact, Facts, Grade
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
 from lifecycle.core.verdicts import REQUESTS_RUN, Pending, Proved, Verdict
@@ -178,8 +178,8 @@ class VLLMAdapter:
         """Makes the reads that tell what is wanted, all at once.
 
         `/is_paused` tells whether it is open or closed. `/is_sleeping` is not asked: it is true after a mere pause.
-        Requests are counted by `/load`, in a closed engine and once that is known to count; more than none says
-        nothing, since it counts kept and queued ones too. An answer that connect() would refuse is silence.
+        Requests are counted by `/load`, once that is known to count. It counts kept and queued ones too, so that of a
+        closed engine only none says anything. An answer that connect() would refuse is silence.
         """
         whole_s, clock = Deadline(deadline_s), Deadline(min(deadline_s, READ_S))
         answers = self._met() if want == {Fact.BOOT} else {}
@@ -201,8 +201,8 @@ class VLLMAdapter:
         if config is not None:
             parts["boot"] = await self._processes.boot(boot_of(config), clock)
             self._config = config
-        if "/load" in answers and admission == "closed":
-            parts["running"] = self._none_runs(answers["/load"])
+        if "/load" in answers:
+            parts["running"] = self._running(answers["/load"], admission)
         if "/weight_info" in answers:
             parts["weights_label"] = weights_label(answers["/weight_info"])
         if Fact.CHECKSUM in want & self._observable():
@@ -329,12 +329,12 @@ class VLLMAdapter:
         young = at_connect is not None and time.monotonic() - at_connect[1] < YOUNG_S
         return {SERVER_INFO: at_connect[0]} if at_connect is not None and young else {}
 
-    def _none_runs(self, load: Answer) -> int | None:
-        """0 where `/load` counts requests and there is none; else None."""
-        count = server_load(load)
+    def _running(self, load: Answer, admission: Admission | None) -> int | None:
+        """The requests that run, where `/load` is known to count and what it counts runs."""
+        count, identity = server_load(load), boot_of(self._config)
         if count and one_front_end(self._config):
-            self._counted = boot_of(self._config)
-        return 0 if count == 0 and self._counted == boot_of(self._config) else None
+            self._counted = identity
+        return count if self._counted == identity and (count == 0 or admission == "open") else None
 
     async def _test_load(self, asking: asyncio.Future[Answer], clock: Deadline) -> None:
         """Whether `/load` counts the request that is under way; where it does, its 0 says that there is none.

@@ -140,17 +140,13 @@ def _sleep(tags: frozenset[Tag], source: Source | None, facts: Facts, capabiliti
 
 
 def _wakes(tags: frozenset[Tag], facts: Facts) -> tuple[Call, ...]:
-    """A wake for each tag; the one that may leave nothing asleep opens the engine, and a pause closes it again.
-
-    A wake that was to leave something asleep says so too: where it is not answered so, the scheduler may have been
-    resumed, and admission is unknown.
-    """
+    """A wake for each tag; the one that may leave nothing asleep opens the engine, and a pause closes it again."""
     calls: list[Call] = []
     asleep = facts.unmapped() | tags
     for tag in sorted(tags):
         asleep -= {tag}
-        last: call_effects.Effect = {Fact.ADMISSION: "closed"} if asleep else call_effects.resumed()
-        calls.append(Call("wake_up", {"tags": [tag]}, {**call_effects.restored(tag), **last}))
+        opened = {} if asleep else call_effects.resumed()
+        calls.append(Call("wake_up", {"tags": [tag]}, {**call_effects.restored(tag), **opened}))
     if calls and not asleep:
         idle = {**call_effects.paused("keep"), Fact.RUNNING: 0}  # answered once no step runs and no request holds KV
         calls.append(Call("pause", pause_args("keep"), idle, repeatable=True))

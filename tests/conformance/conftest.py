@@ -28,8 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every case is in the long lane, but the quick ones of the first engine."""
+    """Every case is in the long lane, but the quick ones of the first engine of each dialect."""
     for item in items:
-        quick = item.name in QUICK and getattr(item, "cls", None).__name__ == "TestLoopback"
-        if "test_loopback.py" in item.nodeid and "conformance" in item.nodeid and not quick:
+        quick = item.name in QUICK and getattr(item, "cls", None).__name__ in ("TestLoopback", "TestVLLM")
+        here = "test_loopback.py" in item.nodeid or "test_vllm_dialect.py" in item.nodeid
+        if here and "conformance" in item.nodeid and not quick:
             item.add_marker(pytest.mark.slow)

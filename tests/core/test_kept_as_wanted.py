@@ -75,3 +75,13 @@ async def test_only_a_release_that_keeps_weights_takes_room_on_the_host() -> Non
     engine.adapter.processes = processes  # its host cannot be asked then
     asked = [await host_room(engine._session, Release(None, source), 1.0) for source in (None, Kept(), V1)]
     assert [type(verdict) for verdict in asked] == [Unmeasurable, Unmeasurable, NotApplicable]
+
+
+async def test_weights_that_were_to_be_kept_are_compared_with_those_before() -> None:
+    engine = await drained()
+    engine.adapter.engine.checksums = {"target": "before"}
+    await engine.release(weights=Kept())
+    await engine.restore_weights()
+    engine.adapter.engine.checksums = {"target": "zeros"}
+    with pytest.raises(GuardRefused, match="the weights were to be kept"):
+        await engine.restore_kv()

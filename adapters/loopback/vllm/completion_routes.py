@@ -38,6 +38,7 @@ class Call:
     wanted: list[GenerateRequest]
     usage: bool
     chat: bool
+    ids: bool = False
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """A chunk of the stream."""
@@ -53,7 +54,9 @@ async def completions(engine: VllmEngine, request: Request) -> Response:
     rid = f"cmpl-{_base_id(request)}"
     requests = completion_requests(wanted, rid, engine.model_path, engine.options.context_length)
     return await _answer(
-        Call(engine, rid, requests, _usage(wanted.stream_options), False), bool(wanted.stream), request
+        Call(engine, rid, requests, _usage(wanted.stream_options), False, bool(wanted.return_token_ids)),
+        bool(wanted.stream),
+        request,
     )
 
 
@@ -108,8 +111,8 @@ async def _gone(request: Request) -> None:
 
 async def _whole(call: Call) -> Response:
     outputs = await asyncio.gather(*(_last(call, each) for each in call.wanted))
-    make = replies.chat if call.chat else replies.completion
-    return JSONResponse(make(call.rid, call.engine.model_path, call.engine.traits.release, outputs))
+    parts = (call.rid, call.engine.model_path, call.engine.traits.release, outputs)
+    return JSONResponse(replies.chat(*parts) if call.chat else replies.completion(*parts, ids=call.ids))
 
 
 async def _last(call: Call, request: GenerateRequest) -> Output:

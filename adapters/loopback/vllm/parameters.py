@@ -77,6 +77,7 @@ class _Generation(BaseModel):
 class CompletionBody(_Generation):
     prompt: list[int] | list[list[int]] | str | list[str]
     max_tokens: int | None = 16
+    return_token_ids: bool | None = None
 
 
 class ChatBody(_Generation):

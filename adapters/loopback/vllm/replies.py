@@ -10,10 +10,12 @@ from .. import tokenizer
 from ..sequence import FinishReason, Output
 
 
-def completion(rid: str, model: str, release: str, outputs: Sequence[Output]) -> dict[str, Any]:
-    """The answer of /v1/completions: a choice for each prompt."""
+def completion(rid: str, model: str, release: str, outputs: Sequence[Output], *, ids: bool = False) -> dict[str, Any]:
+    """The answer of /v1/completions: a choice for each prompt, with its token `ids` where they are asked for."""
     unused = dict.fromkeys(("prompt_logprobs", "token_ids", "prompt_token_ids", "routed_experts"))
     choices = [_finished(index, output) | unused | {"text": _text(output)} for index, output in enumerate(outputs)]
+    for choice, output in zip(choices, outputs, strict=True):
+        choice["token_ids"] = list(output.ids) if ids else None
     return _answer(rid, "text_completion", model, release, choices, outputs)
 
 
