@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from rig import V1, serving
 
-from lifecycle import Engine, Kept, Pushed, State
+from lifecycle import Engine, GuardRefused, Kept, Pushed, State
 from lifecycle.core.commands import Release
 from lifecycle.core.facts import GARBAGE, Contents, TagSpec
 from lifecycle.core.sources import Source
