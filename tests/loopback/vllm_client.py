@@ -71,10 +71,10 @@ def is_sleeping(engine: LoopbackProcess) -> bool:
     return value
 
 
-def gauge(engine: LoopbackProcess, name: str, **labels: str) -> float:
+def gauge(process: LoopbackProcess, name: str, **labels: str) -> float:
     """The sum of the samples of a metric with these labels."""
     wanted = [f'{key}="{value}"' for key, value in labels.items()]
-    lines = re.findall(rf"^vllm:{name}(\{{.*?\}}) (\S+)$", get(engine, "/metrics").text, re.MULTILINE)
+    lines = re.findall(rf"^vllm:{name}(\{{.*?\}}) (\S+)$", get(process, "/metrics").text, re.MULTILINE)
     return sum(float(value) for found, value in lines if all(each in found for each in wanted))
 
 
