@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def everything(recorder: Recorder, first: str, second: str, *, tokens: int = 400) -> None:
-    """All that leaves the server serving was asked, with five requests of so many tokens in flight where that matters."""
+    """All that leaves the server serving was asked, with five requests of so many tokens in flight."""
     for rows in (OBSERVE, GENERATE, PAUSE, SLEEP, weights(first, second)):
         play(recorder, rows)
     for name, rows in BUSY.items():
