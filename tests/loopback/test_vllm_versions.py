@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from lifecycle.adapters.loopback import LoopbackProcess
 from lifecycle.adapters.loopback.dialect import VERSIONS, Dialect, parse_dialect
-from lifecycle.adapters.loopback.vllm.versions import TRAITS
+from lifecycle.adapters.loopback.vllm.versions import TRAITS, Traits
 from loopback_client import background, pss_mib, stays_silent, until
 from vllm_client import (
     fresh,
@@ -23,6 +25,7 @@ from vllm_client import (
     text_of,
 )
 
+PAGE = Path(__file__).parents[2] / "docs" / "dialects.md"
 OLD = ("0.24", "0.25", "0.30")
 
 
@@ -71,6 +74,14 @@ def test_what_is_not_spoken_is_refused_with_what_is(text: str, names: str) -> No
 
 def test_every_version_has_its_traits() -> None:
     assert list(TRAITS) == list(VERSIONS["vllm"].values())
+
+
+def test_the_page_has_every_trait_of_every_release() -> None:
+    rows = (line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `"))
+    found = {row[0].strip("`"): row[2:] for row in rows if len(row) == 2 + len(TRAITS)}
+    traits = [field.name for field in fields(Traits) if field.type == "bool"]
+    says = {True: "yes", False: "no"}
+    assert found == {name: [says[getattr(each, name)] for each in TRAITS.values()] for name in traits}
 
 
 def test_it_says_its_release(release: str, engine: LoopbackProcess) -> None:
