@@ -51,7 +51,8 @@ def test_a_reload_that_failed_ends_the_engine_at_the_next_inference() -> None:
         assert reply.json["error"]["message"].startswith("Call to collective_rpc method failed: ")
         assert (get(engine, "/health").status, is_paused(engine)) == (200, False)
         assert DEAD in post(engine, "/v1/completions", prompt("hello", 2)).text
-        assert get(engine, "/health").status == 503
+        until(lambda: not alive(engine.rank_pids[0]))
+        assert get(engine, "/health").status == 503  # by a server that has no engine core any more
         ended(engine)
         assert "meta" in engine.stderr_tail()
 

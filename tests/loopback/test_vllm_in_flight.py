@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from lifecycle.adapters.loopback import LoopbackProcess
-from loopback_client import background, stays_silent, until
+from loopback_client import SLOW_STEPS, background, stays_silent, until
 from vllm_client import (
     Stream,
+    fresh,
     gauge,
     get,
     is_paused,
@@ -128,6 +129,16 @@ def test_a_keep_freezes_them_and_their_text_is_the_same(
     assert [each.ended().text for each in flights] == texts
     assert {each.finish for each in flights} == {"length"}
     assert gauge(slow_vllm, "num_preemptions_total") - before == preempted
+
+
+def test_who_ran_before_a_keep_runs_before_those_that_waited() -> None:
+    with fresh(*SLOW_STEPS, "--max-running-requests", "2") as engine:
+        ran = streams(engine, 2, 200)
+        waited = stream(engine, "queued", 2)
+        ok(post(engine, "/pause?mode=keep"))
+        post(engine, "/resume")
+        assert waited.ended().finish == "length"
+        assert all(len(each.text) > 150 for each in ran)
 
 
 def test_requests_are_kept_through_a_sleep(slow_vllm: LoopbackProcess, texts: list[str]) -> None:

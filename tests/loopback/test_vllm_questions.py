@@ -13,6 +13,8 @@ from vllm_client import fresh, is_paused, is_sleeping
 
 sys.path.append(str(Path(__file__).parents[1] / "real"))
 
+pytestmark = pytest.mark.slow  # half a minute of requests in flight
+
 #: The statuses that are not 200. Source: observed on vllm 0.32.0 where no comment says otherwise.
 STATUSES = {
     307: {"pause_slash"},
