@@ -29,6 +29,8 @@ class Batch:
         self.version = "default"  # of the weights, as they were labelled last
         self.generated = 0  # tokens since the start
         self.prefilled = 0  # tokens of prompts computed since the start, without those found in the prefix cache
+        self.cache_queries = 0  # tokens that were looked for in the prefix cache since the start
+        self.cache_hits = 0  # those that were found
         self.preemptions = 0  # running requests that were retracted since the start
         self._max_running = max_running
         self._forward = forward
@@ -131,6 +133,8 @@ class Batch:
             sequence = self.waiting.popleft()
             sequence.pages = self.cache.match(sequence.tokens)
             sequence.computed = len(sequence.pages) * PAGE_TOKENS
+            self.cache_queries += len(sequence.tokens)
+            self.cache_hits += sequence.computed
             sequence.cached = max(sequence.cached, min(sequence.computed, len(sequence.request.prompt)))
             self.running.append(sequence)
 

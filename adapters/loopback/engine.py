@@ -65,7 +65,7 @@ class Engine(ABC):
         loaded = [reason for each in self.pipelines for reason in each.collective_rpc("load", self.model_path)]
         refused = [reason for reason in loaded if reason]
         if refused:
-            self._kill_ranks()
+            self.kill_ranks()
             raise BadWeights(refused[0])
 
     def start(self) -> None:
@@ -87,9 +87,10 @@ class Engine(ABC):
         self.death.exiting = True
         for scheduler in self.schedulers:
             scheduler.stop()
-        self._kill_ranks()
+        self.kill_ranks()
 
-    def _kill_ranks(self) -> None:
+    def kill_ranks(self) -> None:
+        """Sends SIGKILL to every rank that is a process of its own."""
         for pipeline in self.pipelines:
             pipeline.kill()
 

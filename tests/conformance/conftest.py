@@ -38,11 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         here = "test_loopback.py" in item.nodeid or "test_vllm_dialect.py" in item.nodeid
         if here and "conformance" in item.nodeid and not quick:
             item.add_marker(pytest.mark.slow)
-        if (
-            here
-            and item.name == "test_row[release-from-weights_restored]"
-            and _cls(item) in ("TestVLLM24", "TestVLLM30")
-        ):
+        old = _cls(item) in ("TestVLLM24", "TestVLLM30")
+        if old and item.name == "test_row[release-from-weights_restored]":
             item.add_marker(NO_SLEEP_HALF_AWAKE)
 
 

@@ -141,13 +141,14 @@ class _Counted(StreamingResponse):
 
 async def _events(call: Call) -> AsyncIterator[str]:
     try:
-        if call.chat:
-            yield _event(call.chunk([replies.role_choice()]))
-        counts = []
+        counts: list[Output] = []
         for index, request in enumerate(call.wanted):
             async with aclosing(_chunks(call, index, request)) as chunks:  # type: ignore[type-var]
+                first = True
                 async for chunk, output in chunks:
-                    last = output
+                    if first and call.chat:
+                        yield _event(call.chunk([replies.role_choice()]))
+                    first, last = False, output
                     if chunk is not None:
                         yield _event(chunk)
             counts.append(last)

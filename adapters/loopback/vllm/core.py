@@ -54,6 +54,8 @@ class Gauges:
     preemptions: int = 0
     generated: int = 0
     prefilled: int = 0
+    cache_queries: int = 0
+    cache_hits: int = 0
 
 
 class EngineCore(SchedulerLoop):
@@ -220,7 +222,7 @@ class EngineCore(SchedulerLoop):
     def _counted(self) -> Gauges:
         batch = self._batch
         usage = batch.pool.used / batch.pool.pages
-        counts = (batch.preemptions, batch.generated, batch.prefilled)
+        counts = (batch.preemptions, batch.generated, batch.prefilled, batch.cache_queries, batch.cache_hits)
         return Gauges(len(batch.running), len(batch.waiting), usage, *counts)
 
     def _receive(self, request: GenerateRequest) -> None:

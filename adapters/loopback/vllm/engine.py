@@ -68,11 +68,12 @@ class VllmEngine(Engine):
         return answer.result()
 
     def crashed(self, reason: str) -> None:
-        """Fails every request, and has the server exit some time later. /health is 503 from here on.
+        """Ends the engine cores, fails every request, and has the server exit some time later. /health is 503 at once.
 
         Source: vllm 0.32.0, entrypoints/launchers/launcher.py: a watchdog looks every 5 s. Observed: gone after 7.5 s.
         """
         self.death.note(reason)
+        self.kill_ranks()
         self.on_loop(self._die)
 
     def _die(self) -> None:

@@ -38,7 +38,9 @@ def _scheduler(engine: VllmEngine) -> Iterator[_Family]:
     yield family("vllm:kv_cache_usage_perc", "gauge", [each.kv_usage for each in gauges])
     yield family("vllm:num_preemptions_total", "counter", [each.preemptions for each in gauges])
     yield family("vllm:generation_tokens_total", "counter", [each.generated for each in gauges])
-    yield family("vllm:prompt_tokens_total", "counter", [each.prefilled for each in gauges])
+    yield family("vllm:prompt_tokens_total", "counter", [each.prefilled + each.cache_hits for each in gauges])
+    yield family("vllm:prefix_cache_queries_total", "counter", [each.cache_queries for each in gauges])
+    yield family("vllm:prefix_cache_hits_total", "counter", [each.cache_hits for each in gauges])
 
 
 def _front_end(engine: VllmEngine) -> Iterator[_Family]:
