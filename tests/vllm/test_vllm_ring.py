@@ -25,7 +25,8 @@ from lifecycle.core.verdicts import Proved, Refuted
 
 MIB = 72
 POLICY = Policy(residual_threshold_gib=0.2, settle_s=1.0, poll_s=0.02)
-VERSIONS = ["0.24", "0.30", "0.32", "0.33"]
+#: Those that say nothing of what they did, and the last, are in the slow lane.
+VERSIONS = ["0.32", *(pytest.param(version, marks=pytest.mark.slow) for version in ("0.24", "0.30", "0.33"))]
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +86,7 @@ async def test_weights_that_are_replaced_are_discarded_and_loaded(process: Loopb
             assert (generate(process, "hello") == before) is (source is not loaded)
 
 
-@pytest.mark.parametrize("process", ["0.32", "0.33"], indirect=True)
+@pytest.mark.parametrize("process", ["0.32", pytest.param("0.33", marks=pytest.mark.slow)], indirect=True)
 async def test_kv_alone(process: LoopbackProcess) -> None:
     before = generate(process, "hello")
     async with Fleet.connect([url(process)], policy=POLICY) as fleet:
@@ -96,6 +97,7 @@ async def test_kv_alone(process: LoopbackProcess) -> None:
 
 
 @pytest.mark.parametrize("process", ["0.30"], indirect=True)
+@pytest.mark.slow
 async def test_kv_alone_is_refused_where_there_is_no_endpoint(process: LoopbackProcess) -> None:
     async with Fleet.connect([url(process)], policy=POLICY) as fleet:
         with pytest.raises(FleetError, match="tags_releasable") as refused:
@@ -117,6 +119,7 @@ async def test_requests_that_are_kept_all_end_with_their_tokens(process: Loopbac
         assert await asyncio.gather(*asked) == whole
 
 
+@pytest.mark.slow
 async def test_the_ring_can_be_gone_again_from_each_half_of_an_onload(
     process: LoopbackProcess, loaded: FromDisk
 ) -> None:
@@ -135,6 +138,7 @@ async def test_the_ring_can_be_gone_again_from_each_half_of_an_onload(
         assert engine.facts.contents["weights"].version == "step-2"
 
 
+@pytest.mark.slow
 async def test_an_update_in_place_and_one_under_frozen_requests(process: LoopbackProcess, loaded: FromDisk) -> None:
     before = generate(process, "hello")
     async with Fleet.connect([url(process)], policy=POLICY) as fleet:
@@ -153,6 +157,7 @@ async def test_an_update_in_place_and_one_under_frozen_requests(process: Loopbac
         assert (reason, len(ids)) == ("length", 100)
 
 
+@pytest.mark.slow
 async def test_a_reload_that_fails_leaves_an_engine_that_does_not_serve_until_it_has_weights(
     process: LoopbackProcess, loaded: FromDisk
 ) -> None:
@@ -193,12 +198,14 @@ async def test_a_sleep_that_frees_nothing_is_no_release_and_nothing_is_lost(proc
 
 
 @pytest.mark.parametrize("process", [("0.32", {"arguments": ["--no-dev-mode"]})], indirect=True)
+@pytest.mark.slow
 async def test_without_its_development_mode(process: LoopbackProcess) -> None:
     with pytest.raises(ConfigurationError, match="VLLM_SERVER_DEV_MODE=1"):
         async with Fleet.connect([url(process)], policy=POLICY):
             pass
 
 
+@pytest.mark.slow
 async def test_a_killed_server_is_gone(process: LoopbackProcess) -> None:
     async with Fleet.connect([url(process)], policy=POLICY) as fleet:
         await fleet.offload(weights=Kept())
