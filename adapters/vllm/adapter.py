@@ -99,6 +99,7 @@ class VLLMAdapter:
         self._processes = ServerProcesses(address)
         self._capabilities: Capabilities | None = None
         self._effects = Effects()
+        self._known_by = ""
         self._config: Mapping[str, Any] = {}
         self._model: str | None = None
         #: The boot of which `/load` was seen to count a request: of another it may be 0 whatever runs.
@@ -112,6 +113,11 @@ class VLLMAdapter:
     def url(self) -> str:
         """The address of the server, without its key."""
         return str(self._address)
+
+    @property
+    def version_known_by(self) -> str:
+        """The range of versions in which the server was found at connect, and what is known of it by; empty before."""
+        return self._known_by
 
     async def connect(self, *, deadline_s: float) -> Capabilities:
         """Reads the server's version and configuration, and finds its processes.
@@ -131,7 +137,7 @@ class VLLMAdapter:
         if unknown is not None and not self._warns:
             raise ConfigurationError(f"{self.url}: {unknown}; unknown_version=warn drives it as the nearest of them")
         known = VERSIONS.nearest(own)
-        self._effects, self._config = known.effects, config
+        self._effects, self._config, self._known_by = known.effects, config, f"{known}, {known.source}"
         models = await self._reads.get("/v1/models", clock.left_s)
         if models.status in (401, 403):
             raise ConfigurationError(f"{self.url}: it refuses the key; give api_key_env=NAME")

@@ -69,7 +69,7 @@ def capabilities_of(
             "answers": Grade.MEASURED,
         },
         launch_source=_launch_source(config, label),
-        notes=(*notes, *_notes(saves, device, push="push" in update)),
+        notes=(*notes, *_notes(saves, device, push="push" in update), *_ranks_notes(config, effects)),
     )
 
 
@@ -158,3 +158,10 @@ def _notes(saves: bool | None, device: str | None, *, push: bool) -> tuple[str, 
     if not push:
         notes.append("started without --weight-transfer-config: it takes no push")
     return tuple(notes)
+
+
+def _ranks_notes(config: Mapping[str, Any], effects: Effects) -> tuple[str, ...]:
+    several = (whole(_part(config, "parallel_config").get("data_parallel_size")) or 1) > 1
+    if not several or effects.compares_ranks:
+        return ()
+    return ("several data-parallel ranks, of which this version says only whether the first is paused",)

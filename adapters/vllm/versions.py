@@ -28,6 +28,7 @@ class Effects:
     - `says_reset`: `/reset_prefix_cache` says whether it did; else it is answered with 200 whatever came of it.
     - `start_needs_body`: `/start_weight_update` is refused without a JSON body.
     - `checks_weights`: `/weight_checker` exists.
+    - `compares_ranks`: `/is_paused` is refused where data-parallel ranks differ; else it tells of the first alone.
     - `fault_status`: `/fault_tolerance/status` exists where it was started with --enable-fault-tolerance.
     """
 
@@ -39,6 +40,7 @@ class Effects:
     says_reset: bool = False
     start_needs_body: bool = False
     checks_weights: bool = False
+    compares_ranks: bool = False
     fault_status: bool = False
 
 
@@ -47,7 +49,7 @@ _V25 = Effects()
 _V26 = replace(_V25, says_reset=True)
 _V27 = replace(_V26, labels=True, fault_status=True)
 _V31 = replace(_V27, releases_kv=True, sleeps_half_awake=True)
-_V32 = replace(_V31, answers_status=True, checks_weights=True)
+_V32 = replace(_V31, answers_status=True, checks_weights=True, compares_ranks=True)
 _V33 = replace(_V32, refuses_new=True)
 
 VERSIONS = VersionTable(

@@ -11,10 +11,13 @@ from lifecycle.adapters.vllm import VLLMAdapter
 from vllm_driving import driven
 from vllm_server import KEY_ERROR, RecordedServer, config
 
-from lifecycle import ConfigurationError, Fact, FromDisk, Grade
+from lifecycle import ConfigurationError, Engine, Fact, FromDisk, Grade, Policy, doctor
 from lifecycle.core.errors import NothingListens
 from lifecycle.core.facts import SizeGrade
 from lifecycle.nodes.address import parse
+
+#: What is resident cannot be measured of a server that is a part of the test.
+UNMEASURED = Policy(unprovable="warn")
 
 
 async def refusal(server: RecordedServer, options: str = "", kind: type[Exception] = ConfigurationError) -> str:
@@ -179,6 +182,27 @@ async def test_ranks_of_every_kind_count() -> None:
     settings["parallel_config"] |= {"tensor_parallel_size": 2, "pipeline_parallel_size": 3, "data_parallel_size": 4}
     async with driven(config=settings) as (_, adapter):
         assert adapter._known().ranks == 24
+
+
+@pytest.mark.parametrize("version", ["0.31.0", "0.32.0"])
+async def test_ranks_that_a_version_does_not_compare_are_noted(version: str) -> None:
+    settings = config()
+    settings["parallel_config"]["data_parallel_size"] = 2
+    async with driven(version, config=settings) as (_, adapter):
+        noted = any("only whether the first is paused" in note for note in adapter._known().notes)
+        assert noted is (version == "0.31.0")
+    async with driven(version) as (_, adapter):
+        assert not any("only whether the first is paused" in note for note in adapter._known().notes)
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.33.0"])
+async def test_the_doctor_says_what_a_version_is_known_by(version: str) -> None:
+    async with RecordedServer(version) as server:
+        engine = await Engine(VLLMAdapter(parse(server.url)), name="e", lease=None, policy=UNMEASURED).connect()
+        finding = await doctor.version(engine)
+        await engine.aclose()
+    assert (finding.level == "ok") is (version == "0.32.0")
+    assert ("0.33 to before 0.34, read in 0.33.0" in finding.said) is (version == "0.33.0")
 
 
 async def test_commands_before_connect_are_refused() -> None:
