@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from lifecycle.adapters.loopback import LoopbackProcess, make_weights
+from safetensors.numpy import load, save
 
 from lifecycle import (
     ConfigurationError,
@@ -19,8 +22,11 @@ from lifecycle import (
     GuardRefused,
     Kept,
     Policy,
+    Pushed,
     State,
 )
+from lifecycle.core.facts import GARBAGE
+from lifecycle.core.sources import PushTarget
 from lifecycle.core.verdicts import Proved, Refuted
 
 MIB = 72
@@ -173,6 +179,43 @@ async def test_a_reload_that_fails_leaves_an_engine_that_does_not_serve_until_it
         await fleet.onload(weights=loaded)
         assert engine.state is State.SERVING
     assert generate(process, "hello")[0] == "length"
+
+
+def tensors(source: FromDisk) -> list[str]:
+    """The weights of a checkpoint as the dialect takes them: safetensors in base64, in two halves."""
+    whole = sorted(load(Path(source.path).read_bytes()).items())
+    halves = (whole[: len(whole) // 2], whole[len(whole) // 2 :])
+    return [base64.b64encode(save(dict(half))).decode() for half in halves]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [("0.32", {"arguments": ["--weight-transfer"]})], indirect=True)
+async def test_a_push_that_fails_is_ended_and_the_next_one_is_served(
+    process: LoopbackProcess, loaded: FromDisk
+) -> None:
+    before, halves = generate(process, "hello"), tensors(loaded)
+
+    async def breaks(engines: Sequence[PushTarget]) -> None:
+        for engine in engines:
+            await engine.push("init", init_info={})
+            await engine.push("update", update_info={"safetensors": halves[:1]})
+        raise RuntimeError("the trainer failed half-way")
+
+    async def works(engines: Sequence[PushTarget]) -> None:
+        for engine in engines:
+            for half in halves:
+                await engine.push("update", update_info={"safetensors": [half]})
+
+    async with Fleet.connect([url(process)], policy=POLICY) as fleet:
+        engine = fleet["e"]
+        await fleet.offload(weights=Pushed(breaks, "pushed-1"))
+        with pytest.raises(FleetError, match="half-way"):
+            await fleet.onload()
+        assert engine.facts.contents["weights"] in (None, GARBAGE)
+        assert engine.state is not State.SERVING
+        await fleet.onload(weights=Pushed(works, "pushed-2"))
+        assert engine.facts.contents == {"weights": Contents("loaded", "pushed-2")}
+    assert generate(process, "hello") != before
 
 
 CPU = ("0.32", {"cpu_like": True})
