@@ -86,8 +86,8 @@ def _refusal(options: EngineOptions) -> str | None:
 
 def _refusal_of_vllm(options: EngineOptions) -> str | None:
     if options.dialect.engine != VLLM:
-        given = [name for name in _VLLM_ONLY if getattr(options, name) != getattr(_DEFAULTS, name)]
-        return f"--{given[0].replace('_', '-')} needs --dialect vllm" if given else None
+        given = [flag for name, flag in _VLLM_ONLY.items() if getattr(options, name) != getattr(_DEFAULTS, name)]
+        return f"{given[0]} needs --dialect vllm" if given else None
     if options.cpu_like and options.memory_saver:
         return "Sleep mode is not supported on current platform."  # Source: vllm 0.32.0, config/model.py
     if options.data_parallel_size < 1 or (options.max_num_queued_reqs or 1) < 1:
@@ -179,12 +179,13 @@ def _add_vllm_arguments(parser: argparse.ArgumentParser) -> None:
     add(*tolerance, action="store_true", help="serve /fault_tolerance/status")
 
 
-_VLLM_ONLY = (
-    "cpu_like",
-    "load_tracking",
-    "max_num_queued_reqs",
-    "data_parallel_size",
-    "weight_transfer",
-    "fault_tolerance",
-)
+_VLLM_ONLY = {
+    "cpu_like": "--cpu-like",
+    "dev_mode": "--no-dev-mode",
+    "load_tracking": "--load-tracking",
+    "max_num_queued_reqs": "--max-num-queued-reqs",
+    "data_parallel_size": "--data-parallel-size",
+    "weight_transfer": "--weight-transfer",
+    "fault_tolerance": "--fault-tolerance",
+}
 _DEFAULTS = EngineOptions()

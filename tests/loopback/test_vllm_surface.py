@@ -199,6 +199,7 @@ def test_what_is_not_said_to_be_json_is_refused(vllm: LoopbackProcess) -> None:
         (("--dialect", "vllm:0.31"), "there are 0.24, 0.25, 0.30, 0.32, 0.33"),
         (("--dialect", "nobody"), "there are sglang, vllm"),
         (("--cpu-like",), "--cpu-like needs --dialect vllm"),
+        (("--no-dev-mode",), "--no-dev-mode needs --dialect vllm"),
         (("--data-parallel-size", "2"), "--data-parallel-size needs --dialect vllm"),
         (("--dialect", "vllm", "--cpu-like", "--enable-sleep-mode"), "Sleep mode is not supported"),
         (("--dialect", "vllm", "--data-parallel-size", "0"), "must be positive"),
