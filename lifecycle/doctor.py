@@ -74,6 +74,8 @@ async def version(engine: Engine) -> Finding:
     if not known or own in known:
         return Finding("version", "ok", f"{engine.capabilities.engine} {own}, which this adapter was measured on")
     message = f"{own} is not among the versions that this adapter was measured on ({', '.join(known)})"
+    known_by = getattr(engine.adapter, "version_known_by", "")
+    message += f"; it is driven as one of {known_by}" if known_by else ""
     return Finding("version", "warning", message, "run the conformance suite against it")
 
 
@@ -240,7 +242,9 @@ async def router(engine: Engine) -> Finding:
 async def weights(engine: Engine) -> Finding:
     """Released weights can be restored."""
     ways: list[str] = sorted(engine.capabilities.update)
-    kept = [spec.name for spec in engine.capabilities.tags if spec.stage == "weights" and spec.on_release == "kept"]
+    kept = [
+        spec.name for spec in engine.capabilities.tags if spec.stage == "weights" and spec.on_release != "discarded"
+    ]
     if kept:
         ways.insert(0, f"its own backup of {', '.join(kept)}")
     if not ways:

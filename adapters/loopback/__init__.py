@@ -1,15 +1,11 @@
-"""The loopback engine: a small inference server with SGLang's HTTP control API, and its adapter.
+"""The loopback engine: a small inference server that speaks SGLang's HTTP control API or vLLM's, and its adapter.
 
-It computes tokens from weights, returns released memory to the operating system, and exits on the calls on which SGLang
-exits. It differs from sglang 0.5.23 in these points:
+It computes tokens from weights, returns released memory to the operating system, and exits on the calls on which the
+engine exits whose dialect it speaks: `sglang` has what differs from sglang 0.5.23, `vllm` what differs from vLLM. From
+both it differs in these points:
 
 - decoding is greedy at every temperature; tokens are bytes; EOS is never chosen;
-- ranks are pipeline-parallel, not tensor-parallel, so that the output does not depend on their number;
-- `/update_weights_from_tensor` takes safetensors blobs in base64 (`load_format: "safetensors"`), not pickled torch
-  handles, and there is no `/update_weights_from_distributed`;
-- released memory reads as zeros and can be written, and the resume discards what was written; a GPU would fault;
-- the prefill and decode modes are only reported;
-- `/v1/loads` is updated after every step; SGLang's may be some steps behind.
+- ranks are pipeline-parallel, not tensor-parallel, so that the output does not depend on their number.
 
 Public names are imported on first use: importing this package imports neither NumPy nor a web framework.
 """

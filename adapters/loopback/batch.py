@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Seq
 
 from .kv_pool import PagePool, PrefixCache
@@ -29,6 +29,9 @@ class Batch:
         self.version = "default"  # of the weights, as they were labelled last
         self.generated = 0  # tokens since the start
         self.prefilled = 0  # tokens of prompts computed since the start, without those found in the prefix cache
+        self.cache_queries = 0  # tokens that were looked for in the prefix cache since the start
+        self.cache_hits = 0  # those that were found
+        self.preemptions = 0  # running requests that were retracted since the start
         self._max_running = max_running
         self._forward = forward
         self._emit = emit
@@ -56,10 +59,14 @@ class Batch:
             sequence.relabelled(self.version)
         self.version = version
 
-    def step(self) -> bool:
-        """Computes the next chunk of every running request. Returns False where none runs."""
+    def step(self, *, admit: bool = True) -> bool:
+        """Computes the next chunk of every running request. Returns False where none runs.
+
+        Waiting requests are admitted before, unless not `admit`.
+        """
         self._finish_aborted()
-        self._admit()
+        if admit:
+            self._admit()
         for sequence in tuple(self.running):
             self._grow(sequence)
         if not self.running:
@@ -84,16 +91,35 @@ class Batch:
         for sequence in self.running:
             sequence.to_abort = sequence.to_abort or everything or sequence.rid.startswith(prefix)
 
-    def retract_all(self) -> None:
-        """Moves every running request to the waiting queue. It gives up its pages and is computed again later."""
-        for sequence in tuple(self.running):
+    def finish(self, rids: Collection[str] | None, reason: FinishReason) -> bool:
+        """Ends the requests with exactly these ids, or all, at once. Returns whether there were any."""
+        ended = [each for each in (*self.running, *self.waiting) if rids is None or each.rid in rids]
+        for sequence in ended:
+            if sequence in self.running:
+                self._end(sequence, reason)
+            else:
+                self.waiting.remove(sequence)
+                sequence.finish = reason
+        self._emit([each.snapshot(self.version) for each in ended])
+        return bool(ended)
+
+    def retract_all(self, *, first: bool = False) -> None:
+        """Moves every running request to the waiting queue. It gives up its pages and is computed again later.
+
+        It goes behind those that wait, or with `first` before them, in the order in which they ran.
+        """
+        retracted = tuple(self.running)
+        for sequence in retracted:
             self._retract(sequence)
+        if first:
+            self.waiting.rotate(len(retracted))
 
     def _retract(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free(sequence)
         sequence.computed = 0
         sequence.retractions += 1
+        self.preemptions += 1
         self.waiting.append(sequence)
 
     def _finish_aborted(self) -> None:
@@ -107,6 +133,8 @@ class Batch:
             sequence = self.waiting.popleft()
             sequence.pages = self.cache.match(sequence.tokens)
             sequence.computed = len(sequence.pages) * PAGE_TOKENS
+            self.cache_queries += len(sequence.tokens)
+            self.cache_hits += sequence.computed
             sequence.cached = max(sequence.cached, min(sequence.computed, len(sequence.request.prompt)))
             self.running.append(sequence)
 

@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from .dialect import VLLM
 from .options import EngineOptions, parse
 from .shape import RankConfig
 
@@ -37,13 +38,13 @@ def _make(options: EngineOptions, path: str) -> int:
 
 
 def _serve(options: EngineOptions) -> int:
-    pipeline = _start_ranks(options)
+    pipelines = [_start_ranks(options) for _ in range(options.data_parallel_size)]
     # Importing the web framework takes a while; the processes of the ranks start meanwhile.
     from .engine import BadWeights
     from .server import serve
 
     try:
-        serve(options, pipeline)
+        serve(options, pipelines)
     except BadWeights as error:
         return _fail(f"--weights: {error}", 2)
     except OSError as error:
@@ -54,6 +55,7 @@ def _serve(options: EngineOptions) -> int:
 def _start_ranks(options: EngineOptions) -> Pipeline:
     from .pipeline import Pipeline
 
+    vllm = options.dialect.engine == VLLM
     return Pipeline(
         RankConfig(
             rank=0,
@@ -61,7 +63,9 @@ def _start_ranks(options: EngineOptions) -> Pipeline:
             weights_mib=options.weights_mib,
             kv_mib=options.kv_mib,
             memory_saver=options.memory_saver,
-            weights_backup=options.weights_backup,
+            weights_backup=options.weights_backup or (vllm and options.memory_saver),  # what sleep level 1 needs
+            in_child=vllm,
+            faults_when_unmapped=vllm,
         )
     )
 

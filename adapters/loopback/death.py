@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 from .pipeline import Pipeline
 
@@ -18,18 +19,23 @@ class Death:
     to the whole tree some 5 s later.
     """
 
-    def __init__(self, pipeline: Pipeline, delay_s: float) -> None:
-        self._pipeline = pipeline
+    def __init__(self, pipelines: Sequence[Pipeline], delay_s: float) -> None:
+        self._pipelines = pipelines
         self._delay_s = delay_s
         self._once = threading.Lock()
         self.exiting = False  # True during a clean exit, in which ranks end
 
     def schedule(self, reason: str) -> None:
         """Kills the tree after the delay. Only the first call has an effect."""
+        if self.note(reason):
+            threading.Thread(target=self._kill_after, args=(self._delay_s,), daemon=True).start()
+
+    def note(self, reason: str) -> bool:
+        """Prints why the engine dies, once. Returns whether this is the first call, and no clean exit is under way."""
         if self.exiting or not self._once.acquire(blocking=False):
-            return
+            return False
         print(f"engine dies: {reason}", file=sys.stderr, flush=True)
-        threading.Thread(target=self._kill_after, args=(self._delay_s,), daemon=True).start()
+        return True
 
     def watch_stdin(self) -> None:
         """Kills the tree when standard input is closed, which means that the process that started it has ended."""
@@ -42,5 +48,6 @@ class Death:
 
     def _kill_after(self, delay_s: float) -> None:
         time.sleep(delay_s)
-        self._pipeline.kill()
+        for pipeline in self._pipelines:
+            pipeline.kill()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -26,7 +26,7 @@ CALLS = (
     "model_info",
     "weights_checker",
 )
-_ALIASES = {"restore": "resume"}
+_ALIASES = {"restore": "resume", "sleep": "release", "wake_up": "resume"}  # the last two are vLLM's words
 # Each kind of fault, and whether it takes an amount (AMOUNT below); None: it may take one.
 _ANY_CALL = {
     "hang": False,  # the call has no effect and is never answered
@@ -41,7 +41,10 @@ _ANY_CALL = {
     "redirect": False,  # the call has no effect and is redirected to a port on which nothing listens
 }
 _OF_ONE_CALL = {
-    "pause": {"mode": False},  # in every mode only admission is closed, and running requests go on
+    "pause": {
+        "mode": False,  # in every mode only admission is closed, and running requests go on
+        "stuck": True,  # the engine core AMOUNT of a data-parallel vLLM is not told
+    },
     "release": {
         "keep": False,  # no memory is released
         "leak": True,  # AMOUNT MiB are not released

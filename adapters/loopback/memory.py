@@ -92,9 +92,11 @@ def read_into(fd: int, target: memoryview, offset: int) -> None:
 class Saver(Protocol):
     """Releases and restores the pages of a tag on one rank."""
 
-    def pause(self, tag: str, *, keep_bytes: int = 0) -> None: ...
+    def pause(self, tag: str, *, keep_bytes: int = 0, backup: bool = True) -> None: ...
 
     def resume(self, tag: str, *, zeros: bool = False) -> None: ...
+
+    def paused(self) -> frozenset[str]: ...
 
 
 class NoSaver:
@@ -103,11 +105,15 @@ class NoSaver:
     Source: sglang 0.5.23, utils/torch_memory_saver_adapter.py: without --enable-memory-saver the adapter is a no-op.
     """
 
-    def pause(self, tag: str, *, keep_bytes: int = 0) -> None:
+    def pause(self, tag: str, *, keep_bytes: int = 0, backup: bool = True) -> None:
         """Does nothing."""
 
     def resume(self, tag: str, *, zeros: bool = False) -> None:
         """Does nothing."""
+
+    def paused(self) -> frozenset[str]:
+        """No tag is ever paused."""
+        return frozenset()
 
 
 class MemorySaver:
@@ -117,20 +123,22 @@ class MemorySaver:
         self._regions = regions
         self._backups = {tag: HostBackup(regions[tag].size) for tag in backed_up}
         self._paused: set[str] = set()
+        self._saved: set[str] = set()
 
-    def pause(self, tag: str, *, keep_bytes: int = 0) -> None:
-        """Returns the tag's pages to the operating system; a backed-up tag is saved before."""
+    def pause(self, tag: str, *, keep_bytes: int = 0, backup: bool = True) -> None:
+        """Returns the tag's pages to the operating system; a backed-up tag is saved before, unless not `backup`."""
         if tag not in self._regions:
             return
         if tag in self._paused:
             raise MemorySaverError(f"Cannot pause allocation that is not active: {tag}")
         self._paused.add(tag)
-        if tag in self._backups:
+        if backup and tag in self._backups:
             self._backups[tag].save(self._regions[tag])
+            self._saved.add(tag)
         self._regions[tag].drop(keep_bytes=keep_bytes)
 
     def resume(self, tag: str, *, zeros: bool = False) -> None:
-        """Makes the tag's pages resident with zeros; a backed-up tag gets its saved contents unless `zeros`."""
+        """Makes the tag's pages resident with zeros; a backed-up tag gets what was saved unless `zeros`."""
         if tag not in self._regions:
             return
         if tag not in self._paused:
@@ -139,5 +147,10 @@ class MemorySaver:
         region = self._regions[tag]
         region.drop()  # discards what a request wrote here meanwhile, as a device does when it maps new memory
         region.touch()
-        if tag in self._backups and not zeros:
+        if tag in self._saved and not zeros:
             self._backups[tag].restore(region)
+        self._saved.discard(tag)
+
+    def paused(self) -> frozenset[str]:
+        """The tags that are paused."""
+        return frozenset(self._paused)

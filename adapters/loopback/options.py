@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, fields
 from typing import NoReturn
 
+from .dialect import SGLANG_DIALECT, VERSIONS, VLLM, Dialect, parse_dialect
 from .faults import parse_fault
 from .shape import KV_MIB_LEAST, RANKS_ALLOWED, WEIGHTS_MIB_LEAST
 
@@ -15,6 +16,7 @@ from .shape import KV_MIB_LEAST, RANKS_ALLOWED, WEIGHTS_MIB_LEAST
 class EngineOptions:
     """The options with which the engine was started."""
 
+    dialect: Dialect = SGLANG_DIALECT
     host: str = "127.0.0.1"
     port: int = 0
     weights_mib: int = 192
@@ -38,9 +40,17 @@ class EngineOptions:
     health_poll_s: float = 1.0
     abort_poll_s: float = 1.0
     watchdog_timeout_s: float = 300.0
-    shutdown_timeout_s: float = 3.0
+    shutdown_timeout_s: float | None = None
     die_with_stdin: bool = False
     make_weights: str | None = None
+    # vLLM's dialect alone
+    cpu_like: bool = False
+    dev_mode: bool = True
+    load_tracking: bool = False
+    max_num_queued_reqs: int | None = None
+    data_parallel_size: int = 1
+    weight_transfer: bool = False
+    fault_tolerance: bool = False
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -71,7 +81,25 @@ def _refusal(options: EngineOptions) -> str | None:
         return "--seed must not be negative, --max-running-requests and --context-length must be positive"
     if options.weights_backup and not options.memory_saver:
         return "--weights-backup needs --memory-saver"
+    return _refusal_of_vllm(options)
+
+
+def _refusal_of_vllm(options: EngineOptions) -> str | None:
+    if options.dialect.engine != VLLM:
+        given = [flag for name, flag in _VLLM_ONLY.items() if getattr(options, name) != getattr(_DEFAULTS, name)]
+        return f"{given[0]} needs --dialect vllm" if given else None
+    if options.cpu_like and options.memory_saver:
+        return "Sleep mode is not supported on current platform."  # Source: vllm 0.32.0, config/model.py
+    if options.data_parallel_size < 1 or (options.max_num_queued_reqs or 1) < 1:
+        return "--data-parallel-size and --max-num-queued-reqs must be positive"
     return None
+
+
+def _dialect(text: str) -> Dialect:
+    try:
+        return parse_dialect(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _fault(text: str) -> str:
@@ -87,16 +115,19 @@ def _build() -> argparse.ArgumentParser:
     _add_model_arguments(parser)
     _add_server_arguments(parser)
     _add_timing_arguments(parser)
+    _add_vllm_arguments(parser)
     parser.set_defaults(**{field.name: field.default for field in fields(EngineOptions) if field.name != "fault"})
     return parser
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    versions = "; ".join(f"{engine}: {', '.join(each)}" for engine, each in VERSIONS.items())
+    add("--dialect", type=_dialect, metavar="ENGINE[:VERSION]", help=f"whose HTTP API it has ({versions})")
     add("--weights-mib", type=int, help="size of the weights (%(default)s)")
     add("--kv-mib", type=int, help="size of the KV pool (%(default)s)")
     add("--ranks", type=int, choices=RANKS_ALLOWED, help="pipeline ranks; above 1 each is a process")
-    saver = ("--memory-saver", "--enable-memory-saver")  # the second is SGLang's name
+    saver = ("--memory-saver", "--enable-memory-saver", "--enable-sleep-mode")  # SGLang's name and vLLM's
     add(*saver, action="store_true", help="release and resume return and map memory")
     add("--weights-backup", action="store_true", help="keep the weights' contents across a release")
     add("--weights", metavar="PATH", help="a checkpoint; default: one made from the seed")
@@ -126,5 +157,35 @@ def _add_timing_arguments(parser: argparse.ArgumentParser) -> None:
     add("--health-timeout-s", type=float)
     add("--health-poll-s", type=float)
     add("--abort-poll-s", type=float, help="how often an abort pause checks whether all requests have ended")
-    add("--shutdown-timeout-s", type=float, help="from SIGTERM until requests that have not ended are dropped")
+    add(
+        "--shutdown-timeout-s",
+        type=float,
+        help="from SIGTERM until requests that have not ended are dropped (3; vllm: 0)",
+    )
     add("--watchdog-timeout-s", type=float, help="a batch that makes no progress for this long kills the engine")
+
+
+def _add_vllm_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("vLLM's dialect")
+    add = group.add_argument
+    add("--cpu-like", action="store_true", help="as on a CPU: sleep and wake free and map nothing, and answer 200")
+    add("--no-dev-mode", dest="dev_mode", action="store_false", help="as without VLLM_SERVER_DEV_MODE=1")
+    tracking = ("--load-tracking", "--enable-server-load-tracking")  # the second is vLLM's name
+    add(*tracking, action="store_true", help="/load counts requests; else it is always 0")
+    add("--max-num-queued-reqs", type=int, help="requests beyond this number get 503")
+    add("--data-parallel-size", type=int, help="engine cores, each with ranks and memory of its own")
+    add("--weight-transfer", action="store_true", help="pushed safetensors are taken by the weight-transfer endpoints")
+    tolerance = ("--fault-tolerance", "--enable-fault-tolerance")  # the second is vLLM's name
+    add(*tolerance, action="store_true", help="serve /fault_tolerance/status")
+
+
+_VLLM_ONLY = {
+    "cpu_like": "--cpu-like",
+    "dev_mode": "--no-dev-mode",
+    "load_tracking": "--load-tracking",
+    "max_num_queued_reqs": "--max-num-queued-reqs",
+    "data_parallel_size": "--data-parallel-size",
+    "weight_transfer": "--weight-transfer",
+    "fault_tolerance": "--fault-tolerance",
+}
+_DEFAULTS = EngineOptions()

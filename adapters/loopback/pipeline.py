@@ -88,7 +88,7 @@ class Pipeline:
     def __init__(self, config: RankConfig) -> None:
         began = time.monotonic()
         configs = [replace(config, rank=rank) for rank in range(config.ranks)]
-        self.children = [RemoteRank(each) for each in configs] if config.ranks > 1 else []
+        self.children = [RemoteRank(each) for each in configs] if config.ranks > 1 or config.in_child else []
         self._ranks: Sequence[Rank] = self.children or [LocalRank(configs[0])]
         self.allocation_s = time.monotonic() - began
 

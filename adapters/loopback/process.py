@@ -41,11 +41,13 @@ class LoopbackProcess:
     def start(
         cls,
         *,
+        dialect: str | None = None,
         weights_mib: int = 64,
         kv_mib: int = 64,
         ranks: int = 1,
         memory_saver: bool = True,
         weights_backup: bool = False,
+        cpu_like: bool = False,
         seed: int = 0,
         weights: str | Path | None = None,
         faults: Sequence[str] = (),
@@ -58,11 +60,16 @@ class LoopbackProcess:
     ) -> Self:
         """Starts an engine and returns once it accepts requests. Raises StartFailed where it does not in time.
 
-        `arguments` are appended to its command line.
+        `dialect` is as in `vllm:0.32`; None is SGLang's. `cpu_like` is vLLM's: sleep frees nothing, so that there is no
+        memory saver. `arguments` are appended to the command line.
         """
+        memory_saver = memory_saver and not cpu_like
         command = [sys.executable, "-m", __package__, "--die-with-stdin", *arguments]
-        command += _flags(memory_saver=memory_saver, weights_backup=weights_backup, allow_faults=allow_faults)
+        command += _flags(
+            memory_saver=memory_saver, weights_backup=weights_backup, cpu_like=cpu_like, allow_faults=allow_faults
+        )
         command += _values(
+            dialect=dialect,
             weights_mib=weights_mib,
             kv_mib=kv_mib,
             ranks=ranks,

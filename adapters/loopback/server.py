@@ -7,19 +7,17 @@ import contextlib
 import json
 import signal
 import socket
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from .app import build_app
+from .build import build
 from .connection import DroppableProtocol
-from .engine import Engine, ServerStatus
+from .engine import Engine
 from .options import EngineOptions
 from .pipeline import Pipeline
 
-_DRAIN_POLL_S = 0.05
 _GRACE_S = 1
 #: Source: sglang 0.5.23, environ.py: SGLANG_TIMEOUT_KEEP_ALIVE is 5 unless it is set.
 _KEEP_ALIVE_S = 5
@@ -42,12 +40,12 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(options: EngineOptions, pipeline: Pipeline) -> None:
+def serve(options: EngineOptions, pipelines: Sequence[Pipeline]) -> None:
     """Serves until SIGTERM; then no process of the engine is left."""
     listener = _listen(options)
-    engine = Engine(options, pipeline)
+    engine, app = build(options, pipelines)
     try:
-        asyncio.run(_serve(engine, listener))
+        asyncio.run(_serve(engine, app, listener))
     finally:
         engine.stop()
 
@@ -63,21 +61,20 @@ def _listen(options: EngineOptions) -> socket.socket:
     return listener
 
 
-async def _serve(engine: Engine, listener: socket.socket) -> None:
+async def _serve(engine: Engine, app: ASGIApp, listener: socket.socket) -> None:
     host, port = listener.getsockname()
-    server = _Server(_config(engine), engine, f"http://{host}:{port}")
-    exit_requested = asyncio.Event()
+    server = _Server(_config(app), engine, f"http://{host}:{port}")
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, exit_requested.set)
+        asyncio.get_running_loop().add_signal_handler(number, engine.exit_requested.set)
     engine.start()
-    shutdown = asyncio.create_task(_shut_down(engine, server, exit_requested))
+    shutdown = asyncio.create_task(_shut_down(engine, server))
     await server.serve(sockets=[listener])
     shutdown.cancel()
 
 
-def _config(engine: Engine) -> uvicorn.Config:
+def _config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
-        build_app(engine),
+        app,
         http=DroppableProtocol,
         ws="none",
         loop="asyncio",
@@ -89,16 +86,9 @@ def _config(engine: Engine) -> uvicorn.Config:
     )
 
 
-async def _shut_down(engine: Engine, server: uvicorn.Server, exit_requested: asyncio.Event) -> None:
-    """Waits for a signal, then stops the server when no request is left, or after the shutdown timeout.
-
-    Source: sglang 0.5.23, measured: after SIGTERM a paused server with held or retracted requests never exits; an
-    UnHealthy server exits at once. Here only the second is so: while paused, requests do not end.
-    """
-    await exit_requested.wait()
+async def _shut_down(engine: Engine, server: uvicorn.Server) -> None:
+    """Waits for a signal, then stops the server once the dialect lets it."""
+    await engine.exit_requested.wait()
     engine.exiting = True
-    end = time.monotonic() + engine.options.shutdown_timeout_s
-    while engine.gate.rid_to_state and engine.status is ServerStatus.UP and time.monotonic() < end:
-        print(f"Gracefully exiting... Remaining number of requests {len(engine.gate.rid_to_state)}", file=sys.stderr)
-        await asyncio.sleep(_DRAIN_POLL_S)
+    await engine.drained()
     server.should_exit = True

@@ -80,12 +80,19 @@ class RankConfig:
     kv_mib: int
     memory_saver: bool
     weights_backup: bool
+    in_child: bool = False  # a process of its own, also where there is only one rank
+    faults_when_unmapped: bool = False  # a forward pass over released memory fails, as on a device
 
 
 def layers_of(rank: int, ranks: int) -> range:
     """The consecutive layers that a rank holds."""
     share = LAYERS // ranks
     return range(rank * share, (rank + 1) * share)
+
+
+def kv_capacity(kv_mib: int) -> int:
+    """Tokens that a KV pool of this size holds: whole pages."""
+    return kv_mib * MIB // KV_BYTES_PER_TOKEN // PAGE_TOKENS * PAGE_TOKENS
 
 
 def nbytes(shape: Shape) -> int:

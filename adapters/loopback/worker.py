@@ -15,6 +15,7 @@ from .model import Choice, Chunk, Floats, Shard
 from .shape import FLOAT_BYTES, HIDDEN, PAGE_TOKENS, ModelShape, RankConfig, layers_of, nbytes
 
 _ALIGNMENT = 64
+ILLEGAL_ACCESS = "CUDA error: an illegal memory access was encountered"
 
 
 class RankWorker:
@@ -30,6 +31,8 @@ class RankWorker:
         layers = layers_of(config.rank, config.ranks)
         self._shard = Shard(self._weights, _kv_view(self._regions["kv_cache"], len(layers)), layers)
         self._saver = self._make_saver(config)
+        self._faults_when_unmapped = config.faults_when_unmapped
+        self._broken = ""  # why the next forward pass fails; "" where it does not
 
     def _tensor(self, index: int) -> Floats:
         shape = list(self._tensors.values())[index]
@@ -44,11 +47,15 @@ class RankWorker:
 
     def forward(self, chunks: Sequence[Chunk], hidden: Sequence[Floats | None]) -> list[Floats | Choice | None]:
         """Each row's hidden states, or from the last rank its next token. Rows are computed one by one."""
+        if self._broken:
+            raise RuntimeError(self._broken)
+        if self._faults_when_unmapped and self._saver.paused():
+            raise RuntimeError(ILLEGAL_ACCESS)
         return [self._shard.forward(chunk, state) for chunk, state in zip(chunks, hidden, strict=True)]
 
-    def release(self, tag: str, keep_bytes: Sequence[int]) -> None:  # [ranks]
+    def release(self, tag: str, keep_bytes: Sequence[int], backup: bool = True) -> None:  # [ranks]
         """Returns the tag's pages to the operating system, except this rank's `keep_bytes`."""
-        self._saver.pause(tag, keep_bytes=keep_bytes[self._rank])
+        self._saver.pause(tag, keep_bytes=keep_bytes[self._rank], backup=backup)
 
     def resume(self, tag: str, zeros: bool) -> None:
         """Makes the tag's pages resident. With `zeros` a backup is not read back."""
@@ -63,6 +70,31 @@ class RankWorker:
         for name, tensor in self._weights.items():
             checkpoint.read(name, tensor.data.cast("B"))
         return None
+
+    def reload(self, path: str) -> str | None:
+        """Reads this rank's tensors in place. Where that fails, returns why, and the next forward pass fails.
+
+        Source: vllm 0.32.0, model_executor/model_loader/reload/layerwise.py: the parameters are on the device `meta`
+        from the beginning of a reload to its end. Measured: a reload that failed on the way left them there.
+        """
+        if unmapped := self._unmapped():
+            return unmapped
+        reason = self.load(path)
+        self._broken = f"Tensor on device meta is not on the expected device ({reason})" if reason else ""
+        return reason
+
+    def push(self, blob: bytes) -> str | None:
+        """`load_blob`, or why the memory of the weights cannot be written."""
+        if unmapped := self._unmapped():
+            return unmapped
+        self.load_blob(blob)
+        return None
+
+    def _unmapped(self) -> str | None:
+        """Why the weights cannot be touched: they are not mapped. On a device that breaks the context for good."""
+        if self._faults_when_unmapped and "weights" in self._saver.paused():
+            self._broken = ILLEGAL_ACCESS
+        return self._broken if self._broken == ILLEGAL_ACCESS else None
 
     def load_blob(self, blob: bytes) -> None:
         """Copies those tensors of a validated safetensors blob that this rank holds."""

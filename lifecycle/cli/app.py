@@ -53,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
 
 @app.command()
 def engine() -> None:
-    """Start a loopback engine: a small real inference server with SGLang's endpoints (engine --help)."""
+    """Start a loopback engine: a small real inference server with SGLang's endpoints or vLLM's (engine --help)."""
 
 
 @app.command()

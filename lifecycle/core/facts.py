@@ -94,13 +94,15 @@ GARBAGE = Contents("garbage")
 class TagSpec:
     """One region of engine memory that is released and restored by name.
 
+    `on_release` says what becomes of its contents. `as_wanted`: the engine keeps or discards them as a release wants
+    it (`rules.weights.is_kept`).
     `expected_bytes` is per rank (a rank is one device's share), known as well as `size_grade` says; None: learned in
     the first proved cycle. One that is only reported is a hint, and the first proved cycle replaces it.
     """
 
     name: Tag
     stage: Stage
-    on_release: Literal["kept", "discarded"]
+    on_release: Literal["kept", "discarded", "as_wanted"]
     expected_bytes: int | None = None
     size_grade: SizeGrade = SizeGrade.TENSORS
 

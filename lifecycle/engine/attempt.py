@@ -44,7 +44,7 @@ from ..rules.mapping import since_call_before
 from ..rules.proofs import unread_by
 from ..rules.returned import moving
 from ..rules.table import Operation, fits
-from ..rules.weights import invalid_weights
+from ..rules.weights import invalid_weights, is_kept
 from . import canary
 from .call import failure, send
 from .collective import Collective, CollectiveFailed
@@ -197,9 +197,9 @@ class Attempt:
         """Whether this is a release of weights that the engine keeps by its own backup."""
         if not isinstance(self.command, Release):
             return False
-        capabilities = self.session.capabilities
+        capabilities, source = self.session.capabilities, self.command.weights
         weights = acted_on & capabilities.stage("weights")
-        return any(capabilities.spec(tag).on_release == "kept" for tag in weights)
+        return any(is_kept(capabilities.spec(tag), source) for tag in weights)
 
     async def _ready(self, context: Context) -> Context:
         """All that are released with this engine are ready for it too; GuardRefused where one is not.

@@ -16,6 +16,7 @@ from ..nodes.locate import by_node
 from ..nodes.port import PROCESSES_UNKNOWN, FreeMemory
 from ..nodes.this_host import ThisHost
 from ..rules.evidence import Context, targets
+from ..rules.weights import is_kept
 from .session import Session
 
 _NO_DEVICE = NotApplicable(reason="it does not say what it runs on")
@@ -78,7 +79,8 @@ async def host_room(session: Session, command: Command, deadline_s: float) -> Ve
     if session.capabilities.device is None:
         return _NO_DEVICE
     context = _context(session, command)
-    kept = frozenset(tag for tag in context.targets if session.capabilities.spec(tag).on_release == "kept")
+    source = command.weights if isinstance(command, Release) else None
+    kept = frozenset(tag for tag in context.targets if is_kept(session.capabilities.spec(tag), source))
     knows = isinstance(session.adapter, KeepsOnHost)
     if not kept and not knows:
         return NotApplicable(reason="it keeps no backup of what is released")

@@ -8,8 +8,8 @@ Attaching to an engine, looking at one that failed, and settling a command that 
    must see that one alone. What is known afterwards: `rules.knowledge`; which process it is: `rules.identity`.
 3. **End a push that failed**, where the engine may still wait for the rest of it and admits no requests.
 4. **Decide** (`rules.decision`, pure), do what was decided, and decide again: read what is resident where the mapping
-   is unknown, or only remembered; close an engine that admits requests and is not worth serving; enter a state, or stay
-   for a reason that names the states it may be in and what would decide.
+   is unknown, or only remembered; close an engine that admits requests and is not worth serving; ask one that is closed
+   whether it is idle; enter a state, or stay for a reason that names the states it may be in and what would decide.
 
 Attaching differs in two things: what is known at the beginning (the kept record of this boot, or what is taken of a
 process met for the first time), and that it closes nothing: who only attaches acts on nobody's engine. Verifying
@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..core.commands import Command, Pause, Resume
 from ..core.deadline import Deadline
@@ -35,7 +36,7 @@ from ..core.verdicts import Unmeasurable
 from ..nodes.clock import set_since_s
 from ..rules import knowledge, mapping
 from ..rules.contradiction import contradiction
-from ..rules.decision import Close, Enter, ReadBytes, Stay, decide
+from ..rules.decision import AskIdle, Close, Enter, ReadBytes, Stay, decide
 from ..rules.evidence import taken_as_launched
 from ..rules.identity import IDENTITY, compare, is_contested, needs_confirming, same_process, two_answer
 from .call import send
@@ -292,14 +293,8 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
     tried: frozenset[type] = frozenset()
     undecided = mapping.Undecided()
     while True:
-        step = decide(
-            session.record,
-            session.capabilities,
-            tried=tried,
-            may_close=may_close,
-            must_close=must_close,
-            undecided=undecided,
-        )
+        how: Any = {"may_close": may_close, "must_close": must_close, "undecided": undecided}
+        step = decide(session.record, session.capabilities, tried=tried, **how)
         tried |= {type(step)}
         match step:
             case ReadBytes():
@@ -312,6 +307,10 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
                     return Stay("the call that closes it got no answer, and may still run")
                 if not await _confirmed(session, deadline):
                     return Stay("it was told to close, and did not answer as the same process afterwards")
+            case AskIdle():
+                if _may_act(session, deadline):
+                    verdict = await session.adapter.prove_idle(session.facts, deadline_s=deadline.look_s(0.5))
+                    session.commit(knowledge.found_idle(session.record, verdict))
             case Enter() | Stay():
                 return step
 

@@ -2,7 +2,8 @@
 
 First no effect may be running any more, and one process must answer at the address. Then bytes may tell what the engine
 does not, and may deny what is only remembered or asserted of its memory. Then an engine that admits requests without
-being worth serving is closed, where that may be done. And last it enters the first state that its facts make, or none
+being worth serving is closed, where that may be done. One that was closed is asked whether it is idle, where its state
+hangs on that. And last it enters the first state that its facts make, or none
 where several fit: then the reason names those, and what would decide.
 """
 
@@ -36,6 +37,11 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class AskIdle:
+    """Ask whether it is idle: memory of it is unmapped, it is closed, and nothing that was read tells."""
+
+
+@dataclass(frozen=True, slots=True)
 class Enter:
     """Enter this state: the facts make it."""
 
@@ -50,7 +56,7 @@ class Stay:
     candidates: tuple[State, ...] = field(default=(), compare=False)
 
 
-Decision = ReadBytes | Close | Enter | Stay
+Decision = ReadBytes | Close | AskIdle | Enter | Stay
 
 DECIDED = Undecided()
 
@@ -84,6 +90,9 @@ def decide(
         return Close()
     if must_close and facts.admission != "closed":
         return Stay("it was to be closed, and is not known to be")
+    hangs_on_idle = bool(facts.unmapped()) and None not in facts.mapped.values() and facts.running is None
+    if may_close and AskIdle not in tried and facts.admission == "closed" and hangs_on_idle:
+        return AskIdle()
     state = fits(facts, capabilities, weights_are_valid=valid)
     return _none_fits(record, capabilities, invalid, undecided) if state is None else Enter(state)
 

@@ -21,7 +21,7 @@ from .checksums import by_model_role, changed
 from .evidence import Context, EvidenceKind, believed_only, taken_as_launched, targets
 from .mapping import as_when_met, denied_by_bytes
 from .memory import visible_bytes
-from .weights import invalid_weights
+from .weights import invalid_weights, is_kept
 
 Check = Callable[[Context], str | None]
 
@@ -155,7 +155,7 @@ def weights_recoverable(context: Context) -> str | None:
     lost = [
         spec.name
         for spec in capabilities.tags
-        if spec.name in named and spec.stage == "weights" and spec.on_release == "discarded"
+        if spec.name in named and spec.stage == "weights" and not is_kept(spec, command.weights)
     ]
     if not lost:
         return None

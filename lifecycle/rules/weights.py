@@ -1,11 +1,23 @@
-"""Whether the weights of an engine are worth serving: a function of its Record."""
+"""Whether the weights of an engine are worth serving, and whether a release keeps them. Pure."""
 
 from __future__ import annotations
 
 from ..core.capabilities import Capabilities
-from ..core.facts import Contents
+from ..core.facts import Contents, TagSpec
 from ..core.record import Record
+from ..core.sources import FromDisk, Pushed, Source
 from .identity import same_process
+
+
+def is_kept(spec: TagSpec, source: Source | None) -> bool:
+    """Whether a release that names this source brings back what the tag holds.
+
+    An engine that keeps weights as it is wanted discards those that the source replaces. Where none is named it keeps
+    them, since nothing else would bring them back.
+    """
+    if spec.on_release == "as_wanted":
+        return spec.stage == "weights" and not isinstance(source, FromDisk | Pushed)
+    return spec.on_release == "kept"
 
 
 def invalid_weights(record: Record, capabilities: Capabilities) -> str | None:

@@ -184,23 +184,24 @@ class ScriptedEngine:
             raise Rejection("requests still run")
         self.cache_fresh = True
 
-    def _release(self, tags: list[Tag]) -> None:
+    def _release(self, tags: list[Tag], keep: bool = False) -> None:
         for tag in tags:
             if self.running or self.stubborn:
                 return self.die("released while requests ran")
             if tag in self.unmapped and self.capabilities.memory_saver is not False:
                 return self.die(f"{tag} was released twice")
             self.unmapped.add(tag)
-            self._give_back(tag)
+            self._give_back(tag, keep=keep)
         return None
 
-    def _give_back(self, tag: Tag) -> None:
+    def _give_back(self, tag: Tag, *, keep: bool) -> None:
         self.cache_fresh = False
         if self.frees:
             self.resident[tag] = 0
             self.leaked_bytes = self.leak_bytes
         if tag in self.contents:
-            kept = self.capabilities.spec(tag).on_release == "kept" and self.contents[tag] != GARBAGE
+            keeps = keep or self.capabilities.spec(tag).on_release == "kept"
+            kept = keeps and self.contents[tag] != GARBAGE
             self.contents[tag] = Contents("kept", self.contents[tag].version) if kept else GARBAGE
 
     def _restore(self, tags: list[Tag]) -> None:

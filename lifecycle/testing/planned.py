@@ -9,8 +9,9 @@ from ..core.calls import PUSH, Call
 from ..core.capabilities import Capabilities
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.facts import GARBAGE, Contents, Fact, Facts, PauseMode, Tag
-from ..core.sources import FromDisk, Pushed
+from ..core.sources import FromDisk, Pushed, Source
 from ..rules.evidence import targets
+from ..rules.weights import is_kept
 
 FLUSH = Call("flush", effect={Fact.CACHE_FRESH: True}, repeatable=True, refusal_is_untouched=True)
 
@@ -24,7 +25,7 @@ def plan(command: Command, facts: Facts, capabilities: Capabilities) -> tuple[Ca
         case Drain():
             return ()
         case Release():
-            return tuple(_release(tag, facts, capabilities) for tag in acted_on)
+            return tuple(_release(tag, command.weights, facts, capabilities) for tag in acted_on)
         case RestoreWeights():
             return tuple(_restore(tag) for tag in acted_on)
         case RestoreKV():
@@ -60,14 +61,17 @@ def _pause(mode: PauseMode) -> tuple[Call, ...]:
     return (waiting, call) if mode == "wait" else (call,)
 
 
-def _release(tag: Tag, facts: Facts, capabilities: Capabilities) -> Call:
+def _release(tag: Tag, source: Source | None, facts: Facts, capabilities: Capabilities) -> Call:
     spec = capabilities.spec(tag)
     effect: dict[Fact, Any] = {Fact.MAPPED: {tag: False}, Fact.CACHE_FRESH: False}
     if spec.stage == "weights":
         held = facts.contents.get(tag)
         kept = None if held is None or held == GARBAGE else Contents("kept", held.version)
-        effect[Fact.CONTENTS] = {tag: GARBAGE if spec.on_release == "discarded" else kept}
-    return Call("release", {"tags": [tag]}, effect)
+        effect[Fact.CONTENTS] = {tag: kept if is_kept(spec, source) else GARBAGE}
+    args: dict[str, Any] = {"tags": [tag]}
+    if spec.on_release == "as_wanted":
+        args["keep"] = is_kept(spec, source)
+    return Call("release", args, effect)
 
 
 def _restore(tag: Tag) -> Call:

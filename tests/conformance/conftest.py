@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from lifecycle import Rejected
 from lifecycle.testing.conformance.table import Table
+
+#: vLLM before 0.31 answers a sleep while KV alone is asleep, and does nothing: the adapter refuses to send it.
+NO_SLEEP_HALF_AWAKE = pytest.mark.xfail(raises=Rejected, strict=True, reason="this version sleeps only as a whole")
 
 #: What `make test` runs, of the first engine only: a case for each thing that the suite can find out.
 QUICK = {
@@ -28,8 +32,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every case is in the long lane, but the quick ones of the first engine."""
+    """Every case is in the long lane, but the quick ones of the first engine of each dialect."""
     for item in items:
-        quick = item.name in QUICK and getattr(item, "cls", None).__name__ == "TestLoopback"
-        if "test_loopback.py" in item.nodeid and "conformance" in item.nodeid and not quick:
+        quick = item.name in QUICK and _cls(item) in ("TestLoopback", "TestVLLM")
+        here = "test_loopback.py" in item.nodeid or "test_vllm_dialect.py" in item.nodeid
+        if here and "conformance" in item.nodeid and not quick:
             item.add_marker(pytest.mark.slow)
+        old = _cls(item) in ("TestVLLM24", "TestVLLM30")
+        if old and item.name == "test_row[release-from-weights_restored]":
+            item.add_marker(NO_SLEEP_HALF_AWAKE)
+
+
+def _cls(item: pytest.Item) -> str:
+    return getattr(getattr(item, "cls", None), "__name__", "")

@@ -23,7 +23,7 @@ from lifecycle.core.facts import GARBAGE, Admission, Basis
 from lifecycle.core.observation import Observation
 from lifecycle.core.record import Calibration, Record, Uncertain, UncertainCall
 from lifecycle.rules import knowledge, table
-from lifecycle.rules.decision import Close, Enter, ReadBytes, Stay, decide
+from lifecycle.rules.decision import AskIdle, Close, Enter, ReadBytes, Stay, decide
 from lifecycle.testing import capabilities
 
 BEGUN = facts()
@@ -186,6 +186,8 @@ def test_what_a_person_asserts_leaves_nothing_in_doubt_and_nothing_measured() ->
 
 OPEN = facts(admission="open", paused_by=None, contents={"weights": Contents("launched", "v0")})
 NONE_TRIED: frozenset[type] = frozenset()
+#: Closed, with KV memory unmapped, and nothing tells whether requests run.
+HALF = facts(mapped={"weights": True, "kv_cache": False}, running=None)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +208,11 @@ NONE_TRIED: frozenset[type] = frozenset()
         (BEGUN, NONE_TRIED, {"must_close": True}, Enter(State.DRAINED)),
         (replace(BEGUN, running=None), NONE_TRIED, {}, Enter(State.PAUSED)),
         (facts(mapped={"weights": False, "kv_cache": None}), frozenset({ReadBytes}), {}, Stay),
+        (HALF, NONE_TRIED, {}, AskIdle()),
+        (HALF, NONE_TRIED, {"may_close": False}, Stay),
+        (HALF, frozenset({AskIdle}), {}, Stay),
+        (replace(HALF, running=3), NONE_TRIED, {}, Stay),
+        (replace(HALF, running=0), NONE_TRIED, {}, Enter(State.WEIGHTS_RESTORED)),
     ],
 )
 def test_what_is_done_next_to_find_out_where_an_engine_is(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from lifecycle.adapters.loopback import LoopbackProcess
 from loopback_client import QUICK, SLOW_STEPS, SMALL, fresh, unpause
+from vllm_client import VLLM, serving
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +41,28 @@ def doomed() -> Iterator[LoopbackProcess]:
     """A slow engine of the test's own, which the test makes fail."""
     with fresh(*SLOW_STEPS) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def vllm_process() -> Iterator[LoopbackProcess]:
+    with LoopbackProcess.start(dialect=VLLM, **SMALL, arguments=QUICK) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def slow_vllm_process() -> Iterator[LoopbackProcess]:
+    tracking = "--enable-server-load-tracking"
+    with LoopbackProcess.start(dialect=VLLM, **SMALL, arguments=(*QUICK, *SLOW_STEPS, tracking)) as started:
+        yield started
+
+
+@pytest.fixture
+def vllm(vllm_process: LoopbackProcess) -> LoopbackProcess:
+    """A quick engine that speaks vLLM's dialect, awake and serving."""
+    return serving(vllm_process)
+
+
+@pytest.fixture
+def slow_vllm(slow_vllm_process: LoopbackProcess) -> LoopbackProcess:
+    """One whose requests last long enough to be seen running, with load tracking."""
+    return serving(slow_vllm_process)

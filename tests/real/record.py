@@ -146,10 +146,16 @@ def play(recorder: Recorder, rows: Iterable[Row]) -> None:
         recorder.ask(*row)
 
 
-def with_busy(recorder: Recorder, name: str, bodies: Sequence[dict[str, Any]], act: Callable[[], object]) -> None:
-    """`act` ran while these generate requests were in flight; what became of them is recorded as NAME_busy_I."""
+def with_busy(
+    recorder: Recorder,
+    name: str,
+    bodies: Sequence[dict[str, Any]],
+    act: Callable[[], object],
+    path: str = "/generate",
+) -> None:
+    """`act` ran while these requests to `path` were in flight; what became of them is recorded as NAME_busy_I."""
     threads = [
-        threading.Thread(target=recorder.ask, args=(f"{name}_busy_{i}", "POST", "/generate", body))
+        threading.Thread(target=recorder.ask, args=(f"{name}_busy_{i}", "POST", path, body))
         for i, body in enumerate(bodies)
     ]
     for thread in threads:

@@ -52,7 +52,7 @@ from .observed import (
     routed,
     unknown,
 )
-from .proved import after_proofs, after_refuted, unproved
+from .proved import after_proofs, after_refuted, found_idle, unproved
 
 __all__ = [
     "after_cancelled",
@@ -74,6 +74,7 @@ __all__ = [
     "ended",
     "expected_after",
     "first_seen",
+    "found_idle",
     "intended",
     "intent_over",
     "interrupted",

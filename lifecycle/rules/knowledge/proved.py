@@ -32,6 +32,13 @@ def after_proofs(
     return _to_compare_with(replace(record, facts=facts), verdicts, context)
 
 
+def found_idle(record: Record, verdict: Verdict) -> Record:
+    """What is known once a closed engine was asked whether it is idle: nothing runs, where that was proved."""
+    if not isinstance(verdict, Proved):
+        return record
+    return replace(record, facts=record.facts.learn({Fact.RUNNING: 0}, verdict.grade, cause="idle"))
+
+
 def _to_compare_with(record: Record, verdicts: Mapping[str, Verdict], context: Context) -> Record:
     """The record with what is resident once every tag was proved to be restored, or to be given back."""
     reading, mapped = context.evidence.residual, record.facts.mapped.values()

@@ -32,7 +32,6 @@ class CallCases:
     """Every command in every state without a row for it, bad tags, repeated commands, and two callers."""
 
     tags: frozenset[str]
-    keeps: bool
 
     @pytest.mark.parametrize("state", RING, ids=str)
     @coroutine_case
@@ -56,7 +55,8 @@ class CallCases:
         before = list(fault_injector(engine).sent)
         for tags in ([], ["nonsense"], [*self.tags, "nonsense"]):
             await self._refused(engine, Release(frozenset(tags), bench.source), "tags_releasable")
-        if not self.keeps:
+        weights = [spec for spec in engine.capabilities.tags if spec.stage == "weights"]
+        if any(spec.on_release == "discarded" for spec in weights):
             await self._refused(engine, Release(None, None), "weights_recoverable")
             await self._refused(engine, Release(None, Kept()), "weights_recoverable")
         assert fault_injector(engine).sent == before

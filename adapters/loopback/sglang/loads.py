@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from .batch import Batch
+from ..batch import Batch
 
 
 @dataclass(frozen=True, slots=True)

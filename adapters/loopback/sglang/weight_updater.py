@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .checkpoint import BadCheckpoint, blob_offsets, open_checkpoint
-from .pipeline import Pipeline
-from .shape import ModelShape
+from ..checkpoint import BadCheckpoint, blob_offsets, open_checkpoint
+from ..pipeline import Pipeline
+from ..shape import ModelShape
 
 _LOAD_FORMATS = (None, "auto", "safetensors")
 NOT_FLUSHED = (

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from .bodies import BadBody, Body, flag, read_body, text_field
-from .engine import Engine
+from .engine import SGLangEngine
 from .weight_updater import Updated
 
 _PARALLEL = {"role": "target", "tp_rank": 0, "tp_size": 1, "dp_rank": 0, "dp_size": 1}
@@ -20,7 +20,7 @@ _SELECTORS = ("target", "draft", "all")
 _CHECKER_ACTIONS = ("checksum", "snapshot", "compare", "reset_tensors")
 
 
-async def from_disk(engine: Engine, request: Request) -> Response:
+async def from_disk(engine: SGLangEngine, request: Request) -> Response:
     """Loads a checkpoint. Where it is invalid the weights are unchanged, and 400 says why."""
     body = await read_body(request)
     path, flush = text_field(body, "model_path", required=True) or "", flag(body, "flush_cache", True)
@@ -34,7 +34,7 @@ async def from_disk(engine: Engine, request: Request) -> Response:
     return _reply(_labelled(engine, updated, label), num_paused_requests=0)
 
 
-async def from_tensor(engine: Engine, request: Request) -> Response:
+async def from_tensor(engine: SGLangEngine, request: Request) -> Response:
     """Loads pushed tensors. `load_format` must be safetensors, since SGLang's pickled torch handles need torch."""
     body = await read_body(request)
     blobs, flush, label = _blobs(body), flag(body, "flush_cache", True), _label(engine, body)
@@ -43,19 +43,19 @@ async def from_tensor(engine: Engine, request: Request) -> Response:
     return _reply(_labelled(engine, updated, label))
 
 
-async def begin(engine: Engine, request: Request) -> Response:
+async def begin(engine: SGLangEngine, request: Request) -> Response:
     """Opens an update session. There is no draft model, so every selector selects the same."""
     _selector(await read_body(request))
     return _reply(await _update(engine, engine.scheduler.weights.begin))
 
 
-async def end(engine: Engine, request: Request) -> Response:
+async def end(engine: SGLangEngine, request: Request) -> Response:
     """Closes the update session."""
     await read_body(request)
     return _reply(await _update(engine, engine.scheduler.weights.end))
 
 
-async def version(engine: Engine, request: Request) -> Response:
+async def version(engine: SGLangEngine, request: Request) -> Response:
     """Sets the version label. The weights do not change, and every label is accepted.
 
     Source: sglang 0.5.23, measured: a bogus version answers 200.
@@ -70,7 +70,7 @@ async def version(engine: Engine, request: Request) -> Response:
     return JSONResponse({"success": True, "message": message, "new_version": label})
 
 
-async def check(engine: Engine, request: Request) -> Response:
+async def check(engine: SGLangEngine, request: Request) -> Response:
     """Checksums of every tensor, by rank. There is no draft model, so `selector: draft` selects nothing.
 
     Source: sglang 0.5.23, measured: without a draft model `selector: draft` selects nothing and succeeds.
@@ -90,12 +90,12 @@ async def check(engine: Engine, request: Request) -> Response:
     return _checksums(await asyncio.wrap_future(engine.scheduler.checksums()))
 
 
-async def _update(engine: Engine, act: Callable[[], Updated]) -> Updated:
+async def _update(engine: SGLangEngine, act: Callable[[], Updated]) -> Updated:
     async with engine.gate.updating():
         return await asyncio.wrap_future(engine.scheduler.ask(act))
 
 
-def _from_disk(engine: Engine, path: str, load_format: str | None, *, flush: bool, label: str | None) -> Updated:
+def _from_disk(engine: SGLangEngine, path: str, load_format: str | None, *, flush: bool, label: str | None) -> Updated:
     if engine.faults.has("update", "label"):
         engine.scheduler.relabel(label)
         return Updated(True, "Succeeded to update model weights.")
@@ -110,13 +110,13 @@ def _selector(body: Body) -> str:
     return str(selector)
 
 
-def _label(engine: Engine, body: Body) -> str | None:
+def _label(engine: SGLangEngine, body: Body) -> str | None:
     """The version that the weights are said to be; None where the body has none, or under the fault `unnamed`."""
     label = text_field(body, "weight_version")
     return None if engine.faults.has("update", "unnamed") else label or None
 
 
-def _labelled(engine: Engine, updated: Updated, label: str | None) -> Updated:
+def _labelled(engine: SGLangEngine, updated: Updated, label: str | None) -> Updated:
     """The front end's label follows an update that succeeded as a whole."""
     if label is None or not updated.success:
         return updated

@@ -8,28 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
+from ..request_states import Disconnected, RequestState, RequestStates
+from ..sequence import GenerateRequest, Output
 from .scheduler import Scheduler
-from .sequence import GenerateRequest, Output
 
 Result = TypeVar("Result")
-Disconnected = Callable[[], Awaitable[bool]]
-
-#: Seconds without an output after which a request that is no stream checks whether its client has disconnected.
-#: Source: sglang 0.5.23, managers/tokenizer_manager.py.
-_DISCONNECT_POLL_S = 4.0
-
-
-@dataclass(slots=True)
-class RequestState:
-    """The newest output of one request, and an event that is set when one arrives."""
-
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    latest: Output | None = None
 
 
 class ModelUpdateLock:
@@ -76,13 +62,12 @@ class ModelUpdateLock:
             self._changed.notify_all()
 
 
-class TokenizerGate:
+class TokenizerGate(RequestStates):
     """Admits requests unless paused. A request that waits here is unknown to the scheduler: no count includes it."""
 
     def __init__(self, scheduler: Scheduler, *, abort_poll_s: float) -> None:
-        self.rid_to_state: dict[str, RequestState] = {}
+        super().__init__()
         self.is_pause = False
-        self.last_receive = 0.0
         self._scheduler = scheduler
         self._abort_poll_s = abort_poll_s
         self._is_pause_cond = asyncio.Condition()
@@ -99,39 +84,15 @@ class TokenizerGate:
                 await self._is_pause_cond.wait_for(lambda: not self.is_pause)
             async with self._model_update_lock.reading():
                 self._scheduler.submit(request)
-                async for output in self._outputs(request.rid, state, gone):
+                async for output in self.outputs(request.rid, state, gone):
                     yield output
         finally:
             self._forget(request.rid, state)
-
-    async def _outputs(self, rid: str, state: RequestState, gone: Disconnected | None) -> AsyncIterator[Output]:
-        """Every output that is the latest when it is asked for, the last one always."""
-        seen: Output | None = None
-        while seen is None or seen.finish is None:
-            if state.latest is not None and state.latest is not seen:
-                seen = state.latest
-                yield seen
-                continue
-            state.arrived.clear()
-            try:
-                await asyncio.wait_for(state.arrived.wait(), _DISCONNECT_POLL_S)
-            except TimeoutError:
-                if gone is not None and await gone():
-                    raise ConnectionError(f"the client of {rid} is gone") from None
 
     def _forget(self, rid: str, state: RequestState) -> None:
         self.rid_to_state.pop(rid, None)
         if state.latest is None or state.latest.finish is None:
             self._scheduler.abort(rid)
-
-    def deliver(self, outputs: Sequence[Output]) -> None:
-        """Delivers outputs to the requests that wait for them."""
-        self.last_receive = time.monotonic()
-        for output in outputs:
-            state = self.rid_to_state.get(output.rid)
-            if state is not None:
-                state.latest = output
-                state.arrived.set()
 
     async def pause(self, mode: str) -> None:
         """Stops admission. An abort returns once no request is in flight; the other modes also pause the scheduler.

@@ -12,15 +12,15 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from . import tokenizer
+from .. import tokenizer
+from ..model import Choice
+from ..request_states import Disconnected
+from ..sequence import GenerateRequest, Output
 from .bodies import BadPrompt, generate_requests, is_batch, read_body
-from .engine import Engine
-from .model import Choice
-from .sequence import GenerateRequest, Output
-from .tokenizer_gate import Disconnected
+from .engine import SGLangEngine
 
 
-async def generate(engine: Engine, request: Request) -> Response:
+async def generate(engine: SGLangEngine, request: Request) -> Response:
     """Continues the prompts. The headers of a stream are sent before its request is admitted."""
     body = await read_body(request)
     try:
@@ -36,7 +36,7 @@ async def generate(engine: Engine, request: Request) -> Response:
     return JSONResponse(list(replies) if is_batch(body) else replies[0])
 
 
-async def models(engine: Engine, request: Request) -> Response:
+async def models(engine: SGLangEngine, request: Request) -> Response:
     """Lists the one model that is served."""
     entry: dict[str, Any] = {"id": engine.model_path, "object": "model", "created": int(engine.started_at)}
     entry |= {"owned_by": "loopback", "root": engine.model_path, "parent": None}
@@ -44,7 +44,7 @@ async def models(engine: Engine, request: Request) -> Response:
     return JSONResponse({"object": "list", "data": [entry]})
 
 
-async def _last(engine: Engine, request: GenerateRequest, gone: Disconnected) -> dict[str, Any]:
+async def _last(engine: SGLangEngine, request: GenerateRequest, gone: Disconnected) -> dict[str, Any]:
     began = time.monotonic()
     async with aclosing(engine.gate.generate(request, gone)) as outputs:  # type: ignore[type-var]
         async for output in outputs:
@@ -52,7 +52,7 @@ async def _last(engine: Engine, request: GenerateRequest, gone: Disconnected) ->
     return _reply(engine, last, began)
 
 
-async def _events(engine: Engine, wanted: list[GenerateRequest]) -> AsyncIterator[str]:
+async def _events(engine: SGLangEngine, wanted: list[GenerateRequest]) -> AsyncIterator[str]:
     began = time.monotonic()
     try:
         for index, request in enumerate(wanted):
@@ -71,7 +71,7 @@ def _event(payload: dict[str, Any]) -> str:
     return f"data: {json.dumps(payload)}\n\n"
 
 
-def _reply(engine: Engine, output: Output, began: float, *, stamped: bool = True) -> dict[str, Any]:
+def _reply(engine: SGLangEngine, output: Output, began: float, *, stamped: bool = True) -> dict[str, Any]:
     """The reply so far. Of a stream, only the first event has the time at which it was sent."""
     version = output.versions[-1][0] if output.versions else engine.weight_version
     meta: dict[str, Any] = {"id": output.rid, "finish_reason": output.finish, "weight_version": version}

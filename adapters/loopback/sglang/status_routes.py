@@ -10,31 +10,31 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from ..sequence import HEALTH_PREFIX, GenerateRequest, Sampling
 from .bodies import dp_rank
-from .engine import SGLANG_VERSION, Engine, ServerStatus
+from .engine import SGLANG_VERSION, ServerStatus, SGLangEngine
 from .loads import LoadSnapshot, as_load, disaggregation
-from .sequence import HEALTH_PREFIX, GenerateRequest, Sampling
 
 _SECTIONS = frozenset({"core", "memory", "spec", "lora", "disagg", "queues", "all"})
 
 
-async def root(engine: Engine, request: Request) -> Response:
+async def root(engine: SGLangEngine, request: Request) -> Response:
     """Answers that the engine runs."""
     return JSONResponse("Loopback engine is running")
 
 
-async def ready(engine: Engine, request: Request) -> Response:
+async def ready(engine: SGLangEngine, request: Request) -> Response:
     """200 where requests are admitted, the last health check succeeded and no exit has begun, else 503."""
     up = engine.status is ServerStatus.UP and not engine.gate.is_pause and not engine.exiting
     return Response(status_code=200 if up else 503)
 
 
-async def ping(engine: Engine, request: Request) -> Response:
+async def ping(engine: SGLangEngine, request: Request) -> Response:
     """200 where the last health check succeeded, paused or not, else 503."""
     return Response(status_code=200 if engine.status is ServerStatus.UP else 503)
 
 
-async def health(engine: Engine, request: Request) -> Response:
+async def health(engine: SGLangEngine, request: Request) -> Response:
     """200 where a token is generated in time, else 503.
 
     A paused engine generates none. It is marked UnHealthy after the timeout.
@@ -52,12 +52,12 @@ async def health(engine: Engine, request: Request) -> Response:
     return Response(status_code=200 if alive else 503)
 
 
-async def _one_token(engine: Engine, rid: str) -> None:
+async def _one_token(engine: SGLangEngine, rid: str) -> None:
     async for _ in engine.gate.generate(GenerateRequest(rid, (0,), Sampling(max_new_tokens=1))):
         pass
 
 
-async def _token_since(engine: Engine, began: float) -> bool:
+async def _token_since(engine: SGLangEngine, began: float) -> bool:
     """Whether the scheduler has delivered any output since `began`; polled until the timeout."""
     while time.monotonic() < began + engine.options.health_timeout_s:
         await asyncio.sleep(engine.options.health_poll_s)
@@ -66,7 +66,7 @@ async def _token_since(engine: Engine, began: float) -> bool:
     return False
 
 
-async def server_info(engine: Engine, request: Request) -> Response:
+async def server_info(engine: SGLangEngine, request: Request) -> Response:
     """The options and the internal state. The scheduler has handled every earlier message when this answers."""
     state = await engine.gate.in_turn("server_info", lambda: _internal_state(engine))
     arguments = engine.resolved_arguments()
@@ -74,7 +74,7 @@ async def server_info(engine: Engine, request: Request) -> Response:
     return JSONResponse({**arguments, **live, "internal_states": [arguments | state]})
 
 
-async def _internal_state(engine: Engine) -> dict[str, Any]:
+async def _internal_state(engine: SGLangEngine) -> dict[str, Any]:
     throughput = await asyncio.wrap_future(engine.scheduler.ask(lambda: engine.scheduler.publisher.latest.throughput))
     return {
         "world_size": engine.options.ranks,
@@ -84,7 +84,7 @@ async def _internal_state(engine: Engine) -> dict[str, Any]:
     }
 
 
-async def model_info(engine: Engine, request: Request) -> Response:
+async def model_info(engine: SGLangEngine, request: Request) -> Response:
     """The model and the label of its weights, without asking the scheduler."""
     return JSONResponse(
         {
@@ -106,7 +106,7 @@ async def model_info(engine: Engine, request: Request) -> Response:
     )
 
 
-async def loads(engine: Engine, request: Request) -> Response:
+async def loads(engine: SGLangEngine, request: Request) -> Response:
     """The last published load counts. They are not updated while the scheduler is paused."""
     include = request.query_params.get("include")
     sections = {part.strip() for part in include.split(",")} if include else {"all"}
@@ -126,7 +126,7 @@ async def loads(engine: Engine, request: Request) -> Response:
     )
 
 
-def _load(engine: Engine, sections: set[str]) -> dict[str, Any]:
+def _load(engine: SGLangEngine, sections: set[str]) -> dict[str, Any]:
     snapshot = _snapshot(engine)
     load = as_load(snapshot, engine.scheduler.capacity, engine.options.max_running_requests)
     if sections & {"memory", "all"}:
@@ -140,7 +140,7 @@ def _load(engine: Engine, sections: set[str]) -> dict[str, Any]:
     return load
 
 
-def _snapshot(engine: Engine) -> LoadSnapshot:
+def _snapshot(engine: SGLangEngine) -> LoadSnapshot:
     if engine.faults.has("loads", "frozen"):
         return LoadSnapshot(timestamp=engine.started_at)
     return engine.scheduler.publisher.latest
@@ -154,7 +154,7 @@ def _prometheus(entries: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-async def metrics(engine: Engine, request: Request) -> Response:
+async def metrics(engine: SGLangEngine, request: Request) -> Response:
     """Prometheus gauges under the names that SGLang gives them."""
     counts = engine.scheduler.publisher.counts
     gauges = {

@@ -5,32 +5,26 @@ An exception in it ends the engine, as in SGLang. That is why a wrong call is fa
 
 from __future__ import annotations
 
-import queue
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
 
 from lifecycle.core.units import MIB
 
-from .batch import Batch
-from .faults import FaultHook
+from ..batch import Batch
+from ..faults import FaultHook
+from ..options import EngineOptions
+from ..pipeline import Pipeline
+from ..scheduler_loop import IDLE_WAIT_S, SchedulerLoop, answer
+from ..sequence import HEALTH_PREFIX, GenerateRequest, Output
+from ..sequence import Sequence as Row
+from ..shape import PAGE_TOKENS, ModelShape, kv_capacity
+from ..tag_memory import TagMemory
 from .loads import Publisher
 from .occupation import MemoryOccupation
-from .options import EngineOptions
-from .pipeline import Pipeline
-from .sequence import HEALTH_PREFIX, GenerateRequest, Output
-from .sequence import Sequence as Row
-from .shape import KV_BYTES_PER_TOKEN, PAGE_TOKENS, ModelShape
 from .weight_updater import WeightUpdater
 
-Reply = TypeVar("Reply")
-
-_IDLE_WAIT_S = 0.1  # the most seconds by which the loads of an idle engine are out of date
 _PAUSED_WAIT_S = 0.02
 
 
@@ -40,8 +34,8 @@ class _PendingFlush:
     reply: Future[str | None]
 
 
-class Scheduler:
-    """Runs until `stop`. When it fails, it calls `crashed` once, from its thread."""
+class Scheduler(SchedulerLoop):
+    """SGLang's scheduler. An idle engine's loads are at most IDLE_WAIT_S old."""
 
     def __init__(
         self,
@@ -51,40 +45,23 @@ class Scheduler:
         emit: Callable[[Sequence[Output]], None],
         crashed: Callable[[str], None],
     ) -> None:
-        self.capacity = options.kv_mib * MIB // KV_BYTES_PER_TOKEN // PAGE_TOKENS * PAGE_TOKENS  # tokens
+        super().__init__(crashed)
+        self.capacity = kv_capacity(options.kv_mib)
         self.publisher = Publisher()
         self._options = options
         self._emit = emit
-        self._crashed = crashed
         self._batch = Batch(self.capacity // PAGE_TOKENS, options.max_running_requests, pipeline.forward, emit)
         shape = ModelShape.filling(options.weights_mib)
         self.weights = WeightUpdater(pipeline, shape, self._flush_if_idle, self.relabel)
         sizes = {"weights": options.weights_mib * MIB, "kv_cache": options.kv_mib * MIB}
-        self._occupation = MemoryOccupation(pipeline, sizes, self._flush_if_idle, faults)
+        self._memory = TagMemory(pipeline, sizes, faults)
+        self._occupation = MemoryOccupation(self._memory, self._flush_if_idle)
         self._pipeline = pipeline
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._flushes: list[_PendingFlush] = []
         self._paused = False
         self._paused_at = 0.0
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
-
-    def start(self) -> None:
-        """Starts the loop."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the loop; waits at most a second for it."""
-        self._inbox.put(self._stop)
-        self._thread.join(1.0)
 
     # Messages from the front end, sent on any thread. The inbox is one FIFO, so that their order is kept.
-
-    def ask(self, act: Callable[[], Reply]) -> Future[Reply]:
-        """Runs `act` on the scheduler's thread after every earlier message. An exception in it is never answered."""
-        reply: Future[Reply] = Future()
-        self._inbox.put(lambda: _answer(reply, act()))
-        return reply
 
     def submit(self, request: GenerateRequest) -> None:
         """Puts the request into the waiting queue."""
@@ -130,19 +107,11 @@ class Scheduler:
         """The tokens generated from here on are of weights of this version; None leaves the label as it is."""
         self._batch.relabel(version)
 
-    def _run(self) -> None:
-        try:
-            while not self._stopping:
-                self._pass()
-        except BaseException as error:
-            traceback.print_exc(file=sys.stderr)
-            self._crashed(f"Scheduler hit an exception: {type(error).__name__}: {error}")
-
     def _pass(self) -> None:
         """One pass of the loop: messages, then a step unless paused."""
         self._ingest()
         self._answer_due_flushes()
-        self._occupation.free_late()
+        self._memory.free_late()
         if self._paused:
             self._check_watchdog()
             return
@@ -154,20 +123,12 @@ class Scheduler:
         if worked and self._options.step_delay_s:
             time.sleep(self._options.step_delay_s)
 
-    def _ingest(self) -> None:
-        try:
-            self._inbox.get(timeout=self._inbox_timeout_s())()
-            while True:
-                self._inbox.get_nowait()()
-        except queue.Empty:
-            return
-
     def _inbox_timeout_s(self) -> float:
         if self._paused:
             return _PAUSED_WAIT_S
         if self._flushes:
             return 0.001
-        return 0.0 if not self._batch.idle(ignore_waiting=False) else _IDLE_WAIT_S
+        return 0.0 if not self._batch.idle(ignore_waiting=False) else IDLE_WAIT_S
 
     def _check_watchdog(self) -> None:
         # Source: sglang 0.5.23, utils/watchdog.py: the watchdog takes a batch frozen in place for a hung forward pass.
@@ -190,9 +151,6 @@ class Scheduler:
     def _unpause(self) -> None:
         self._paused = False
 
-    def _stop(self) -> None:
-        self._stopping = True
-
     def _release(self, tags: Sequence[str]) -> None:
         assert self._batch.idle(ignore_waiting=self._paused), (
             "release_memory_occupation should be called only when server is idle."
@@ -209,7 +167,7 @@ class Scheduler:
         if timeout_s:
             self._flushes.append(_PendingFlush(time.monotonic() + timeout_s, reply))
         else:
-            _answer(reply, None if self._flush_if_idle() else "Flush cache failed.\n")
+            answer(reply, None if self._flush_if_idle() else "Flush cache failed.\n")
 
     def _answer_due_flushes(self) -> None:
         """Answers the waiting flushes once no request runs or waits, and those whose deadline has passed.
@@ -224,13 +182,7 @@ class Scheduler:
         now = time.monotonic()
         self._answer_flushes(lambda pending: pending.deadline <= now, "Timed out waiting for idle state.")
 
-    def _answer_flushes(self, chosen: Callable[[_PendingFlush], bool], answer: str | None) -> None:
+    def _answer_flushes(self, chosen: Callable[[_PendingFlush], bool], message: str | None) -> None:
         for pending in [each for each in self._flushes if chosen(each)]:
             self._flushes.remove(pending)
-            _answer(pending.reply, answer)
-
-
-def _answer(reply: Future[Reply], value: Reply) -> None:
-    # The caller may have been cancelled; its message has had its effect all the same.
-    if reply.set_running_or_notify_cancel():
-        reply.set_result(value)
+            answer(pending.reply, message)

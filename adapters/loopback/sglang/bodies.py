@@ -11,9 +11,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from . import tokenizer
-from .sequence import GenerateRequest, Sampling
-from .shape import VOCABULARY
+from .. import tokenizer
+from ..sequence import GenerateRequest, Sampling
+from ..shape import VOCABULARY
 
 Body = Mapping[str, Any]
 

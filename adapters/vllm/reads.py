@@ -1,0 +1,84 @@
+"""Reads of a vLLM server, which change nothing: GET requests, and what several of them tell together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from lifecycle.core.facts import Fact
+
+from ..http import BODY_LIMIT, Answer, HttpClient
+from .answers import LIMITS, server_load, tokens_generated
+
+SERVER_INFO = "/server_info?config_format=json"
+
+#: Seconds between two reads of a counter of tokens.
+COUNT_S = 0.2
+
+#: What a server says whose engine process has ended. Source: vllm 0.32.0, v1/engine/exceptions.py.
+_CORE_DIED = "EngineCore encountered an issue"
+
+
+class Reads:
+    """The reads of one server.
+
+    The front end answers `/server_info`, `/version` and `/load` itself. `/is_paused` and `/weight_info` pass through
+    the engine process, behind everything that was sent to it before. `/health` says whether that process lives.
+    """
+
+    def __init__(self, http: HttpClient, key: str | None) -> None:
+        self._http = http
+        self._key = key
+
+    async def get(self, path: str, deadline_s: float, *, fresh: bool = False) -> Answer:
+        """The answer of a GET; `fresh`: over a new connection, so that a balancer may choose another server."""
+        limit = LIMITS.get(path.partition("?")[0], BODY_LIMIT)
+        return await self._http.request("GET", path, deadline_s=deadline_s, key=self._key, limit=limit, fresh=fresh)
+
+    async def of_facts(
+        self, want: frozenset[Fact], observable: frozenset[Fact], deadline_s: float
+    ) -> dict[str, Answer]:
+        """The answers of the reads that tell what is wanted, by path, all made at once.
+
+        One at least says that the engine process lives: a front end outlives it by some seconds.
+        """
+        paths = [SERVER_INFO] if Fact.BOOT in want or not want & observable else []
+        if want & {Fact.ADMISSION, Fact.CLOSED, Fact.RUNNING}:
+            paths.append("/is_paused")
+        if Fact.CONTENTS in want & observable:
+            paths.append("/weight_info")
+        if not {"/is_paused", "/weight_info"} & set(paths):
+            paths.append("/health")
+        if Fact.RUNNING in want & observable:
+            paths.append("/load")
+        return dict(zip(paths, await together(*(self.get(path, deadline_s) for path in paths)), strict=True))
+
+    async def core_died(self, answers: dict[str, Answer], deadline_s: float) -> bool:
+        """Whether the engine process has ended though the front end answers."""
+        if any(answer.status == 500 and _CORE_DIED in answer.detail for answer in answers.values()):
+            return True
+        health = answers.get("/health")
+        if health is None and any((answer.status or 0) >= 500 for answer in answers.values()):
+            health = await self.get("/health", deadline_s)
+        return health is not None and health.status == 503
+
+    async def steps_run(self, deadline_s: float) -> bool:
+        """Whether the engine generates tokens: their number grows. Gauges of requests stand still between steps."""
+        before = tokens_generated(await self.get("/metrics", deadline_s))
+        await asyncio.sleep(min(COUNT_S, deadline_s))
+        after = tokens_generated(await self.get("/metrics", deadline_s))
+        return before is not None and after is not None and after > before
+
+    async def load(self, deadline_s: float) -> int | None:
+        """The open requests that the server counts, where it counts them."""
+        return server_load(await self.get("/load", deadline_s))
+
+
+async def together(*asks: Coroutine[Any, Any, Answer]) -> list[Answer]:
+    """The results of these coroutines, which run at once. One alone runs in this task."""
+    if len(asks) == 1:
+        return [await asks[0]]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each) for each in asks]
+    return [task.result() for task in tasks]
