@@ -71,6 +71,7 @@ long: $(BENCH)
 	$(BIN)/python benchmarks/bench.py --check
 
 real: $(READY)
+	$(BIN)/python tests/real/run_routers.py
 	$(BIN)/python tests/real/run.py
 
 GPU := $(VENV)/.gpu

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from .core.errors import ConfigurationError, EngineHeld
+from .core.errors import ConfigurationError, EngineHeld, RouterError
 from .core.facts import Grade, SizeGrade, TagSpec
 from .core.policy import SET_THRESHOLD
+from .core.ports import Router, RoutesToWorkers
 from .core.readings import Reading
 from .core.states import State
 from .core.units import mib
@@ -237,6 +238,31 @@ async def router(engine: Engine) -> Finding:
     missing = f" (needed for {', '.join(waiting)})" if waiting else ""
     message = f"none is given{missing}: the engine itself holds or refuses requests while it is paused"
     return Finding("router", "ok", message)
+
+
+async def examine_router(given: Router, engines: Sequence[Engine]) -> list[Finding]:
+    """The findings on the router in front of these engines, which were examined before."""
+    if isinstance(given, RoutesToWorkers):
+        try:
+            await given.check([engine.name for engine in engines])
+        except RouterError as error:
+            return [Finding("router", "failure", str(error))]
+    return [await _sends_to(given, engine) for engine in engines]
+
+
+async def _sends_to(given: Router, engine: Engine) -> Finding:
+    """The router sends to an engine that serves, and to no other: its health checks would ask that one, too."""
+    sends, harmful = await given.is_open(engine.name), getattr(engine.adapter, "poisoned_by", None)
+    if sends is None:
+        return Finding("router", "warning", f"it does not say whether it sends to {engine.name}", "see its log")
+    if sends and engine.state is not State.SERVING:
+        harm = f", and its health check may ask {harmful}, which makes it report itself unhealthy" if harmful else ""
+        message = f"it sends to {engine.name}, which is {engine.state}{harm}"
+        return Finding("router", "warning", message, "name the router to the command that pauses: --router")
+    if not sends and engine.state is State.SERVING:
+        message = f"it does not send to {engine.name}, which serves"
+        return Finding("router", "warning", message, "lifecycle onload with --router adds it")
+    return Finding("router", "ok", f"it sends {'' if sends else 'nothing '}to {engine.name}, which is {engine.state}")
 
 
 async def weights(engine: Engine) -> Finding:

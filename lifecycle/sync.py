@@ -232,7 +232,7 @@ class Fleet(Blocking):
         urls: Iterable[str],
         *,
         groups: Mapping[str, Group] | None = None,
-        router: Router | None = None,
+        router: Router | str | None = None,
         policy: Policy | None = None,
         observers: Iterable[Observer] = (),
         store: StateStore | None = None,

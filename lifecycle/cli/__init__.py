@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..core.errors import CommandRefused, ConfigurationError, FleetError, LifecycleError
+from ..core.errors import CommandRefused, ConfigurationError, FleetError, LifecycleError, RouterError
 from .output import complain, guarded
 
 OK, FAILED, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -29,7 +29,7 @@ class Interrupted(Exception):
 
 
 #: Errors that are reported in one message. Any other exception is a defect of this program and keeps its traceback.
-REPORTED_ERRORS = (ConfigurationError, LifecycleError, FleetError, Interrupted)
+REPORTED_ERRORS = (ConfigurationError, LifecycleError, FleetError, RouterError, Interrupted)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -88,7 +88,9 @@ def status(options: Options) -> int:
 moving.register(app)
 
 
-@command(app, "urls", "to", "weights", "version", "engines", "group", "deadline_s", "threshold_gib", "as_json")
+@command(
+    app, "urls", "to", "weights", "version", "engines", "group", "deadline_s", "threshold_gib", "router", "as_json"
+)
 def recover(options: Options) -> int:
     """Observe each engine and enter its state; say why it is that one, and what leads on. Exit 1 if failed.
 

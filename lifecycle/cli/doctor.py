@@ -9,8 +9,8 @@ from dataclasses import asdict
 
 import typer
 
-from ..doctor import Finding, examine, worst
-from ..engine.engine import Engine
+from ..core.ports import RoutesToWorkers
+from ..doctor import Finding, examine, examine_router, worst
 from . import FAILED, OK
 from .options import Options, command
 from .output import say
@@ -33,25 +33,29 @@ def doctor(options: Options) -> int:
 
 def register(app: typer.Typer) -> None:
     """`lifecycle doctor` is a command of `app`."""
-    command(app, "urls", "threshold_gib", "as_json")(doctor)
+    command(app, "urls", "threshold_gib", "router", "as_json")(doctor)
 
 
-async def _examine_all(options: Options) -> list[tuple[Engine, list[Finding]]]:
+async def _examine_all(options: Options) -> list[tuple[str, list[Finding]]]:
+    """The findings on each engine, by its name, and after them those on the router, by its URL."""
     fleet = options.fleet(accept_unprovable=True)
     try:
         found = await asyncio.gather(*(examine(engine) for engine in fleet))
+        named = [(engine.name, findings) for engine, findings in zip(fleet, found, strict=True)]
+        if isinstance(fleet.router, RoutesToWorkers):
+            named.append((fleet.router.url, await examine_router(fleet.router, list(fleet))))
     finally:
         await fleet.aclose()
-    return list(zip(fleet, found, strict=True))
+    return named
 
 
-def _lines(found: Sequence[tuple[Engine, list[Finding]]]) -> list[str]:
-    return [line for engine, findings in found for line in (engine.name, *(f"  {each}" for each in findings))]
+def _lines(found: Sequence[tuple[str, list[Finding]]]) -> list[str]:
+    return [line for name, findings in found for line in (name, *(f"  {each}" for each in findings))]
 
 
-def _as_json(found: Sequence[tuple[Engine, list[Finding]]]) -> str:
+def _as_json(found: Sequence[tuple[str, list[Finding]]]) -> str:
     records = [
-        {"engine": engine.name, "worst": worst(findings), "findings": [asdict(each) for each in findings]}
-        for engine, findings in found
+        {"engine": name, "worst": worst(findings), "findings": [asdict(each) for each in findings]}
+        for name, findings in found
     ]
     return json.dumps(records, indent=2)

@@ -30,7 +30,7 @@ from .report import cycle_lines, dry_run_lines, quarantine_lines, record_of
 
 Verb = Callable[[Options], Action]
 _VERBS: list[tuple[Verb, tuple[str, ...]]] = []
-_COMMON = ("urls", "engines", "group", "deadline_s", "threshold_gib", "dry_run", "as_json")
+_COMMON = ("urls", "engines", "group", "deadline_s", "threshold_gib", "router", "dry_run", "as_json")
 
 
 def _verb(*options: str) -> Callable[[Verb], Verb]:

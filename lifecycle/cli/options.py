@@ -38,6 +38,9 @@ URLS = Annotated[
 ]
 ENGINES = Annotated[str | None, typer.Option(help="Only the engines of these names, separated by commas.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ROUTER = Annotated[
+    str | None, typer.Option(help="The router in front of the engines, e.g. sglang-router://127.0.0.1:8000.")
+]
 THRESHOLD = Annotated[float | None, typer.Option(help="GiB that an engine may still hold after a release.")]
 
 
@@ -74,6 +77,7 @@ class Options:
     group: Annotated[str | None, typer.Option(help="Only the engines of this group.")] = None
     deadline_s: Annotated[float | None, typer.Option("--deadline", help="Seconds that each step may take.")] = None
     threshold_gib: THRESHOLD = None
+    router: ROUTER = None
     force: Annotated[
         bool, typer.Option("--force", help="Load the weights also where they are loaded and valid already.")
     ] = False
@@ -114,7 +118,15 @@ class Options:
         urls, groups = self.loaded.urls or self.urls, self.loaded.groups
         ledger = Tenants()
         tenants = None if accept_unprovable or not ledger.path.exists() else ledger
-        return Fleet.connect(urls, groups=groups, policy=policy, observers=observers, store=Store(), tenants=tenants)
+        return Fleet.connect(
+            urls,
+            groups=groups,
+            router=self.router or self.loaded.router,
+            policy=policy,
+            observers=observers,
+            store=Store(),
+            tenants=tenants,
+        )
 
     def participants(self, fleet: Fleet) -> list[Engine]:
         """The engines that take part. ConfigurationError names an engine or a group that the fleet does not have."""

@@ -13,6 +13,7 @@ LifecycleError              .engine .command .state
     NotProved               .verdicts
     Preempted               .by
 FleetError                  an ExceptionGroup; .succeeded
+RouterError                 a router did not confirm what it was asked
 ConfigurationError          a setting, a URL or an engine that cannot give the evidence asked for
 """
 
@@ -36,6 +37,10 @@ NAMED = 3
 
 class ConfigurationError(ValueError, RuntimeError):
     """A setting is wrong, or an engine cannot do what is asked of it; the message says what to do."""
+
+
+class RouterError(Exception):
+    """A router did not confirm what it was asked; the message says why, and what to do."""
 
 
 class NothingListens(ConfigurationError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from .facts import Fact, Facts
@@ -121,6 +122,35 @@ class Router(Protocol):
 
     async def in_flight(self, engine: str) -> int | None:
         """Requests sent to this engine and not yet ended; None where the router does not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerURL:
+    """Where a router reaches an engine. `exact`: the router spells it so; else it may call the host otherwise."""
+
+    url: str
+    exact: bool = False
+
+
+@runtime_checkable
+class RoutesToWorkers(Protocol):
+    """What a router has beside the port that is a server, and knows engines by the URLs at which it reaches them.
+
+    RouterError says what is wrong where it does not answer as it should, or cannot be asked about an engine.
+    """
+
+    @property
+    def url(self) -> str:
+        """Where the router is, without keys."""
+
+    def knows(self, workers: Mapping[str, WorkerURL]) -> None:
+        """These engines, by name, are workers of this router, beside those that it was told of before."""
+
+    async def check(self, engines: Sequence[str]) -> None:
+        """The router answers, and can tell whether it sends to these engines. Raises RouterError; changes nothing."""
+
+    async def aclose(self) -> None:
+        """Lets go of connections. The router is left as it is."""
 
 
 class StateStore(Protocol):

@@ -43,6 +43,7 @@ def member(
     offload = _offload(url, options)
     after = tuple(each for each in options.pop("drain_after", "").split(",") if each)
     typed = {name: value for name, value in options.items() if name not in SECRETS}
+    options.pop("worker", None)  # for the router alone: `routing.router_of`
     groups[group] = replace(given, drain_after=tuple(dict.fromkeys(given.drain_after + after)))
     return Engine(
         adapter_for(replace(address, options=options)),

@@ -33,7 +33,7 @@ from .move import Between, Move
 from .preflight import check_allowed, check_deadline, check_static
 from .quarantine import follow, taking_part
 from .recovery import Moves, RecoverTo, brought, recovered
-from .routing import Routing
+from .routing import Routing, closing, router_of
 from .step import together
 from .updating import updating
 from .window import CANCELLED, restore_on_error, window_lock
@@ -52,7 +52,7 @@ class Fleet:
         engines: Sequence[Engine],
         *,
         groups: Mapping[str, Group] | None = None,
-        router: Router | None = None,
+        router: Router | str | None = None,
         policy: Policy | None = None,
     ) -> None:
         if not engines:
@@ -61,7 +61,7 @@ class Fleet:
         place = {group: number for number, group in enumerate(dict.fromkeys(engine.group for engine in engines))}
         self.engines = sorted(engines, key=lambda engine: place[engine.group])
         self._place = {engine.name: number for number, engine in enumerate(self.engines)}
-        self.router = router
+        self.router = router_of(router, self.engines)
         self.policy = policy or Policy()
         self._restores = self.policy.on_failure != "hold"
         self._in_windows: set[str] = set()
@@ -73,7 +73,7 @@ class Fleet:
         urls: Iterable[str],
         *,
         groups: Mapping[str, Group] | None = None,
-        router: Router | None = None,
+        router: Router | str | None = None,
         policy: Policy | None = None,
         observers: Iterable[Observer] = (),
         store: StateStore | None = None,
@@ -87,8 +87,8 @@ class Fleet:
         `store` keeps what is known across processes (`lifecycle.store.Store`); `memory` is its deprecated name.
         `lease` keeps other drivers away: "user" (the leases of this user on this host), another holder, or None.
         `tenants` is a ledger of who may hold memory of which device (`lifecycle.store.Tenants`). `probe` measures in
-        place of the one that fits each engine's device. Options of a URL beside its adapter's own: `name`, `group`,
-        `offload` (true or false), `drain_after`.
+        place of the one that fits each engine's device. `router` may be the URL of one (`smg://127.0.0.1:30000`).
+        Options of an engine's URL beside its adapter's: `name`, `group`, `offload`, `drain_after`, `worker` (there).
         """
         hearing, kept = Observers(observers), store_given(store, memory)
         known, holder = dict(groups or {}), chosen_lease(lease)
@@ -109,7 +109,8 @@ class Fleet:
 
     async def aclose(self) -> None:
         """Connections are let go; the engines are left as they are."""
-        ended = await asyncio.gather(*(engine.aclose() for engine in self.engines), return_exceptions=True)
+        used = [*(engine.aclose() for engine in self.engines), *closing(self.router)]
+        ended = await asyncio.gather(*used, return_exceptions=True)
         for problem in ended:
             if isinstance(problem, BaseException):
                 raise problem

@@ -1,4 +1,4 @@
-"""From an address to an adapter: the scheme names the kind of engine.
+"""From an address to an adapter or a router: the scheme names the kind of engine, or of router.
 
 What is installed is looked up once a process: that reads the metadata of every installed package, 5 ms. An adapter that
 is installed while a process runs is found by the next process.
@@ -11,14 +11,15 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ConfigurationError
-from ..core.ports import EngineAdapter
-from ..nodes.address import Address
+from ..core.ports import EngineAdapter, Router
+from ..nodes.address import Address, parse
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ADAPTERS = "lifecycle.adapters"
 
+ROUTERS = "lifecycle.routers"
 
 ENGINES = "lifecycle.engines"
 
@@ -51,6 +52,21 @@ def adapter_for(address: Address) -> EngineAdapter:
     kind: Any = _loaded(ADAPTERS, address.scheme, str(address), unknown)
     adapter: EngineAdapter = kind(address)
     return adapter
+
+
+def router_for(url: str) -> Router:
+    """A new router for this URL; its module is imported only now."""
+    address = parse(url, "router")
+
+    def unknown() -> str:
+        return (
+            f"no router {address.scheme!r}; installed are {', '.join(sorted(installed(ROUTERS)))}; another comes with "
+            f"a package that has an entry point {address.scheme!r} in the group {ROUTERS!r}"
+        )
+
+    kind: Any = _loaded(ROUTERS, address.scheme, str(address), unknown)
+    router: Router = kind(address)
+    return router
 
 
 def engine_command(kind: str) -> Any:

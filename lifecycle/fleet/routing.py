@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ..core.errors import ConfigurationError
 from ..core.facts import Grade
-from ..core.ports import Router
+from ..core.ports import Router, RoutesToWorkers, WorkerURL
 from ..core.verdicts import Proved, Refuted, Verdict
 from ..engine.engine import Engine
+from ..nodes.address import parse
+from .registry import router_for
+
+
+def router_of(given: Router | str | None, engines: Sequence[Engine]) -> Router | None:
+    """The router that was given, or that of a URL; it was told where it reaches these engines."""
+    router = router_for(given) if isinstance(given, str) else given
+    if isinstance(router, RoutesToWorkers):
+        router.knows({each.name: _worker_of(each) for each in engines})
+    return router
+
+
+def _worker_of(engine: Engine) -> WorkerURL:
+    """Where a router reaches the engine: as the option worker= of its URL says, else at its own URL."""
+    try:
+        given = parse(engine.address).options.get("worker")
+    except ConfigurationError:
+        given = None
+    return WorkerURL(given or engine.adapter.url, exact=given is not None)
+
+
+def closing(router: Router | None) -> list[Awaitable[None]]:
+    """What lets go of the router's connections, where it has any."""
+    return [router.aclose()] if isinstance(router, RoutesToWorkers) else []
 
 
 @dataclass(frozen=True, slots=True)

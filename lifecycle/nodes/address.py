@@ -34,16 +34,16 @@ class Address:
         return self
 
 
-def parse(url: str) -> Address:
-    """Returns the parts of an engine's URL; raises ConfigurationError that says what is wrong with it."""
+def parse(url: str, what: str = "engine") -> Address:
+    """Returns the parts of an engine's URL, or a router's; raises ConfigurationError that says what is wrong."""
     try:
         parts = urlsplit(url)
         port = parts.port
         (parts.hostname or "").encode("idna")  # what no resolver could ask for raises here
     except ValueError as error:
-        raise ConfigurationError(f"{url!r} is no engine URL: {error}") from None
+        raise ConfigurationError(f"{url!r} is no {what} URL: {error}") from None
     if not parts.scheme or not parts.hostname:
-        raise ConfigurationError(f"{url!r} is no engine URL; it looks like SCHEME://127.0.0.1:30000?group=decode")
+        raise ConfigurationError(f"{url!r} is no {what} URL; it looks like SCHEME://127.0.0.1:30000?group=decode")
     if port is None:
         raise ConfigurationError(f"{url!r} has no port; it looks like {parts.scheme}://{parts.netloc}:30000")
     if parts.path.strip("/") or parts.fragment or parts.username is not None:

@@ -93,6 +93,7 @@ def _at_least_one(engines: list[EngineTable]) -> list[EngineTable]:
 class FleetFile(_Table):
     """The whole file."""
 
+    router: str | None = None
     policy: dict[str, Any] = {}
     launch: dict[str, Any] = {}
     agent: dict[str, Any] = {}

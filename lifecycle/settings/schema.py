@@ -47,6 +47,8 @@ class Loaded:
     #: The engines of the file, as URLs whose options are their names and groups.
     urls: tuple[str, ...] = ()
     groups: Mapping[str, Group] = field(default_factory=dict)
+    #: The URL of the router in front of the fleet, where the file names one.
+    router: str | None = None
 
     @property
     def policy(self) -> Policy:
@@ -64,7 +66,8 @@ def load(path: Path | None = None) -> Loaded:
     settings = _valid(lambda: Settings(**given), _of_variable)
     origins = {name: _variable_of(name) or _key_of(name, given, path) for name in Settings.model_fields}
     urls, groups = ((), {}) if file is None else (file.urls(), file.described_groups())
-    return Loaded(settings, origins, tuple(sorted(_unknown())), urls, groups)
+    router = None if file is None else file.router
+    return Loaded(settings, origins, tuple(sorted(_unknown())), urls, groups, router)
 
 
 def _read(path: Path) -> FleetFile:

@@ -22,6 +22,7 @@ from pathlib import Path
 from ..core.errors import ConfigurationError
 from ..core.record import Record
 from ..core.states import State
+from ..nodes.state_folder import in_state_folder, state_folder
 from . import journal
 from .codec import Rows, UnreadableRow, from_text
 from .journal import Bounds, Journal
@@ -44,11 +45,10 @@ def default_path() -> Path:
 
     Raises ConfigurationError where that begins with the home of a user who has none (`~nouser`).
     """
-    folder = os.environ.get("LIFECYCLE_STATE_DIR") or os.environ.get("XDG_STATE_HOME", "~/.local/state") + "/lifecycle"
     try:
-        return Path(folder).expanduser() / "engines.sqlite3"
+        return in_state_folder("engines.sqlite3")
     except RuntimeError as error:
-        raise _unusable(Path(folder), error) from error
+        raise _unusable(Path(state_folder()), error) from error
 
 
 class Store:

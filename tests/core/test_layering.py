@@ -111,6 +111,7 @@ EDGE = Transition("e", "default", "succeeded", State.RELEASING, State.RELEASED, 
 EVERY_ERROR = [
     ConfigurationError("mend it"),
     errors.NothingListens("start it"),
+    errors.RouterError("start it"),
     InvalidTransition(**WHO, allowed=("pause", "drain")),
     GuardRefused({"still_idle": "1 runs"}, **WHO),
     EngineBusy("offload", **WHO),

@@ -1,4 +1,7 @@
-"""The lane of real engines: collected only by `run.py` (`make real`), which sets `LIFECYCLE_REAL`."""
+"""The lane of real engines and routers: collected only by `run.py` and `run_routers.py` (`make real`).
+
+Those set `LIFECYCLE_REAL`. The tests on routers need no engine from a package, and are no part of the others' run.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from lifecycle.testing.conformance.table import Table
 if TYPE_CHECKING:
     from lane import Lane
 
-collect_ignore_glob = [] if os.environ.get("LIFECYCLE_REAL") else ["test_*.py"]
+_LEFT_OUT = {None: ["test_*.py"], "routers": ["test_[!r]*.py", "test_ring*.py"]}
+collect_ignore_glob = _LEFT_OUT.get(os.environ.get("LIFECYCLE_REAL"), ["test_real_routers.py"])
 
 
 #: Modules in an order that needs four servers: one with keys, one with a backup, one without either, and one that
