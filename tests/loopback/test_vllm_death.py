@@ -10,6 +10,8 @@ from lifecycle.adapters.loopback import LoopbackProcess
 from loopback_client import GONE, SLOW_STEPS, alive, background, until
 from vllm_client import fresh, get, is_paused, ok, post, prompt, stream, streams, text_of
 
+pytestmark = pytest.mark.slow  # each test starts an engine, and ends it
+
 LONG = 60
 LINGERS = ("--death-delay-s", "1.0")
 DEAD = "EngineCore encountered an issue"

@@ -25,6 +25,8 @@ from vllm_client import (
     text_of,
 )
 
+pytestmark = pytest.mark.slow  # an engine of each version
+
 PAGE = Path(__file__).parents[2] / "docs" / "dialects.md"
 OLD = ("0.24", "0.25", "0.30")
 

@@ -32,7 +32,9 @@ def url(engine: LoopbackProcess) -> str:
     return f"loopback://127.0.0.1:{engine.port}?name=e"
 
 
-@pytest.fixture(params=["sglang-router", "smg", "vllm-router"])
+@pytest.fixture(
+    params=["sglang-router", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("smg", "vllm-router"))]
+)
 def router(request: pytest.FixtureRequest, engine: LoopbackProcess) -> Iterator[RecordedRouter]:
     """A router that sends to the engine, in a thread of its own."""
     with start_blocking_portal() as portal:
