@@ -13,6 +13,9 @@ from lifecycle.core.facts import Admission, Fact
 from ..http import BODY_LIMIT, Answer, HttpClient
 from .answers import LIMITS, is_empty, loads
 
+#: The most seconds between two reads of the load counts, which an idle scheduler updates a few times a second.
+COUNT_S = 0.05
+
 
 async def together(*asks: Coroutine[Any, Any, Any] | None) -> list[Any]:
     """The results of these coroutines, which run at once, the first in this task; None where there is none."""
@@ -78,7 +81,7 @@ class Reads:
 
         Source: sglang 0.5.23, measured: retract and in_place freeze the counts at their last value.
         """
-        first, polls = await self._loads(end), growing(0.1)
+        first, polls = await self._loads(end), growing(COUNT_S)
         while first is not None and time.monotonic() < min(end, first[2] + 1.0):
             await asyncio.sleep(next(polls))
             again = await self._loads(end)

@@ -134,6 +134,16 @@ ONLOAD = [
 ]
 
 
+async def test_an_engine_that_does_not_say_what_it_holds_is_asked_whether_it_is_there_after_a_load() -> None:
+    silent = frozenset(Fact) - {Fact.CONTENTS, Fact.CHECKSUM}
+    fleet, journal = await moved(caps={"a": {"observable": silent, "reports_released": False}})
+    await fleet.offload(weights=V1)
+    journal.clear()
+    await fleet.onload()
+    seen = looks(journal)
+    assert seen[seen.index("load") + 1] == "observe", seen
+
+
 async def test_after_a_step_of_the_caller_the_engine_is_looked_at_again() -> None:
     """It may have done anything to the engines, a restart among it."""
     fleet, journal = await moved()
