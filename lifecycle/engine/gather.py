@@ -162,12 +162,12 @@ async def _observe(asked: Question, kinds: frozenset[str]) -> Observation:
     closed = session.facts.admission == "closed" and policy.least_grade("admission_closed") <= Grade.ACKNOWLEDGED
     if EvidenceKind.ADMISSION in kinds and not closed:
         want |= {Fact.CLOSED}
-    told = want & session.capabilities.observable
+    reported = want & session.capabilities.observable
     max_age_s = 0.0 if asked.again else policy.evidence_max_age_s
-    to_ask = session.observed.to_ask(told, time.monotonic(), max_age_s)
-    if Fact.CONTENTS in want - told:  # it does not say what it holds, and is asked whether it is there
-        to_ask |= {Fact.BOOT} & told
-    return await _ask(session, told, to_ask, asked.deadline.left_s)
+    to_ask = session.observed.to_ask(reported, time.monotonic(), max_age_s)
+    if Fact.CONTENTS in want - reported:  # it does not say what it holds, and is asked whether it is there
+        to_ask |= {Fact.BOOT} & reported
+    return await _ask(session, reported, to_ask, asked.deadline.left_s)
 
 
 async def _idle(asked: Question) -> Verdict:
