@@ -26,8 +26,8 @@ ORDER = (
     "test_likeness",
     "test_backup_on_sglang",
     "test_conformance_on_sglang",
-    "test_ring_on_sglang",
     "test_calls_on_sglang",
+    "test_ring_on_sglang",
     "test_sizes_on_sglang",
 )
 
