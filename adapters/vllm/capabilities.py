@@ -44,7 +44,8 @@ def capabilities_of(
     that of its weights at connect.
     """
     device, saves = _device(config), _saves(config)
-    releasable = {frozenset(TAGS)} | ({frozenset({"kv_cache"})} if effects.releases_kv else set())
+    releases_kv = effects.releases_kv and device != "cpu"  # there it is refused, and written down as asleep; measured
+    releasable = {frozenset(TAGS)} | ({frozenset({"kv_cache"})} if releases_kv else set())
     update: frozenset[Way] = frozenset({"disk", "live"})
     if config.get("weight_transfer_config"):
         update |= {"push"}

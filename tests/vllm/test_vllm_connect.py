@@ -194,6 +194,13 @@ async def test_what_it_runs_on(told: dict[str, Any], device: str | None) -> None
         assert adapter._known().device == device
 
 
+@pytest.mark.parametrize(("device", "alone"), [("cuda", True), ("cpu", False)])
+async def test_kv_is_not_released_alone_on_a_cpu(device: str, alone: bool) -> None:
+    """The server refuses it there by 500, and says from then on that KV is asleep."""
+    async with driven(config={**config(), "device_config": {"device": device}}) as (_, adapter):
+        assert (frozenset({"kv_cache"}) in adapter._known().releasable) is alone
+
+
 async def test_ranks_of_every_kind_count() -> None:
     settings = config()
     settings["parallel_config"] |= {"tensor_parallel_size": 2, "pipeline_parallel_size": 3, "data_parallel_size": 4}
