@@ -44,7 +44,8 @@ def capabilities_of(
     that of its weights at connect.
     """
     device, saves = _device(config), _saves(config)
-    releases_kv = effects.releases_kv and device != "cpu"  # there it is refused, and written down as asleep; measured
+    # vLLM's own on a CPU refuses, and has KV down as asleep from then on; measured.
+    releases_kv = effects.releases_kv and not (device == "cpu" and saves is None)
     releasable = {frozenset(TAGS)} | ({frozenset({"kv_cache"})} if releases_kv else set())
     update: frozenset[Way] = frozenset({"disk", "live"})
     if config.get("weight_transfer_config"):

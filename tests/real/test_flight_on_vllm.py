@@ -11,7 +11,7 @@ from vllm_real import RealVLLM
 from lifecycle import Kept, State
 from lifecycle.core.facts import PauseMode
 
-TOKENS = 600
+TOKENS = 500
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def fates(ended: list[Stream], alone: dict[str, list[int]]) -> set[tuple[str | N
 async def test_four_streams_and_a_pause(
     vllm: RealVLLM, alone: dict[str, list[int]], mode: PauseMode, while_paused: int, fate: tuple[str, bool]
 ) -> None:
-    running = await asyncio.to_thread(streams, vllm, TOKENS)
     async with fleet(vllm) as engines:
         engine = engines["e"]
+        running = await asyncio.to_thread(streams, vllm, TOKENS)
         await engine.pause(mode)
         if mode != "freeze":
             await engine.drain()
@@ -85,9 +85,9 @@ async def test_a_request_that_comes_while_it_is_paused_runs_after_the_resume(
 async def test_four_streams_and_one_that_queues_go_through_two_rings(
     vllm: RealVLLM, alone: dict[str, list[int]], weights: str
 ) -> None:
-    running = await asyncio.to_thread(streams, vllm, TOKENS)
     where = Kept() if weights == "kept" else source(0)
     async with unseen(vllm) as engines:
+        running = await asyncio.to_thread(streams, vllm, TOKENS)
         for turn in range(2):
             async with engines.offloaded(weights=where, mode="keep"):
                 assert engines["e"].facts.unmapped() == {"weights", "kv_cache"}

@@ -197,7 +197,8 @@ async def test_what_it_runs_on(told: dict[str, Any], device: str | None) -> None
 @pytest.mark.parametrize(("device", "alone"), [("cuda", True), ("cpu", False)])
 async def test_kv_is_not_released_alone_on_a_cpu(device: str, alone: bool) -> None:
     """The server refuses it there by 500, and says from then on that KV is asleep."""
-    async with driven(config={**config(), "device_config": {"device": device}}) as (_, adapter):
+    settings = config(enable_sleep_mode=alone, enable_cumem_allocator=alone)
+    async with driven(config={**settings, "device_config": {"device": device}}) as (_, adapter):
         assert (frozenset({"kv_cache"}) in adapter._known().releasable) is alone
 
 
