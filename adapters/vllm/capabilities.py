@@ -44,7 +44,9 @@ def capabilities_of(
     that of its weights at connect.
     """
     device, saves = _device(config), _saves(config)
-    releasable = {frozenset(TAGS)} | ({frozenset({"kv_cache"})} if effects.releases_kv else set())
+    # vLLM's own on a CPU refuses, and has KV down as asleep from then on; measured.
+    releases_kv = effects.releases_kv and not (device == "cpu" and saves is None)
+    releasable = {frozenset(TAGS)} | ({frozenset({"kv_cache"})} if releases_kv else set())
     update: frozenset[Way] = frozenset({"disk", "live"})
     if config.get("weight_transfer_config"):
         update |= {"push"}
@@ -74,10 +76,10 @@ def capabilities_of(
 
 
 def boot_of(config: Mapping[str, Any]) -> str:
-    """The identity of the server process: five random hexadecimal digits, drawn at its start.
+    """The identity of the server process: the time of its start in nanoseconds, or five random hexadecimal digits.
 
-    Source: vllm 0.22.1 to 0.33.0, config/vllm.py. In one of a million restarts they are the same: a driver on the
-    engine's host joins them with pid and start time.
+    Source: vllm 0.22.1 to 0.33.0, config/vllm.py; the time was measured on 0.32.0. Random digits are the same in one of
+    a million restarts: a driver on the engine's host joins them with pid and start time.
     """
     return str(config["instance_id"])[:80]
 
@@ -117,7 +119,9 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _device(config: Mapping[str, Any]) -> Literal["cuda", "cpu"] | None:
-    device = _part(config, "device_config").get("device_type")
+    """What it runs on. Over HTTP `device_config` has `device` and no `device_type`; measured on 0.32.0."""
+    part = _part(config, "device_config")
+    device = str(part.get("device") or part.get("device_type")).partition(":")[0]
     return "cpu" if device == "cpu" else "cuda" if device == "cuda" else None
 
 

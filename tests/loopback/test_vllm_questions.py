@@ -109,3 +109,14 @@ def test_what_became_of_those_in_flight(answers: dict[str, dict[str, Any]]) -> N
         for index in (0, 2, 3, 4):
             last, done = answers[f"{name}_busy_{index}"]["events"][-2:]
             assert (json.loads(last[6:])["choices"][0]["finish_reason"], done) == (reason, "data: [DONE]")
+
+
+def test_what_a_real_one_says_beside_the_tokens(answers: dict[str, dict[str, Any]]) -> None:
+    """Found by `make real`."""
+    usage = json.loads(answers["completion_usage"]["events"][-2][6:])
+    assert (usage["choices"], usage["system_fingerprint"].split("-")[:2]) == ([], ["vllm", "0.32.0"])
+    first, second = (json.loads(event[6:]) for event in answers["chat_stream"]["events"][:2])
+    assert {"prompt_token_ids": None, "prompt_text": None}.items() <= first.items()
+    assert not {"prompt_token_ids", "prompt_text"} & second.keys()
+    [permission] = answers["models"]["body"]["data"][0]["permission"]
+    assert (permission["allow_sampling"], permission["allow_fine_tuning"]) == (True, False)

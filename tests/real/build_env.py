@@ -94,11 +94,11 @@ def _make_anew() -> None:
     if sys.version_info[:2] != (3, 11):
         raise EnvironmentNotBuilt(f"the recipe is for Python 3.11, this is {sys.version.split()[0]}")
     shutil.rmtree(ENV, ignore_errors=True)
-    _run([sys.executable, "-m", "venv", str(ENV)])
+    run([sys.executable, "-m", "venv", str(ENV)])
     for step in STEPS:
-        _run(_pip("install", "-qq", "--constraint", str(CONSTRAINTS), *step))
+        run(_pip("install", "-qq", "--constraint", str(CONSTRAINTS), *step))
     _install_empty_modules()
-    _refuse_cuda()
+    refuse_cuda(PYTHON)
     STAMP.write_text(recipe() + "\n")
 
 
@@ -106,7 +106,8 @@ def _pip(*arguments: str) -> list[str]:
     return [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
 
 
-def _run(command: Sequence[str]) -> str:
+def run(command: Sequence[str]) -> str:
+    """What the command printed. Raises `EnvironmentNotBuilt` if it fails."""
     started = time.monotonic()
     print("+", " ".join(command)[:160], flush=True)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
@@ -124,13 +125,14 @@ def _install_empty_modules() -> None:
     (site / f"{name}.pth").write_text(f"import {name}; {name}.install()\n")
 
 
-def _refuse_cuda() -> None:
-    """Nothing of CUDA is in the environment; raises `EnvironmentNotBuilt` otherwise."""
-    names = [package["name"].lower() for package in json.loads(_run(_pip("list", "--format=json")))]
+def refuse_cuda(python: Path) -> None:
+    """Nothing of CUDA is in the environment of this interpreter; raises `EnvironmentNotBuilt` otherwise."""
+    listed = run([str(python), "-m", "pip", "--disable-pip-version-check", "list", "--format=json"])
+    names = [package["name"].lower() for package in json.loads(listed)]
     intruders = sorted(name for name in names if name.startswith(CUDA_PREFIXES) and name not in HARMLESS)
     if intruders:
         raise EnvironmentNotBuilt(f"CUDA came in: {', '.join(intruders)}")
-    cuda = _run([str(PYTHON), "-c", "import torch; print(torch.version.cuda)"]).strip()
+    cuda = run([str(python), "-c", "import torch; print(torch.version.cuda)"]).strip()
     if cuda != "None":
         raise EnvironmentNotBuilt(f"torch is a build for CUDA {cuda}")
 

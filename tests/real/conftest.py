@@ -1,13 +1,14 @@
-"""The lane of real engines and routers: collected only by `run.py` and `run_routers.py` (`make real`).
+"""The lane of real engines and routers: collected only by `run.py`, `run_vllm.py` and `run_routers.py` (`make real`).
 
-Those set `LIFECYCLE_REAL`. The tests on routers need no engine from a package, and are no part of the others' run.
+Those set `LIFECYCLE_REAL`, each to another word, and take the tests of their own engines alone. The tests on routers
+need no engine from a package.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,13 +16,18 @@ from lifecycle.testing.conformance.table import Table
 
 if TYPE_CHECKING:
     from lane import Lane
+    from vllm_lane import VLLMLane
 
-_LEFT_OUT = {None: ["test_*.py"], "routers": ["test_[!r]*.py", "test_ring*.py"]}
-collect_ignore_glob = _LEFT_OUT.get(os.environ.get("LIFECYCLE_REAL"), ["test_real_routers.py"])
+_LEFT_OUT = {
+    None: ["test_*.py"],
+    "routers": ["test_[!r]*.py", "test_ring*.py"],
+    "vllm": ["test_*_on_sglang.py", "test_likeness.py", "test_real_routers.py"],
+}
+collect_ignore_glob = _LEFT_OUT.get(os.environ.get("LIFECYCLE_REAL"), ["test_real_routers.py", "test_*_on_vllm.py"])
 
 
-#: Modules in an order that needs four servers: one with keys, one with a backup, one without either, and one that
-#: reports a wrong size.
+#: Modules in an order that needs four servers of SGLang: one with keys, one with a backup, one without either, and one
+#: that reports a wrong size. Of vLLM it needs three: one with a key, one without, and one without development mode.
 ORDER = (
     "test_likeness",
     "test_backup_on_sglang",
@@ -29,6 +35,13 @@ ORDER = (
     "test_calls_on_sglang",
     "test_ring_on_sglang",
     "test_sizes_on_sglang",
+    "test_key_on_vllm",
+    "test_likeness_on_vllm",
+    "test_ring_on_vllm",
+    "test_flight_on_vllm",
+    "test_conformance_on_vllm",
+    "test_death_on_vllm",
+    "test_mode_on_vllm",
 )
 
 
@@ -42,11 +55,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of the conformance suite only the chosen cases are left, and tests that share a server follow each other."""
-    from_suite = [item for item in items if item.path.name == "test_conformance_on_sglang.py"]
+    from_suite: list[Any] = [item for item in items if item.path.name.startswith("test_conformance_on_")]
     if from_suite:
-        from test_conformance_on_sglang import CHOSEN
-
-        left_out = [item for item in from_suite if item.name not in CHOSEN]
+        left_out = [item for item in from_suite if item.name not in item.module.CHOSEN]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
     items.sort(key=lambda item: ORDER.index(item.path.stem) if item.path.stem in ORDER else len(ORDER))
@@ -58,6 +69,18 @@ def lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
     from lane import Lane  # not before: its modules have names that other folders of tests use too
 
     lane = Lane()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LIFECYCLE_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        yield lane
+    lane.stop()
+
+
+@pytest.fixture(scope="session")
+def vllm_lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMLane]:
+    """The servers of vLLM of this run; none is left at its end."""
+    from vllm_lane import VLLMLane  # as above
+
+    lane = VLLMLane()
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("LIFECYCLE_STATE_DIR", str(tmp_path_factory.mktemp("state")))
         yield lane

@@ -1,8 +1,9 @@
 """`python likeness.py REAL LOOPBACK` prints where two folders of recorded answers differ, in status and in shape.
 
-The folders are what `record.py` left of the same questions. The shape of an answer is its media type and, of JSON,
-which fields it has and of which kind; of plain text it is the text itself, of metrics the names. A difference must be
-listed below with the line of SGLang that it comes from; one that is not listed, or is listed and not seen, fails.
+The folders are what `record.py` left of the same questions to SGLang; `vllm_likeness.py` compares what vLLM says. The
+shape of an answer is its media type and, of JSON, which fields it has and of which kind; of plain text it is the text
+itself, of metrics the names. A difference must be listed below with the line of SGLang that it comes from; one that is
+not listed, or is listed and not seen, fails.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NAMED_BY_THE_MODEL = frozenset({"checksums"})
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One way in which loopback is knowingly unlike SGLang: in which questions, in which fields, and by which line."""
+    """One way in which loopback is knowingly unlike the engine: in which questions, in which fields, by which line."""
 
     what: str
     questions: str
@@ -108,21 +109,21 @@ def _union(shapes: Sequence[Any]) -> list[Any]:
     return sorted(found, key=lambda each: json.dumps(each, sort_keys=True))
 
 
-def mismatches(real: Any, ours: Any, where: str = "") -> Iterator[str]:
-    """Where two shapes differ."""
+def mismatches(real: Any, ours: Any, where: str = "", engine: str = "sglang") -> Iterator[str]:
+    """Where two shapes differ, the first being of the real engine."""
     if isinstance(real, dict) and isinstance(ours, dict):
         for key in sorted(real.keys() | ours.keys()):
             if key not in ours:
-                yield f"{where}.{key}: only in sglang"
+                yield f"{where}.{key}: only in {engine}"
             elif key not in real:
                 yield f"{where}.{key}: only in loopback"
             else:
-                yield from mismatches(real[key], ours[key], f"{where}.{key}")
+                yield from mismatches(real[key], ours[key], f"{where}.{key}", engine)
     elif isinstance(real, list) and isinstance(ours, list) and len(real) == len(ours):
         for one, other in zip(real, ours, strict=True):
-            yield from mismatches(one, other, f"{where}[]")
+            yield from mismatches(one, other, f"{where}[]", engine)
     elif real != ours:
-        yield f"{where}: {_brief(real)} in sglang, {_brief(ours)} in loopback"
+        yield f"{where}: {_brief(real)} in {engine}, {_brief(ours)} in loopback"
 
 
 def _brief(what: Any) -> str:
@@ -130,16 +131,16 @@ def _brief(what: Any) -> str:
     return text if len(text) < 300 else text[:300] + "..."
 
 
-def compare(real: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
+def compare(real: dict[str, Any], ours: dict[str, Any], engine: str = "sglang") -> Iterator[str]:
     """Where two recorded answers to one question differ."""
     if real["status"] != ours["status"]:
-        yield f"status: {real['status']} in sglang, {ours['status']} in loopback"
+        yield f"status: {real['status']} in {engine}, {ours['status']} in loopback"
         return
     for key in ("content_type", "error"):
         one, other = (_kind(answer[key]) for answer in (real, ours))
         if one != other:
-            yield f"{key}: {one} in sglang, {other} in loopback"
-    yield from mismatches(_content(real), _content(ours))
+            yield f"{key}: {one} in {engine}, {other} in loopback"
+    yield from mismatches(_content(real), _content(ours), "", engine)
 
 
 def _kind(text: str | None) -> str | None:
@@ -164,28 +165,32 @@ def answers(folder: Path) -> dict[str, dict[str, Any]]:
     return {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json") if file.stem != "index"}
 
 
-def report(real: Path, ours: Path) -> tuple[int, list[str], list[Difference]]:
+def report(
+    real: Path, ours: Path, engine: str = "sglang", differences: Sequence[Difference] = DIFFERENCES
+) -> tuple[int, list[str], list[Difference]]:
     """How many questions were compared, the mismatches that nothing explains, and the listed differences seen."""
     theirs, mine = answers(real), answers(ours)
     unexplained = [f"{name}: asked of one of them only" for name in sorted(theirs.keys() ^ mine.keys())]
     seen: set[Difference] = set()
     for question in sorted(theirs.keys() & mine.keys()):
-        for mismatch in compare(theirs[question], mine[question]):
-            explained = [each for each in DIFFERENCES if each.covers(question, mismatch)]
+        for mismatch in compare(theirs[question], mine[question], engine):
+            explained = [each for each in differences if each.covers(question, mismatch)]
             seen.update(explained)
             if not explained:
                 unexplained.append(f"{question}: {mismatch}")
-    return len(theirs.keys() & mine.keys()), unexplained, [each for each in DIFFERENCES if each in seen]
+    return len(theirs.keys() & mine.keys()), unexplained, [each for each in differences if each in seen]
 
 
-def verdict(real: Path, ours: Path) -> tuple[list[str], bool]:
-    """The lines to print, the summary last, and whether loopback is like SGLang."""
-    count, unexplained, seen = report(real, ours)
-    stale = [each for each in DIFFERENCES if each not in seen]
+def verdict(
+    real: Path, ours: Path, engine: str = "sglang", differences: Sequence[Difference] = DIFFERENCES
+) -> tuple[list[str], bool]:
+    """The lines to print, the summary last, and whether loopback is like the engine."""
+    count, unexplained, seen = report(real, ours, engine, differences)
+    stale = [each for each in differences if each not in seen]
     lines = [f"unlike: {line}" for line in unexplained]
     lines += [f"listed and not seen: {each.what}" for each in stale]
     lines += [f"listed: {each.what} ({each.source})" for each in seen]
-    lines.append(f"loopback = sglang on {count} requests ({len(seen)} listed differences)")
+    lines.append(f"loopback = {engine} on {count} requests ({len(seen)} listed differences)")
     return lines, not unexplained and not stale and len(seen) <= ALLOWED
 
 

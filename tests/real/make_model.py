@@ -1,10 +1,11 @@
 """After `checkpoint(seed)`, `.cache/real/models/llama-SEED/` holds a random Llama that the real SGLang serves on a CPU.
 
-`checkpoint` has the environment of `build_env.py` do the work.
+`tiny_checkpoint` does the same with a Qwen2 of a few hundred KB for the real vLLM, which frees no memory on a CPU. The
+environments of `build_env.py` and `vllm_env.py` do the work.
 
-The weights are large enough to be measured (287 MB of float32) and depend on the seed alone. Two seeds therefore give
-two checkpoints of one architecture: one for a weight update to load, whose answers show afterwards whether it was
-loaded. The tokenizer is the same for every seed.
+The weights of the Llama are large enough to be measured (287 MB of float32). All depend on the seed alone. Two seeds
+therefore give two checkpoints of one architecture: one for a weight update to load, whose answers show afterwards
+whether it was loaded. The tokenizer is the same for every seed.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import vllm_env
 from build_env import CACHE, PYTHON, one_builder
 
 MODELS = CACHE / "models"
 VOCABULARY = 512
 SPECIAL = ("<|end|>", "<|begin|>")
+CHAT_TEMPLATE = "{% for each in messages %}{{ each.role }}: {{ each.content }}\n{% endfor %}assistant: "
 
 LLAMA = {
     "vocab_size": VOCABULARY,
@@ -38,13 +41,35 @@ LLAMA = {
     "initializer_range": 0.08,
 }
 
+QWEN2 = LLAMA | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "initializer_range": 0.4,
+}
+
+# Whose interpreter writes a kind of model, and what its configuration is.
+KINDS = {"llama": (PYTHON, LLAMA), "qwen2": (vllm_env.PYTHON, QWEN2)}
+
 
 def checkpoint(seed: int) -> Path:
-    """The folder of this seed's checkpoint. It is written where it is missing, incomplete or outdated."""
-    folder = MODELS / f"llama-{seed}"
+    """The folder of this seed's Llama. It is written where it is missing, incomplete or outdated."""
+    return _made("llama", seed)
+
+
+def tiny_checkpoint(seed: int) -> Path:
+    """The folder of this seed's Qwen2, as `checkpoint`."""
+    return _made("qwen2", seed)
+
+
+def _made(kind: str, seed: int) -> Path:
+    folder = MODELS / f"{kind}-{seed}"
     with one_builder():
         if not _is_written(folder):
-            subprocess.run([str(PYTHON), __file__, str(seed)], check=True)
+            subprocess.run([str(KINDS[kind][0]), __file__, kind, str(seed)], check=True)
     return folder
 
 
@@ -58,25 +83,26 @@ def _recipe() -> str:
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
-def _write(seed: int) -> None:
-    folder = MODELS / f"llama-{seed}"
+def _write(kind: str, seed: int) -> None:
+    folder = MODELS / f"{kind}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _write_tokenizer(folder)
-    _write_llama(folder, seed)
+    _write_model(kind, folder, seed)
     (folder / "recipe.sha256").write_text(_recipe())
 
 
-def _write_llama(folder: Path, seed: int) -> None:
+def _write_model(kind: str, folder: Path, seed: int) -> None:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**LLAMA)).to(torch.float32)
+    config = AutoConfig.for_model(kind, **KINDS[kind][1])
+    model = AutoModelForCausalLM.from_config(config).to(torch.float32)
     model.generation_config.do_sample = False
     # The end token is never the most likely one, so that a greedy answer has the requested length.
     with torch.no_grad():
-        model.lm_head.weight[LLAMA["eos_token_id"]] = 0
+        model.lm_head.weight[config.eos_token_id] = 0
     model.save_pretrained(folder)
 
 
@@ -94,7 +120,9 @@ def _write_tokenizer(folder: Path) -> None:
     if tokenizer.get_vocab_size() != VOCABULARY:
         raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens, not {VOCABULARY}")
     end, begin = SPECIAL
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=begin).save_pretrained(folder)
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=begin)
+    whole.chat_template = CHAT_TEMPLATE
+    whole.save_pretrained(folder)
 
 
 def _sentences() -> list[str]:
@@ -106,5 +134,4 @@ def _sentences() -> list[str]:
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        _write(int(argument))
+    _write(sys.argv[1], int(sys.argv[2]))

@@ -1,6 +1,6 @@
-"""`python tests/real/run.py` (`make real`) runs the tests on real engines from packages, and prints a line an engine.
+"""`python tests/real/run.py` (`make real`) runs the tests on a real SGLang, and prints their number.
 
-It builds the environments where they are missing (some 5 minutes and 3 GB, in `.cache/real/`) and makes the
+It builds the environment where it is missing (some 5 minutes and 3 GB, in `.cache/real/`) and makes the
 checkpoints. The tests start and stop the servers, of which no process, socket or shared memory is left. The exit
 status is 0 only if all tests passed. Arguments go to pytest.
 """
@@ -12,9 +12,7 @@ import re
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -24,64 +22,29 @@ import pytest  # noqa: E402
 from build_env import build  # noqa: E402
 from lane import ENGINE  # noqa: E402
 from make_model import checkpoint  # noqa: E402
+from tally import Tally, interrupt, suite  # noqa: E402
 
 #: Files that SGLang leaves in shared memory when it is killed, and sometimes on a clean exit.
 LEFTOVERS = re.compile(r"sglang_loads_.*\.shm|sem\.mp-.*|sglang.*|psm_.*")
 SHARED = Path("/dev/shm")
 
 
-@dataclass
-class Tally:
-    """The number of tests by outcome, and the summary of the likeness test."""
-
-    passed: int = 0
-    failed: int = 0
-    skipped: int = 0
-    likeness: list[str] = field(default_factory=list)
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Counts the test once."""
-        if report.failed:
-            self.failed += 1
-        elif report.skipped:
-            self.skipped += 1
-        elif report.when == "call":
-            self.passed += 1
-        if report.when == "call":
-            self.likeness += [str(value) for name, value in report.user_properties if name == "likeness"]
-
-    def lines(self) -> list[str]:
-        """The summary: the counts, and the line of the likeness test."""
-        more = [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.skipped, "skipped")) if count]
-        return [", ".join([f"{ENGINE}: {self.passed} passed", *more]), *self.likeness]
-
-
 def main(arguments: list[str]) -> int:
     """Runs the suite and cleans up; 0 if all tests passed."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    before, started, tally = set(os.listdir(SHARED)), time.monotonic(), Tally()
+    signal.signal(signal.SIGTERM, interrupt)
+    before, started, tally = set(os.listdir(SHARED)), time.monotonic(), Tally(ENGINE)
     try:
         build()
         for seed in (0, 1):
             checkpoint(seed)
         print(f"environment and checkpoints are there after {time.monotonic() - started:.0f} s", flush=True)
-        status = pytest.main(_suite(arguments), plugins=[tally])
+        status = pytest.main(suite(arguments), plugins=[tally])
     except KeyboardInterrupt:
         status = 130
     finally:
         _sweep(before)
     print("\n".join(tally.lines()), f"({time.monotonic() - started:.0f} s)")
     return int(status)
-
-
-def _suite(arguments: list[str]) -> list[str]:
-    given = [each for each in arguments if Path(each.partition("::")[0]).exists()]
-    options = ["-q", "--timeout", "600", "-p", "no:cacheprovider"]
-    return [*options, *arguments, *([] if given else [str(HERE)])]
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _sweep(before: set[str]) -> None:

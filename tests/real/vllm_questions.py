@@ -53,6 +53,20 @@ OBSERVE: Sequence[Row] = [
     ("no_pause_of_sglang", "POST", "/pause_generation", {}),
 ]
 
+#: Asked without a key of a server that has one.
+WITHOUT_KEY: Sequence[Row] = [
+    ("no_key_models", "GET", "/v1/models"),
+    ("no_key_completion", "POST", COMPLETIONS, greedy("hello")),
+    ("no_key_chat", "POST", CHAT, said("hello")),
+    ("no_key_unknown", "GET", "/v1/no/such/path"),
+    ("no_key_health", "GET", "/health"),
+    ("no_key_is_paused", "GET", "/is_paused"),
+    ("no_key_pause", "POST", "/pause"),
+    ("no_key_resume", "POST", "/resume"),
+    ("no_key_load", "GET", "/load"),
+    ("no_key_weight_info", "GET", "/weight_info"),
+]
+
 GENERATE: Sequence[Row] = [
     ("completion", "POST", COMPLETIONS, greedy("hello")),
     ("completion_several", "POST", COMPLETIONS, greedy(["hello", "zebra"], 4)),

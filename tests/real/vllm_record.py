@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from record import Recorder, play, with_busy
-from vllm_questions import BUSY, COMPLETIONS, GENERATE, KILL, OBSERVE, PAUSE, SLEEP, greedy, weights
+from vllm_questions import BUSY, COMPLETIONS, GENERATE, KILL, OBSERVE, PAUSE, SLEEP, WITHOUT_KEY, greedy, weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,11 @@ def everything(recorder: Recorder, first: str, second: str, *, tokens: int = 400
         play(recorder, rows)
     for name, rows in BUSY.items():
         with_busy(recorder, name, _bodies(tokens), partial(_then_serve, recorder, name, rows), COMPLETIONS)
+
+
+def unauthorized(recorder: Recorder) -> None:
+    """A server with a key was asked without it."""
+    play(recorder, WITHOUT_KEY)
 
 
 def kill(recorder: Recorder) -> None:

@@ -169,12 +169,37 @@ SAVERS = [
 
 @pytest.mark.parametrize(("device", "model", "saves"), SAVERS)
 async def test_whether_a_sleep_can_free(device: str, model: dict[str, Any], saves: bool | None) -> None:
-    settings = {**config(**model), "device_config": {"device_type": device}}
+    settings = {**config(**model), "device_config": {"device": device}}
     async with driven(config=settings) as (_, adapter):
         able = adapter._known()
         assert able.memory_saver is saves
         told = any("free nothing" in note or "frees nothing" in note for note in able.notes)
         assert told is (saves is False or device == "cpu")
+
+
+@pytest.mark.parametrize(
+    ("told", "device"),
+    [
+        ({"device": "cpu"}, "cpu"),  # recorded: `device_type` is no part of the answer
+        ({"device": "cuda"}, "cuda"),
+        ({"device": "cuda:0"}, "cuda"),
+        ({"device_type": "cpu"}, "cpu"),
+        ({"device": None}, None),
+        ({"device": "tpu"}, None),
+        ({}, None),
+    ],
+)
+async def test_what_it_runs_on(told: dict[str, Any], device: str | None) -> None:
+    async with driven(config={**config(), "device_config": told}) as (_, adapter):
+        assert adapter._known().device == device
+
+
+@pytest.mark.parametrize(("device", "alone"), [("cuda", True), ("cpu", False)])
+async def test_kv_is_not_released_alone_on_a_cpu(device: str, alone: bool) -> None:
+    """The server refuses it there by 500, and says from then on that KV is asleep."""
+    settings = config(enable_sleep_mode=alone, enable_cumem_allocator=alone)
+    async with driven(config={**settings, "device_config": {"device": device}}) as (_, adapter):
+        assert (frozenset({"kv_cache"}) in adapter._known().releasable) is alone
 
 
 async def test_ranks_of_every_kind_count() -> None:

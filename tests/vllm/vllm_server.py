@@ -53,7 +53,7 @@ def config(**model: Any) -> dict[str, Any]:
             "enable_fault_tolerance": False,
             "_api_process_count": 1,
         },
-        "device_config": {"device": "cuda", "device_type": "cuda"},
+        "device_config": {"device": "cuda"},
         "weight_transfer_config": None,
         "kv_transfer_config": None,
         "instance_id": "1f4c9",

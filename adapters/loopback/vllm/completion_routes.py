@@ -147,13 +147,14 @@ async def _events(call: Call) -> AsyncIterator[str]:
                 first = True
                 async for chunk, output in chunks:
                     if first and call.chat:
-                        yield _event(call.chunk([replies.role_choice()]))
+                        yield _event(call.chunk([replies.role_choice()], prompt_token_ids=None, prompt_text=None))
                     first, last = False, output
                     if chunk is not None:
                         yield _event(chunk)
             counts.append(last)
         if call.usage:
-            yield _event(call.chunk([], usage=replies.usage(counts)))
+            fingerprint = replies.fingerprint(call.engine.traits.release)
+            yield _event(call.chunk([], usage=replies.usage(counts), system_fingerprint=fingerprint))
     except ApiError as error:
         yield _event(error.body())
     yield "data: [DONE]\n\n"

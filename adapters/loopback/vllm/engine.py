@@ -133,7 +133,7 @@ class VllmEngine(Engine):
                 "world_size": options.ranks,
                 "world_size_across_dp": options.ranks * len(self.cores),
             },
-            "device_config": {"device_type": "cpu"},  # its memory is the host's, where a probe looks for it
+            "device_config": {"device": "cpu"},  # its memory is the host's, where a probe looks for it
             "weight_transfer_config": {"backend": "safetensors"} if options.weight_transfer else None,
         }
 

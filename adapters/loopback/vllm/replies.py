@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,14 @@ def usage(outputs: Sequence[Output]) -> dict[str, Any]:
 def fingerprint(release: str) -> str:
     """What says which build answered."""
     return f"vllm-{release}-loopback"
+
+
+def permission(created: int) -> dict[str, Any]:
+    """What may be done with the model, in the list of models. Source: vllm 0.32.0, serve/engine/protocol.py."""
+    denied = dict.fromkeys(("allow_create_engine", "allow_search_indices", "allow_fine_tuning", "is_blocking"), False)
+    allowed = dict.fromkeys(("allow_sampling", "allow_logprobs", "allow_view"), True)
+    head = {"id": f"modelperm-{uuid.uuid4().hex[:16]}", "object": "model_permission", "created": created}
+    return {**head, **denied, **allowed, "organization": "*", "group": None}
 
 
 def _text(output: Output) -> str:

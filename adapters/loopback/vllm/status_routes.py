@@ -8,6 +8,7 @@ import platform
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from . import replies
 from .engine import VllmEngine
 from .metrics import exposition
 from .parameters import ServerInfoQuery, WorldSizeQuery, query
@@ -36,9 +37,10 @@ async def metrics(engine: VllmEngine, request: Request) -> Response:
 
 async def models(engine: VllmEngine, request: Request) -> Response:
     """Lists the one model that is served."""
-    card = {"id": engine.model_path, "object": "model", "created": int(engine.started_at), "owned_by": "vllm"}
+    created = int(engine.started_at)
+    card = {"id": engine.model_path, "object": "model", "created": created, "owned_by": "vllm"}
     card |= {"root": engine.model_path, "parent": None, "max_model_len": engine.options.context_length}
-    return JSONResponse({"object": "list", "data": [card | {"permission": []}]})
+    return JSONResponse({"object": "list", "data": [card | {"permission": [replies.permission(created)]}]})
 
 
 async def server_info(engine: VllmEngine, request: Request) -> Response:

@@ -1,0 +1,206 @@
+"""One real vLLM at a time: `VLLMLane.serve(kind)` is the running one of this kind, started where none runs."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from make_model import tiny_checkpoint
+from vllm_env import VERSION
+from vllm_questions import COMPLETIONS, greedy
+from vllm_real import KV_BYTES, RealVLLM
+
+from lifecycle import Fleet, FromDisk, Grade, Policy
+from lifecycle.nodes.probes import NoProbe
+
+ENGINE = f"vllm {VERSION}"
+PROMPTS = ("hello", "zebra", "once upon a time", "def main():")
+KEY = "user"
+
+#: A start costs half a minute to a minute.
+STARTS_ALLOWED = 4
+
+#: How a server of each kind is started. The one with a key has the second checkpoint, which the others are later
+#: given: what it answers is what they must answer then.
+KINDS: dict[str, dict[str, Any]] = {
+    "keyed": {"seed": 1, "extra": ["--api-key", KEY]},
+    "plain": {"seed": 0},
+    "closed": {"seed": 0, "dev_mode": False},
+}
+
+#: Its processes hold some 1.5 GiB beside weights and KV.
+POLICY = Policy(residual_threshold_gib=1.0, settle_s=2.0, deadlines_s={"release": 6})
+
+#: Takes what the engine acknowledges of its memory, which nothing measures then.
+UNSEEN = Policy(
+    accept=dict.fromkeys(("memory_returned", "tags_unmapped", "weights_mapped", "kv_mapped"), Grade.ACKNOWLEDGED)
+)
+
+
+@dataclass(slots=True)
+class VLLMLane:
+    """The servers of one run. What each checkpoint's first answers are is kept in `outputs`, by seed."""
+
+    starts: int = 0
+    outputs: dict[int, list[list[int]]] = field(default_factory=dict)
+    _kind: str = ""
+    _server: RealVLLM | None = None
+
+    def serve(self, kind: str) -> RealVLLM:
+        """The running server of this kind."""
+        server = self._server
+        if server is not None and server.alive and self._kind == kind:
+            return server
+        self.stop()
+        if self.starts == STARTS_ALLOWED:
+            raise RuntimeError(f"more than {STARTS_ALLOWED} starts of a real server in one run")
+        self.starts += 1
+        self._kind, self._server = kind, RealVLLM(**KINDS[kind])
+        self._server.start()
+        print(f"a {kind} server is ready after {self._server.startup_s:.0f} s")
+        seed = KINDS[kind]["seed"]
+        self.outputs.setdefault(seed, outputs(self._server, key=KEY if kind == "keyed" else None))
+        return self._server
+
+    def expected(self, seed: int) -> list[list[int]]:
+        """What a server that started with this checkpoint answered to the prompts."""
+        if seed not in self.outputs:
+            self.serve(next(kind for kind, options in KINDS.items() if options["seed"] == seed))
+        return self.outputs[seed]
+
+    def stop(self) -> None:
+        """No server runs."""
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+
+def source(seed: int) -> FromDisk:
+    """The weights of this checkpoint, under a label of its own."""
+    return FromDisk(str(tiny_checkpoint(seed)), f"seed-{seed}")
+
+
+def address(server: RealVLLM, **options: object) -> str:
+    """The engine's URL for a fleet. It says how large KV is, which the server does not."""
+    size = (tiny_checkpoint(0) / "model.safetensors").stat().st_size
+    options = {"name": "e", "sizes": f"weights:{size},kv_cache:{KV_BYTES}", **options}
+    return f"vllm://127.0.0.1:{server.port}?" + "&".join(f"{name}={value}" for name, value in options.items())
+
+
+def fleet(server: RealVLLM, policy: Policy = POLICY, **options: object) -> Fleet:
+    """A fleet of this one engine."""
+    return Fleet.connect([address(server, **options)], policy=policy)
+
+
+def unseen(server: RealVLLM) -> Fleet:
+    """A fleet of this one engine, whose memory nothing measures, by consent."""
+    return Fleet.connect([address(server)], policy=UNSEEN, probe=NoProbe("vLLM frees nothing on a CPU"))
+
+
+def ask(
+    server: RealVLLM, path: str, body: Any = None, *, method: str | None = None, key: str | None = None
+) -> tuple[int, Any]:
+    """The status and the JSON of an answer; its text where it is no JSON."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(server.url + path, data, {"Content-Type": "application/json"}, method=method)
+    if key is not None:
+        request.add_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            status, raw = answer.status, answer.read()
+    except urllib.error.HTTPError as refused:
+        status, raw = refused.code, refused.read()
+    try:
+        return status, json.loads(raw)
+    except ValueError:
+        return status, raw.decode()
+
+
+def output(server: RealVLLM, prompt: str, tokens: int = 16, *, key: str | None = None) -> list[int]:
+    """The greedy tokens after this prompt."""
+    status, answer = ask(server, COMPLETIONS, greedy(prompt, tokens, return_token_ids=True), key=key)
+    assert status == 200, answer
+    ids: list[int] = answer["choices"][0]["token_ids"]
+    return ids
+
+
+def outputs(server: RealVLLM, *, key: str | None = None) -> list[list[int]]:
+    """The greedy tokens after each of the prompts."""
+    return [output(server, prompt, key=key) for prompt in PROMPTS]
+
+
+def load(server: RealVLLM) -> int:
+    """The open requests, which `/load` counts."""
+    count: int = ask(server, "/load")[1]["server_load"]
+    return count
+
+
+def until_load(server: RealVLLM, count: int, deadline_s: float = 30.0) -> None:
+    """So many requests are open; AssertionError where they are not in time."""
+    end = time.monotonic() + deadline_s
+    while load(server) != count:
+        assert time.monotonic() < end, f"{load(server)} requests are open, not {count}"
+        time.sleep(0.02)
+
+
+@dataclass(slots=True)
+class Stream:
+    """A request, read by a thread of its own to its end: its tokens, and how it ended."""
+
+    server: RealVLLM
+    prompt: str
+    tokens: int
+    ids: list[int] = field(default_factory=list)
+    reason: str | None = None
+    error: dict[str, Any] | None = None
+    done: bool = False
+    _thread: Any = None
+
+    def start(self) -> Stream:
+        """It is asked."""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        return self
+
+    def _read(self) -> None:
+        for event in self._events():
+            self.error = event.get("error", self.error)
+            for choice in event.get("choices", ()):
+                self.ids += choice["token_ids"] or []
+                self.reason = choice["finish_reason"] or self.reason
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        body = json.dumps(greedy(self.prompt, self.tokens, stream=True, return_token_ids=True)).encode()
+        request = urllib.request.Request(self.server.url + COMPLETIONS, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    yield json.loads(line[6:])
+                self.done |= line.startswith(b"data: [DONE]")
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether its connection is open."""
+        return bool(self._thread.is_alive())
+
+    def join(self, deadline_s: float = 60.0) -> Stream:
+        """It has ended."""
+        self._thread.join(deadline_s)
+        assert not self.in_flight, f"{self.prompt}: it has not ended, after {len(self.ids)} tokens"
+        return self
+
+
+def streams(server: RealVLLM, tokens: int) -> list[Stream]:
+    """Requests after all prompts, each of which has got a token."""
+    started = [Stream(server, prompt, tokens).start() for prompt in PROMPTS]
+    end = time.monotonic() + 30
+    while not all(each.ids for each in started):
+        assert time.monotonic() < end, [len(each.ids) for each in started]
+        time.sleep(0.005)
+    return started
