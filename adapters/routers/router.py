@@ -16,7 +16,6 @@ A worker that is not listed may be one that the router knows by another URL. Onl
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +28,7 @@ from lifecycle.core.units import MIB
 from lifecycle.nodes.address import Address
 
 from ..http import Answer, HttpClient
+from ..url_options import key_of
 from .kept import Kept, KeptWorkers
 from .workers import Worker, apart, changes, creation_of, listed, place_of
 
@@ -66,8 +66,8 @@ class WorkersRouter:
     def __init__(self, address: Address) -> None:
         self._address = address.only(*OPTIONS)
         self._http = HttpClient(f"http://{address.authority}")
-        self._key = _key(address, "api_key")
-        self._worker_key = _key(address, "worker_api_key") or self._key
+        self._key = key_of(address, "api_key")
+        self._worker_key = key_of(address, "worker_api_key") or self._key
         self._deadline_s = _deadline(address)
         self._workers: dict[str, WorkerURL] = {}
         self._kept = KeptWorkers(address.authority)
@@ -366,15 +366,6 @@ def _http(url: str) -> str:
     """An engine's URL as a router takes it."""
     scheme, _, rest = url.partition("://")
     return url if scheme in ("http", "https", "grpc", "grpcs") else f"http://{rest}"
-
-
-def _key(address: Address, name: str) -> str | None:
-    variable = address.options.get(f"{name}_env")
-    if variable is None:
-        return address.options.get(name)
-    if not os.environ.get(variable):
-        raise ConfigurationError(f"{address}: {name}_env names {variable}, which is not set")
-    return os.environ[variable]
 
 
 def _deadline(address: Address) -> float:

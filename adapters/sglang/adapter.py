@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -26,6 +25,7 @@ from lifecycle.nodes.trees import with_all_below
 from lifecycle.rules.identity import boot_identity
 
 from ..http import Answer, HttpClient
+from ..url_options import choice_of, key_of
 from .answers import LIMITS, generated, server_info, weights_label, whole, why_not
 from .capabilities import boot_of, capabilities_of, counts_requests_alone, sizes_of
 from .checksums import by_role, of_engine
@@ -69,11 +69,11 @@ class SGLangAdapter:
     def __init__(self, address: Address) -> None:
         self._address = address.only(*OPTIONS)
         self._http = HttpClient(f"http://{address.authority}")
-        self._key = _key(address, "api_key")
+        self._key = key_of(address, "api_key")
         self._reads = Reads(self._http, self._key)
-        self._admin_key = _key(address, "admin_api_key") or self._key
+        self._admin_key = key_of(address, "admin_api_key") or self._key
         self._idle = Idle(self._http, self._reads, self._admin_key)
-        self._checksums = _switch(address, "checksum")
+        self._checksums = choice_of(address, "checksum", ("false", "true")) == "true"
         self._sizes = sizes_of(address)
         self._capabilities: Capabilities | None = None
         self._disaggregated = False
@@ -357,19 +357,3 @@ async def _family(processes: tuple[Process, ...]) -> tuple[Process, ...]:
     with suppress(TimeoutError):
         return await with_all_below(processes, deadline_s=READ_S)
     return ()
-
-
-def _key(address: Address, name: str) -> str | None:
-    variable = address.options.get(f"{name}_env")
-    if variable is None:
-        return address.options.get(name)
-    if not os.environ.get(variable):
-        raise ConfigurationError(f"{address}: {name}_env names {variable}, which is not set")
-    return os.environ[variable]
-
-
-def _switch(address: Address, name: str) -> bool:
-    value = address.options.get(name, "false").lower()
-    if value not in ("true", "false"):
-        raise ConfigurationError(f"{address}: {name} must be true or false, got {value!r}")
-    return value == "true"

@@ -62,6 +62,7 @@ async def test_what_listens_is_no_engine(web_server: int) -> None:
         ("sglang://127.0.0.1:99999", "is no engine URL"),
         ("sglang://127.0.0.1:1?colour=red", "unknown option 'colour'"),
         ("sglang://127.0.0.1:1?offload=maybe", "offload must be true or false"),
+        ("sglang://127.0.0.1:1?checksum=maybe", "checksum must be false or true"),
         ("sglang://127.0.0.1:1?group=a&group=b", "gives group twice"),
         ("sglang://127.0.0.1:1?pid=abc", "nothing listens"),
         ("sglang://127.0.0.1:1?sizes=weights", "sizes must be TAG:BYTES"),
