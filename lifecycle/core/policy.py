@@ -11,6 +11,7 @@ from .errors import ConfigurationError
 from .facts import Grade, PauseMode
 from .frozen import EMPTY
 from .units import GIB, MIB
+from .verdicts import Refuted, Verdict, holds
 
 #: Seconds that a command may take, from the call to its return, settling included.
 DEADLINES_S: Mapping[str, float] = {
@@ -31,6 +32,10 @@ PAUSE_MODE: PauseMode = "abort"
 #: The least grade at which each claim may be entered, by the name of its proof or guard. Each of those adds its own
 #: line (`lifecycle.rules.proofs`, `lifecycle.rules.guards`), so there is no other list of claims.
 ACCEPT: dict[str, Grade] = {}
+
+#: The claims that are waived where they are accepted as asserted: their state is entered though they were refuted. What
+#: hangs on the engine under their name says so. Each proof adds its own line, as in `ACCEPT`.
+WAIVABLE: set[str] = set()
 
 
 #: Resident bytes that an engine may keep after a release, beside the tags that stay mapped.
@@ -164,6 +169,20 @@ class Policy:
     def least_grade(self, claim: str) -> Grade:
         """The least grade at which this claim may be entered."""
         return self.accept.get(claim, ACCEPT[claim])
+
+    def takes(self, claim: str, verdict: Verdict) -> bool:
+        """Whether the state that rests on this claim may be entered on this verdict."""
+        return takes(claim, verdict, self.least_grade(claim))
+
+
+def takes(claim: str, verdict: Verdict, least: Grade) -> bool:
+    """Whether the state that rests on this claim may be entered on this verdict: it holds at `least`, or is waived."""
+    return holds(verdict, least) or (isinstance(verdict, Refuted) and waives(claim, least))
+
+
+def waives(claim: str, least: Grade) -> bool:
+    """Whether the state that rests on this claim may be entered though it was refuted."""
+    return least is Grade.ASSERTED and claim in WAIVABLE
 
 
 #: What each field may be; a table is asked about entry by entry.

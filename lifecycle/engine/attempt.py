@@ -29,11 +29,12 @@ from ..core.deadline import Deadline, growing
 from ..core.errors import DeadlineExceeded, GuardRefused, NotProved, OperationFailed, Unreachable
 from ..core.facts import Fact, Tag
 from ..core.frozen import EMPTY, FrozenMap, replace
+from ..core.policy import waives
 from ..core.readings import Reading
 from ..core.record import Record
 from ..core.states import State
 from ..core.transition import Transition
-from ..core.verdicts import Pending, Unmeasurable, Verdict, below_grade, holds
+from ..core.verdicts import Pending, Unmeasurable, Verdict, below_grade, on_deadline
 from ..rules import knowledge
 from ..rules.checksums import by_model_role
 from ..rules.contradiction import contradiction, other_process, requests_let_in
@@ -311,11 +312,17 @@ class Attempt:
     # 4. prove
 
     async def _prove(self, asked: Context) -> tuple[Mapping[str, Verdict], Record]:
-        """Verdicts and what is known, once every proof holds; NotProved where one never will, or no time is left."""
-        polls, again = growing(self.session.policy.poll_s), False
+        """Verdicts and what is known, once every proof holds; NotProved where one never will, or no time is left.
+
+        A claim that the policy waives is waited for too, but for no longer than `settle_s`.
+        """
+        policy, waiting = self.session.policy, Deadline(self.session.policy.settle_s)
+        polls, again = growing(policy.poll_s), False
         while True:
             verdicts, context = await self._ask_proofs(asked, again=again)
-            failed = frozenset(proof.name for proof in self.row.proofs if not self._holds(proof.name, verdicts))
+            if min(waiting.left_s, self.deadline.work_s) <= 0:
+                verdicts = self._without_waived(verdicts)
+            failed = frozenset(name for name, verdict in verdicts.items() if not policy.takes(name, verdict))
             record = self.session.record
             if not failed:
                 return verdicts, knowledge.after_proofs(record, self.row.proofs, verdicts, context)
@@ -347,8 +354,15 @@ class Attempt:
             raise Unreachable(other, **self._about)
         return FrozenMap({proof.name: proof.check(context) for proof in self.row.proofs}), context
 
-    def _holds(self, claim: str, verdicts: Mapping[str, Verdict]) -> bool:
-        return holds(verdicts[claim], self.session.policy.least_grade(claim))
+    def _without_waived(self, verdicts: Mapping[str, Verdict]) -> Mapping[str, Verdict]:
+        """The verdicts once the policy's waived claims are waited for no more: those that are pending are refuted."""
+        policy, waited_s = self.session.policy, self.deadline.elapsed_s
+        return FrozenMap(
+            {
+                name: on_deadline(verdict, waited_s) if waives(name, policy.least_grade(name)) else verdict
+                for name, verdict in verdicts.items()
+            }
+        )
 
     def _not_proved(self, verdicts: Mapping[str, Verdict], failed: frozenset[str], elapsed_s: float) -> OperationFailed:
         policy = self.session.policy

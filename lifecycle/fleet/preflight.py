@@ -10,7 +10,6 @@ from ..core.frozen import replace
 from ..core.policy import positive
 from ..core.sources import Kept, Pushed, Source
 from ..core.states import UNCLAIMED, State
-from ..core.verdicts import holds
 from ..engine.engine import Engine
 from ..rules.desired import needs_trainer, source_to_serve
 from ..rules.guards import Guard, unloadable
@@ -107,10 +106,9 @@ def not_released(engine: Engine, goal: Goal) -> LifecycleError | None:
     tags = frozenset(spec.name for spec in engine.capabilities.tags) if goal.tags is None else goal.tags
     mapped = sorted(tags - engine.facts.unmapped())
     condition = engine.conditions.get("memory_returned")
-    least = engine.policy.least_grade("memory_returned")
     if mapped:
         why = f"it is released, and {', '.join(mapped)} are not among what was given back"
-    elif condition is None or not holds(condition.verdict, least):
+    elif condition is None or not engine.policy.takes("memory_returned", condition.verdict):
         why = f"it is released, and memory_returned is {condition.verdict if condition else 'not known'}"
     else:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core.commands import UpdateWeights
 from ..core.facts import Fact, Grade, Tag
-from ..core.policy import ACCEPT
+from ..core.policy import ACCEPT, WAIVABLE
 from ..core.readings import Reading
 from ..core.sources import version_of
 from ..core.units import mib
@@ -56,14 +56,18 @@ def proof(
     learns: Learns = _nothing,
     doubts: tuple[Fact, ...] = (),
     condition: bool = False,
+    waivable: bool = False,
 ) -> Callable[[Check], Proof]:
     """Makes a proof of a function; its name and docstring are the proof's.
 
-    `least` is the grade at which its claim may be entered unless `Policy.accept` says otherwise.
+    `least` is the grade at which its claim may be entered unless `Policy.accept` says otherwise. `waivable`: where that
+    says asserted, the state is entered though the claim was refuted.
     """
 
     def make(check: Check) -> Proof:
         ACCEPT[check.__name__] = least
+        if waivable:
+            WAIVABLE.add(check.__name__)
         return Proof(check.__name__, check, frozenset(needs), learns, doubts, condition, check.__doc__ or "")
 
     return make
@@ -115,7 +119,10 @@ def _targets_unmapped(context: Context, verdict: Proved) -> Mapping[Fact, Any]:
 
 @proof(EvidenceKind.RESIDUAL, least=Grade.REPORTED, learns=_targets_unmapped)
 def tags_unmapped(context: Context) -> Verdict:
-    """The released tags are unmapped: acknowledged, seen where their bytes can be seen to have gone, and not denied."""
+    """The released tags are unmapped: acknowledged, seen where their bytes can be seen to have gone, and not denied.
+
+    Accepted as asserted (Policy.accept), the answer counts where their bytes are held still.
+    """
     if not context.targets:
         return NotApplicable(reason="every named tag was unmapped already")
     still = sorted(tag for tag in context.targets if context.facts.mapped.get(tag) is not False)
@@ -130,10 +137,12 @@ def tags_unmapped(context: Context) -> Verdict:
     excess = memory.freed_beyond_named(context, before, after)
     if excess is not None:
         return excess
+    if context.policy.least_grade("tags_unmapped") is Grade.ASSERTED:
+        return _reported_or_acknowledged(context)
     return _bytes_moved(context, memory.moved(context, before, after), "the bytes are still held")
 
 
-@proof(EvidenceKind.RESIDUAL, least=Grade.MEASURED, condition=True)
+@proof(EvidenceKind.RESIDUAL, least=Grade.MEASURED, condition=True, waivable=True)
 def memory_returned(context: Context) -> Verdict:
     """Enough of what the tags held is free again on every device, and little enough is left.
 
@@ -141,6 +150,8 @@ def memory_returned(context: Context) -> Verdict:
     expected of the tags that stay mapped. Equality passes. Where as much is missing as a tag holds whose own release
     was not seen to give it back, that tag is taken to be there still. Where the engine only reports what its tags hold
     and that is not met, more than half of it must have been seen to go with each call.
+
+    Accepted as asserted (Policy.accept), the state is entered though this was refuted; no device is handed over then.
     """
     if not context.targets:
         return NotApplicable(reason="nothing was mapped that could be returned")

@@ -27,9 +27,8 @@ from ..core.journal import (
     Refused,
     StateEntered,
 )
-from ..core.policy import ACCEPT
+from ..core.policy import ACCEPT, takes
 from ..core.states import IDLE, RING, UNCLAIMED, State
-from ..core.verdicts import holds
 from .identity import compare
 from .machine import edges
 from .table import OPERATIONS, Operation
@@ -257,7 +256,7 @@ class Checker:
                 continue
             if driver.at is not State.RELEASED:
                 yield "handover", f"an engine of the move is {driver.at}"
-            elif verdict is None or not holds(verdict, _least(driver, "memory_returned")):
+            elif verdict is None or not takes("memory_returned", verdict, _least(driver, "memory_returned")):
                 yield "handover", f"of an engine of the move memory_returned is {verdict or 'unknown'}"
 
     def _state_of(self, driver: str) -> State | None:
@@ -271,7 +270,7 @@ def _unproved(event: StateEntered, driver: _Driver) -> Iterator[tuple[str, str]]
         verdict = event.verdicts.get(proof.name)
         if verdict is None:
             yield "proofs", f"{event.dest} was entered without {proof.name}"
-        elif not holds(verdict, _least(driver, proof.name)):
+        elif not takes(proof.name, verdict, _least(driver, proof.name)):
             yield "proofs", f"{event.dest} was entered, and {proof.name} is {verdict}"
 
 

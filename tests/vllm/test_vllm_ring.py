@@ -7,6 +7,7 @@ import base64
 import json
 import urllib.request
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from lifecycle import (
     Fleet,
     FleetError,
     FromDisk,
+    Grade,
     GuardRefused,
     Kept,
     Policy,
@@ -238,6 +240,23 @@ async def test_a_sleep_that_frees_nothing_is_no_release_and_nothing_is_lost(proc
         await fleet.onload()
         assert engine.state is State.SERVING
     assert generate(process, "hello") == before
+
+
+@pytest.mark.parametrize("process", [CPU], indirect=True)
+@pytest.mark.slow
+async def test_where_that_is_accepted_it_goes_the_whole_ring(process: LoopbackProcess, loaded: FromDisk) -> None:
+    accept = dict.fromkeys(("memory_returned", "tags_unmapped"), Grade.ASSERTED)
+    async with Fleet.connect(
+        [url(process)], policy=replace(POLICY, accept=accept, residual_threshold_gib=0.05)
+    ) as fleet:
+        engine, before = fleet["e"], generate(process, "hello")
+        for source in (loaded, FromDisk(str(process.weights), "step-1")):
+            async with fleet.offloaded(weights=source):
+                assert engine.state is State.RELEASED
+                assert isinstance(engine.conditions["memory_returned"].verdict, Refuted)
+                assert not engine.memory_is_free, "its device is not handed over"
+            assert engine.state is State.SERVING
+            assert (generate(process, "hello") == before) is (source is not loaded)
 
 
 @pytest.mark.parametrize("process", [("0.32", {"arguments": ["--no-dev-mode"]})], indirect=True)
