@@ -111,8 +111,8 @@ def _value(code: str) -> ast.expr:
     return ast.parse(code, mode="eval").body
 
 
-#: A verdict that is in no module's namespace.
-PROVED = "__import__('lifecycle.core.verdicts').core.verdicts.Proved(grade=__import__('lifecycle').Grade.REPORTED)"
+#: A verdict that is in no module's namespace; in brackets it is no call, and is not awaited.
+PROVED = "[__import__('lifecycle.core.verdicts').core.verdicts.Proved(grade=__import__('lifecycle').Grade.REPORTED)][0]"
 
 
 @dataclass(frozen=True, slots=True)
