@@ -1,7 +1,7 @@
 """The table of engine and case, and which cases run where.
 
 `make test` asks the first engine of SGLang and of vLLM the quick cases. `make slow` asks them of every engine, and
-every other case of one engine of each of these two: the engines take turns. `make long` asks every case of every
+every other case of one engine: those of SGLang's dialect and vLLM's take turns. `make long` asks every case of every
 engine, and so does `pytest tests/conformance`.
 """
 
@@ -38,8 +38,17 @@ def pytest_configure(config: pytest.Config) -> None:
     Table.register(config)
 
 
-#: The engines of these modules take turns at every case in `make slow`; those of others have the quick ones there.
+#: The engines of these modules take turns at the cases in `make slow`; those of others have the quick ones there.
 FULL = ("test_loopback", "test_vllm_dialect")
+
+#: Cases that apply to one dialect alone, by the calls that its steps send.
+ONLY_OF = {
+    "test_kv_first_and_then_the_weights": "test_loopback",
+    "test_lost[release-answer-lost-last]": "test_loopback",
+    "test_lost[release-never-sent-last]": "test_loopback",
+    "test_lost[update_weights-answer-lost-last]": "test_vllm_dialect",
+    "test_lost[update_weights-never-sent-last]": "test_vllm_dialect",
+}
 
 HERE = Path(__file__).parent
 
@@ -54,9 +63,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _cls(item) not in of_module:
             of_module.append(_cls(item))
     for item in mine:
-        of_module = engines[item.path.stem]
+        of_module, turn = engines[item.path.stem], names.index(item.name)
         quick, first = item.name in QUICK, _cls(item) in ("TestLoopback", "TestVLLM")
-        its_turn = item.path.stem in FULL and of_module[names.index(item.name) % len(of_module)] == _cls(item)
+        whose = ONLY_OF.get(item.name, FULL[turn % 2])
+        its_turn = item.path.stem == whose and of_module[turn // 2 % len(of_module)] == _cls(item)
         if not (quick and first):
             item.add_marker(pytest.mark.slow)
         if not (quick or its_turn):
