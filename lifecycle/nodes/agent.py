@@ -78,10 +78,13 @@ class Agent:
         return {**answer, "driver": snapshot.driver, "devices": [device.uuid for device in snapshot.devices]}
 
     async def find(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Returns the root processes that listen on `port`, or the process of `pid`."""
+        """Returns the root processes that listen on `port`, at `host` where that is given; or the process of `pid`."""
         if "pid" in request:
             return {"processes": encode_processes([_process(_number(request, "pid"))])}
-        found = await self._host.find(port=_number(request, "port"), deadline_s=MAX_DEADLINE_S)
+        port, host = _number(request, "port"), request.get("host")
+        if not isinstance(host, str | None):
+            raise BadQuestion(f"host must be a name or an address, got {host!r:.80}")
+        found = await self._host.find(port=port, host=host, deadline_s=MAX_DEADLINE_S)
         if isinstance(found, Unmeasurable):
             raise BadQuestion(found.reason)
         return {"processes": encode_processes(found)}

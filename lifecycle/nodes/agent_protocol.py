@@ -17,7 +17,7 @@ from ..core.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurabl
 from .port import FreeMemory, ProcessEnv
 
 #: Raised when a question is renamed or an answer no longer means what it meant. Both ends must have the same.
-PROTOCOL = 2
+PROTOCOL = 3
 
 #: The largest pid that Linux gives.
 MOST_PID = 1 << 22

@@ -12,7 +12,7 @@ from ..core.readings import Process
 from ..core.verdicts import Unmeasurable
 from .address import Address
 from .port import Node
-from .processes import by_pid, is_local
+from .processes import by_pid, is_local, is_loopback
 from .remote import RemoteNode
 from .this_host import ThisHost
 
@@ -56,8 +56,9 @@ async def find_processes(address: Address, *, deadline_s: float) -> tuple[Proces
     """Returns the processes behind an engine's URL; None where it is on another host and names no agent.
 
     `pid=N` names a process. `agent=HOST:PORT`, several separated by commas, has the processes found on those nodes by
-    the engine's port. Without either they are the processes of this host that listen on the port, if the URL's host is
-    this one. Raises ConfigurationError where the options name no process.
+    the engine's host and port. Without either they are the processes of this host that listen there, if the URL's host
+    is this one. A host that means none of a node's addresses tells nothing there, and the port alone does. Raises
+    ConfigurationError where the options name no process.
     """
     pid, agents = _pid(address), address.options.get("agent")
     if agents:
@@ -66,7 +67,7 @@ async def find_processes(address: Address, *, deadline_s: float) -> tuple[Proces
         return (_on_this_host(address, pid),)
     if not is_local(address.host):
         return None
-    found = await ThisHost().find(port=address.port, deadline_s=deadline_s)
+    found = await ThisHost().find(port=address.port, host=address.host, deadline_s=deadline_s)
     return None if isinstance(found, Unmeasurable) else found or None
 
 
@@ -76,11 +77,12 @@ async def _of_agents(
     clock = Deadline(deadline_s)
     found: list[Process] = []
     for agent in agents:
-        node = RemoteNode(agent.strip())
+        node, here = RemoteNode(agent.strip()), is_local(agent.strip().rpartition(":")[0].strip("[]"))
+        host = address.host if here or not is_loopback(address.host) else None  # which every node has
         if pid is not None:
             there = await node.find_pid(pid=pid, deadline_s=clock.look_s())
         else:
-            there = await node.find(port=address.port, deadline_s=clock.look_s())
+            there = await node.find(port=address.port, host=host, deadline_s=clock.look_s())
         if isinstance(there, Unmeasurable):
             raise ConfigurationError(f"{address}: {there.reason}")
         if not there:

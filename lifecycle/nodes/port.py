@@ -52,8 +52,14 @@ class Node(Protocol):
     the remedy, never an exception. "Trees" are the given processes and all processes below them.
     """
 
-    async def find(self, *, port: int, deadline_s: float) -> tuple[Process, ...] | Unmeasurable:
-        """Returns the processes that listen on this TCP port, without those that are below another of them."""
+    async def find(
+        self, *, port: int, host: str | None = None, deadline_s: float
+    ) -> tuple[Process, ...] | Unmeasurable:
+        """Returns the processes that listen on this TCP port, without those that are below another of them.
+
+        `host`, as a URL spells it, leaves out those that listen at another address of the node. Where it means no
+        address of that node, the port alone tells.
+        """
 
     async def any_alive(self, processes: Sequence[Process], *, deadline_s: float) -> bool | None:
         """Returns whether any of these processes still exists, compared by pid and start time; None if unknown."""

@@ -1,4 +1,4 @@
-"""Processes of this host: their trees, whether they still exist, which of them listen on a port, their commands."""
+"""Processes of this host: their trees, whether they still exist, which are clients of a port, their commands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from ipaddress import ip_address
 
 import psutil
 
@@ -23,11 +24,23 @@ def node_name() -> str:
 
 
 def is_local(host: str) -> bool:
-    """Returns whether this address is one of this host's own."""
-    if host in LOOPBACK or host == node_name():
-        return True
-    addresses = {address.address for each in psutil.net_if_addrs().values() for address in each}
-    return host in addresses
+    """Returns whether this address is one of this host's own, one of its loopback network among them."""
+    return host == node_name() or host in own_addresses() or is_loopback(host)
+
+
+def own_addresses() -> frozenset[str]:
+    """Returns the IP addresses of this host's interfaces."""
+    families = (socket.AF_INET, socket.AF_INET6)
+    found = (address for each in psutil.net_if_addrs().values() for address in each)
+    return frozenset(each.address for each in found if each.family in families)
+
+
+def is_loopback(host: str) -> bool:
+    """Returns whether this name means the host itself on every host."""
+    try:
+        return host in LOOPBACK or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def by_pid(pid: int) -> Process:
@@ -86,15 +99,6 @@ def root_processes(processes: Sequence[Process]) -> tuple[Process, ...]:
     return tuple(process for process in processes if pids.isdisjoint(parents[process.pid]))
 
 
-def listeners() -> Mapping[int, frozenset[int]]:
-    """Returns the pids of this host's processes that listen on TCP ports, by port. Reads every process's open files."""
-    found: dict[int, set[int]] = {}
-    for connection in psutil.net_connections(kind="tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.pid is not None:
-            found.setdefault(connection.laddr.port, set()).add(connection.pid)
-    return {port: frozenset(pids) for port, pids in found.items()}
-
-
 def clients() -> Mapping[int, frozenset[int]]:
     """Returns the pids of this host's processes that hold an established TCP connection, by the port of its far end."""
     found: dict[int, set[int]] = {}
@@ -102,12 +106,6 @@ def clients() -> Mapping[int, frozenset[int]]:
         if connection.status == psutil.CONN_ESTABLISHED and connection.raddr and connection.pid is not None:
             found.setdefault(connection.raddr.port, set()).add(connection.pid)
     return {port: frozenset(pids) for port, pids in found.items()}
-
-
-def listening_roots(ports: Iterable[int]) -> dict[int, tuple[Process, ...]]:
-    """Returns, for each of these ports, the processes that listen on it, without those below another of them."""
-    found = listeners()
-    return {port: roots_of(found.get(port, ())) for port in ports}
 
 
 def roots_of(pids: Iterable[int]) -> tuple[Process, ...]:

@@ -53,9 +53,11 @@ class RemoteNode:
         """Returns what the agent says of itself: version, node, threshold in force, driver, devices."""
         return await self._ask("about", {}, dict, deadline_s)
 
-    async def find(self, *, port: int, deadline_s: float) -> tuple[Process, ...] | Unmeasurable:
-        """Returns the root processes that listen on this port there."""
-        return await self._ask("find", {"port": port}, self._found, deadline_s)
+    async def find(
+        self, *, port: int, host: str | None = None, deadline_s: float
+    ) -> tuple[Process, ...] | Unmeasurable:
+        """Returns the root processes that listen there."""
+        return await self._ask("find", {"port": port, "host": host}, self._found, deadline_s)
 
     async def find_pid(self, *, pid: int, deadline_s: float) -> tuple[Process, ...] | Unmeasurable:
         """Returns the process of this pid there, with its start time."""

@@ -12,16 +12,17 @@ from .driver import DriverUnavailable, NvmlDriver, Snapshot, driver
 from .hook_mode import HookMode, in_use
 from .host_memory import available_bytes, biggest_holders, total_bytes
 from .in_thread import in_pool, measured
+from .listeners import Question, listening_roots
 from .nvml import PROC_FS, NvmlProbe, other_holders
 from .port import FreeMemory, Kind, ProcessEnv, Scope
 from .process_env import env_of, retained_by, shareable, verdict_on
 from .process_memory import ProcessMemoryProbe
-from .processes import is_alive, listening_roots, none_left
+from .processes import is_alive, none_left
 from .shared_scan import SharedAnswers, SharedScan
 from .trees import every_process, pids_below
 
-#: The root processes that listen on ports of this host.
-_LISTENERS: SharedAnswers[int, tuple[Process, ...]] = SharedAnswers(lambda ports: listening_roots(ports))
+#: The root processes that hosts and ports of URLs reach here.
+_LISTENERS: SharedAnswers[Question, tuple[Process, ...]] = SharedAnswers(lambda asked: listening_roots(asked))
 
 #: The bytes of memory that this host or container has left, and those that it has.
 _ROOM: SharedScan[tuple[int, int]] = SharedScan(lambda: (available_bytes(), total_bytes()))
@@ -39,10 +40,12 @@ class ThisHost:
     def __init__(self, nvml: NvmlDriver | None = None) -> None:
         self._driver = nvml or driver()
 
-    async def find(self, *, port: int, deadline_s: float) -> tuple[Process, ...] | Unmeasurable:
-        """Returns the root processes that listen on this port here. All who ask at once share one scan of the host."""
+    async def find(
+        self, *, port: int, host: str | None = None, deadline_s: float
+    ) -> tuple[Process, ...] | Unmeasurable:
+        """Returns the root processes that listen there. All who ask at once share one scan of the host."""
         return await measured(
-            _LISTENERS.ask(port, deadline_s=deadline_s),
+            _LISTENERS.ask((host, port), deadline_s=deadline_s),
             deadline_s=deadline_s,
             action=f"finding the processes that listen on port {port}",
         )

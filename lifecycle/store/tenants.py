@@ -94,13 +94,13 @@ class Tenants:
                     return short
             for device, need in needs.items():
                 _write(db, tenant, device, need, given_back=False)
-            db.execute("DELETE FROM waiting WHERE name = ?", (tenant.name,))
+            _waits_no_more(db, tenant.name)
         return None
 
     def waits_no_more(self, name: str) -> None:
         """The tenant of this name is not in line any more."""
         with self._changing() as db:
-            db.execute("DELETE FROM waiting WHERE name = ?", (name,))
+            _waits_no_more(db, name)
 
     def meets(self, tenant: Tenant, sizes: Mapping[str, int | None], *, given_back: bool) -> None:
         """The tenant may hold this, where the ledger has nothing of these processes yet. See `TenantLedger`."""
@@ -121,7 +121,7 @@ class Tenants:
             tenancies = _tenancies(db)
             _check_name(tenant, tenancies)
             tenant = self._of_its_pipeline(tenant, tenancies)
-            db.execute("DELETE FROM waiting WHERE name = ?", (tenant.name,))
+            _waits_no_more(db, tenant.name)
             kept = [device for device, size in sizes.items() if size is None or size > 0]
             marks = ", ".join("?" * len(kept))
             db.execute(f"DELETE FROM tenants WHERE name = ? AND device NOT IN ({marks})", (tenant.name, *kept))
@@ -132,7 +132,7 @@ class Tenants:
         """The tenant of this name holds nothing, and waits for nothing."""
         with self._changing() as db:
             db.execute("DELETE FROM tenants WHERE name = ?", (name,))
-            db.execute("DELETE FROM waiting WHERE name = ?", (name,))
+            _waits_no_more(db, name)
 
     def forget(self, name: str) -> list[Tenancy]:
         """What a tenant may hold is taken out on the word of a person; what it was.
@@ -149,7 +149,7 @@ class Tenants:
                     f"{gone[0].tenant.who}: pid {alive[0]} lives; let it give its memory back, or end it"
                 )
             db.execute("DELETE FROM tenants WHERE name = ?", (name,))
-            db.execute("DELETE FROM waiting WHERE name = ?", (name,))
+            _waits_no_more(db, name)
         return gone
 
     def tenancies(self) -> list[Tenancy]:
@@ -271,6 +271,10 @@ def _wait(db: sqlite3.Connection, tenant: Tenant, devices: Sequence[str], wait_s
     driver = json.dumps([_encoded(Process(node_name(), os.getpid(), 0.0))])
     row = (tenant.name, tenant.kind, tenant.who, tenant.pipeline, driver, ticket, json.dumps(list(devices)))
     db.execute("INSERT OR REPLACE INTO waiting VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (*row, _uptime_s() + wait_s))
+
+
+def _waits_no_more(db: sqlite3.Connection, name: str) -> None:
+    db.execute("DELETE FROM waiting WHERE name = ?", (name,))
 
 
 def _write(db: sqlite3.Connection, tenant: Tenant, device: str, size: int | None, *, given_back: bool) -> None:

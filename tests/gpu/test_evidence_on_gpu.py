@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import lease
 import pytest
 
 pytestmark = pytest.mark.timeout(400)
@@ -26,7 +27,7 @@ def measured(report: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     if missing:
         pytest.fail(f"{', '.join(missing)} is not installed here; carry the wheels (make gpu WHEELS=FOLDER)")
     folder = Path(os.environ.get("LIFECYCLE_GPU_REPORT") or tmp_path_factory.mktemp("figures"))
-    subprocess.run([sys.executable, SCRIPT, f"--out={folder}"], check=False, timeout=330)
+    subprocess.run([sys.executable, SCRIPT, f"--out={folder}"], check=False, timeout=lease.left_s(330))
     figures: dict[str, Any] = json.loads((folder / "evidence_cycles.json").read_text())
     report.add("evidence", **figures)
     return figures

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import lease
 import pytest
 import torch_report
 
@@ -29,7 +30,7 @@ def measured(report: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         pytest.fail(f"{', '.join(missing)} is not installed here; carry the wheels (make gpu WHEELS=FOLDER)")
     folder = Path(os.environ.get("LIFECYCLE_GPU_REPORT") or tmp_path_factory.mktemp("figures"))
     asked = shlex.split(os.environ.get("LIFECYCLE_GPU_CYCLES", ""))
-    subprocess.run([sys.executable, SCRIPT, f"--out={folder}", *asked], check=True, timeout=2900)
+    subprocess.run([sys.executable, SCRIPT, f"--out={folder}", *asked], check=True, timeout=lease.left_s(2900))
     figures: dict[str, Any] = json.loads((folder / "torch_cycles.json").read_text())
     report.add("torch in this process", **figures)
     return figures

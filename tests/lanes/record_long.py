@@ -6,7 +6,8 @@ written down: `make long SEED=N` asks the same examples again.
 
 What a test reports through the `report` fixture becomes a figure of its lane: of lines that end in a number the numbers
 of all runs are added up. The page is written whether the lanes passed or not, and the exit code is 1 where one failed.
-Lines of `tests/faults` are points of a cycle, and become docs/measured/faults.md.
+Lines of `tests/faults` are points of a cycle, and become docs/measured/faults.md. The cases of `tests/conformance`, a
+lane a file, become docs/measured/conformance.md.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
+import conformance_page as conformance
 import faults_page as faults
 
 ROOT = Path(__file__).parents[2]
 PAGE = Path("docs/measured/long.md")
-WRITTEN = (PAGE.name, "faults.md", "model.md", "mutants.md")
+WRITTEN = (PAGE.name, "conformance.md", "faults.md", "model.md", "mutants.md")
 PACKAGES = ("hypothesis", "pytest", "transitions", "anyio", "aiohttp")
 MACHINE_LINE = re.compile(r"(\w+): \d+ rules, (\d+) examples, (\d+) rules run")
 COUNT_LINE = re.compile(r"\s*(.+): (\d+)")
@@ -50,6 +52,7 @@ class Lane:
 
 PROPERTIES = "tests/properties/test_properties.py"
 FAULTS = "tests/faults/test_faults.py"
+CONFORMANCE = "every case of the conformance suite"
 LANES = (
     *(
         Lane(
@@ -66,26 +69,32 @@ LANES = (
     ),
     Lane("two pipelines take turns", ("tests/faults/test_taking_turns.py",), {"LIFECYCLE_TEST_LONG": "1"}, runs=1),
     Lane("cycles with random faults", ("tests/faults/test_random_faults.py",), {"LIFECYCLE_TEST_LONG": "1"}, runs=1),
+    *(
+        Lane(f"{CONFORMANCE}: {each.stem.removeprefix('test_')}", (str(each.relative_to(ROOT)),), {}, runs=1)
+        for each in sorted((ROOT / "tests" / "conformance").glob("test_*.py"))
+    ),
     Lane("properties of a fleet", (PROPERTIES, "-k", "fleets and length"), {"LIFECYCLE_EXAMPLES": "1500"}, runs=6),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one run of a lane came to. `lines` are what its tests reported."""
+    """What one run of a lane came to. `lines` are what its tests reported, `cells` its conformance cases."""
 
     lane: str
     seed: int
     passed: bool
     seconds: float
     lines: tuple[str, ...] = ()
+    cells: tuple[conformance.Cell, ...] = ()
 
 
 def reported(junit: Path) -> tuple[str, ...]:
     """The lines that tests reported, which pytest writes as properties; none where there is no junit file."""
     if not junit.exists():
         return ()
-    return tuple(each.get("value", "") for each in ElementTree.parse(junit).iter("property"))
+    found = ElementTree.parse(junit).iter("property")
+    return tuple(each.get("value", "") for each in found if each.get("name") != "conformance")
 
 
 def run(lane: Lane, seed: int) -> Result:
@@ -104,7 +113,7 @@ def run(lane: Lane, seed: int) -> Result:
             check=False,
         )
         seconds, passed = time.monotonic() - began, ended.returncode == 0
-        result = Result(lane.name, seed, passed, seconds, reported(junit))
+        result = Result(lane.name, seed, passed, seconds, reported(junit), conformance.cells(junit))
     said = f"{lane.name}, seed {seed}: {'passed' if passed else 'FAILED'} in {seconds:.0f} s"
     print(said if passed else f"{said}\n{ended.stdout}", flush=True)
     return result
@@ -208,6 +217,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     points = faults.points(line for each in results for line in each.lines)
     if points and not chosen.only:
         chosen.output.with_name("faults.md").write_text(faults.page(points, facts))
+    wanted, ran = ({each.name for each in LANES if each.name.startswith(CONFORMANCE)}, {each.lane for each in results})
+    if wanted and wanted <= ran:
+        cells = [cell for each in results for cell in each.cells]
+        chosen.output.with_name("conformance.md").write_text(conformance.page(cells, facts))
     print(f"\n{text}\n{summary(results, seconds)}; written: {PAGE}")
     return 0 if all(each.passed for each in results) else 1
 

@@ -46,6 +46,32 @@ def test_a_lane_alone_has_its_seeds_and_is_added_to_the_page(tmp_path: Path, mon
     assert "## other, again at 0123456789, 2026-01-01 (seeds 7, 8)\n\n2 of 2 runs passed." in output.read_text()
 
 
+def test_the_table_of_the_conformance_suite_is_written_once_all_of_its_lanes_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{record_long.CONFORMANCE}: {each}" for each in ("a", "b")]
+    cell = record_long.conformance.Cell("a", "row", "yes")
+    monkeypatch.setattr(record_long, "LANES", tuple(Lane(name, (), {}, runs=1) for name in (*names, "other")))
+    monkeypatch.setattr(record_long, "run", lambda lane, seed: Result(lane.name, seed, True, 1.0, (), (cell,)))
+    monkeypatch.setattr(record_long, "where", lambda: FACTS)
+    output, table = tmp_path / "long.md", tmp_path / "conformance.md"
+    output.touch()
+    for only, written in (("other", False), (names[0], False), (record_long.CONFORMANCE, True)):
+        assert record_long.main(["--seed", "5", "--output", str(output), "--only", only]) == 0
+        assert table.exists() is written
+    assert "2 of 2 that apply passed" in table.read_text()
+
+
+def test_every_file_of_the_conformance_suite_is_a_lane() -> None:
+    files = {
+        arguments
+        for each in record_long.LANES
+        if each.name.startswith(record_long.CONFORMANCE)
+        for arguments in each.arguments
+    }
+    assert files == {str(each.relative_to(ROOT)) for each in (ROOT / "tests" / "conformance").glob("test_*.py")}
+
+
 def test_a_lane_that_is_none_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         record_long.main(["--only", "no such lane"])

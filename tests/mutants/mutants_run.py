@@ -50,6 +50,7 @@ STORIES: Mapping[str, Sequence[str]] = {
         *("stories_of_age", "stories_of_age_in_fleets", "stories_of_interleavings", "stories_of_others"),
         *("stories_of_let_in", "released_together", "stories_of_two_drivers", "freshness"),
     ),
+    "idle": ("asked_whether_idle", "knowledge", "stories"),
     "doubt": (
         *("stories_of_interleavings", "stories_of_others", "stories_of_replacement", "boot_identity"),
         *("stories_of_let_in", "knowledge", "stories_of_failure", "intent", "stories_of_callers"),

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import vllm_env
 from build_env import CACHE, PYTHON, one_builder
@@ -87,18 +88,19 @@ def _write(kind: str, seed: int) -> None:
     folder = MODELS / f"{kind}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    _write_tokenizer(folder)
-    _write_model(kind, folder, seed)
+    write_tokenizer(folder)
+    write_model(kind, folder, KINDS[kind][1], seed)
     (folder / "recipe.sha256").write_text(_recipe())
 
 
-def _write_model(kind: str, folder: Path, seed: int) -> None:
+def write_model(kind: str, folder: Path, options: dict[str, Any], seed: int, dtype: str = "float32") -> None:
+    """The random weights of this kind of model are in the folder, made on the default device of torch."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(kind, **KINDS[kind][1])
-    model = AutoModelForCausalLM.from_config(config).to(torch.float32)
+    config = AutoConfig.for_model(kind, **options)
+    model = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
     model.generation_config.do_sample = False
     # The end token is never the most likely one, so that a greedy answer has the requested length.
     with torch.no_grad():
@@ -106,7 +108,7 @@ def _write_model(kind: str, folder: Path, seed: int) -> None:
     model.save_pretrained(folder)
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     """A byte-level BPE of exactly `VOCABULARY` tokens: any text goes in, and every token comes out as text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

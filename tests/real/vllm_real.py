@@ -40,9 +40,11 @@ class RealVLLM(RealServer):
         "PYTHONUNBUFFERED": "1",
     }
 
-    def __init__(self, *, seed: int = 0, dev_mode: bool = True, extra: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *, seed: int = 0, dev_mode: bool = True, extra: Sequence[str] = (), deadline_s: float = 180.0
+    ) -> None:
         environment = {"VLLM_SERVER_DEV_MODE": str(int(dev_mode))}
-        super().__init__(environment=environment, deadline_s=180.0, grace_s=15.0)
+        super().__init__(environment=environment, deadline_s=deadline_s, grace_s=15.0)
         self._seed = seed
         self._extra = list(extra)
 

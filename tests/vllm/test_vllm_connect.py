@@ -57,7 +57,9 @@ OTHERS += [{"vllm_config": {**config(), "instance_id": ""}}]
 async def test_an_engine_of_another_kind(info: Any) -> None:
     server = RecordedServer()
     server.script("GET /server_info", (200, info))
-    assert "no vLLM server" in await refusal(server)
+    said = await refusal(server)
+    assert "no vLLM server" in said
+    assert ("write sglang://" in said) is (info is SGLANG)
 
 
 async def test_a_server_without_a_version_is_none() -> None:

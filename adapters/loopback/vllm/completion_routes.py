@@ -170,12 +170,15 @@ async def _chunks(
             if not output.ids:
                 yield None, output
                 continue
-            text = tokenizer.decode(output.ids[sent:])
-            sent = len(output.ids)
+            new, sent = output.ids[sent:], len(output.ids)
+            text = tokenizer.decode(new)
             make: Callable[..., dict[str, Any]] = replies.chat_delta if call.chat else replies.text_delta
             more = {"system_fingerprint": replies.fingerprint(call.engine.traits.release)}
             final = output.finish is not None and not call.usage
-            yield call.chunk([make(index, text, output.finish)], **(more if final else {})), output
+            choice = make(index, text, output.finish)
+            if call.ids:  # Source: vllm 0.32.0, entrypoints/openai/completion/serving.py
+                choice["token_ids"] = list(new)
+            yield call.chunk([choice], **(more if final else {})), output
 
 
 def _event(payload: dict[str, Any]) -> str:
