@@ -34,8 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Every case is in the long lane, but the quick ones of the first engine of each dialect."""
     for item in items:
-        quick = item.name in QUICK and _cls(item) in ("TestLoopback", "TestVLLM")
-        here = "test_loopback.py" in item.nodeid or "test_vllm_dialect.py" in item.nodeid
+        quick = item.name in QUICK and _cls(item) in ("TestLoopback", "TestVLLM", "TestTokenspeed")
+        here = item.path.name in ("test_loopback.py", "test_vllm_dialect.py", "test_tokenspeed_dialect.py")
         if here and "conformance" in item.nodeid and not quick:
             item.add_marker(pytest.mark.slow)
         old = _cls(item) in ("TestVLLM24", "TestVLLM30")
