@@ -58,8 +58,7 @@ def plan(command: Command, facts: Facts, capabilities: Capabilities) -> tuple[Ca
         case RestoreWeights() | RestoreKV():
             return _restores(acted_on, facts)
         case UpdateWeights(source=Pushed() as source):
-            effect = {**call_effects.loaded(source.version, capabilities), Fact.CACHE_FRESH: True}
-            return (Call(PUSH.name, effect=effect),)
+            return _pushed(source, capabilities)
         case UpdateWeights(source=source):
             return (_not_sent(f"tokenspeed loads no weights from {source}: push them"),)
         case Resume():
@@ -113,6 +112,18 @@ def _resume(facts: Facts) -> Call:
     if released:
         return _not_sent(f"{', '.join(released)} not known to be mapped: its scheduler would not be resumed")
     return Call(CONTINUE, effect=call_effects.resumed(), repeatable=True)
+
+
+def _pushed(source: Pushed, capabilities: Capabilities) -> tuple[Call, ...]:
+    """The push, after the weights were labelled as being replaced: there is no call that begins one.
+
+    So contents are unknown from the label on, also to whoever comes after a driver that ended meanwhile.
+    """
+    begun = {"new_version": f"being-replaced-by-{source.version}"}
+    effect = call_effects.loading(capabilities)
+    label = Call("update_weight_version", begun, effect, repeatable=True, refusal_is_untouched=True)
+    loaded = {**call_effects.loaded(source.version, capabilities), Fact.CACHE_FRESH: True}
+    return label, Call(PUSH.name, effect=loaded)
 
 
 def _ordered(tags: frozenset[Tag]) -> list[Tag]:
