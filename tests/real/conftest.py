@@ -1,4 +1,5 @@
-"""The lane of real engines and routers: collected only by `run.py`, `run_vllm.py` and `run_routers.py` (`make real`).
+"""The lane of real engines and routers: collected only by `run.py`, `run_vllm.py`, `run_tokenspeed.py` and
+`run_routers.py` (`make real`).
 
 Those set `LIFECYCLE_REAL`, each to another word, and take the tests of their own engines alone. The tests on routers
 need no engine from a package.
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
     from lane import Lane
     from vllm_lane import VLLMLane
 
+_OTHERS = ["test_real_routers.py", "test_*_on_vllm.py", "test_*_on_tokenspeed.py"]
 _LEFT_OUT = {
     None: ["test_*.py"],
     "routers": ["test_[!r]*.py", "test_ring*.py"],
-    "vllm": ["test_*_on_sglang.py", "test_likeness.py", "test_real_routers.py"],
+    "vllm": ["test_*_on_sglang.py", "test_*_on_tokenspeed.py", "test_likeness.py", "test_real_routers.py"],
+    "tokenspeed": ["test_*_on_sglang.py", "test_*_on_vllm.py", "test_likeness.py", "test_real_routers.py"],
 }
-collect_ignore_glob = _LEFT_OUT.get(os.environ.get("LIFECYCLE_REAL"), ["test_real_routers.py", "test_*_on_vllm.py"])
+collect_ignore_glob = _LEFT_OUT.get(os.environ.get("LIFECYCLE_REAL"), _OTHERS)
 
 
 #: Modules in an order that needs four servers of SGLang: one with keys, one with a backup, one without either, and one

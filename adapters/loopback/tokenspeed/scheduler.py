@@ -273,7 +273,9 @@ class Scheduler(SchedulerLoop):
     def _load(self, path: str, *, flush: bool, label: bool) -> str:
         if flush and self._flush():
             return "cache flush failed; retry the update after in-flight Host writebacks drain"
-        refused = [] if label else [why for why in self._pipeline.collective_rpc("reload", path) if why]
+        # Over memory that is gone it fails the engine; a checkpoint that is none, or is not there, changes nothing.
+        how = "reload" if "weights" in self._released else "load"
+        refused = [] if label else [why for why in self._pipeline.collective_rpc(how, path) if why]
         return refused[0] if refused else ""
 
     def _rebalance(self) -> str:
