@@ -114,13 +114,12 @@ async def test_a_late_pause_and_a_resume(plane: RealControlPlane) -> None:
 
 async def test_a_release_that_is_cut_off(plane: RealControlPlane) -> None:
     ours, others = adapter_of(plane), adapter_of(plane)
-    await ours.connect(deadline_s=20)
+    await asyncio.gather(ours.connect(deadline_s=20), others.connect(deadline_s=20))
     running = asyncio.create_task(asyncio.to_thread(generate, plane, "long", 200))
     await asyncio.sleep(0.2)
     (release,) = ours.plan(Release(), SERVING.learn({Fact.ADMISSION: "closed"}, Grade.REPORTED))
     releasing = asyncio.create_task(ours.send(release, deadline_s=20))
     await asyncio.sleep(0.2)
-    await others.connect(deadline_s=20)
     assert (await others.send(others.plan(Resume(), SERVING)[0], deadline_s=10)).outcome == "done"
     reply = await releasing
     assert (reply.outcome, reply.detail) == ("lost", "resumed before release drained")
