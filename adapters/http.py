@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +151,15 @@ async def _answer(response: aiohttp.ClientResponse, path: str, limit: int) -> An
     if len(body) > limit:
         return Answer(None, error=f"its answer has more than {mib(limit)}, too much for {path}")
     return Answer(response.status, body)
+
+
+async def together(*asks: Coroutine[Any, Any, Answer]) -> list[Answer]:
+    """The answers to these requests, which are made at once. One alone is made in this task."""
+    if len(asks) == 1:
+        return [await asks[0]]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each) for each in asks]
+    return [task.result() for task in tasks]
 
 
 def parsed(body: bytes) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from lifecycle.core.errors import ConfigurationError
 from lifecycle.nodes.address import Address
@@ -24,3 +25,14 @@ def choice_of(address: Address, name: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         raise ConfigurationError(f"{address}: {name} must be {' or '.join(choices)}, got {value!r}")
     return value
+
+
+def sizes_of(address: Address, tags: Sequence[str]) -> dict[str, int]:
+    """The option `sizes` as bytes by tag. Raises ConfigurationError where it is not of the form TAG:BYTES,..."""
+    parts = [part.partition(":") for part in address.options.get("sizes", "").split(",") if part]
+    if not all(tag.strip() in tags and size.isdecimal() and int(size) for tag, _, size in parts):
+        raise ConfigurationError(
+            f"{address}: sizes must be TAG:BYTES,... with the tags {' and '.join(tags)}, "
+            f"got {address.options['sizes']!r}"
+        )
+    return {tag.strip(): int(size) for tag, _, size in parts}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp
 
-from .dialect import VLLM
+from .dialect import TOKENSPEED, VLLM
 from .engine import Engine
 from .options import EngineOptions
 from .pipeline import Pipeline
@@ -20,6 +20,12 @@ def build(options: EngineOptions, pipelines: Sequence[Pipeline]) -> tuple[Engine
 
         vllm = VllmEngine(options, pipelines)
         return vllm, vllm_app(vllm)
+    if options.dialect.engine == TOKENSPEED:
+        from .tokenspeed.app import build_app as tokenspeed_app
+        from .tokenspeed.engine import TokenspeedEngine
+
+        tokenspeed = TokenspeedEngine(options, pipelines)
+        return tokenspeed, tokenspeed_app(tokenspeed)
     from .sglang.app import build_app as sglang_app
     from .sglang.engine import SGLangEngine
 

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from .dialect import VLLM
+from .dialect import SGLANG, TOKENSPEED, VLLM
 from .options import EngineOptions, parse
 from .shape import RankConfig
 
@@ -55,7 +55,9 @@ def _serve(options: EngineOptions) -> int:
 def _start_ranks(options: EngineOptions) -> Pipeline:
     from .pipeline import Pipeline
 
-    vllm = options.dialect.engine == VLLM
+    # What sleep level 1 needs, and what tokenspeed always has.
+    keeps = options.memory_saver and options.dialect.engine in (VLLM, TOKENSPEED)
+    own_process = options.dialect.engine != SGLANG
     return Pipeline(
         RankConfig(
             rank=0,
@@ -63,9 +65,9 @@ def _start_ranks(options: EngineOptions) -> Pipeline:
             weights_mib=options.weights_mib,
             kv_mib=options.kv_mib,
             memory_saver=options.memory_saver,
-            weights_backup=options.weights_backup or (vllm and options.memory_saver),  # what sleep level 1 needs
-            in_child=vllm,
-            faults_when_unmapped=vllm,
+            weights_backup=options.weights_backup or keeps,
+            in_child=own_process,
+            faults_when_unmapped=own_process,
         )
     )
 

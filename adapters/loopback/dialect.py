@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SGLANG, VLLM = "sglang", "vllm"
+SGLANG, VLLM, TOKENSPEED = "sglang", "vllm", "tokenspeed"
 
-#: The versions of each dialect, as they are chosen, and the release that each of them is. The last of the first row is
-#: SGLang's only one; of vLLM there is one for each range in which its answers or its effects differ.
+#: The versions of each dialect, as they are chosen, and the release that each of them is. Of SGLang and
+#: tokenspeed there is one; of vLLM one for each range in which its answers or its effects differ.
 VERSIONS = {
     SGLANG: {"0.5.23": "0.5.23"},
     VLLM: {"0.24": "0.24.0", "0.25": "0.25.1", "0.30": "0.30.0", "0.32": "0.32.0", "0.33": "0.33.0"},
+    TOKENSPEED: {"0.1.1": "0.1.1"},
 }
-DEFAULT_VERSION = {SGLANG: "0.5.23", VLLM: "0.32"}
+DEFAULT_VERSION = {SGLANG: "0.5.23", VLLM: "0.32", TOKENSPEED: "0.1.1"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, fields
 from typing import NoReturn
 
-from .dialect import SGLANG_DIALECT, VERSIONS, VLLM, Dialect, parse_dialect
+from .dialect import SGLANG_DIALECT, TOKENSPEED, VERSIONS, VLLM, Dialect, parse_dialect
 from .faults import parse_fault
 from .shape import KV_MIB_LEAST, RANKS_ALLOWED, WEIGHTS_MIB_LEAST
 
@@ -51,6 +51,9 @@ class EngineOptions:
     data_parallel_size: int = 1
     weight_transfer: bool = False
     fault_tolerance: bool = False
+    # tokenspeed's dialect alone
+    weight_store: str | None = None
+    rebalance_s: float | None = None
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -81,13 +84,14 @@ def _refusal(options: EngineOptions) -> str | None:
         return "--seed must not be negative, --max-running-requests and --context-length must be positive"
     if options.weights_backup and not options.memory_saver:
         return "--weights-backup needs --memory-saver"
-    return _refusal_of_vllm(options)
+    return _refusal_by_dialect(options)
 
 
-def _refusal_of_vllm(options: EngineOptions) -> str | None:
-    if options.dialect.engine != VLLM:
-        given = [flag for name, flag in _VLLM_ONLY.items() if getattr(options, name) != getattr(_DEFAULTS, name)]
-        return f"{given[0]} needs --dialect vllm" if given else None
+def _refusal_by_dialect(options: EngineOptions) -> str | None:
+    for engine, only in _ONLY.items():
+        given = [flag for name, flag in only.items() if getattr(options, name) != getattr(_DEFAULTS, name)]
+        if given and options.dialect.engine != engine:
+            return f"{given[0]} needs --dialect {engine}"
     if options.cpu_like and options.memory_saver:
         return "Sleep mode is not supported on current platform."  # Source: vllm 0.32.0, config/model.py
     if options.data_parallel_size < 1 or (options.max_num_queued_reqs or 1) < 1:
@@ -116,6 +120,7 @@ def _build() -> argparse.ArgumentParser:
     _add_server_arguments(parser)
     _add_timing_arguments(parser)
     _add_vllm_arguments(parser)
+    _add_tokenspeed_arguments(parser)
     parser.set_defaults(**{field.name: field.default for field in fields(EngineOptions) if field.name != "fault"})
     return parser
 
@@ -160,7 +165,7 @@ def _add_timing_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--shutdown-timeout-s",
         type=float,
-        help="from SIGTERM until requests that have not ended are dropped (3; vllm: 0)",
+        help="from SIGTERM until requests that have not ended are dropped (3; others: 0)",
     )
     add("--watchdog-timeout-s", type=float, help="a batch that makes no progress for this long kills the engine")
 
@@ -179,6 +184,13 @@ def _add_vllm_arguments(parser: argparse.ArgumentParser) -> None:
     add(*tolerance, action="store_true", help="serve /fault_tolerance/status")
 
 
+def _add_tokenspeed_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("tokenspeed's dialect")
+    add = group.add_argument
+    add("--weight-store", metavar="DIR", help="a folder of checkpoints, VERSION.safetensors, for a load from Mooncake")
+    add("--rebalance-s", type=float, help="as with --enable-eplb: how long a rebalance of experts takes")
+
+
 _VLLM_ONLY = {
     "cpu_like": "--cpu-like",
     "dev_mode": "--no-dev-mode",
@@ -188,4 +200,6 @@ _VLLM_ONLY = {
     "weight_transfer": "--weight-transfer",
     "fault_tolerance": "--fault-tolerance",
 }
+_TOKENSPEED_ONLY = {"weight_store": "--weight-store", "rebalance_s": "--rebalance-s"}
+_ONLY = {VLLM: _VLLM_ONLY, TOKENSPEED: _TOKENSPEED_ONLY}
 _DEFAULTS = EngineOptions()

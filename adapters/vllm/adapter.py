@@ -20,9 +20,9 @@ from lifecycle.core.readings import Process
 from lifecycle.core.verdicts import REQUESTS_RUN, Pending, Proved, Verdict
 from lifecycle.nodes.address import Address
 
-from ..http import Answer, HttpClient
+from ..http import Answer, HttpClient, together
 from ..server_processes import ServerProcesses
-from ..url_options import choice_of, key_of
+from ..url_options import choice_of, key_of, sizes_of
 from .answers import (
     LIMITS,
     RANKS_DISAGREE,
@@ -38,9 +38,9 @@ from .answers import (
     weights_label,
     why_not,
 )
-from .capabilities import boot_of, capabilities_of, counts_requests_alone, one_front_end, sizes_of, tells_faults
+from .capabilities import TAGS, boot_of, capabilities_of, counts_requests_alone, one_front_end, tells_faults
 from .plan import CLOSE_PUSH, NOT_SENT, close_push, idle_mode, pause_args, plan, push
-from .reads import SERVER_INFO, Reads, together
+from .reads import SERVER_INFO, Reads
 from .versions import VERSIONS, Effects
 
 OPTIONS = ("api_key", "api_key_env", "pid", "agent", "sizes", "checksum", "unknown_version")
@@ -95,7 +95,7 @@ class VLLMAdapter:
         self._reads = Reads(self._http, self._key)
         self._checksums = choice_of(address, "checksum", ("false", "true")) == "true"
         self._warns = choice_of(address, "unknown_version", ("refuse", "warn")) == "warn"
-        self._sizes = sizes_of(address)
+        self._sizes = sizes_of(address, TAGS)
         self._processes = ServerProcesses(address)
         self._capabilities: Capabilities | None = None
         self._effects = Effects()

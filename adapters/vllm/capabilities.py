@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from lifecycle.core.capabilities import Capabilities, PauseTraits
-from lifecycle.core.errors import ConfigurationError
 from lifecycle.core.facts import Grade, PauseMode, SizeGrade, Tag, TagSpec
 from lifecycle.core.sources import FromDisk
-from lifecycle.nodes.address import Address
 
 from .answers import whole
 from .versions import Effects
@@ -100,17 +98,6 @@ def one_front_end(config: Mapping[str, Any]) -> bool:
 def tells_faults(config: Mapping[str, Any], effects: Effects) -> bool:
     """Whether `/fault_tolerance/status` exists. Source: vllm 0.32.0, entrypoints/launchers/api_server/routers.py."""
     return effects.fault_status and _part(config, "parallel_config").get("enable_fault_tolerance") is True
-
-
-def sizes_of(address: Address) -> dict[str, int]:
-    """The option `sizes` as bytes by tag. Raises ConfigurationError where it is not of the form TAG:BYTES,..."""
-    parts = [part.partition(":") for part in address.options.get("sizes", "").split(",") if part]
-    if not all(tag.strip() in TAGS and size.isdecimal() and int(size) for tag, _, size in parts):
-        raise ConfigurationError(
-            f"{address}: sizes must be TAG:BYTES,... with the tags {' and '.join(TAGS)}, "
-            f"got {address.options['sizes']!r}"
-        )
-    return {tag.strip(): int(size) for tag, _, size in parts}
 
 
 def _part(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

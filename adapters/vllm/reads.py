@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 from lifecycle.core.facts import Fact
 
-from ..http import BODY_LIMIT, Answer, HttpClient
+from ..http import BODY_LIMIT, Answer, HttpClient, together
 from .answers import LIMITS, server_load, tokens_generated
 
 SERVER_INFO = "/server_info?config_format=json"
@@ -73,12 +71,3 @@ class Reads:
     async def load(self, deadline_s: float) -> int | None:
         """The open requests that the server counts, where it counts them."""
         return server_load(await self.get("/load", deadline_s))
-
-
-async def together(*asks: Coroutine[Any, Any, Answer]) -> list[Answer]:
-    """The results of these coroutines, which run at once. One alone runs in this task."""
-    if len(asks) == 1:
-        return [await asks[0]]
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(each) for each in asks]
-    return [task.result() for task in tasks]

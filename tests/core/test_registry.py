@@ -32,7 +32,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 def test_a_fleet_of_many_urls_looks_for_adapters_once(asked: list[str]) -> None:
     fleet = Fleet.connect([f"loopback://127.0.0.1:{port}" for port in range(1000, 1020)], lease=None)
     assert len(fleet) == 20
-    assert registry.known_schemes() == ["loopback", "sglang", "vllm"]
+    assert registry.known_schemes() == ["loopback", "sglang", "tokenspeed", "vllm"]
     assert asked == [registry.ADAPTERS]
 
 

@@ -1,4 +1,5 @@
-"""The lane of real engines and routers: collected only by `run.py`, `run_vllm.py` and `run_routers.py` (`make real`).
+"""The lane of real engines and routers: collected only by `run.py`, `run_vllm.py`, `run_tokenspeed.py` and
+`run_routers.py` (`make real`).
 
 Those set `LIFECYCLE_REAL`, each to another word, and take the tests of their own engines alone. The tests on routers
 need no engine from a package.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,12 +20,20 @@ if TYPE_CHECKING:
     from lane import Lane
     from vllm_lane import VLLMLane
 
-_LEFT_OUT = {
-    None: ["test_*.py"],
-    "routers": ["test_[!r]*.py", "test_ring*.py"],
-    "vllm": ["test_*_on_sglang.py", "test_likeness.py", "test_*routers*.py"],
+#: The modules of each lane, by what `LIFECYCLE_REAL` says; without it none is collected.
+_MODULES = {
+    "sglang": ("test_likeness.py", "test_*_on_sglang.py"),
+    "vllm": ("test_*_on_vllm.py",),
+    "tokenspeed": ("test_*_on_tokenspeed.py",),
+    "routers": ("test_*routers*.py",),
 }
-collect_ignore_glob = _LEFT_OUT.get(os.environ.get("LIFECYCLE_REAL"), ["test_*routers*.py", "test_*_on_vllm.py"])
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """A lane collects its own modules alone."""
+    mine = _MODULES.get(os.environ.get("LIFECYCLE_REAL", ""), ())
+    module = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if module and not any(collection_path.match(each) for each in mine) else None
 
 
 #: Modules in an order that needs four servers of SGLang: one with keys, one with a backup, one without either, and one

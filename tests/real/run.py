@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-os.environ["LIFECYCLE_REAL"] = "1"
+os.environ["LIFECYCLE_REAL"] = "sglang"
 
 import pytest  # noqa: E402
 from build_env import build  # noqa: E402

@@ -56,7 +56,7 @@ async def test_what_listens_is_no_engine(web_server: int) -> None:
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("http://127.0.0.1:1", "no adapter for 'http'; installed are loopback, sglang, vllm"),
+        ("http://127.0.0.1:1", "no adapter for 'http'; installed are loopback, sglang, tokenspeed, vllm"),
         ("sglang://127.0.0.1", "has no port"),
         ("127.0.0.1:30000", "is no engine URL"),
         ("sglang://127.0.0.1:99999", "is no engine URL"),

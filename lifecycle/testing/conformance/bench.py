@@ -73,7 +73,8 @@ class Bench:
 
     async def bring_to(self, engine: Engine, state: State) -> None:
         """Executes the planner's commands until the engine is in this state of the ring."""
-        goals = [Goal(State.RELEASED, weights=self.source), Goal(State.SERVING, weights=self.source)]
+        mode = self.policy.pause_mode
+        goals = [Goal(each, weights=self.source, mode=mode) for each in (State.RELEASED, State.SERVING)]
         while engine.state is not state and goals:
             command = next_command(engine.view(), goals[0])
             if command is None:

@@ -76,7 +76,7 @@ class CallCases:
         """A second pause by the same mode changes nothing."""
         engine = await bench.engine_in(State.PAUSED)
         for _ in range(2):
-            await engine.pause("abort")
+            await engine.pause()
             assert engine.state is State.PAUSED
         await bench.onload(engine)
 

@@ -99,7 +99,7 @@ class RowCases:
         for tag in sorted(self.tags):
             if engine.capabilities.releasable != "any" and frozenset({tag}) not in engine.capabilities.releasable:
                 continue
-            await engine.pause("abort")
+            await engine.pause()
             await engine.drain()
             await engine.release([tag], weights=bench.source)
             assert engine.facts.unmapped() == {tag}
@@ -130,7 +130,7 @@ class RowCases:
 
 async def _refused_live(engine: Engine, other: FromDisk | None) -> None:
     """Asserts that an update under a pause that does not freeze is refused; no lifecycle call is sent for it."""
-    await engine.pause("abort")
+    await engine.pause()
     if other is not None:
         with pytest.raises(GuardRefused) as refused:
             await engine.update_weights(other)

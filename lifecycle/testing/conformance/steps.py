@@ -37,7 +37,7 @@ async def engine_before(bench: Bench, step: Step) -> Engine:
 def command_of(bench: Bench, step: Step) -> Command:
     """Returns the command of this step."""
     commands: dict[Step, Command] = {
-        "pause": Pause("abort"),
+        "pause": Pause(bench.policy.pause_mode),
         "drain": Drain(),
         "release": Release(None, bench.source),
         "restore_weights": RestoreWeights(),
@@ -49,7 +49,9 @@ def command_of(bench: Bench, step: Step) -> Command:
 
 
 def calls_of(bench: Bench, engine: Engine, step: Step) -> tuple[Call, ...]:
-    """Returns the calls that the step will send."""
+    """Returns the calls that the step will send; none where it is an update that the engine cannot do."""
+    if step == "update_weights" and "disk" not in engine.capabilities.update:
+        return ()
     return fault_injector(engine).plan(command_of(bench, step), engine.facts)
 
 
