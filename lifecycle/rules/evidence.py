@@ -133,6 +133,13 @@ def targets(command: Command, facts: Facts, capabilities: Capabilities) -> froze
     return frozenset()
 
 
+def keeps_older_kv(context: Context) -> bool:
+    """Whether requests wait in the engine that are to go on with KV of the weights before, as a live update has it."""
+    paused_by = context.facts.paused_by
+    traits = context.capabilities.pause.get(paused_by) if paused_by else None
+    return traits is not None and traits.keeps_kv and traits.live_update
+
+
 def believed_only(record: Record) -> bool:
     """Whether the mapping is only remembered or asserted, so that what is resident must bear it out."""
     basis = record.facts.basis.get(Fact.MAPPED)
