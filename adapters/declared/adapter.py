@@ -19,7 +19,7 @@ from lifecycle.core.readings import Process
 from lifecycle.core.verdicts import REQUESTS_RUN, Pending, Proved, Refuted, Unmeasurable, Verdict
 
 from ..server_processes import ServerProcesses
-from .declaration import FACTS, About, Declaration, Placed, Verbs
+from .declaration import DEADLINE, FACTS, About, Declaration, Placed, Verbs
 from .home import Home, Outcome
 from .plan import NOT_SENT, PUSH_BEGINS, PUSH_ENDS, plan, push
 from .processes import Declared, finder
@@ -27,6 +27,9 @@ from .verbs import judged
 
 #: Seconds within which an engine that lives answers a question that does not depend on its load.
 READ_S = 10.0
+
+#: The share of its deadline that a verb is told: what ends by itself is to have ended before nobody waits for it.
+OWN_SHARE = 0.9
 
 
 class DeclaredAdapter:
@@ -97,7 +100,7 @@ class DeclaredAdapter:
             return Reply("done")
         placed = self.declared.by_call(call.name)
         limit_s = min(deadline_s, placed.verb.deadline_s or math.inf)
-        outcome = await self._home.run(call.name, partial(placed.verb.call, **call.args), limit_s)
+        outcome = await self._run(placed, call.args, limit_s)
         match outcome.what:
             case "waited":
                 why = f"it was not called: {self._home.last_name}(), called before, still runs"
@@ -209,7 +212,11 @@ class DeclaredAdapter:
     async def _call(self, placed: Placed, deadline_s: float, offered: Mapping[str, Any] | None = None) -> Outcome:
         """What became of a verb that changes nothing."""
         given = {name: value for name, value in (offered or {}).items() if name in placed.takes}
-        limit_s = min(deadline_s, placed.verb.deadline_s or math.inf)
+        return await self._run(placed, given, min(deadline_s, placed.verb.deadline_s or math.inf))
+
+    async def _run(self, placed: Placed, args: Mapping[str, Any], limit_s: float) -> Outcome:
+        """What became of a verb that is given these arguments, and its deadline where it takes that."""
+        given = {**args, DEADLINE: OWN_SHARE * limit_s} if DEADLINE in placed.takes else args
         return await self._home.run(placed.name, partial(placed.verb.call, **given), limit_s)
 
     async def _ask(self, name: str, deadline_s: float) -> Outcome | None:

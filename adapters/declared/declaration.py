@@ -31,7 +31,7 @@ FACTS: Mapping[str, Fact] = {
     "checksum": Fact.CHECKSUM,
 }
 
-#: What verbs are offered, by their place. A question is offered nothing, but for the text of the one for a token.
+#: What verbs are offered, by their place, beside `deadline_s`. Of the questions only that for a token is offered more.
 OFFERED: Mapping[str, tuple[str, ...]] = {
     "pause": ("mode",),
     "release": ("tags", "keep"),
@@ -42,12 +42,17 @@ OFFERED: Mapping[str, tuple[str, ...]] = {
     "answer": ("text", "tokens"),
 }
 
+#: The seconds that a call is given. A verb that takes them ends in time by itself: nothing else can end it.
+DEADLINE = "deadline_s"
+
 _QUESTIONS = (*FACTS, "idle", "answer", "barrier")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verbs:
     """The verbs of one engine. A function alone stands for `Verb(call=...)`; a question may be asked again.
+
+    Each is offered `deadline_s`: one that takes it ends in time by itself, and raises TimeoutError then.
 
     - `pause`: by mode, as this library calls them. Offered `mode`.
     - `resume`: admits requests again.
@@ -313,7 +318,7 @@ def _place(place: str, given: Asked, *, question: bool = False, several: str = "
         given = replace(given, repeatable=True, refusal_is_untouched=True)
     if given.effects and place not in ("release", "restore"):
         raise ConfigurationError(f"{shown}: only verbs that release or restore have effects on tags")
-    takes = frozenset[str]() if place == "push" else accepted(given, shown, OFFERED.get(place, ()))
+    takes = frozenset[str]() if place == "push" else accepted(given, shown, (*OFFERED.get(place, ()), DEADLINE))
     return Placed(given.own_name, given, takes)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from lifecycle.core.calls import PUSH, Call
 from lifecycle.core.capabilities import Capabilities
 from lifecycle.core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from lifecycle.core.facts import Fact, Facts, PauseMode, Tag
+from lifecycle.core.facts import Fact, Facts, Grade, PauseMode, Tag
 from lifecycle.core.sources import FromDisk, Pushed, Source
 from lifecycle.rules.evidence import targets
 from lifecycle.rules.weights import is_kept
@@ -142,12 +142,13 @@ def _pushed(source: Pushed, capabilities: Capabilities, declared: Declaration) -
 def _fresh(
     facts: Facts, calls: tuple[Call, ...], capabilities: Capabilities, declared: Declaration, *, changed: bool = False
 ) -> tuple[Call, ...]:
-    """Empties the prefix cache, where it is stale once these calls were made and no request goes on with it.
+    """Empties the prefix cache, unless it is known to be fresh after these calls, or requests go on with it.
 
     While KV memory is unmapped that waits until it is back.
     """
     away = facts.unmapped() & capabilities.stage("kv")
-    stale = changed or facts.cache_fresh is not True
+    known = facts.grades.get(Fact.CACHE_FRESH, Grade.ASSERTED) > Grade.ASSERTED
+    stale = changed or not (facts.cache_fresh and known)
     if facts.paused_by == "freeze" or (changed and away) or not stale:
         return ()
     if any(call.effect.get(Fact.CACHE_FRESH) for call in calls):

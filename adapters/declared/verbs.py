@@ -6,6 +6,7 @@ a verb does cannot be read from it, so it is declared. What it takes is read fro
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ class Verb:
     - `succeeded`: how its answer is read, rank by rank; `did` unless given. A rank that answers None says nothing.
     - `unanswered`: the exceptions by which the call says that it got no answer: it may have run, or run still. After
       any other one the engine refused.
-    - `takes`: the names that it takes, where its signature cannot be read.
+    - `takes`: the names that it takes, where its signature cannot be read, or has `**` for them.
     - `name`: what it is called in messages and journals; the function's own name unless given.
     """
 
@@ -71,7 +72,10 @@ class Verb:
     _named: str = field(init=False, default="", repr=False)
 
     def __post_init__(self) -> None:
-        own = self.name or getattr(self.call, "__name__", "") or type(self.call).__name__
+        inner = self.call
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        own = self.name or getattr(inner, "__name__", "") or type(inner).__name__
         object.__setattr__(self, "_named", own if own.isidentifier() else "")
         object.__setattr__(self, "effects", FrozenMap(self.effects))
         if not callable(self.call):
@@ -123,8 +127,6 @@ def accepted(verb: Verb, place: str, offered: Sequence[str]) -> frozenset[str]:
             raise ConfigurationError(
                 f"{place}: it needs {each.name!r}, and is offered {_names(offered)}; bind the rest (functools.partial)"
             )
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        return frozenset(offered)
     return frozenset(each.name for each in parameters if each.kind in named and each.name in offered)
 
 

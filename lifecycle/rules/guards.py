@@ -18,7 +18,7 @@ from ..core.sources import FromDisk, Kept, Pushed, version_of
 from ..core.units import mib
 from ..core.verdicts import NotApplicable, Proved, Unmeasurable, Verdict
 from .checksums import by_model_role, changed
-from .evidence import Context, EvidenceKind, believed_only, keeps_older_kv, taken_as_launched, targets
+from .evidence import Context, EvidenceKind, believed_only, goes_on_with_kv, taken_as_launched, targets
 from .mapping import as_when_met, denied_by_bytes
 from .memory import visible_bytes
 from .weights import invalid_weights, is_kept
@@ -297,7 +297,7 @@ def weights_valid(context: Context) -> str | None:
 @guard()
 def cache_fresh(context: Context) -> str | None:
     """The prefix cache was built with these weights in this mapping; a live update keeps older KV on purpose."""
-    if context.facts.cache_fresh is not True and not keeps_older_kv(context):
+    if context.facts.cache_fresh is not True and not goes_on_with_kv(context):
         return "the prefix cache may belong to other weights or to memory that was given back"
     return None
 

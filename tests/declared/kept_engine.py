@@ -17,6 +17,20 @@ from lifecycle.adapters.loopback.memory import HostBackup, Region
 MIB = 1 << 20
 TAGS_MIB = 72
 STEP_S = 0.002
+WEIGHT = 7
+
+
+def next_token(before: int, weight: int) -> int:
+    """The token that follows another."""
+    return (before * 1103515245 + weight + 12345) & 0x7FFFFFFF
+
+
+def undisturbed(count: int) -> list[int]:
+    """The first tokens of a request that nothing disturbs."""
+    tokens = [int.from_bytes(b"\1" * 4, "little")]
+    for _ in range(count):
+        tokens.append(next_token(tokens[-1], WEIGHT))
+    return tokens[1:]
 
 
 class Engine:
@@ -26,7 +40,7 @@ class Engine:
         self._memory = {tag: Region(TAGS_MIB * MIB) for tag in ("weights", "kv_cache")}
         self._backup = HostBackup(TAGS_MIB * MIB)
         self._weights = HostBackup(TAGS_MIB * MIB)
-        self._memory["weights"].bytes[:] = 7
+        self._memory["weights"].bytes[:] = WEIGHT
         self._memory["kv_cache"].bytes[:] = 1
         self._released: set[str] = set()
         self._left: dict[int, int] = {}
@@ -44,8 +58,7 @@ class Engine:
     def _step(self, slot: int) -> None:
         kv, weights = self._memory["kv_cache"].bytes, self._memory["weights"].bytes
         at = slice(slot * 4096, slot * 4096 + 4)
-        state = int.from_bytes(kv[at].tobytes(), "little")
-        token = (state * 1103515245 + int(weights[slot * 4096]) + 12345) & 0x7FFFFFFF
+        token = next_token(int.from_bytes(kv[at].tobytes(), "little"), int(weights[slot * 4096]))
         kv[at] = list(token.to_bytes(4, "little"))
         self._tokens[slot].append(token)
         self._left[slot] -= 1
@@ -154,9 +167,8 @@ class Rpc:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None and not self._lock.locked():
-                stream.close()
+        with self._lock:  # a call that hung has ended with the process
+            self._process.communicate()
 
 
 if __name__ == "__main__":

@@ -51,10 +51,12 @@ def needs_rank(tags: Sequence[str], rank: int) -> None: ...
 
 
 WRONG = {
-    "restore needs_rank: it needs 'rank', and is offered tags": {"restore": Verb(call=needs_rank, effects=BACK)},
-    "pause abort: it needs 'tags', and is offered mode": {"pause": {"abort": of_tags}},
-    "load: it needs 'tags', and is offered path, version, options": {"load": of_tags},
-    "boot: it needs 'tags', and is offered nothing": {"boot": of_tags},
+    "restore needs_rank: it needs 'rank', and is offered tags, deadline_s": {
+        "restore": Verb(call=needs_rank, effects=BACK)
+    },
+    "pause abort: it needs 'tags', and is offered mode, deadline_s": {"pause": {"abort": of_tags}},
+    "load: it needs 'tags', and is offered path, version, options, deadline_s": {"load": of_tags},
+    "boot: it needs 'tags', and is offered deadline_s": {"boot": of_tags},
     "'sleep' is no pause mode; they are abort, wait, keep, freeze": {"pause": {"sleep": nothing}},
     "pause: no mode is declared": {"pause": {}},
     "restore: cuda_graph is released by no verb; it has kv_cache, weights": {
@@ -122,7 +124,7 @@ def test_a_signature_that_cannot_be_read_is_declared() -> None:
         declared(restore=unreadable)
     adapter = declared(restore=replace(unreadable, takes=("tags",)))
     assert adapter.declared.placed["restore 0"].takes == {"tags"}
-    with pytest.raises(ConfigurationError, match="takes='rank', and it is offered tags"):
+    with pytest.raises(ConfigurationError, match="takes='rank', and it is offered tags, deadline_s"):
         declared(restore=replace(unreadable, takes=("rank",)))
 
 
@@ -191,8 +193,9 @@ def test_kv_that_is_kept_leaves_the_prefix_cache_as_it_was() -> None:
     adapter = declared(release=Verb(call=of_tags, effects={"weights": "kept", "kv_cache": "kept_on_host"}))
     (release,) = adapter.plan(Release(None, Kept()), serving(cache_fresh=True))
     assert Fact.CACHE_FRESH not in release.effect
-    gone = serving(cache_fresh=True).learn(release.effect, Grade.ACKNOWLEDGED)
+    gone = serving().learn({**release.effect, Fact.CACHE_FRESH: True}, Grade.ACKNOWLEDGED)
     assert [call.args for call in adapter.plan(RestoreKV(), gone)] == [{"tags": ["kv_cache"]}]
+    assert len(adapter.plan(RestoreKV(), gone.learn({Fact.CACHE_FRESH: True}, Grade.ASSERTED))) == 2
 
 
 def test_requests_never_go_on_with_kv_of_other_weights_unless_that_is_meant() -> None:
