@@ -32,6 +32,8 @@ from lifecycle import (
     Unreachable,
 )
 
+pytestmark = pytest.mark.slow
+
 POLICY = Policy(residual_threshold_gib=0.2, settle_s=1.0, poll_s=0.02)
 
 #: Tokens of a request that does not end before its test does.

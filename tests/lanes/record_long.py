@@ -66,6 +66,12 @@ LANES = (
     ),
     Lane("two pipelines take turns", ("tests/faults/test_taking_turns.py",), {"LIFECYCLE_TEST_LONG": "1"}, runs=1),
     Lane("cycles with random faults", ("tests/faults/test_random_faults.py",), {"LIFECYCLE_TEST_LONG": "1"}, runs=1),
+    Lane(
+        "conformance of declared verbs",
+        ("tests/conformance/test_declared_verbs.py", "tests/declared/test_third_party.py"),
+        {"LIFECYCLE_TEST_LONG": "1"},
+        runs=1,
+    ),
     Lane("properties of a fleet", (PROPERTIES, "-k", "fleets and length"), {"LIFECYCLE_EXAMPLES": "1500"}, runs=6),
 )
 
