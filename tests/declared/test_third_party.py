@@ -20,7 +20,7 @@ CHOSEN = (
     "(lost and restore_kv) or (cancelled and release) or (killed and release) or met_afresh"
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the package is built first, in an environment of its own
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder / "site"),
         str(source),
     ]
-    done = subprocess.run(install, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(install, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     return folder / "site"
 
@@ -99,7 +99,6 @@ def test_it_is_unknown_where_it_is_not_installed(url: str, tmp_path: Path) -> No
     assert "no adapter for 'tiny'" in done.stderr
 
 
-@pytest.mark.timeout(600)
 def test_the_conformance_suite_passes_on_it(run, tmp_path: Path, report) -> None:
     tests = tmp_path / "tests"
     shutil.copytree(SOURCE / "tests", tests)
