@@ -110,8 +110,8 @@ class DeclaredAdapter:
             case "raised":
                 return self._raised(placed, outcome)
         said = judged(placed.verb, outcome.value)
-        if said.disagree:
-            return Reply("lost", detail=f"none that is of all ranks: {said.why}", value=outcome.value)
+        if said.unclear:
+            return Reply("lost", detail=f"none that is clear, and of all ranks: {said.why}", value=outcome.value)
         return Reply("done" if said.done else "rejected", detail=said.why, value=outcome.value)
 
     async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
@@ -136,7 +136,7 @@ class DeclaredAdapter:
             ended = await self._processes.end(clock)
             if ended is not None:
                 return Observation(alive=False, detail=ended, sampled_at=time.monotonic())
-            if not said and (self._home.busy or not self._processes.all_there()):
+            if not said and not self._processes.all_there():
                 return await self._silent(clock)
         parts = self._read(said)
         if Fact.BOOT in want:
@@ -229,7 +229,7 @@ class DeclaredAdapter:
         self._silence = f"{placed.name}(): {said.why if said is not None else _of(outcome)}"
         return None
 
-    _silence: str = "nothing was asked"
+    _silence: str = "no question was answered, and not all of its processes exist"
 
     async def _running(self, clock: Deadline) -> int | None:
         """How many requests run, where it says so."""

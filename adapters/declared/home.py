@@ -8,10 +8,10 @@ behind a call that hangs would run long after its own deadline.
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from lifecycle.core.deadline import Deadline
@@ -73,7 +73,7 @@ class Home:
 
 async def _made(call: Callable[[], Any]) -> Any:
     """What the call returned; where that can be awaited, alone or as a list of it, what came of that."""
-    value = call() if _is_coroutine_function(call) else await in_thread(call, deadline_s=NEVER_S)
+    value = call() if _is_coroutine_function(call) else await in_thread(partial(_called, call), deadline_s=NEVER_S)
     if inspect.isawaitable(value):
         return await value
     if isinstance(value, list | tuple) and value and all(inspect.isawaitable(each) for each in value):
@@ -81,8 +81,16 @@ async def _made(call: Callable[[], Any]) -> Any:
     return value
 
 
+def _called(call: Callable[[], Any]) -> Any:
+    """What the call returned. What ends a program or an iteration ends neither here: it is an error like any other."""
+    try:
+        return call()
+    except (SystemExit, StopIteration) as error:
+        raise RuntimeError(f"it raised {type(error).__name__}: {error}") from error
+
+
 def _is_coroutine_function(call: Callable[..., Any]) -> bool:
-    while isinstance(call, functools.partial):
+    while isinstance(call, partial):
         call = call.func
     return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(getattr(call, "__call__", None))  # noqa: B004
 

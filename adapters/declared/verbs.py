@@ -132,22 +132,30 @@ def accepted(verb: Verb, place: str, offered: Sequence[str]) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What all ranks said: whether each that answered did it; why not; and whether some did and others did not."""
+    """What all ranks said: whether each that answered did it, and why not.
+
+    `unclear`: some did and others did not, or what they said cannot be read.
+    """
 
     done: bool
     why: str = ""
-    disagree: bool = False
+    unclear: bool = False
 
 
 def judged(verb: Verb, answer: Any) -> Judged:
     """The answer of a verb, which may be a list: one answer a rank. A rank that raised counts as one that did not."""
     ranks = list(answer) if isinstance(answer, list | tuple) else [answer]
-    said = [(rank, _of_rank(verb, each)) for rank, each in enumerate(ranks) if each is not None]
+    try:
+        said = [(rank, _of_rank(verb, each)) for rank, each in enumerate(ranks) if each is not None]
+    except Exception as error:
+        return Judged(
+            False, f"{answer!r:.200}, of which succeeded= raised {type(error).__name__}: {error}", unclear=True
+        )
     failed = [(rank, why) for rank, why in said if why]
     if not failed:
         return Judged(True)
     why = failed[0][1] if len(ranks) == 1 else "; ".join(f"rank {rank}: {why}" for rank, why in failed)
-    return Judged(False, why, disagree=len(failed) < len(said))
+    return Judged(False, why, unclear=len(failed) < len(said))
 
 
 def _of_rank(verb: Verb, answer: Any) -> str:

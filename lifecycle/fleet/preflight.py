@@ -8,7 +8,7 @@ from ..core.commands import Command, Release, UpdateWeights
 from ..core.errors import ConfigurationError, FleetError, GuardRefused, LifecycleError
 from ..core.frozen import replace
 from ..core.policy import positive
-from ..core.sources import Kept, Pushed, Source, checked
+from ..core.sources import Kept, Pushed, Source
 from ..core.states import UNCLAIMED, State
 from ..core.verdicts import holds
 from ..engine.engine import Engine
@@ -52,7 +52,6 @@ def check_sources(engines: Sequence[Engine], weights: Source | None = None) -> N
 
     `weights` are named for all of them (None: each has its own source, or what it can fall back to).
     """
-    checked(weights)
     _raise_all([no_source(engine, weights) for engine in engines])
 
 

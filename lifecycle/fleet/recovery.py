@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from ..core.advice import Recovery
 from ..core.errors import FleetError, LifecycleError
-from ..core.sources import Kept, Source, checked
+from ..core.sources import Kept, Source
 from ..core.states import UNCLAIMED, State
 from ..engine.engine import Engine
 from ..rules.desired import needs_trainer, source_to_serve
@@ -53,7 +53,6 @@ async def brought(
     engine of which no version is known that it is to serve is to serve that of its `fleet`. `moves` brings nobody back
     where some fail. `limit_s` bounds finding out, `deadline_s` each phase of a move.
     """
-    checked(weights)
     lost = [engine for engine in engines if engine.state in UNCLAIMED or engine.quarantined is not None]
     found = await recovered(lost, limit_s)
     able = [engine for engine in engines if engine.state not in UNCLAIMED]

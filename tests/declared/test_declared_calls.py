@@ -39,7 +39,7 @@ def unanswered(name: str) -> Verb:
     return Verb(call=raising(ConnectionError("reset")), name=name)
 
 
-def raising(error: Exception) -> Callable[[], None]:
+def raising(error: BaseException) -> Callable[[], None]:
     def call() -> None:
         raise error
 
@@ -62,7 +62,7 @@ def raising(error: Exception) -> Callable[[], None]:
         ([True, None], "done", ""),
         ([{"success": False, "message": "no saver"}, None], "rejected", "rank 0: no saver"),
         ([False, False], "rejected", "rank 0: it answered False; rank 1: it answered False"),
-        ([True, False], "lost", "none that is of all ranks: rank 1: it answered False"),
+        ([True, False], "lost", "none that is clear, and of all ranks: rank 1: it answered False"),
         ([True, ValueError("no such tag")], "lost", "rank 1: ValueError: no such tag"),
     ],
     ids=str,
@@ -94,6 +94,21 @@ async def test_what_raises_has_refused_unless_it_says_that_nothing_answered() ->
     assert not await adapter.barrier(deadline_s=1.0), "nothing says that it does not run still"
     adapter, lost = await released_by(raising(KeyError("actor died")), unanswered=(KeyError,))
     assert lost.outcome == "lost"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), StopIteration("end")], ids=repr)
+async def test_what_would_end_a_program_is_an_error_like_any_other(error: Any) -> None:
+    _, refused = await released_by(raising(error))
+    assert (refused.outcome, refused.detail.split("(")[0]) == (
+        "rejected",
+        f"RuntimeError: it raised {type(error).__name__}: {error}",
+    )
+
+
+async def test_an_answer_that_cannot_be_read_leaves_all_unknown() -> None:
+    _, reply = await released_by(lambda: 7, succeeded=lambda answer: answer["code"] == 0, refusal_is_untouched=True)
+    assert reply.outcome == "lost"
+    assert "7, of which succeeded= raised TypeError" in reply.detail
 
 
 async def test_after_no_answer_a_barrier_that_is_declared_tells_that_nothing_runs() -> None:
@@ -248,6 +263,19 @@ async def test_by_its_processes_alone_it_is_known_which_it_is_and_whether_it_liv
         await driven(boot=None, processes=[]).connect(deadline_s=5.0)
     with pytest.raises(ConfigurationError, match="could not be asked for: no actor"):
         await driven(processes=raising(ValueError("no actor"))).connect(deadline_s=5.0)
+
+
+async def test_it_is_gone_once_all_of_its_processes_are_and_unknown_before() -> None:
+    children = [await asyncio.create_subprocess_exec("sleep", "60") for _ in range(2)]
+    adapter = driven(boot=None, processes=[child.pid for child in children])
+    await adapter.connect(deadline_s=5.0)
+    alive = []
+    for child in [None, *children]:
+        if child is not None:
+            child.kill()
+            await child.wait()
+        alive.append((await adapter.observe(frozenset({Fact.BOOT}), deadline_s=5.0)).alive)
+    assert alive == [True, None, False]
 
 
 async def test_how_well_it_is_known_that_it_is_idle() -> None:

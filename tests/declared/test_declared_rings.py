@@ -295,7 +295,7 @@ async def test_ranks_that_disagree_leave_it_unknown_what_is_mapped(loopback: Loo
     await engine.connect()
     await engine.pause("abort")
     await engine.drain()
-    with pytest.raises(Unreachable, match="none that is of all ranks: rank 1: it answered False") as failed:
+    with pytest.raises(Unreachable, match="none that is clear, and of all ranks: rank 1: it answered False") as failed:
         await engine.release(weights=FromDisk(str(loopback.weights), "v0"))
     assert failed.value.settled is State.DRAINED, "bytes decided: nothing was released"
     await engine.aclose()
