@@ -24,11 +24,11 @@ def released(tag: Tag, facts: Facts, capabilities: Capabilities, *, kept: bool) 
     """The tag is unmapped.
 
     Weights that are `kept` stay at their version; where they were unknown or garbage they are unknown. Other weights
-    are garbage. After a release of KV memory, or of weights that are not kept, the prefix cache is stale.
+    are garbage. After a release of KV memory, or of weights, that is not kept, the prefix cache is stale.
     """
     effect: Effect = {Fact.MAPPED: {tag: False}}
     if capabilities.spec(tag).stage == "kv":
-        return effect | {Fact.CACHE_FRESH: False}
+        return effect if kept else effect | {Fact.CACHE_FRESH: False}
     if not kept:
         return effect | {Fact.CONTENTS: {tag: GARBAGE}, Fact.CACHE_FRESH: False}
     held = facts.contents.get(tag)

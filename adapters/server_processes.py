@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 from lifecycle.core.deadline import Deadline
 from lifecycle.core.errors import ConfigurationError
@@ -16,12 +18,15 @@ from lifecycle.rules.identity import boot_identity
 #: Seconds within which a host lists the processes below a server's.
 FAMILY_S = 10.0
 
+#: Finds the processes within so many seconds; None where they cannot be found.
+Find = Callable[[float], Awaitable[tuple[Process, ...] | None]]
+
 
 class ServerProcesses:
-    """The processes that listen at an address, with all below them."""
+    """The processes that listen at an address, or that a function of a deadline finds, with all below them."""
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
+    def __init__(self, found_by: Address | Find) -> None:
+        self._find: Find = partial(_at, found_by) if isinstance(found_by, Address) else found_by
         self._own_identity = ""
         self._family: tuple[Process, ...] = ()
         self._were_found = False
@@ -31,7 +36,7 @@ class ServerProcesses:
     async def find(self, own_identity: str, *, deadline_s: float) -> None:
         """Finds them at connect. Raises ConfigurationError where an option of the address names no process."""
         self._own_identity = own_identity
-        await self._has(await find_processes(self._address, deadline_s=deadline_s))
+        await self._has(await self._find(deadline_s))
         self._were_found = bool(self.roots)
 
     async def boot(self, own_identity: str, clock: Deadline) -> str:
@@ -46,13 +51,17 @@ class ServerProcesses:
         if own_identity != self._own_identity or gone:
             found = None
             with suppress(ConfigurationError):  # `pid=` named a process of the server before the restart
-                found = await find_processes(self._address, deadline_s=clock.look_s())
+                found = await self._find(clock.look_s())
             same = own_identity == self._own_identity
             if not found and before and (same or not await ended(before, deadline_s=clock.look_s())):
                 found = before
             self._own_identity = own_identity
             await self._has(found)
         return boot_identity(own_identity, self.roots or ())
+
+    def all_there(self) -> bool:
+        """Whether every process was found, is of this host, and exists."""
+        return bool(self.roots) and all(each.agent is None and is_alive(each) for each in self.roots or ())
 
     async def end(self, clock: Deadline) -> str | None:
         """That all of them have ended, in words; None where one may live."""
@@ -65,3 +74,7 @@ class ServerProcesses:
         with suppress(TimeoutError):  # without them silence is never taken for an end
             family = await with_all_below(processes or (), deadline_s=FAMILY_S)
         self.roots, self._family = processes, family
+
+
+async def _at(address: Address, deadline_s: float) -> tuple[Process, ...] | None:
+    return await find_processes(address, deadline_s=deadline_s)

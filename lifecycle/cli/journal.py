@@ -37,6 +37,9 @@ from . import FAILED, INTERRUPTED, signals
 from .options import one_of
 from .output import complain, is_lost, say
 
+#: How many entries of another format are named.
+NAMED = 3
+
 _FILE = Annotated[Path | None, typer.Option("--file", help="A journal other than this user's.")]
 _ENGINES = Annotated[str | None, typer.Option(help="Only the engines of these names or addresses, by commas.")]
 _KIND = Annotated[
@@ -63,7 +66,8 @@ def history(
 ) -> int:
     """Show what was done to engines, and what came of it: commands, calls, edges, proofs and moves."""
     wanted = _filter(engines, kind, since)
-    read = list(_read(file))
+    others: list[str] = []
+    read = list(_read(file, others))
     entries = [entry for entry in read if wanted(entry)]
     entries = entries if last is None else entries[-last:]
     if redacted:  # what a name is, entries that are not asked for may say
@@ -77,6 +81,9 @@ def history(
             print(to_line(entry))
     elif entries:
         say(_lines(entries))
+    if others:  # after all that can be read
+        more = f"\n{len(others) - NAMED} more entries of another format" if len(others) > NAMED else ""
+        raise UnreadableJournal("\n".join(others[:NAMED]) + more)
     return 0
 
 
@@ -139,13 +146,16 @@ def _violations(path: Path) -> list[dict[str, str]]:
     ]
 
 
-def _read(file: Path | None) -> Iterator[Entry]:
-    """The entries of this file; of this user's journal none where there is none yet, and that is said."""
+def _read(file: Path | None, others: list[str] | None = None) -> Iterator[Entry]:
+    """The entries of this file; of this user's journal none where there is none yet, and that is said.
+
+    `others` is as in `read_file`.
+    """
     path = file or default_path()
     if file is None and not has_journal(path):
         complain(_none_yet(path))
         return iter(())
-    return read_file(path)
+    return read_file(path, others=others)
 
 
 def _followed(file: Path | None, ends: Callable[[], bool]) -> Iterator[Entry]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from .facts import PauseMode, Tag
 from .policy import PAUSE_MODE
-from .sources import Source
+from .sources import Source, checked
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,9 @@ class Release(Command):
     tags: frozenset[Tag] | None = None
     weights: Source | None = None
 
+    def __post_init__(self) -> None:
+        checked(self.weights)
+
 
 @dataclass(frozen=True, slots=True)
 class RestoreWeights(Command):
@@ -58,6 +61,9 @@ class UpdateWeights(Command):
     source: Source
     force: bool = False
     name: ClassVar[str] = "update_weights"
+
+    def __post_init__(self) -> None:
+        checked(self.source, needed=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ class TagSpec:
     """One region of engine memory that is released and restored by name.
 
     `on_release` says what becomes of its contents. `as_wanted`: the engine keeps or discards them as a release wants
-    it (`rules.weights.is_kept`).
+    it (`rules.weights.is_kept`). `on_host`: what is kept takes memory of the engine's host.
     `expected_bytes` is per rank (a rank is one device's share), known as well as `size_grade` says; None: learned in
     the first proved cycle. One that is only reported is a hint, and the first proved cycle replaces it.
     """
@@ -105,6 +105,7 @@ class TagSpec:
     on_release: Literal["kept", "discarded", "as_wanted"]
     expected_bytes: int | None = None
     size_grade: SizeGrade = SizeGrade.TENSORS
+    on_host: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from .errors import ConfigurationError
 from .frozen import EMPTY, freeze_fields, replace
@@ -87,6 +87,22 @@ class Pushed:
 
 
 Source = Kept | FromDisk | Pushed
+
+
+S = TypeVar("S", bound=Source | None)
+
+
+def checked(source: S, *, needed: bool = False) -> S:
+    """The source, or None unless one is `needed`; ConfigurationError that names the sources where it is none of them.
+
+    Every place where a caller gives one asks this: what is no source would be taken for one, or for none.
+    """
+    if isinstance(source, Source) or (source is None and not needed):
+        return source
+    raise ConfigurationError(
+        f"{source!r:.100} is no source of weights; it is one of FromDisk(path, version), Kept() and "
+        "Pushed(callback, version)"
+    )
 
 
 def version_of(source: Source | None) -> str | None:

@@ -19,7 +19,7 @@ from ..core.policy import Policy
 from ..core.ports import EngineAdapter, ResidualProbe, StateStore, TenantLedger
 from ..core.readings import Reading
 from ..core.record import Desired, Record
-from ..core.sources import FromDisk, Pushed, Source
+from ..core.sources import FromDisk, Pushed, Source, checked
 from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
 from ..core.verdicts import Unmeasurable, Verdict
@@ -143,7 +143,9 @@ class Engine(EngineView):
                 await verify(self._session, deadline, held=True)
             deadline_s = deadline.look_s()
         named = None if tags is None else frozenset(tags)
-        return await self.execute(Release(named, weights or self.desired.rollback_source), deadline_s=deadline_s)
+        return await self.execute(
+            Release(named, checked(weights) or self.desired.rollback_source), deadline_s=deadline_s
+        )
 
     async def restore_weights(self, *, deadline_s: float | None = None) -> Transition:
         """Every tag of the weights stage is mapped again; its contents may be garbage until updated."""

@@ -80,7 +80,8 @@ async def host_room(session: Session, command: Command, deadline_s: float) -> Ve
         return _NO_DEVICE
     context = _context(session, command)
     source = command.weights if isinstance(command, Release) else None
-    kept = frozenset(tag for tag in context.targets if is_kept(session.capabilities.spec(tag), source))
+    specs = [session.capabilities.spec(tag) for tag in context.targets]
+    kept = frozenset(spec.name for spec in specs if spec.on_host and is_kept(spec, source))
     knows = isinstance(session.adapter, KeepsOnHost)
     if not kept and not knows:
         return NotApplicable(reason="it keeps no backup of what is released")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..core.capabilities import Capabilities
 from ..core.frozen import replace
 from ..core.record import Desired, Record
-from ..core.sources import FromDisk, Kept, Pushed, Source, version_of
+from ..core.sources import FromDisk, Kept, Pushed, Source, checked, version_of
 from ..core.states import State
 from .identity import same_process
 from .weights import invalid_weights
@@ -13,7 +13,7 @@ from .weights import invalid_weights
 
 def set_desired(record: Record, source: Source, capabilities: Capabilities) -> Record:
     """From here on the engine should serve what `source` brings; `Kept` brings the version that is there now."""
-    version = version_of(source)
+    version = version_of(checked(source, needed=True))
     if version is None and isinstance(source, Kept):
         held = [record.facts.contents.get(tag) for tag in capabilities.stage("weights")]
         version = next((contents.version for contents in held if contents is not None), None)

@@ -133,6 +133,16 @@ def targets(command: Command, facts: Facts, capabilities: Capabilities) -> froze
     return frozenset()
 
 
+def goes_on_with_kv(context: Context) -> bool:
+    """Whether requests wait in the engine that go on with the KV that they have.
+
+    That belongs to the present weights, as far as is known; or to those before, as a live update has it.
+    """
+    paused_by, facts = context.facts.paused_by, context.facts
+    traits = context.capabilities.pause.get(paused_by) if paused_by else None
+    return traits is not None and traits.keeps_kv and (traits.live_update or facts.cache_fresh is True)
+
+
 def believed_only(record: Record) -> bool:
     """Whether the mapping is only remembered or asserted, so that what is resident must bear it out."""
     basis = record.facts.basis.get(Fact.MAPPED)

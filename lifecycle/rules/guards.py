@@ -18,7 +18,7 @@ from ..core.sources import FromDisk, Kept, Pushed, version_of
 from ..core.units import mib
 from ..core.verdicts import NotApplicable, Proved, Unmeasurable, Verdict
 from .checksums import by_model_role, changed
-from .evidence import Context, EvidenceKind, believed_only, taken_as_launched, targets
+from .evidence import Context, EvidenceKind, believed_only, goes_on_with_kv, taken_as_launched, targets
 from .mapping import as_when_met, denied_by_bytes
 from .memory import visible_bytes
 from .weights import invalid_weights, is_kept
@@ -297,9 +297,7 @@ def weights_valid(context: Context) -> str | None:
 @guard()
 def cache_fresh(context: Context) -> str | None:
     """The prefix cache was built with these weights in this mapping; a live update keeps older KV on purpose."""
-    paused_by = context.facts.paused_by
-    traits = context.capabilities.pause.get(paused_by) if paused_by else None
-    if context.facts.cache_fresh is not True and not (traits is not None and traits.keeps_kv and traits.live_update):
+    if context.facts.cache_fresh is not True and not goes_on_with_kv(context):
         return "the prefix cache may belong to other weights or to memory that was given back"
     return None
 

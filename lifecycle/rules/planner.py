@@ -13,7 +13,7 @@ from ..core.capabilities import Capabilities
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.facts import Facts, PauseMode, Tag
 from ..core.policy import PAUSE_MODE
-from ..core.sources import Kept, Source
+from ..core.sources import Kept, Source, checked
 from ..core.states import State
 from .knowledge import expected_after
 from .table import row
@@ -35,6 +35,9 @@ class Goal:
     tags: frozenset[Tag] | None = None
     weights: Source | None = None
     mode: PauseMode = PAUSE_MODE
+
+    def __post_init__(self) -> None:
+        checked(self.weights)
 
 
 @dataclass(frozen=True, slots=True)

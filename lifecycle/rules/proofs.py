@@ -20,7 +20,7 @@ from ..core.units import mib
 from ..core.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
 from . import memory
 from .checksums import compare, unchanged
-from .evidence import Context, EvidenceKind
+from .evidence import Context, EvidenceKind, goes_on_with_kv
 
 Check = Callable[[Context], Verdict]
 Learns = Callable[[Context, Proved], Mapping[Fact, Any]]
@@ -219,7 +219,9 @@ def weights_match(context: Context) -> Verdict:
 
 @proof(least=Grade.ACKNOWLEDGED, doubts=(Fact.CACHE_FRESH,))
 def cache_fresh(context: Context) -> Verdict:
-    """The prefix cache was dropped after the weights or the mapping changed."""
+    """The prefix cache was dropped after the weights or the mapping changed; or requests keep older KV on purpose."""
+    if goes_on_with_kv(context):
+        return NotApplicable(reason=f"paused by {context.facts.paused_by}: requests go on with the KV that they have")
     if context.facts.cache_fresh is True:
         return Proved(grade=context.facts.grades.get(Fact.CACHE_FRESH, Grade.ASSERTED), reason="it was dropped")
     return Refuted(reason="the prefix cache was not dropped, so old entries would be served")

@@ -186,15 +186,15 @@ class Journal:
 _MAGIC = b"SQLite format 3\0"
 
 
-def read_file(path: Path) -> Iterator[Entry]:
+def read_file(path: Path, *, others: list[str] | None = None) -> Iterator[Entry]:
     """The entries of a journal from any machine: an SQLite file, or the lines that `lifecycle history --json` prints.
 
-    UnreadableJournal says what cannot be read, and where.
+    UnreadableJournal says what cannot be read. An entry of another format is left out and named in `others`, if given.
     """
     try:
         if is_sqlite(path):
-            return _of_sqlite(path)
-        return _of_lines(path.open("rb"), path)
+            return _of_sqlite(path, others)
+        return _of_lines(path.open("rb"), path, others)
     except OSError as error:
         raise UnreadableJournal(f"{path}: {error.strerror or error}") from error
 
@@ -279,13 +279,11 @@ def entry_of(row: Sequence[Any], where: str) -> Entry:
     return _entry(_event(kind, event, found, at), at_s, (driver, engine, key), number, at)
 
 
-def _of_sqlite(path: Path) -> Iterator[Entry]:
-    db = _opened(path)
-    try:
+def _of_sqlite(path: Path, others: list[str] | None) -> Iterator[Entry]:
+    with closing(_opened(path)) as db:
         for row in _rows(db, path, 0):
-            yield entry_of(row, str(path))
-    finally:
-        db.close()
+            if not _left_out(row[-1], f"{path}, entry {row[0]}", others):
+                yield entry_of(row, str(path))
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -343,14 +341,14 @@ def _rows(db: sqlite3.Connection, path: Path, after: int) -> list[tuple[Any, ...
         raise UnreadableJournal(f"{path}: no journal can be read there: {error}") from error
 
 
-def _of_lines(file: IO[bytes], path: Path) -> Iterator[Entry]:
+def _of_lines(file: IO[bytes], path: Path, others: list[str] | None) -> Iterator[Entry]:
     with io.TextIOWrapper(file, encoding="utf-8", errors="replace") as text:
         for number, line in enumerate(text, 1):
             if line.strip():
-                yield _of_line(line, f"{path}, line {number}")
+                yield from _of_line(line, f"{path}, line {number}", others)
 
 
-def _of_line(line: str, where: str) -> Entry:
+def _of_line(line: str, where: str, others: list[str] | None) -> Iterator[Entry]:
     try:
         data = json.loads(line)
         kind, found = data["type"], data["format"]
@@ -358,7 +356,8 @@ def _of_line(line: str, where: str) -> Entry:
         names = [data[part] for part in ("driver", "engine", "key")]
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
         raise UnreadableJournal(f"{where}: it is no entry of a journal ({type(error).__name__}: {error})") from error
-    return _entry(_event(kind, data, found, where), at_s, names, number, where)
+    if not _left_out(found, where, others):
+        yield _entry(_event(kind, data, found, where), at_s, names, number, where)
 
 
 def _entry(event: Event, at_s: Any, names: Sequence[Any], number: Any, where: str) -> Entry:
@@ -371,12 +370,20 @@ def _entry(event: Event, at_s: Any, names: Sequence[Any], number: Any, where: st
     return Entry(event, at_s, driver, engine, key, number)
 
 
+def _left_out(found: Any, where: str, others: list[str] | None) -> bool:
+    """Whether another version of this library wrote an entry, which is then named in `others`, or else raised."""
+    if found == JOURNAL_FORMAT:
+        return False
+    why = f"{where}: it has format {found}, and this version reads {JOURNAL_FORMAT}"
+    why += "; the version of this library that wrote it reads it, and nothing is lost"
+    if others is None:
+        raise UnreadableJournal(why)
+    others.append(why)
+    return True
+
+
 def _event(kind: Any, data: Any, found: Any, where: str) -> Event:
-    if found != JOURNAL_FORMAT:
-        why = f"it has format {found}, and this version reads {JOURNAL_FORMAT}"
-        raise UnreadableJournal(
-            f"{where}: {why}; the version of this library that wrote it reads it, and nothing is lost"
-        )
+    _left_out(found, where, None)
     if not isinstance(kind, str) or kind not in EVENTS:
         raise UnreadableJournal(f"{where}: {kind!r:.60} is no kind of entry")
     try:

@@ -73,6 +73,12 @@ LANES = (
         Lane(f"{CONFORMANCE}: {each.stem.removeprefix('test_')}", (str(each.relative_to(ROOT)),), {}, runs=1)
         for each in sorted((ROOT / "tests" / "conformance").glob("test_*.py"))
     ),
+    Lane(
+        "conformance of an adapter of a third party",
+        ("tests/declared/test_third_party.py",),
+        {"LIFECYCLE_TEST_LONG": "1"},
+        runs=1,
+    ),
     Lane("properties of a fleet", (PROPERTIES, "-k", "fleets and length"), {"LIFECYCLE_EXAMPLES": "1500"}, runs=6),
 )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ...core.policy import Policy
-from ...core.ports import StateStore
+from ...core.ports import EngineAdapter, StateStore
 from ...core.sources import FromDisk, Kept, Source
 from ...core.states import State
 from ...engine.engine import Engine
@@ -34,6 +35,11 @@ class Subject(Protocol):
         """Ends the engine in the cheapest way."""
 
 
+def adapter_by_url(subject: Subject) -> EngineAdapter:
+    """The adapter that is registered for the scheme of the engine's URL."""
+    return adapter_for(parse(subject.url))
+
+
 @dataclass
 class Bench:
     """One running engine, the settings of the suite, and the answers that it gives with its launch weights."""
@@ -44,6 +50,8 @@ class Bench:
     policy: Policy
     prompts: tuple[str, ...]
     tokens: int
+    #: Makes an adapter for the engine.
+    adapter: Callable[[Subject], EngineAdapter] = adapter_by_url
     #: The token ids of each prompt's answer with the weights that the engine was launched with.
     launch_answers: list[list[int]] = field(default_factory=list)
     #: Whether the case left the engine as it found it, so that the next case can have it.
@@ -60,7 +68,7 @@ class Bench:
 
         It takes no lease: a case may drive its engine by several objects.
         """
-        adapter = FaultInjector(adapter_for(parse(self.subject.url)))
+        adapter = FaultInjector(self.adapter(self.subject))
         engine = Engine(adapter, name="e", policy=self.policy, has_router=has_router, store=store, lease=None)
         self._engines.append(engine)
         return await engine.connect()

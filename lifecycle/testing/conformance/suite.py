@@ -9,8 +9,9 @@ import pytest
 
 from ...core.facts import PauseMode
 from ...core.policy import Policy
+from ...core.ports import EngineAdapter
 from ...core.sources import FromDisk
-from .bench import Bench, Subject
+from .bench import Bench, Subject, adapter_by_url
 from .calls import CallCases
 from .failures import DeathCases, TroubleCases
 from .in_flight import FlightCases
@@ -45,6 +46,10 @@ class EngineBench:
         """Starts an engine that serves `home`."""
         raise NotImplementedError(f"{type(self).__name__}.start() says how an engine is started")
 
+    def adapter(self, subject: Subject) -> EngineAdapter:
+        """Makes an adapter for the engine; for one without a URL scheme of its own."""
+        return adapter_by_url(subject)
+
     @pytest.fixture(scope="class")
     @classmethod
     def _running(cls) -> Iterator[list[Bench]]:
@@ -67,7 +72,8 @@ class EngineBench:
             _running.pop().subject.stop()
 
     def _new_bench(self) -> Bench:
-        bench = Bench(self.start(), self.home, self.keeps, self.policy, self.prompts, self.tokens)
+        settings = (self.home, self.keeps, self.policy, self.prompts, self.tokens, self.adapter)
+        bench = Bench(self.start(), *settings)
         bench.launch_answers = bench.answers_blocking()
         return bench
 
