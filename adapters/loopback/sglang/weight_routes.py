@@ -79,7 +79,7 @@ async def check(engine: SGLangEngine, request: Request) -> Response:
     action, selector = body.get("action", "checksum"), _selector(body)
     if selector == "draft":
         return _reply(Updated(True, "Success."))
-    if action not in _CHECKER_ACTIONS:
+    if action not in _CHECKER_ACTIONS or (action == "checksum" and not engine.traits.checksums):
         return _reply(Updated(False, f"Unsupported action={action!r}"))
     if action == "compare":
         return _reply(Updated(False, ""))  # needs CUDA

@@ -31,12 +31,19 @@ class WeightUpdater:
     """Loads weights on every rank, and flushes the prefix cache where the request says so."""
 
     def __init__(
-        self, pipeline: Pipeline, shape: ModelShape, flush: Callable[[], bool], relabel: Callable[[str | None], None]
+        self,
+        pipeline: Pipeline,
+        shape: ModelShape,
+        flush: Callable[[], bool],
+        relabel: Callable[[str | None], None],
+        *,
+        sessions: bool = True,
     ) -> None:
         self._pipeline = pipeline
         self._shape = shape
         self._flush = flush
         self._relabel = relabel
+        self._sessions = sessions
         self._session = False
 
     def from_disk(self, path: str, load_format: str | None, *, flush: bool, label: str | None = None) -> Updated:
@@ -78,7 +85,7 @@ class WeightUpdater:
         SGLang takes pickled handles of torch tensors, one for each rank. Here each blob is a safetensors file with any
         of the model's tensors, and each rank copies those that it holds.
         """
-        if not self._session:
+        if self._sessions and not self._session:
             return Updated(False, OUTSIDE)
         try:
             for blob in blobs:
