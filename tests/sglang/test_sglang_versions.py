@@ -154,10 +154,13 @@ async def test_after_a_continue_it_is_asked_again() -> None:
 @pytest.mark.parametrize("version", RELEASES)
 async def test_requests_are_counted_while_it_is_paused_where_that_can_be(version: str) -> None:
     """Where the counts have a time they stand still; before the scheduler counts when it is asked."""
-    async with driven(version, running=3) as (_, adapter):
+    async with driven(version, running=3) as (server, adapter):
         await carried_out(adapter, Pause("keep"))
         seen = await adapter.observe(frozenset({Fact.ADMISSION, Fact.RUNNING}), deadline_s=2)
         assert seen.running == (3 if release(version) < (0, 5, 13) else None)
+        assert (len(server.sent("/v1/loads")) == 1) is (release(version) < (0, 5, 13)), (
+            "asked again until the time moves"
+        )
 
 
 @pytest.mark.parametrize("version", RELEASES)
