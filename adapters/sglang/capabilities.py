@@ -142,7 +142,8 @@ def aborts_by_retract(info: Mapping[str, Any], effects: Effects) -> bool:
 
     Where that was not seen, or where idleness cannot be proved after a retract, its own abort is asked for.
     """
-    return effects.abort_by_retract and _one_scheduler(info)
+    one_tokenizer = (whole(info.get("tokenizer_worker_num")) or 1) == 1
+    return effects.abort_by_retract and _one_scheduler(info) and one_tokenizer
 
 
 def _one_scheduler(info: Mapping[str, Any]) -> bool:
@@ -167,7 +168,7 @@ def _notes(info: Mapping[str, Any], effects: Effects) -> tuple[str, ...]:
     tokenizers = whole(info.get("tokenizer_worker_num")) or 1
     if tokenizers > 1 and not effects.broadcasts_pause:
         notes.append("several tokenizer workers: a pause reaches one of them only, and the others let requests in")
-    elif tokenizers > 1 and not aborts_by_retract(info, effects):
+    elif tokenizers > 1:
         notes.append("several tokenizer workers: an abort waits for the requests of one of them only")
     if not aborts_by_retract(info, effects):
         notes.append("a pause by abort is its own: it takes a second where requests run")

@@ -233,8 +233,13 @@ async def test_the_doctor_says_which_ranges_there_are_and_which_it_is_in(version
 
 @pytest.mark.parametrize(
     ("settings", "own"),
-    [({}, False), ({"dp_size": 2}, True), ({"disaggregation_mode": "decode"}, True)],
-    ids=["alone", "ranks", "decode"],
+    [
+        ({}, False),
+        ({"dp_size": 2}, True),
+        ({"disaggregation_mode": "decode"}, True),
+        ({"tokenizer_worker_num": 2}, True),
+    ],
+    ids=["alone", "ranks", "decode", "tokenizers"],
 )
 async def test_where_it_was_not_seen_to_be_the_same_an_abort_is_its_own(settings: dict[str, Any], own: bool) -> None:
     async with driven("0.5.23", settings=settings) as (_, adapter):
