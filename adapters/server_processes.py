@@ -20,6 +20,8 @@ FAMILY_S = 10.0
 
 #: Finds the processes within so many seconds; None where they cannot be found.
 Find = Callable[[float], Awaitable[tuple[Process, ...] | None]]
+#: Processes that listen at an address, and these with all below them.
+Found = tuple[tuple[Process, ...], tuple[Process, ...]]
 
 
 class ServerProcesses:
@@ -27,16 +29,38 @@ class ServerProcesses:
 
     def __init__(self, found_by: Address | Find) -> None:
         self._find: Find = partial(_at, found_by) if isinstance(found_by, Address) else found_by
+        #: Whether they are processes of this host behind an address.
+        self._here = isinstance(found_by, Address) and "agent" not in found_by.options
         self._own_identity = ""
         self._family: tuple[Process, ...] = ()
         self._were_found = False
         #: The processes that the engine's tree hangs from; None where they cannot be found.
         self.roots: tuple[Process, ...] | None = None
 
-    async def find(self, own_identity: str, *, deadline_s: float) -> None:
-        """Finds them at connect. Raises ConfigurationError where an option of the address names no process."""
+    async def found_early(self, clock: Deadline) -> Found | None:
+        """The processes of this host behind the address, and those below them, found while the server answers.
+
+        One that listened before and lives afterwards is the one that answered. So all engines that are connected at
+        once share one scan of the host. None where they are to be looked for afterwards.
+        """
+        if not self._here:
+            return None
+        try:
+            found = await self._find(clock.left_s / 2)
+            return (found, await _family(found)) if found else None
+        except Exception:  # what is wrong is said afterwards, where a server answers
+            return None
+
+    async def find(self, own_identity: str, *, deadline_s: float, early: Found | None = None) -> None:
+        """Finds them at connect; those that were found early count where they all live.
+
+        Raises ConfigurationError where an option of the address names no process.
+        """
         self._own_identity = own_identity
-        await self._has(await self._find(deadline_s))
+        if early and all(is_alive(each) for each in early[0]):
+            self.roots, self._family = early
+        else:
+            await self._has(await self._find(deadline_s))
         self._were_found = bool(self.roots)
 
     async def boot(self, own_identity: str, clock: Deadline) -> str:
@@ -70,11 +94,15 @@ class ServerProcesses:
         return f"pid {', '.join(str(process.pid) for process in self._family)} has ended"
 
     async def _has(self, processes: tuple[Process, ...] | None) -> None:
-        family: tuple[Process, ...] = ()
-        with suppress(TimeoutError):  # without them silence is never taken for an end
-            family = await with_all_below(processes or (), deadline_s=FAMILY_S)
-        self.roots, self._family = processes, family
+        self.roots, self._family = processes, await _family(processes or ())
 
 
 async def _at(address: Address, deadline_s: float) -> tuple[Process, ...] | None:
     return await find_processes(address, deadline_s=deadline_s)
+
+
+async def _family(processes: tuple[Process, ...]) -> tuple[Process, ...]:
+    """These and all below them; none where they could not be listed: silence is never taken for an end then."""
+    with suppress(TimeoutError):
+        return await with_all_below(processes, deadline_s=FAMILY_S)
+    return ()

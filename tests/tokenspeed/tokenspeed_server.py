@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from recorded_http import RecordedHttp, Request, Shape
+from answering_server import AnsweringServer, Request, Shape
 
 NOT_FOUND: Shape = (404, {"detail": "Not Found"})
 UNAUTHORIZED: Shape = (401, {"success": False, "message": "unauthorized"})
@@ -59,15 +59,13 @@ def refused(message: str) -> Shape:
 
 
 @dataclass
-class RecordedServer(RecordedHttp):
-    """Listens on a port of this host from `async with` on."""
+class RecordedServer(AnsweringServer):
+    """A tokenspeed control server of this version, as far as what it answers."""
 
     version: str = "0.1.1"
     key: str | None = None
     control_key: str | None = None
     arguments: dict[str, Any] = field(default_factory=arguments)
-    scripted: dict[str, list[Shape]] = field(default_factory=dict)
-    seen: list[Request] = field(default_factory=list)
     started: str = "2026-11-30T09:00:00Z"
     label: str = "default"
     released: set[str] = field(default_factory=set)
@@ -78,7 +76,6 @@ class RecordedServer(RecordedHttp):
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     #: Whether somebody's resume cuts off a pause that waits.
     pause_fails: bool = False
-    port: int = 0
 
     async def __aenter__(self) -> RecordedServer:
         self.idle.set()
@@ -90,10 +87,7 @@ class RecordedServer(RecordedHttp):
     def url(self) -> str:
         return f"tokenspeed://127.0.0.1:{self.port}"
 
-    async def _answer(self, request: Request, headers: dict[str, str]) -> Shape:
-        scripted = self.scripted_answer(request)
-        if scripted is not None:
-            return scripted
+    async def answer(self, request: Request, headers: dict[str, str]) -> Shape:
         given = headers.get("authorization")
         if request.path.startswith(CONTROL) and self.control_key and given != f"Bearer {self.control_key}":
             return UNAUTHORIZED

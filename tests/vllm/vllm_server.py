@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from answering_server import AnsweringServer, Request, Shape
 from lifecycle.adapters.vllm.versions import VERSIONS, Effects
-from recorded_http import RecordedHttp, Request, Shape
 
 EMPTY = b""
 NOT_FOUND: Shape = (404, {"detail": "Not Found"})
@@ -57,17 +57,14 @@ def config(**model: Any) -> dict[str, Any]:
 
 
 @dataclass
-class RecordedServer(RecordedHttp):
-    """Listens on a port of this host from `async with` on."""
+class RecordedServer(AnsweringServer):
+    """A vLLM server of this version, as far as what it answers."""
 
     version: str = "0.32.0"
     dev_mode: bool = True
     key: str | None = None
     tracks_load: bool = False
     config: dict[str, Any] = field(default_factory=config)
-    #: Answers that stand instead of its own, by `METHOD /path`: the next ones, or all where the last is repeated.
-    scripted: dict[str, list[Shape]] = field(default_factory=dict)
-    seen: list[Request] = field(default_factory=list)
     paused: str | None = None
     asleep: set[str] = field(default_factory=set)
     label: str = "default"
@@ -80,7 +77,6 @@ class RecordedServer(RecordedHttp):
     generates: asyncio.Event = field(default_factory=asyncio.Event)
     #: Set once `/load` was asked while a completion ran.
     loads: asyncio.Event = field(default_factory=asyncio.Event)
-    port: int = 0
 
     async def __aenter__(self) -> RecordedServer:
         self.idle.set()
@@ -96,10 +92,7 @@ class RecordedServer(RecordedHttp):
         """What its version does; of one that nobody knows, what the nearest does."""
         return VERSIONS.nearest(self.version).effects
 
-    async def _answer(self, request: Request, headers: dict[str, str]) -> Shape:
-        scripted = self.scripted_answer(request)
-        if scripted is not None:
-            return scripted
+    async def answer(self, request: Request, headers: dict[str, str]) -> Shape:
         if request.path.startswith("/v1") and self.key and headers.get("authorization") != f"Bearer {self.key}":
             return KEY_ERROR
         known: dict[str, Callable[[Request], Any]] = {

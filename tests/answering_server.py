@@ -1,10 +1,10 @@
-"""A small HTTP server in the event loop of a test: requests are remembered, and answered by a subclass or a script."""
+"""An HTTP server in this process without an engine: a subclass answers each request, or a test says what it answers."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -26,13 +26,18 @@ class Request:
         return f"{self.method} {self.path}" + (f"?{query}" if query else "")
 
 
-class RecordedHttp:
+@dataclass(kw_only=True)
+class AnsweringServer:
     """Listens on a port of this host from `async with` on."""
 
     #: Answers that stand instead of its own, by `METHOD /path`: the next ones, or all where the last is repeated.
-    scripted: dict[str, list[Shape]]
-    seen: list[Request]
-    port: int
+    scripted: dict[str, list[Shape]] = field(default_factory=dict)
+    seen: list[Request] = field(default_factory=list)
+    port: int = 0
+
+    async def answer(self, request: Request, headers: dict[str, str]) -> Shape:
+        """What the server answers of itself."""
+        raise NotImplementedError
 
     async def __aenter__(self) -> Self:
         self._tasks: set[asyncio.Task[None]] = set()
@@ -77,16 +82,10 @@ class RecordedHttp:
         body = json.loads(raw) if raw else None
         request = Request(method, parts.path, parse_qs(parts.query, keep_blank_values=True), body)
         self.seen.append(request)
-        status, value = await self._answer(request, headers)
+        scripted = self.scripted.get(f"{method} {parts.path}")
+        if scripted:
+            status, value = scripted.pop(0) if len(scripted) > 1 else scripted[0]
+        else:
+            status, value = await self.answer(request, headers)
         content = value if isinstance(value, bytes) else json.dumps(value).encode()
         writer.write(b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n" % (status, len(content)) + content)
-
-    def scripted_answer(self, request: Request) -> Shape | None:
-        """The answer that was set for this request, if one was."""
-        scripted = self.scripted.get(f"{request.method} {request.path}")
-        if not scripted:
-            return None
-        return scripted.pop(0) if len(scripted) > 1 else scripted[0]
-
-    async def _answer(self, request: Request, headers: dict[str, str]) -> Shape:
-        raise NotImplementedError
