@@ -23,7 +23,11 @@ TURN_S = 0.05
 
 
 class HomeClosed(Exception):
-    """The thread or loop in which calls run is closed, or does not run: nothing was begun, or it was cut off."""
+    """The thread or loop in which calls run is closed, or does not run. `begun`: the call was cut off."""
+
+    def __init__(self, why: str, *, begun: bool = False) -> None:
+        super().__init__(why)
+        self.begun = begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +155,7 @@ class LentLoop(HomeThread):
             with suppress(RuntimeError):  # somebody else runs it since, or has closed it
                 loop.run_until_complete(asyncio.wrap_future(future, loop=loop))
         if future is None or not future.done():
-            raise HomeClosed(f"the event loop of {self.name} is closed")
+            raise HomeClosed(f"the event loop of {self.name} is closed", begun=future is not None)
         outcome = future.result()
         if outcome.error is not None:
             raise outcome.error
@@ -173,7 +177,7 @@ async def _awaited(work: Callable[[], Awaitable[Any]]) -> Outcome:
     try:
         return Outcome(await work())
     except asyncio.CancelledError:
-        return Outcome(error=HomeClosed("its event loop ended, and cut it off"))
+        return Outcome(error=HomeClosed("its event loop ended, and cut it off", begun=True))
     except Exception as error:
         return Outcome(error=error)
 

@@ -173,11 +173,12 @@ async def test_a_call_that_is_not_joined_is_not_waited_for(kind: Kind) -> None:
         assert await home.run(called(kind, lambda: 1), LONG) == Outcome(1)
 
 
-async def closed(outcome: Awaitable[Outcome | None], why: str) -> None:
+async def closed(outcome: Awaitable[Outcome | None], why: str, *, begun: bool = False) -> None:
     found = await outcome
     assert found is not None
     assert isinstance(found.error, HomeClosed), found
     assert why in str(found.error)
+    assert found.error.begun is begun
 
 
 async def test_nothing_is_begun_where_nobody_runs_the_loop() -> None:
@@ -221,7 +222,7 @@ async def test_a_loop_that_ends_cuts_its_calls_off() -> None:
     running = asyncio.ensure_future(home.run(held.call, LONG))
     await held.has_begun()
     let_go.set()
-    await closed(running, "its event loop ended, and cut it off")
+    await closed(running, "its event loop ended, and cut it off", begun=True)
     await asyncio.to_thread(thread.join, LONG)
     assert not held.ended
 

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 _LEFT_OUT = {
     None: ["test_*.py"],
+    "vllm-in-process": ["test_[!v]*.py"],
+    "sglang-in-process": ["test_[!s]*.py"],
     "routers": ["test_[!r]*.py", "test_ring*.py"],
-    "vllm": ["test_*_on_sglang.py", "test_likeness.py", "test_real_routers.py"],
+    "vllm": ["test_*_in_process.py", "test_*_on_sglang.py", "test_likeness.py", "test_real_routers.py"],
 }
-collect_ignore_glob = _LEFT_OUT.get(os.environ.get("LIFECYCLE_REAL"), ["test_real_routers.py", "test_*_on_vllm.py"])
+collect_ignore_glob = _LEFT_OUT.get(
+    os.environ.get("LIFECYCLE_REAL"), ["test_real_routers.py", "test_*_on_vllm.py", "test_*_in_process.py"]
+)
 
 
 #: Modules in an order that needs four servers of SGLang: one with keys, one with a backup, one without either, and one

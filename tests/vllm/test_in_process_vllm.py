@@ -1,0 +1,435 @@
+"""vLLM in this process: which methods are called for each command, and what is made of what they return or raise."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lifecycle.adapters.loopback import LoopbackProcess
+from lifecycle.adapters.vllm_in_process import InProcessVLLM
+from vllm_stand_in import Core, FakeAsyncLLM, FakeLLM, idle_process, installed
+
+from lifecycle import (
+    ConfigurationError,
+    DeadlineExceeded,
+    Engine,
+    Fleet,
+    FromDisk,
+    Grade,
+    Kept,
+    OperationFailed,
+    Policy,
+    Rejected,
+    State,
+)
+from lifecycle.core.calls import Call
+from lifecycle.core.facts import Facts
+from lifecycle.core.observation import Probe
+from lifecycle.core.verdicts import REQUESTS_RUN, NotApplicable, Pending, Proved, Refuted
+from lifecycle.nodes.probes import NoProbe
+from lifecycle.sync import Fleet as BlockingFleet
+from lifecycle.sync import Loop
+
+UNSEEN = Policy(
+    accept=dict.fromkeys(("memory_returned", "tags_unmapped", "weights_mapped", "kv_mapped"), Grade.ACKNOWLEDGED)
+)
+NEW = FromDisk("/models/b", "v1")
+CLOSED = Facts(admission="closed", paused_by="wait")
+
+
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The modules that are imported of vLLM."""
+    return installed(monkeypatch)
+
+
+@pytest.fixture
+def core() -> Core:
+    """What the engine core knows and was sent."""
+    return Core()
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """The engine core's process."""
+    running = idle_process()
+    yield running
+    running.kill()
+    running.wait()
+
+
+Kinds = pytest.mark.parametrize("kind", ["AsyncLLM", "LLM"])
+
+
+@pytest.fixture
+def llm(kind: str, core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace) -> Any:
+    """The object of this kind."""
+    return FakeAsyncLLM(core, process) if kind == "AsyncLLM" else FakeLLM(core, process)
+
+
+def engine_of(llm: Any, **options: Any) -> Engine:
+    return Engine(InProcessVLLM(llm, name="e", **options), name="e", policy=UNSEEN, probe=NoProbe("it has no memory"))
+
+
+def pause(kind: str, mode: str, clear: bool = True) -> list[str]:
+    """The methods that a pause calls."""
+    if kind == "AsyncLLM":
+        return [f"pause({mode!r}, {clear})"]
+    return [f"sleep(0, {mode!r})", *(["reset_prefix_cache(True)"] if clear else [])]
+
+
+RESUME = {"AsyncLLM": ["resume()"], "LLM": ["wake_up(['scheduling'])"]}
+LOAD = ["collective_rpc('reload_weights', {'weights_path': '/models/b'})", "set_label('v1')"]
+
+
+@Kinds
+async def test_the_ring(kind: str, llm: Any, core: Core) -> None:
+    """The last wake resumes, and is followed at once by a pause that keeps what slipped in."""
+    async with Fleet([engine_of(llm)]) as fleet:
+        assert fleet["e"].state is State.SERVING
+        async with fleet.offloaded(weights=NEW, mode="keep"):
+            assert fleet["e"].state is State.RELEASED
+            idle = pause(kind, "keep")
+            assert core.sent() == [*pause(kind, "keep"), *idle, *idle, "sleep(2, 'keep')"]
+        assert fleet["e"].state is State.SERVING
+    wake = ["wake_up(['kv_cache'])", *pause(kind, "keep"), "reset_prefix_cache()"]
+    assert core.sent() == ["wake_up(['weights'])", *LOAD, *wake, *RESUME[kind]]
+
+
+@Kinds
+@pytest.mark.parametrize(("mode", "clear"), [("abort", True), ("wait", True), ("keep", True), ("freeze", False)])
+async def test_a_pause_of_each_mode(kind: str, llm: Any, core: Core, mode: Any, clear: bool) -> None:
+    engine = await engine_of(llm).connect()
+    await engine.pause(mode)
+    assert core.sent() == pause(kind, "keep" if mode == "freeze" else mode, clear)
+    await engine.aclose()
+
+
+@Kinds
+async def test_kept_weights_stay_on_the_host(kind: str, llm: Any, core: Core) -> None:
+    async with Fleet([engine_of(llm)]) as fleet:
+        await fleet.offload(weights=Kept())
+        assert core.sent()[-1] == "sleep(1, 'keep')"
+
+
+@Kinds
+async def test_a_wake_that_woke_nothing_is_refused(kind: str, llm: Any, core: Core) -> None:
+    """vLLM raises nothing where a tag is unknown to it; it only says that not everything is awake."""
+    engine = await engine_of(llm).connect()
+    await asyncio.gather(Fleet([engine]).offload(weights=Kept()))
+    await engine.restore_weights()
+    core.instead["wake_up"] = False
+    with pytest.raises(Rejected, match="not everything is awake, after the wake of kv_cache"):
+        await engine.restore_kv()
+    await engine.aclose()
+
+
+@Kinds
+async def test_a_prefix_cache_that_was_not_reset_is_refused(kind: str, llm: Any, core: Core) -> None:
+    engine = await engine_of(llm).connect()
+    await engine.pause("abort")
+    await engine.drain()
+    core.instead["reset_prefix_cache"] = False
+    with pytest.raises(Rejected, match="requests hold blocks of it"):
+        await engine.update_weights(NEW)
+    await engine.aclose()
+
+
+@Kinds
+async def test_a_level_that_there_is_not_is_not_sent(kind: str, llm: Any, core: Core) -> None:
+    engine = await engine_of(llm).connect()
+    core.sent()
+    reply = await engine.adapter.send(Call("sleep", {"level": "7", "mode": "keep"}), deadline_s=5)
+    assert (reply.outcome, core.sent()) == ("rejected", [])
+    assert "no sleep of level 7" in reply.detail
+    await engine.aclose()
+
+
+@Kinds
+async def test_what_a_call_raises_is_a_refusal(kind: str, llm: Any, core: Core) -> None:
+    engine = await engine_of(llm).connect()
+    await engine.pause("abort")
+    await engine.drain()
+    core.instead["collective_rpc"] = ValueError("no such file")
+    with pytest.raises(Rejected, match="ValueError: no such file"):
+        await engine.update_weights(NEW)
+    assert engine.facts.contents["weights"] is None
+    core.instead["collective_rpc"] = "three"
+    with pytest.raises(OperationFailed, match="no result of each worker"):
+        await engine.update_weights(NEW)
+    await engine.aclose()
+
+
+async def test_a_resume_of_an_llm_whose_memory_sleeps_still_is_refused(
+    core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace
+) -> None:
+    engine = await engine_of(FakeLLM(core, process)).connect()
+    await engine.pause("abort")
+    await engine.drain()
+    core.asleep = frozenset({"kv_cache"})  # somebody else did that
+    with pytest.raises(Rejected, match="memory is asleep still"):
+        await engine.resume()
+    await engine.aclose()
+
+
+async def test_a_pause_that_waits_is_left_to_wait_and_not_joined(
+    core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace
+) -> None:
+    """`is_paused` says that it took effect; its answer comes with the last request."""
+    llm = FakeAsyncLLM(core, process)
+    engine, ended = await engine_of(llm).connect(), asyncio.Event()
+
+    async def waits(*, mode: str, clear_cache: bool) -> None:
+        core.paused, core.requests = True, 1
+        await ended.wait()
+        core.requests = 0
+
+    llm.pause_generation = waits  # type: ignore[method-assign]
+    await engine.pause("wait", deadline_s=20)
+    assert engine.state is State.PAUSED
+    assert await engine.adapter.barrier(deadline_s=5)
+    verdict = await engine.adapter.prove_idle(CLOSED, deadline_s=0.3)
+    assert isinstance(verdict, Pending)
+    assert verdict.figures[REQUESTS_RUN] is True
+    ended.set()
+    await engine.drain()
+    await engine.aclose()
+
+
+@Kinds
+async def test_an_open_engine_is_not_asked_whether_it_is_idle(kind: str, llm: Any, core: Core) -> None:
+    engine = await engine_of(llm).connect()
+    core.sent()
+    verdict = await engine.adapter.prove_idle(CLOSED, deadline_s=5)
+    assert isinstance(verdict, Pending)
+    assert core.sent() == []
+    await engine.aclose()
+
+
+@Kinds
+async def test_a_call_that_outlasts_its_deadline_is_waited_for_by_the_barrier(kind: str, llm: Any, core: Core) -> None:
+    engine, goes_on = await engine_of(llm).connect(), threading.Event()
+    if kind == "AsyncLLM":
+        core.holds = lambda name: name == "pause" and not goes_on.is_set()
+    else:
+        llm.sleep = lambda level, mode: (goes_on.wait(20), core.call("sleep", level, mode))
+    with pytest.raises(DeadlineExceeded):
+        await engine.pause("keep", deadline_s=0.5)
+    assert not await engine.adapter.barrier(deadline_s=0.2)
+    goes_on.set()
+    assert await engine.adapter.barrier(deadline_s=5)
+    assert (await engine.recover()).state in (State.PAUSED, State.DRAINED)
+    await engine.aclose()
+
+
+@Kinds
+async def test_an_engine_core_that_has_ended_is_gone(
+    kind: str, llm: Any, core: Core, process: subprocess.Popen[bytes]
+) -> None:
+    engine = await engine_of(llm).connect()
+    core.dead = True
+    if kind == "LLM":
+        llm.llm_engine.engine_core.resources.engine_dead = True
+    process.kill()
+    process.wait()
+    reply = await engine.adapter.send(Call("resume"), deadline_s=5)
+    assert (reply.outcome, "its engine core has ended" in reply.detail) == ("lost", True)
+    assert await engine.verify() is State.GONE
+    assert await engine.adapter.barrier(deadline_s=5), "nothing can take effect any more"
+    await engine.aclose()
+
+
+@Kinds
+async def test_one_that_is_silent_and_lives_is_not_gone(kind: str, llm: Any, core: Core) -> None:
+    engine = await engine_of(llm).connect()
+    core.instead["is_paused"] = core.instead["is_sleeping"] = RuntimeError("odd")
+    seen = await engine.adapter.observe(frozenset(), deadline_s=5)
+    assert (seen.alive, seen.detail) == (None, "RuntimeError: odd")
+    assert not await engine.adapter.barrier(deadline_s=5)
+    await engine.aclose()
+
+
+@Kinds
+async def test_ranks_that_disagree(kind: str, llm: Any, core: Core) -> None:
+    engine = await engine_of(llm).connect()
+    disagree = RuntimeError("Engines returned different is_scheduler_paused results: [True, False]")
+    core.instead["is_paused"] = core.instead["is_sleeping"] = disagree
+    seen = await engine.adapter.observe(frozenset(), deadline_s=5)
+    assert (seen.alive, seen.admission) == (True, None)
+    assert "its data-parallel ranks disagree" in seen.detail
+    await engine.aclose()
+
+
+@Kinds
+async def test_a_token(kind: str, llm: Any, core: Core) -> None:
+    engine = await engine_of(llm).connect()
+    verdict = await engine.adapter.answers(Probe(tokens=2), deadline_s=5)
+    assert isinstance(verdict, Proved)
+    assert verdict.figures["output_ids"] == (7, 7)
+    core.instead["generate"] = []
+    assert isinstance(await engine.adapter.answers(Probe(), deadline_s=5), Refuted)
+    core.instead["get_tokens"] = ValueError("no")
+    assert "ValueError: no" in (await engine.adapter.answers(Probe(), deadline_s=5)).reason
+    await engine.aclose()
+
+
+async def test_a_probe_that_queues_behind_kept_requests(
+    core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens of those count, and the probe is aborted, as it is where nothing comes at all."""
+    monkeypatch.setattr("lifecycle.adapters.vllm_in_process.adapter.QUEUED_S", 0.05)
+    engine = await engine_of(FakeAsyncLLM(core, process)).connect()
+    core.instead["generate"] = None
+    assert isinstance(await engine.adapter.answers(Probe(), deadline_s=0.6), Pending)
+    assert core.sent() == ["abort()"]
+    kept = asyncio.create_task(_counting(vllm))
+    verdict = await engine.adapter.answers(Probe(), deadline_s=2.0)
+    kept.cancel()
+    assert "kept requests get tokens" in verdict.reason
+    assert core.sent() == ["abort()"]
+    await engine.aclose()
+
+
+async def _counting(vllm: SimpleNamespace) -> None:
+    while True:
+        vllm.tokens += 1
+        await asyncio.sleep(0.01)
+
+
+async def test_a_probe_takes_nobodys_outputs(
+    core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace
+) -> None:
+    """`LLM.generate` returns the outputs of all requests: those that were enqueued would be lost to their caller."""
+    engine = await engine_of(FakeLLM(core, process)).connect()
+    core.requests = 1
+    core.calls.clear()
+    assert isinstance(await engine.adapter.answers(Probe(), deadline_s=5), NotApplicable)
+    assert "get_tokens()" not in core.calls
+    await engine.aclose()
+
+
+async def test_an_llm_whose_core_is_in_this_process(core: Core, vllm: SimpleNamespace) -> None:
+    """It refuses to wait, and nothing steps there beside a call: idle is a pause by keep that was answered."""
+    engine = await engine_of(FakeLLM(core, None)).connect()
+    assert set(engine.capabilities.pause) == {"abort", "keep", "freeze"}
+    processes = await engine.adapter.processes()
+    assert processes is not None
+    await engine.pause("abort")
+    core.sent()
+    await engine.drain()
+    assert set(core.sent()) == set(pause("LLM", "keep"))
+    await engine.aclose()
+
+
+@Kinds
+async def test_a_push(kind: str, llm: Any, core: Core) -> None:
+    adapter = engine_of(llm).adapter
+    await adapter.connect(deadline_s=5)
+    core.sent()
+    replies = [
+        await adapter.send(adapter.push_call("update", {"update_info": 1}, "v1"), deadline_s=5),
+        await adapter.send(adapter.close_push_call(), deadline_s=5),
+    ]
+    if kind == "AsyncLLM":
+        assert [each.outcome for each in replies] == ["done", "done"]
+        assert core.sent() == ["update_weights({'update_info': 1})", "finish_weight_update(None)"]
+    else:
+        assert "no attribute 'update_weights'" in replies[0].detail
+    await adapter.aclose()
+
+
+@Kinds
+def test_the_blocking_fleet_from_another_thread(kind: str, llm: Any) -> None:
+    """An AsyncLLM's loop runs in its own thread; a call that another loop awaited would never return."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        engine = engine_of(llm, loop=loop) if kind == "AsyncLLM" else engine_of(llm)
+        with BlockingFleet(Fleet([engine]), Loop()) as fleet, fleet.offloaded(weights=Kept()):
+            assert fleet["e"].state is State.RELEASED
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def test_beside_an_engine_over_http(core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace) -> None:
+    with LoopbackProcess.start(memory_saver=True) as server:
+        others = Fleet.connect([f"{server.url}?name=there"], policy=UNSEEN, probe=NoProbe("not looked at"))
+        async with Fleet([engine_of(FakeAsyncLLM(core, process)), *others.engines]) as fleet:
+            async with fleet.offloaded(weights=Kept()):
+                assert {engine.state for engine in fleet} == {State.RELEASED}
+            assert {engine.state for engine in fleet} == {State.SERVING}
+
+
+# bad input
+
+
+async def test_an_object_that_is_neither(vllm: SimpleNamespace) -> None:
+    with pytest.raises(ConfigurationError, match="give an AsyncLLM or an LLM of vLLM, not dict"):
+        InProcessVLLM({}, name="e")
+
+
+def test_an_async_llm_whose_loop_is_not_known(
+    core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace
+) -> None:
+    with pytest.raises(ConfigurationError, match="construct this in a coroutine on that loop, or give loop="):
+        InProcessVLLM(FakeAsyncLLM(core, process), name="e")
+
+
+async def test_the_loop_of_its_output_handler_is_its_home(
+    core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace
+) -> None:
+    llm, loop = FakeAsyncLLM(core, process), asyncio.new_event_loop()
+    llm.output_handler = SimpleNamespace(get_loop=lambda: loop)
+    with pytest.raises(ConfigurationError, match=r"the event loop of .* does not run"):
+        await InProcessVLLM(llm, name="e").connect(deadline_s=5)
+    loop.close()
+
+
+async def test_a_loop_that_is_blocked(core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace) -> None:
+    core.holds = lambda name: True
+    with pytest.raises(ConfigurationError, match=r"did not answer in 0.2 s; its event loop or thread may be blocked"):
+        await engine_of(FakeAsyncLLM(core, process)).adapter.connect(deadline_s=0.2)
+    core.holds = lambda name: False
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"sizes": {"weights": 0}}, "sizes must be bytes of weights and kv_cache"),
+        ({"sizes": {"cuda_graph": 1}}, "sizes must be bytes of weights and kv_cache"),
+        ({"unknown_version": "perhaps"}, "unknown_version must be refuse or warn"),
+    ],
+)
+async def test_bad_options(
+    core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace, options: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        InProcessVLLM(FakeAsyncLLM(core, process), **options)
+
+
+async def test_a_version_that_nobody_knows(
+    core: Core, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(monkeypatch, "9.9.0")
+    with pytest.raises(ConfigurationError, match=r"vLLM 9.9.0 is not among the versions that are known here"):
+        await engine_of(FakeAsyncLLM(core, process)).connect()
+    engine = await engine_of(FakeAsyncLLM(core, process), unknown_version="warn").connect()
+    assert any("driven as 0.33" in note for note in engine.capabilities.notes)
+    await engine.aclose()
+
+
+async def test_an_engine_core_that_has_ended_before(
+    core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace
+) -> None:
+    process.kill()
+    process.wait()
+    with pytest.raises(ConfigurationError, match="its engine core has ended"):
+        await engine_of(FakeAsyncLLM(core, process)).connect()
