@@ -16,6 +16,9 @@ from lifecycle.rules.identity import boot_identity
 #: Seconds within which a host lists the processes below a server's.
 FAMILY_S = 10.0
 
+#: Processes that listen at an address, and these with all below them.
+Found = tuple[tuple[Process, ...], tuple[Process, ...]]
+
 
 class ServerProcesses:
     """The processes that listen at an address, with all below them."""
@@ -28,10 +31,30 @@ class ServerProcesses:
         #: The processes that the engine's tree hangs from; None where they cannot be found.
         self.roots: tuple[Process, ...] | None = None
 
-    async def find(self, own_identity: str, *, deadline_s: float) -> None:
-        """Finds them at connect. Raises ConfigurationError where an option of the address names no process."""
+    async def found_early(self, clock: Deadline) -> Found | None:
+        """The processes of this host behind the address, and those below them, found while the server answers.
+
+        One that listened before and lives afterwards is the one that answered. So all engines that are connected at
+        once share one scan of the host. None where they are to be looked for afterwards.
+        """
+        if "agent" in self._address.options:
+            return None
+        try:
+            found = await find_processes(self._address, deadline_s=clock.left_s / 2)
+            return (found, await _family(found)) if found else None
+        except Exception:  # what is wrong is said afterwards, where a server answers
+            return None
+
+    async def find(self, own_identity: str, *, deadline_s: float, early: Found | None = None) -> None:
+        """Finds them at connect; those that were found early count where they all live.
+
+        Raises ConfigurationError where an option of the address names no process.
+        """
         self._own_identity = own_identity
-        await self._has(await find_processes(self._address, deadline_s=deadline_s))
+        if early and all(is_alive(each) for each in early[0]):
+            self.roots, self._family = early
+        else:
+            await self._has(await find_processes(self._address, deadline_s=deadline_s))
         self._were_found = bool(self.roots)
 
     async def boot(self, own_identity: str, clock: Deadline) -> str:
@@ -61,7 +84,11 @@ class ServerProcesses:
         return f"pid {', '.join(str(process.pid) for process in self._family)} has ended"
 
     async def _has(self, processes: tuple[Process, ...] | None) -> None:
-        family: tuple[Process, ...] = ()
-        with suppress(TimeoutError):  # without them silence is never taken for an end
-            family = await with_all_below(processes or (), deadline_s=FAMILY_S)
-        self.roots, self._family = processes, family
+        self.roots, self._family = processes, await _family(processes or ())
+
+
+async def _family(processes: tuple[Process, ...]) -> tuple[Process, ...]:
+    """These and all below them; none where they could not be listed: silence is never taken for an end then."""
+    with suppress(TimeoutError):
+        return await with_all_below(processes, deadline_s=FAMILY_S)
+    return ()

@@ -70,13 +70,19 @@ async def connection(engine: Engine) -> Finding:
 
 
 async def version(engine: Engine) -> Finding:
-    """Its version is one on which the adapter was measured."""
-    own, known = engine.capabilities.version, tuple(getattr(engine.adapter, "measured_on", ()))
-    if not known or own in known:
-        return Finding("version", "ok", f"{engine.capabilities.engine} {own}, which this adapter was measured on")
-    message = f"{own} is not among the versions that this adapter was measured on ({', '.join(known)})"
+    """Its version is one on which the adapter was measured. Says in which range of versions it is, of which there are.
+
+    Of an adapter whose `measured_on` is empty every version is, and of one without `version_ranges` none is named.
+    """
+    own, measured = engine.capabilities.version, tuple(getattr(engine.adapter, "measured_on", ()))
     known_by = getattr(engine.adapter, "version_known_by", "")
-    message += f"; it is driven as one of {known_by}" if known_by else ""
+    ranges = getattr(engine.adapter, "version_ranges", "")
+    driven = f"; driven as one of {known_by}" if known_by else ""
+    driven += f"; it knows {ranges}" if ranges else ""
+    if not measured or own in measured:
+        said = f"{engine.capabilities.engine} {own}, which this adapter was measured on{driven}"
+        return Finding("version", "ok", said)
+    message = f"{own} is not among the versions that this adapter was measured on ({', '.join(measured)}){driven}"
     return Finding("version", "warning", message, "run the conformance suite against it")
 
 

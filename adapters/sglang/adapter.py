@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,35 +13,39 @@ from lifecycle.core.capabilities import Capabilities
 from lifecycle.core.commands import Command
 from lifecycle.core.deadline import Deadline
 from lifecycle.core.errors import ConfigurationError, NothingListens
-from lifecycle.core.facts import Fact, Facts, Grade
+from lifecycle.core.facts import Admission, Fact, Facts, Grade
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
 from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Verdict
 from lifecycle.nodes.address import Address
-from lifecycle.nodes.locate import ended, find_processes
-from lifecycle.nodes.processes import is_alive
-from lifecycle.nodes.trees import with_all_below
-from lifecycle.rules.identity import boot_identity
 
 from ..http import Answer, HttpClient
+from ..server_processes import ServerProcesses
 from ..url_options import choice_of, key_of
-from .answers import LIMITS, generated, server_info, weights_label, whole, why_not
-from .capabilities import boot_of, capabilities_of, counts_requests_alone, sizes_of
+from .answers import LIMITS, generated, model_info, server_info, version_of, weights_label, whole, why_not
+from .capabilities import aborts_by_retract, boot_of, capabilities_of, counts_requests_alone, disaggregated, sizes_of
 from .checksums import by_role, of_engine
 from .idle import Idle
 from .plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
 from .reads import Reads, in_turn, together
+from .versions import VERSIONS, Effects
 
-OPTIONS = ("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "agent", "tags", "sizes", "checksum")
+OPTIONS = (
+    *("api_key", "admin_api_key", "api_key_env", "admin_api_key_env", "pid", "agent", "tags", "sizes", "checksum"),
+    *("abort", "unknown_version"),
+)
 
 #: Seconds within which a live server answers a read that does not depend on its load.
 READ_S = 10.0
 
-#: What reads of the server tell. Which tags are released none does.
+#: What reads of the server tell, if its version has them all. Which tags are released none does.
 OBSERVABLE = frozenset({Fact.BOOT, Fact.ADMISSION, Fact.CLOSED, Fact.RUNNING, Fact.CONTENTS})
 
 #: Seconds for which the answer that connect() was given serves the first observation.
 YOUNG_S = 2.0
+
+#: The most seconds in which a server that admits requests generates a token, where nothing else tells that it does.
+ADMITS_S = 5.0
 
 #: Seconds that a generate request may take before the adapter checks whether it only waits in the queue.
 #: Source: sglang 0.5.23, measured: 33 s behind four kept requests of 600 tokens on a server that runs four at once.
@@ -58,11 +61,15 @@ class SGLangAdapter:
     - `agent`: HOST:PORT of the agent on the server's node.
     - `tags`: the tags to release, separated by commas; weights,kv_cache unless given.
     - `sizes`: TAG:BYTES,... for each rank, where the figures of `/server_info` are wrong.
-    - `checksum=true`: weights are compared by checksum. Every load then reads all weights twice.
+    - `checksum=true`: weights are compared by checksum, from 0.5.12 on. Every load then reads all weights twice.
+    - `abort=own`: a pause by abort is SGLang's own, which takes a second where requests run, and no retract before.
+    - `unknown_version=warn`: a version that is not in `versions.VERSIONS` is driven as the one before it.
     """
 
     #: The versions of SGLang on which this adapter was measured.
     measured_on = ("0.5.23",)
+    #: The ranges of versions that it knows, in words.
+    version_ranges = VERSIONS.known
     #: A GET of this path while the server is paused makes `/ready` and `/ping` answer 503, until one succeeds.
     poisoned_by = "/health"
 
@@ -74,54 +81,62 @@ class SGLangAdapter:
         self._admin_key = key_of(address, "admin_api_key") or self._key
         self._idle = Idle(self._http, self._reads, self._admin_key)
         self._checksums = choice_of(address, "checksum", ("false", "true")) == "true"
+        self._warns = choice_of(address, "unknown_version", ("refuse", "warn")) == "warn"
+        self._own_abort = choice_of(address, "abort", ("retract", "own")) == "own"
         self._sizes = sizes_of(address)
+        self._processes = ServerProcesses(address)
         self._capabilities: Capabilities | None = None
+        self._effects = Effects()
+        self._known_by = ""
         self._disaggregated = False
-        self._own_identity = ""
-        self._processes: tuple[Process, ...] | None = None
-        self._family: tuple[Process, ...] = ()
-        self._were_found = False
+        #: Whether a pause by abort is a retract and an abort of all requests.
+        self._retracts = False
+        #: Whether a pause of this adapter was acknowledged, and no continue sent since.
+        self._closed_here = False
         #: What was answered at connect and when, until the first observation after it, which it serves.
-        self._at_connect: tuple[Answer, Mapping[str, Any], float] | None = None
+        self._at_connect: tuple[Mapping[str, Answer], float] | None = None
 
     @property
     def url(self) -> str:
         """The address of the server, without its keys."""
         return str(self._address)
 
+    @property
+    def version_known_by(self) -> str:
+        """The range of versions in which the server was found at connect, and what is known of it by; empty before."""
+        return self._known_by
+
     async def connect(self, *, deadline_s: float) -> Capabilities:
         """Reads the server's capabilities, and finds its processes, so that its exit can be distinguished from silence.
 
-        Raises ConfigurationError where no SGLang server answers there, or where it refuses a key.
+        Raises ConfigurationError where no SGLang server answers there, where its version is not known, or where it
+        refuses a key.
         """
         clock = Deadline(deadline_s)
-        answer, early = await together(self._reads.get("/server_info", clock.left_s), self._found_early(clock))
+        answer, early = await together(
+            self._reads.get("/server_info", clock.left_s), self._processes.found_early(clock)
+        )
         info = server_info(answer)
         if info is None:
             kind = NothingListens if answer.refused else ConfigurationError
             raise kind(f"{self.url}: {why_not(answer)}")
+        unknown = VERSIONS.unknown(version_of(info))
+        if unknown is not None and not self._warns:
+            raise ConfigurationError(f"{self.url}: {unknown}; unknown_version=warn drives it as the nearest of them")
         # An abort without a body passes the key check of the control endpoints and is then refused with 400. A version
         # that accepted it would abort nothing, since it names no request.
         control = await self._http.request("POST", "/abort_request", deadline_s=clock.left_s, key=self._admin_key)
         if control.status in (401, 403):
             raise ConfigurationError(f"{self.url}: the control endpoints refuse the key; give admin_api_key_env=NAME")
-        self._disaggregated = info.get("disaggregation_mode") not in (None, "null")
-        self._idle.dp_size = whole(info.get("dp_size")) or 1
-        self._idle.counts_requests_alone = counts_requests_alone(info)
-        observable = OBSERVABLE | ({Fact.CHECKSUM} if self._checksums else frozenset())
-        self._capabilities = replace(capabilities_of(info, self._tags(), self._sizes), observable=observable)
-        self._own_identity = boot_of(info)
-        if early and all(is_alive(each) for each in early[0]):
-            self._processes, self._family = early
-        else:
-            await self._has(await find_processes(self._address, deadline_s=clock.left_s))
-        self._were_found = bool(self._processes)
-        self._at_connect = answer, info, time.monotonic()
-        return self._capabilities
+        model = await self._reads.get("/model_info", clock.left_s)
+        self._knows(info, None if unknown is None else f"{unknown}: driven as {{}}", model)
+        await self._processes.find(boot_of(info), deadline_s=clock.left_s, early=early)
+        self._at_connect = {"/server_info": answer, "/model_info": model}, time.monotonic()
+        return self._known()
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
         """The calls of a command, in order; `send` makes each of them one request."""
-        return plan(command, facts, self._known())
+        return plan(command, facts, self._known(), retracts=self._retracts, sessions=self._effects.sessions)
 
     def push_call(self, how: str, args: Mapping[str, Any], version: str) -> Call:
         """One call of a push: `how` is `tensor` or `distributed`."""
@@ -136,6 +151,10 @@ class SGLangAdapter:
         if call.name == "await_idle":
             return await self._idle.awaited(deadline_s)
         closes = call.name == CLOSE_PUSH
+        if closes and not self._effects.sessions:
+            return await self._push_over(deadline_s)
+        if call.name == "continue_generation":
+            self._closed_here = False
         path, body = "/end_weight_update" if closes else f"/{call.name}", dict(call.args)
         answer = await self._http.request(
             "POST", path, deadline_s=deadline_s, repeatable=call.repeatable, json_body=body, key=self._admin_key
@@ -148,6 +167,7 @@ class SGLangAdapter:
             return Reply("done", status=answer.status, detail=answer.detail)
         if not answer.ok or refused:
             return Reply("rejected", status=answer.status, detail=explained(call, answer.detail))
+        self._closed_here = self._closed_here or call.name == "pause_generation"
         return Reply("done", status=answer.status, value=value)
 
     async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
@@ -155,17 +175,20 @@ class SGLangAdapter:
 
         `/server_info` passes through the scheduler and tells the boot. `/ready` tells whether it is open, with `/ping`
         that it says itself that it is closed. `/model_info` has the label, `/v1/loads` the requests. An answer that
-        connect() would refuse is silence, and never another process; without an answer nothing else counts.
+        connect() would refuse is silence, and never another process; without an answer nothing else counts. A version
+        that has no `/ready` is asked for a token, unless this adapter has closed it.
         """
         whole_s, clock = Deadline(deadline_s), Deadline(min(deadline_s, READ_S))
-        end = time.monotonic() + clock.total_s
-        run = together if self._at_connect is None else in_turn  # a connection costs more than an answer
+        end, met = time.monotonic() + clock.total_s, self._met()
+        run = in_turn if met else together  # a connection costs more than an answer
         said, traffic, model = await run(
-            self._server_info(clock) if Fact.BOOT in want or not want & OBSERVABLE else None,
+            self._server_info(met, clock) if Fact.BOOT in want or not want & OBSERVABLE else None,
             self._reads.traffic(want, end) if want & {Fact.ADMISSION, Fact.RUNNING} else None,
-            self._reads.get("/model_info", clock.left_s) if Fact.CONTENTS in want else None,
+            self._model_info(met, clock) if Fact.CONTENTS in want else None,
         )
         ready, admission, running = traffic or (None, None, None)
+        if Fact.ADMISSION in want and not self._effects.ready:
+            admission = await self._admits(clock)
         answer, info = said or (None, None)
         if answer is not None and info is None:
             return await self._unanswered(answer, clock)
@@ -174,10 +197,10 @@ class SGLangAdapter:
             return await self._unanswered(silent, clock)
         parts: dict[str, Any] = {"admission": admission, "running": running}
         if info is not None:
-            parts["boot"] = await self._boot(boot_of(info), clock)
+            parts["boot"] = await self._processes.boot(boot_of(info), clock)
         if model is not None:
             parts["weights_label"] = weights_label(model)
-        if Fact.CHECKSUM in want and self._checksums:
+        if Fact.CHECKSUM in want and self._checksums and self._effects.checksums:
             parts |= await self._checksums_now(whole_s.left_s)
         return Observation(alive=True, sampled_at=time.monotonic(), **parts)
 
@@ -188,7 +211,9 @@ class SGLangAdapter:
         info = server_info(answer)
         if info is None:
             return await self._unanswered(answer, clock)
-        return Observation(boot=await self._boot(boot_of(info), clock), alive=True, sampled_at=time.monotonic())
+        return Observation(
+            boot=await self._processes.boot(boot_of(info), clock), alive=True, sampled_at=time.monotonic()
+        )
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
         """Proved where `/flush_cache` answers 200, which needs an idle scheduler. Drops the prefix cache.
@@ -203,7 +228,8 @@ class SGLangAdapter:
         Not after a retract: such a flush waits for the queue to empty, which a paused scheduler never does. Nor with
         several data-parallel ranks, of which only the first waits. Source: sglang 0.5.23, measured.
         """
-        waits = self._idle.dp_size == 1 and facts.paused_by in ("abort", "wait") and deadline_s > 2 * wait_s
+        own = {"wait"} if self._retracts else {"abort", "wait"}
+        waits = self._idle.dp_size == 1 and facts.paused_by in own and deadline_s > 2 * wait_s
         return await self._idle.flushed(wait_s if waits else None, deadline_s)
 
     async def barrier(self, *, deadline_s: float) -> bool:
@@ -216,7 +242,7 @@ class SGLangAdapter:
         return answer.refused or server_info(answer) is not None
 
     async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
-        """Generates a token, then checks `/ready`.
+        """Generates a token, then checks `/ready`, where there is one.
 
         Where `/ready` is not 200, `/health` is asked once first. A `/health` that another client asked while the server
         was paused leaves `/ready` at 503 until the next one succeeds. Source: sglang 0.5.23, measured.
@@ -226,7 +252,7 @@ class SGLangAdapter:
             token: Verdict = NotApplicable(reason="a prefill or decode engine cannot answer a request alone")
         else:
             token = await self._token(probe, clock.left_s)
-        if isinstance(token, Refuted | Pending):
+        if isinstance(token, Refuted | Pending) or not self._effects.ready:
             return token
         ready = await self._reads.get("/ready", clock.left_s)
         if not ready.ok:
@@ -236,7 +262,7 @@ class SGLangAdapter:
 
     async def processes(self) -> tuple[Process, ...] | None:
         """The process that listens on the port, or that of `pid=`. The probe measures its whole process tree."""
-        return self._processes
+        return self._processes.roots
 
     async def aclose(self) -> None:
         """Closes the connections. The server is left as it is."""
@@ -244,56 +270,45 @@ class SGLangAdapter:
 
     # reads
 
-    async def _has(self, processes: tuple[Process, ...] | None) -> None:
-        self._processes, self._family = processes, await _family(processes or ())
-
-    async def _found_early(self, clock: Deadline) -> tuple[tuple[Process, ...], tuple[Process, ...]] | None:
-        """The processes of this host behind the address, and those below them, found while the server answers.
-
-        One that listened before and lives afterwards is the one that answered. So all engines that are connected at
-        once share one scan of the host. None where they are to be looked for afterwards.
-        """
-        if "agent" in self._address.options:
-            return None
-        try:
-            found = await find_processes(self._address, deadline_s=clock.left_s / 2)
-            return (found, await _family(found)) if found else None
-        except Exception:  # what is wrong is said afterwards, where a server answers
-            return None
-
-    async def _server_info(self, clock: Deadline) -> tuple[Answer, Mapping[str, Any] | None]:
-        """The answer of `/server_info`, and what it says; at first those which connect() was given, while young."""
+    def _met(self) -> Mapping[str, Answer]:
+        """The answers that connect() was given, by path, where they are young and nothing was observed since."""
         at_connect, self._at_connect = self._at_connect, None
-        if at_connect is not None and time.monotonic() - at_connect[2] < YOUNG_S:
-            return at_connect[:2]
-        answer = await self._reads.get("/server_info", clock.left_s)
+        young = at_connect is not None and time.monotonic() - at_connect[1] < YOUNG_S
+        return at_connect[0] if at_connect is not None and young else {}
+
+    async def _server_info(self, met: Mapping[str, Answer], clock: Deadline) -> tuple[Answer, Mapping[str, Any] | None]:
+        """The answer of `/server_info`, and what it says."""
+        answer = met.get("/server_info") or await self._reads.get("/server_info", clock.left_s)
         return answer, server_info(answer)
 
-    async def _boot(self, own_identity: str, clock: Deadline) -> str:
-        """The boot identity of the server that answered. Its processes are looked for where they are not as before.
+    async def _model_info(self, met: Mapping[str, Answer], clock: Deadline) -> Answer:
+        return met.get("/model_info") or await self._reads.get("/model_info", clock.left_s)
 
-        Where none is found, those from before count as its own still, unless it is another server and they have ended:
-        who has ended since it answered is known to have ended by them, and of two identities in one process
-        `rules.identity` takes neither for a fresh one.
+    async def _admits(self, clock: Deadline) -> Admission | None:
+        """Open where it generates a token; else unknown. One that this adapter has closed is not asked.
+
+        A request that a pause holds back stays when its client leaves, and gets its token after the continue.
+        Source: sglang 0.5.23, measured; the gate of the older ones is the same.
         """
-        before = self._processes or ()
-        gone = self._were_found and not (before and all(is_alive(each) for each in before if each.agent is None))
-        if own_identity != self._own_identity or gone:
-            found = None
-            with suppress(ConfigurationError):  # `pid=` named a process of the server before the restart
-                found = await find_processes(self._address, deadline_s=clock.look_s())
-            same = own_identity == self._own_identity
-            if not found and before and (same or not await ended(before, deadline_s=clock.look_s())):
-                found = before
-            self._own_identity = own_identity
-            await self._has(found)
-        return boot_identity(own_identity, self._processes or ())
+        if self._closed_here or self._disaggregated:
+            return None
+        body = {"text": Probe().text, "sampling_params": {"max_new_tokens": 1, "temperature": 0}}
+        answer = await self._http.request(
+            "POST", "/generate", deadline_s=min(ADMITS_S, clock.left_s / 2), json_body=body, key=self._key
+        )
+        return "open" if isinstance(generated(answer), Proved) else None
+
+    async def _push_over(self, deadline_s: float) -> Reply:
+        """Nothing ends a push where there are no sessions: it is over once the scheduler has taken its last tensors."""
+        if await self.barrier(deadline_s=deadline_s):
+            return Reply("done")
+        return Reply("lost", detail="/server_info was not answered", late=True)
 
     async def _unanswered(self, answer: Answer, clock: Deadline) -> Observation:
         """The observation of a server that did not answer: not alive where its processes have ended, else unknown."""
-        if answer.refused and self._family and await ended(self._family, deadline_s=clock.left_s):
-            pids = ", ".join(str(process.pid) for process in self._family)
-            return Observation(alive=False, detail=f"pid {pids} has ended", sampled_at=time.monotonic())
+        ended = await self._processes.end(clock) if answer.refused else None
+        if ended is not None:
+            return Observation(alive=False, detail=ended, sampled_at=time.monotonic())
         return Observation(detail=why_not(answer), sampled_at=time.monotonic())
 
     async def _token(self, probe: Probe, deadline_s: float) -> Verdict:
@@ -339,6 +354,25 @@ class SGLangAdapter:
 
     # configuration
 
+    def _knows(self, info: Mapping[str, Any], unknown: str | None, model: Answer) -> None:
+        """What the server says of itself decides what it can do, and how it is asked."""
+        known = VERSIONS.nearest(version_of(info))
+        self._effects, self._known_by = known.effects, f"{known}, {known.source}"
+        self._disaggregated = disaggregated(info)
+        self._retracts = not self._own_abort and aborts_by_retract(info, known.effects)
+        self._reads.effects = known.effects
+        self._idle.dp_size = whole(info.get("dp_size")) or 1
+        self._idle.counts_requests_alone = counts_requests_alone(info)
+        notes = () if unknown is None else (unknown.format(known),)
+        capabilities = capabilities_of(info, self._tags(), self._sizes, model=model_info(model), notes=notes)
+        self._capabilities = replace(capabilities, observable=self._observable())
+
+    def _observable(self) -> frozenset[Fact]:
+        """What reads of this server tell."""
+        closed = set() if self._effects.ping_is_health else {Fact.CLOSED}
+        checksum = {Fact.CHECKSUM} if self._checksums and self._effects.checksums else set()
+        return frozenset((OBSERVABLE - closed) | checksum)
+
     def _known(self) -> Capabilities:
         if self._capabilities is None:
             raise ConfigurationError(f"{self.url}: not connected yet")
@@ -350,10 +384,3 @@ class SGLangAdapter:
         if not tags:
             raise ConfigurationError(f"{self.url}: tags names none; leave it out to mean weights,kv_cache")
         return tags
-
-
-async def _family(processes: tuple[Process, ...]) -> tuple[Process, ...]:
-    """These and all below them; none where they could not be listed: silence is never taken for an end then."""
-    with suppress(TimeoutError):
-        return await with_all_below(processes, deadline_s=READ_S)
-    return ()

@@ -41,6 +41,18 @@ def server_info(answer: Answer) -> Mapping[str, Any] | None:
     return info if all(info.get(name) is None or whole(info[name]) for name in _SIZES) else None
 
 
+def version_of(info: Mapping[str, Any]) -> str:
+    """The version that `/server_info` tells; `unknown` where it tells none."""
+    version = info.get("version")
+    return version[:80] if isinstance(version, str) and version else "unknown"
+
+
+def model_info(answer: Answer) -> Mapping[str, Any]:
+    """What an SGLang server says of the model that it serves now; nothing where this is no answer of one."""
+    model = answer.json() if answer.ok else None
+    return model if isinstance(model, dict) else {}
+
+
 def why_not(answer: Answer) -> str:
     """Why this is no `/server_info` of an SGLang server, in words."""
     if answer.status in (401, 403):
@@ -69,19 +81,21 @@ def is_empty(answer: Answer, status: int) -> bool:
 
 def weights_label(answer: Answer) -> str | None:
     """The label of the weights in an answer of `/model_info`."""
-    model = answer.json() if answer.ok else None
-    label = model.get("weight_version") if isinstance(model, dict) else None
+    label = model_info(answer).get("weight_version")
     return label if isinstance(label, str) else None
 
 
-def loads(answer: Answer) -> tuple[int, tuple[float, ...]] | None:
-    """How many requests run or wait, and when each rank counted, from an answer of `/v1/loads`."""
+def loads(answer: Answer, *, stamped: bool = True) -> tuple[int, tuple[float, ...]] | None:
+    """How many requests run or wait, and when each rank counted, from an answer of `/v1/loads`.
+
+    Not `stamped`: the schedulers were asked for this answer, which does not say when they counted.
+    """
     body = answer.json() if answer.ok else None
     rows = _rows(body.get("loads")) if isinstance(body, dict) else None
     if not rows:
         return None
     counts = [_count(row.get(name)) for row in rows for name in ("num_running_reqs", "num_waiting_reqs")]
-    times = [number(row.get("timestamp")) for row in rows]
+    times = [number(row.get("timestamp")) for row in rows if stamped]
     known, counted = [each for each in counts if each is not None], [each for each in times if each is not None]
     return (sum(known), tuple(counted)) if len(known) == len(counts) and len(counted) == len(times) else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from lifecycle.core.capabilities import Capabilities, PauseTraits
@@ -14,7 +15,8 @@ from lifecycle.core.sources import FromDisk
 from lifecycle.core.units import GIB
 from lifecycle.nodes.address import Address
 
-from .answers import number, whole
+from .answers import number, version_of, whole
+from .versions import VERSIONS, Effects
 
 #: The version that a server reports which was launched without one. Source: sglang 0.5.23.
 LAUNCH_VERSION = "default"
@@ -33,9 +35,16 @@ def boot_of(info: Mapping[str, Any]) -> str:
 
 
 def capabilities_of(
-    info: Mapping[str, Any], tags: tuple[str, ...] = ("weights", "kv_cache"), sizes: Mapping[str, int] | None = None
+    info: Mapping[str, Any],
+    tags: tuple[str, ...] = ("weights", "kv_cache"),
+    sizes: Mapping[str, int] | None = None,
+    *,
+    model: Mapping[str, Any] = MappingProxyType({}),
+    notes: tuple[str, ...] = (),
 ) -> Capabilities:
     """What this server can do. The bytes of each tag come from `sizes`, else from the server's `memory_usage`.
+
+    `model` is what `/model_info` says: which weights it holds now.
 
     `memory_usage` is per rank, in GiB with three decimals. Its `kvcache` is the bytes of the pool's tensors. Its
     `weight` is how far the device's free memory fell while the weights were loaded, so that other processes'
@@ -43,11 +52,12 @@ def capabilities_of(
     Source: sglang 0.5.23, measured: 0.118 to 0.299 where the tensors have 0.268, on a busy CPU.
     """
     backup = info.get("enable_weights_cpu_backup") is True
+    effects = VERSIONS.nearest(version_of(info)).effects
     return Capabilities(
         engine="SGLang",
-        version=str(info.get("version", "unknown"))[:80],
+        version=version_of(info),
         tags=tuple(_tag(tag, _memory_usage(info), backup, (sizes or {}).get(tag)) for tag in tags),
-        pause=_pause_modes(info),
+        pause=_pause_modes(info, effects),
         memory_saver=info.get("enable_memory_saver") is True,
         saver="torch_memory_saver",
         saver_option="--enable-memory-saver",
@@ -55,19 +65,21 @@ def capabilities_of(
         device=_device(info),
         ranks=(whole(info.get("tp_size")) or 1) * (whole(info.get("pp_size")) or 1),
         evidence={"idle": Grade.REPORTED, "weights_match": Grade.MEASURED, "answers": Grade.MEASURED},
-        launch_source=_launch_source(info),
-        notes=_notes(info),
+        launch_source=_launch_source(info, model),
+        notes=(*_notes(info, effects), *notes),
     )
 
 
-def _launch_source(info: Mapping[str, Any]) -> FromDisk | None:
-    """The checkpoint of the launch; None where something may have been loaded since.
+def _launch_source(info: Mapping[str, Any], model: Mapping[str, Any]) -> FromDisk | None:
+    """The checkpoint of the launch; None where something may have been loaded since, or nothing says what it holds.
 
-    A load changes `model_path` and `weight_version`, a push only the latter, so that the two belong together only while
-    the version is the one that SGLang gives at a launch. Source: sglang 0.5.23.
+    A load changes the `model_path` and `weight_version` of `/model_info`, a push only the latter, so that the two
+    belong together only while the version is the one that SGLang gives at a launch. `/server_info` goes on to show
+    what it was launched with. Source: sglang 0.5.23, measured; before 0.5.16 it shows what `/model_info` shows.
     """
-    path, version = info.get("model_path"), info.get("weight_version")
-    return FromDisk(path, version) if isinstance(path, str) and path and version == LAUNCH_VERSION else None
+    path, version = model.get("model_path"), model.get("weight_version")
+    launched = path == info.get("model_path") and version == LAUNCH_VERSION
+    return FromDisk(path, LAUNCH_VERSION) if launched and isinstance(path, str) and path else None
 
 
 def _device(info: Mapping[str, Any]) -> Literal["cuda", "cpu"] | None:
@@ -99,24 +111,41 @@ def _tag(name: str, usage: Mapping[str, Any], backup: bool, given: int | None) -
     return TagSpec(name, stage, on_release, given or expected, SizeGrade.TENSORS if by_tensors else SizeGrade.REPORTED)
 
 
-def _pause_modes(info: Mapping[str, Any]) -> dict[PauseMode, PauseTraits]:
+def _pause_modes(info: Mapping[str, Any], effects: Effects) -> dict[PauseMode, PauseTraits]:
     """The pause modes of this server, and from which modes each must not be entered.
 
     An abort pause of a server that is paused in_place never returns, and every later pause and continue waits for it.
-    `keep` drains neither a prefill or decode engine nor one with several data-parallel ranks. The former stops serving
-    the queues that count as not idle. Of the latter only the first rank answers `/flush_cache`, and the load counts of
-    the others stand still. Source: sglang 0.5.23; the abort was measured, the rest was read.
+    `keep` drains neither a prefill or decode engine nor one with several data-parallel ranks, nor any before 0.5.21.
+    The former stops serving the queues that count as not idle. Of several ranks only the first answers `/flush_cache`,
+    and the load counts of the others stand still. Before 0.5.21 a retracted request in the queue counts as not idle,
+    and a release with one ends the server. Source: sglang 0.5.23; the abort was measured, the rest was read.
     """
     modes: dict[PauseMode, PauseTraits] = {
         "abort": PauseTraits(drains=True, unsafe_from=frozenset({"freeze"})),
         "wait": PauseTraits(drains=True, needs_router=True, unsafe_from=frozenset({"freeze"})),
     }
-    disaggregated = info.get("disaggregation_mode") not in (None, "null")
-    if not disaggregated and (whole(info.get("dp_size")) or 1) == 1:
+    if effects.drains_retracted and _one_scheduler(info):
         modes["keep"] = PauseTraits(drains=True, keeps_requests=True)
-    if not disaggregated:
+    if not disaggregated(info):
         modes["freeze"] = PauseTraits(drains=False, keeps_requests=True, keeps_kv=True, live_update=True)
     return modes
+
+
+def disaggregated(info: Mapping[str, Any]) -> bool:
+    """Whether this is a prefill or decode engine, which cannot answer a request alone."""
+    return info.get("disaggregation_mode") not in (None, "null")
+
+
+def aborts_by_retract(info: Mapping[str, Any], effects: Effects) -> bool:
+    """Whether a retract and an abort of all requests do to every client what SGLang's own abort does, only sooner.
+
+    Where that was not seen, or where idleness cannot be proved after a retract, its own abort is asked for.
+    """
+    return effects.abort_by_retract and _one_scheduler(info)
+
+
+def _one_scheduler(info: Mapping[str, Any]) -> bool:
+    return not disaggregated(info) and (whole(info.get("dp_size")) or 1) == 1
 
 
 def counts_requests_alone(info: Mapping[str, Any]) -> bool:
@@ -126,15 +155,23 @@ def counts_requests_alone(info: Mapping[str, Any]) -> bool:
     writes that. With several tokenizer workers a request that one of them admitted before the pause may reach the
     scheduler after the flush. Source: sglang 0.5.23; the first and the last were read, the second is a precaution.
     """
-    disaggregated = info.get("disaggregation_mode") not in (None, "null")
     tokenizers = whole(info.get("tokenizer_worker_num")) or 1
-    return not disaggregated and not info.get("enable_hierarchical_cache") and tokenizers == 1
+    return not disaggregated(info) and not info.get("enable_hierarchical_cache") and tokenizers == 1
 
 
-def _notes(info: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(info: Mapping[str, Any], effects: Effects) -> tuple[str, ...]:
     notes = []
     if info.get("enable_memory_saver") is not True:
         notes.append("started without --enable-memory-saver: a release would answer 200 and free nothing")
-    if (whole(info.get("tokenizer_worker_num")) or 1) > 1:
+    tokenizers = whole(info.get("tokenizer_worker_num")) or 1
+    if tokenizers > 1 and not effects.broadcasts_pause:
+        notes.append("several tokenizer workers: a pause reaches one of them only, and the others let requests in")
+    elif tokenizers > 1 and not aborts_by_retract(info, effects):
         notes.append("several tokenizer workers: an abort waits for the requests of one of them only")
+    if not aborts_by_retract(info, effects):
+        notes.append("a pause by abort is its own: it takes a second where requests run")
+    if not effects.tells_start:
+        notes.append("its random seed identifies it: two starts with one --random-seed cannot be told apart by it")
+    if not effects.ready:
+        notes.append("this version does not say whether it admits requests: it is asked for a token")
     return tuple(notes)

@@ -7,8 +7,12 @@ Source: sglang 0.5.23, measured.
   mapped, kills the server.
 - The mode `keep` is SGLang's retract. After in_place, frozen requests still hold memory, and a release kills the
   server.
+- Its own abort asks once a second whether all requests have ended. A retract puts the running ones into the queue at
+  once, where an abort of all requests ends them with what they have generated. A request that reaches the scheduler
+  after that waits there until the continue, as those wait that come while it is paused.
 - Tensors are taken between `begin_weight_update` and `end_weight_update` only. A second begin is refused until the end,
-  whoever began, so a push that failed is ended all the same: a session left open makes every later push fail.
+  whoever began, so a push that failed is ended all the same: a session left open makes every later push fail. Before
+  0.5.21 there are no sessions: a flush before and one after the push stand for them.
 """
 
 from __future__ import annotations
@@ -40,10 +44,17 @@ SESSION_OPEN, NO_SESSION = "session is already open", "no weight-update session 
 FLUSH = Call("flush_cache", effect={Fact.CACHE_FRESH: True}, repeatable=True, refusal_is_untouched=True)
 
 
-def plan(command: Command, facts: Facts, capabilities: Capabilities) -> tuple[Call, ...]:
-    """The calls of a command, in order; empty where nothing needs to be sent."""
+def plan(
+    command: Command, facts: Facts, capabilities: Capabilities, *, retracts: bool = False, sessions: bool = True
+) -> tuple[Call, ...]:
+    """The calls of a command, in order; empty where nothing needs to be sent.
+
+    `retracts`: a pause by abort is a retract and an abort of all requests. `sessions`: there is `begin_weight_update`.
+    """
     acted_on = targets(command, facts, capabilities)
     match command:
+        case Pause(mode="abort") if retracts:
+            return _pause("keep") + ABORT_ALL
         case Pause(mode=mode):
             return _pause(mode)
         case Drain():
@@ -58,7 +69,7 @@ def plan(command: Command, facts: Facts, capabilities: Capabilities) -> tuple[Ca
         case UpdateWeights(source=FromDisk() as source):
             return (_from_disk(source, facts, capabilities),)
         case UpdateWeights(source=Pushed() as source):
-            return _pushed(source, capabilities)
+            return _pushed(source, capabilities) if sessions else _pushed_without_session(source, capabilities)
         case Resume():
             return (Call("continue_generation", effect=call_effects.resumed(), repeatable=True),)
     raise TypeError(f"SGLang has no plan for {command}")
@@ -86,6 +97,18 @@ def explained(call: Call, detail: str) -> str:
             "push again, or load from disk)"
         )
     return detail
+
+
+#: Ends what a retract has put into the queue. The engine is paused as by abort then: it has none of its requests.
+ABORT_ALL = (
+    Call(
+        "abort_request",
+        {"abort_all": True},
+        {Fact.PAUSED_BY: "abort", Fact.RUNNING: None},
+        repeatable=True,
+        refusal_is_untouched=True,
+    ),
+)
 
 
 def _pause(mode: PauseMode) -> tuple[Call, ...]:
@@ -117,6 +140,13 @@ def _pushed(source: Pushed, capabilities: Capabilities) -> tuple[Call, ...]:
     begin = Call("begin_weight_update", {}, call_effects.loading(capabilities), push="begins")
     end = Call("end_weight_update", {}, call_effects.loaded(source.version, capabilities), push="ends")
     return begin, PUSH, end, FLUSH
+
+
+def _pushed_without_session(source: Pushed, capabilities: Capabilities) -> tuple[Call, ...]:
+    """The push between two flushes, which end nothing on the server: what is known of the contents hangs on them."""
+    begin = Call("flush_cache", {}, call_effects.loading(capabilities), push="begins")
+    loaded = {**call_effects.loaded(source.version, capabilities), Fact.CACHE_FRESH: True}
+    return begin, PUSH, Call("flush_cache", {}, loaded, push="ends")
 
 
 def _ordered(tags: frozenset[Tag]) -> list[Tag]:

@@ -12,6 +12,7 @@ from lifecycle.core.facts import Admission, Fact
 
 from ..http import BODY_LIMIT, Answer, HttpClient
 from .answers import LIMITS, is_empty, loads
+from .versions import Effects
 
 #: The most seconds between two reads of the load counts, which an idle scheduler updates a few times a second.
 COUNT_S = 0.05
@@ -50,6 +51,8 @@ class Reads:
     def __init__(self, http: HttpClient, key: str | None) -> None:
         self._http = http
         self._key = key
+        #: What the server's version has, once it has answered.
+        self.effects = Effects()
 
     async def get(self, path: str, deadline_s: float, *, fresh: bool = False) -> Answer:
         """The answer of a GET; `fresh`: over a new connection, so that a balancer may choose another server."""
@@ -60,16 +63,16 @@ class Reads:
         """The answer of `/ready`, whether requests are admitted, and how many run; None of what is not wanted.
 
         Open where `/ready` is 200, closed where it is 503 and `/ping` is 200, else unknown. A `/health` asked of a
-        paused server makes both 503, paused or serving, until the next `/health` succeeds. Of an open server the
-        requests are not counted: they come and go.
+        paused server makes both 503, paused or serving, until the next `/health` succeeds. Where `/ping` is always 200
+        it does not tell the two apart. Of an open server the requests are not counted: they come and go.
         """
         ready: Answer | None = None
         admission: Admission | None = None
         running: int | None = None
-        if Fact.ADMISSION in want:
+        if Fact.ADMISSION in want and self.effects.ready:
             ready = await self.get("/ready", end - time.monotonic())
             admission = "open" if is_empty(ready, 200) else None
-            if Fact.CLOSED in want and is_empty(ready, 503):
+            if Fact.CLOSED in want and self.effects.ping_is_health and is_empty(ready, 503):
                 ping = await self.get("/ping", end - time.monotonic())
                 admission = "closed" if is_empty(ping, 200) else None
         if Fact.RUNNING in want and admission != "open":
@@ -79,9 +82,12 @@ class Reads:
     async def running(self, end: float) -> int | None:
         """Requests that run or wait in the scheduler; None where the load counts are not updated within a second.
 
-        Source: sglang 0.5.23, measured: retract and in_place freeze the counts at their last value.
+        Source: sglang 0.5.23, measured: retract and in_place freeze the counts at their last value. Before 0.5.13 the
+        scheduler counts when it is asked, paused or not.
         """
         first, polls = await self._loads(end), growing(COUNT_S)
+        if first is not None and not self.effects.stamps_loads:
+            return first[0]
         while first is not None and time.monotonic() < min(end, first[2] + 1.0):
             await asyncio.sleep(next(polls))
             again = await self._loads(end)
@@ -92,5 +98,6 @@ class Reads:
         return None
 
     async def _loads(self, end: float) -> tuple[int, tuple[float, ...], float] | None:
-        found = loads(await self.get("/v1/loads?include=core,queues", end - time.monotonic()))
+        answer = await self.get("/v1/loads?include=core,queues", end - time.monotonic())
+        found = loads(answer, stamped=self.effects.stamps_loads)
         return None if found is None else (*found, time.monotonic())

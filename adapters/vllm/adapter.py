@@ -85,6 +85,8 @@ class VLLMAdapter:
 
     #: The versions of vLLM on which this adapter was measured.
     measured_on = ("0.32.0",)
+    #: The ranges of versions that it knows, in words.
+    version_ranges = VERSIONS.known
 
     def __init__(self, address: Address) -> None:
         self._address = address.only(*OPTIONS)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from adapters import server_processes
 from adapters.sglang import adapter as sglang
 from lifecycle.core.readings import Process
 from lifecycle.core.record import Record
@@ -253,10 +254,11 @@ async def late(roots: Any, *, deadline_s: float) -> tuple[Process, ...]:
 
 async def test_a_tree_that_is_not_listed_in_time_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that nobody says of it that it has ended: neither silence, nor the next driver."""
-    monkeypatch.setattr(sglang, "with_all_below", late)
+    monkeypatch.setattr(server_processes, "with_all_below", late)
     adapter = sglang.SGLangAdapter(sglang.Address("loopback", "127.0.0.1", 1))
-    await adapter._has((ME,))
-    assert (adapter._processes, adapter._family) == ((ME,), ())
+    found = adapter._processes
+    await found._has((ME,))
+    assert (found.roots, found._family) == ((ME,), ())
     assert (await adapter.observe(frozenset(), deadline_s=5)).alive is None
     await adapter.aclose()
 

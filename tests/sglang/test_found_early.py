@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from lifecycle.adapters import server_processes
 from lifecycle.adapters.http import Answer
 from lifecycle.adapters.loopback import LoopbackProcess
 from lifecycle.adapters.sglang import SGLangAdapter
-from lifecycle.adapters.sglang import adapter as sglang_adapter
 
 from lifecycle import ConfigurationError, Fleet, Policy
 from lifecycle.core.readings import Process
@@ -37,7 +37,7 @@ def finds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             looked.append("processes")
             return found[min(len(looked), len(found)) - 1]
 
-        monkeypatch.setattr(sglang_adapter, "find_processes", find)
+        monkeypatch.setattr(server_processes, "find_processes", find)
         return looked
 
     return scripted
@@ -96,7 +96,7 @@ async def test_what_an_agent_finds_is_asked_for_after_the_answer(
 
     monkeypatch.setattr(adapter._http, "request", noted)
     await adapter.connect(deadline_s=10)
-    assert order == ["/server_info", "/abort_request", "processes"]
+    assert order == ["/server_info", "/abort_request", "/model_info", "processes"]
     await adapter.aclose()
 
 
@@ -109,7 +109,7 @@ async def test_a_scan_that_fails_says_so_once_the_server_has_answered(
         looked.append(1)
         raise PermissionError("no")
 
-    monkeypatch.setattr(sglang_adapter, "find_processes", fails)
+    monkeypatch.setattr(server_processes, "find_processes", fails)
     adapter = adapter_of(engine)
     with pytest.raises(PermissionError):
         await adapter.connect(deadline_s=10)
@@ -126,7 +126,7 @@ async def test_a_scan_that_takes_long_leaves_time_to_check_the_key(
         await asyncio.sleep(deadline_s)
         return None
 
-    monkeypatch.setattr(sglang_adapter, "find_processes", slow)
+    monkeypatch.setattr(server_processes, "find_processes", slow)
     adapter = adapter_of(engine, "?api_key=user")
     with pytest.raises(ConfigurationError, match="control endpoints refuse"):
         await adapter.connect(deadline_s=2.0)
