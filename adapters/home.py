@@ -62,6 +62,11 @@ class Home(ABC):
             await _join(each, end - time.monotonic())
         return all(each.done() for each in self._running)
 
+    async def aclose(self, deadline_s: float) -> None:
+        """Closes it once the calls that were begun have ended; leaves it where one still runs at the deadline."""
+        if await self.all_ended(deadline_s):
+            await asyncio.to_thread(self.close)
+
     @abstractmethod
     def _begin(self, work: Callable[[], Any]) -> Future[Outcome]:
         """The call has begun, or waits for its turn."""

@@ -214,8 +214,7 @@ class InProcessVLLM:
 
     async def aclose(self) -> None:
         """The home's thread has ended, once the calls that were begun have; the object is left as it is."""
-        if await self._engine.home.all_ended(CLOSE_S):
-            await asyncio.to_thread(self._engine.home.close)
+        await self._engine.home.aclose(CLOSE_S)
 
     # what `idle.paused_again` asks
 

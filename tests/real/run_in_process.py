@@ -45,7 +45,7 @@ def run_sglang() -> int:
 
 def _run(engine: str, python: Path, environment: dict[str, str]) -> int:
     own = sysconfig.get_path("purelib")
-    tests = HERE / f"test_{engine}_in_process.py"
+    tests = sorted(str(each) for each in HERE.glob(f"test_{engine}*_in_process.py"))
     command = [
         str(python),
         str(HERE / "in_process.py"),

@@ -5,25 +5,19 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lifecycle.adapters.loopback import LoopbackProcess
-from lifecycle.adapters.vllm_in_process import InProcessVLLM
-from vllm_stand_in import Core, FakeAsyncLLM, FakeLLM, idle_process, installed
+from vllm_stand_in import UNSEEN, Core, FakeAsyncLLM, FakeLLM, engine_of
 
 from lifecycle import (
-    ConfigurationError,
     DeadlineExceeded,
-    Engine,
     Fleet,
     FromDisk,
-    Grade,
     Kept,
     OperationFailed,
-    Policy,
     Rejected,
     State,
 )
@@ -35,32 +29,8 @@ from lifecycle.nodes.probes import NoProbe
 from lifecycle.sync import Fleet as BlockingFleet
 from lifecycle.sync import Loop
 
-UNSEEN = Policy(
-    accept=dict.fromkeys(("memory_returned", "tags_unmapped", "weights_mapped", "kv_mapped"), Grade.ACKNOWLEDGED)
-)
 NEW = FromDisk("/models/b", "v1")
 CLOSED = Facts(admission="closed", paused_by="wait")
-
-
-@pytest.fixture
-def vllm(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The modules that are imported of vLLM."""
-    return installed(monkeypatch)
-
-
-@pytest.fixture
-def core() -> Core:
-    """What the engine core knows and was sent."""
-    return Core()
-
-
-@pytest.fixture
-def process() -> Iterator[subprocess.Popen[bytes]]:
-    """The engine core's process."""
-    running = idle_process()
-    yield running
-    running.kill()
-    running.wait()
 
 
 Kinds = pytest.mark.parametrize("kind", ["AsyncLLM", "LLM"])
@@ -70,10 +40,6 @@ Kinds = pytest.mark.parametrize("kind", ["AsyncLLM", "LLM"])
 def llm(kind: str, core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace) -> Any:
     """The object of this kind."""
     return FakeAsyncLLM(core, process) if kind == "AsyncLLM" else FakeLLM(core, process)
-
-
-def engine_of(llm: Any, **options: Any) -> Engine:
-    return Engine(InProcessVLLM(llm, name="e", **options), name="e", policy=UNSEEN, probe=NoProbe("it has no memory"))
 
 
 def pause(kind: str, mode: str, clear: bool = True) -> list[str]:
@@ -359,77 +325,15 @@ def test_the_blocking_fleet_from_another_thread(kind: str, llm: Any) -> None:
         loop.close()
 
 
+@pytest.mark.slow
 async def test_beside_an_engine_over_http(core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace) -> None:
-    with LoopbackProcess.start(memory_saver=True) as server:
-        others = Fleet.connect([f"{server.url}?name=there"], policy=UNSEEN, probe=NoProbe("not looked at"))
+    with LoopbackProcess.start(weights_backup=True) as server:
+        others = Fleet.connect(
+            [f"loopback://{server.url.removeprefix('http://')}?name=there"],
+            policy=UNSEEN,
+            probe=NoProbe("not looked at"),
+        )
         async with Fleet([engine_of(FakeAsyncLLM(core, process)), *others.engines]) as fleet:
             async with fleet.offloaded(weights=Kept()):
                 assert {engine.state for engine in fleet} == {State.RELEASED}
             assert {engine.state for engine in fleet} == {State.SERVING}
-
-
-# bad input
-
-
-async def test_an_object_that_is_neither(vllm: SimpleNamespace) -> None:
-    with pytest.raises(ConfigurationError, match="give an AsyncLLM or an LLM of vLLM, not dict"):
-        InProcessVLLM({}, name="e")
-
-
-def test_an_async_llm_whose_loop_is_not_known(
-    core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace
-) -> None:
-    with pytest.raises(ConfigurationError, match="construct this in a coroutine on that loop, or give loop="):
-        InProcessVLLM(FakeAsyncLLM(core, process), name="e")
-
-
-async def test_the_loop_of_its_output_handler_is_its_home(
-    core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace
-) -> None:
-    llm, loop = FakeAsyncLLM(core, process), asyncio.new_event_loop()
-    llm.output_handler = SimpleNamespace(get_loop=lambda: loop)
-    with pytest.raises(ConfigurationError, match=r"the event loop of .* does not run"):
-        await InProcessVLLM(llm, name="e").connect(deadline_s=5)
-    loop.close()
-
-
-async def test_a_loop_that_is_blocked(core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace) -> None:
-    core.holds = lambda name: True
-    with pytest.raises(ConfigurationError, match=r"did not answer in 0.2 s; its event loop or thread may be blocked"):
-        await engine_of(FakeAsyncLLM(core, process)).adapter.connect(deadline_s=0.2)
-    core.holds = lambda name: False
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        ({"sizes": {"weights": 0}}, "sizes must be bytes of weights and kv_cache"),
-        ({"sizes": {"cuda_graph": 1}}, "sizes must be bytes of weights and kv_cache"),
-        ({"unknown_version": "perhaps"}, "unknown_version must be refuse or warn"),
-    ],
-)
-async def test_bad_options(
-    core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace, options: dict[str, Any], why: str
-) -> None:
-    with pytest.raises(ConfigurationError, match=why):
-        InProcessVLLM(FakeAsyncLLM(core, process), **options)
-
-
-async def test_a_version_that_nobody_knows(
-    core: Core, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    installed(monkeypatch, "9.9.0")
-    with pytest.raises(ConfigurationError, match=r"vLLM 9.9.0 is not among the versions that are known here"):
-        await engine_of(FakeAsyncLLM(core, process)).connect()
-    engine = await engine_of(FakeAsyncLLM(core, process), unknown_version="warn").connect()
-    assert any("driven as 0.33" in note for note in engine.capabilities.notes)
-    await engine.aclose()
-
-
-async def test_an_engine_core_that_has_ended_before(
-    core: Core, process: subprocess.Popen[bytes], vllm: SimpleNamespace
-) -> None:
-    process.kill()
-    process.wait()
-    with pytest.raises(ConfigurationError, match="its engine core has ended"):
-        await engine_of(FakeAsyncLLM(core, process)).connect()

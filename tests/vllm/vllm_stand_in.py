@@ -14,6 +14,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from lifecycle.adapters.vllm_in_process import InProcessVLLM
+
+from lifecycle import Engine, Grade, Policy
+from lifecycle.nodes.probes import NoProbe
 
 TAGS = frozenset({"weights", "kv_cache"})
 
@@ -174,11 +178,17 @@ class FakeAsyncLLM:
         await self._call("get_tokens")
         ids = self.core.instead.get("generate", [7] * params.max_tokens)
         if ids is None:
-            await asyncio.Event().wait()
+            ids = await self._aborted()
         yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, finish_reason="length")])
+
+    async def _aborted(self) -> list[int]:
+        self._abort = asyncio.Event()
+        await self._abort.wait()
+        return []
 
     async def abort(self, request_id: str) -> None:
         await self._call("abort")
+        self._abort.set()
 
     def get_num_unfinished_requests(self) -> int:
         return self.core.requests
@@ -248,6 +258,11 @@ def installed(monkeypatch: pytest.MonkeyPatch, version: str = "0.32.0") -> Simpl
     return counted
 
 
-def idle_process() -> subprocess.Popen[bytes]:
-    """A process that does nothing until it is killed."""
-    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+UNSEEN = Policy(
+    accept=dict.fromkeys(("memory_returned", "tags_unmapped", "weights_mapped", "kv_mapped"), Grade.ACKNOWLEDGED)
+)
+
+
+def engine_of(llm: Any, **options: Any) -> Engine:
+    """An engine of this object, whose memory nothing measures."""
+    return Engine(InProcessVLLM(llm, name="e", **options), name="e", policy=UNSEEN, probe=NoProbe("it has no memory"))
