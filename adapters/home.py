@@ -77,10 +77,14 @@ class Home(ABC):
 
 
 class HomeThread(Home):
-    """One thread in which calls run one after another. One that hangs does not keep the program from ending."""
+    """One thread in which calls run one after another. One that hangs does not keep the program from ending.
 
-    def __init__(self, name: str) -> None:
+    `prepare` runs in it before the first.
+    """
+
+    def __init__(self, name: str, prepare: Callable[[], object] = lambda: None) -> None:
         super().__init__(name)
+        self._prepare = prepare
         self._inbox: SimpleQueue[tuple[Callable[[], Any], Future[Outcome]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=f"lifecycle-{name}", daemon=True)
         self._lock = threading.Lock()
@@ -105,6 +109,7 @@ class HomeThread(Home):
         return future
 
     def _serve(self) -> None:
+        self._prepare()
         while (asked := self._inbox.get()) is not None:
             work, future = asked
             try:

@@ -8,7 +8,8 @@ Source: vllm 0.32.0, v1/engine/async_llm.py, v1/engine/llm_engine.py, v1/engine/
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -78,8 +79,20 @@ def driven(llm: Any, name: str, loop: asyncio.AbstractEventLoop | None) -> Drive
     if hasattr(llm, "pause_generation"):
         return DrivenAsyncLLM(llm, HomeLoop(loop or _loop_of(llm, name), name))
     if hasattr(llm, "llm_engine"):
-        return DrivenLLM(llm, HomeThread(name))
+        return DrivenLLM(llm, HomeThread(name, _same_device()))
     raise ConfigurationError(f"{name}: give an AsyncLLM or an LLM of vLLM, not {type(llm).__name__}")
+
+
+def _same_device() -> Callable[[], object]:
+    """Makes the CUDA device of this thread that of another: each thread has its own, and begins with the first.
+
+    An engine core in this process works in the thread that calls it.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return lambda: None
+    device = torch.cuda.current_device()
+    return lambda: torch.cuda.set_device(device)
 
 
 def _loop_of(llm: Any, name: str) -> asyncio.AbstractEventLoop:

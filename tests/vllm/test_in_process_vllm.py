@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -289,6 +290,24 @@ async def test_an_llm_whose_core_is_in_this_process(core: Core, vllm: SimpleName
     core.sent()
     await engine.drain()
     assert set(core.sent()) == set(pause("LLM", "keep"))
+    await engine.aclose()
+
+
+async def test_an_llm_is_called_with_the_cuda_device_of_its_maker(
+    core: Core, vllm: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each thread has a device of its own, and begins with the first one."""
+    devices = {threading.get_ident(): 3}
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True,
+        current_device=lambda: devices.get(threading.get_ident(), 0),
+        set_device=lambda device: devices.update({threading.get_ident(): device}),
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    llm, seen = FakeLLM(core, None), list[int]()
+    llm.llm_engine.is_sleeping = lambda: seen.append(cuda.current_device()) or core.paused
+    engine = await engine_of(llm).connect()
+    assert set(seen) == {3}
     await engine.aclose()
 
 
