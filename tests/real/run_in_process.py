@@ -44,25 +44,16 @@ def run_sglang() -> int:
 
 
 def _run(engine: str, python: Path, environment: dict[str, str]) -> int:
-    own = sysconfig.get_path("purelib")
     tests = sorted(str(each) for each in HERE.glob(f"test_{engine}*_in_process.py"))
-    command = [
-        str(python),
-        str(HERE / "in_process.py"),
-        own,
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "default",
-        str(tests),
-    ]
+    options = ["-q", "--timeout", "600", "-p", "no:cacheprovider", "-W", "default"]  # the engines' packages warn
+    own = sysconfig.get_path("purelib")
     lane = {**os.environ, **environment, "LIFECYCLE_REAL": f"{engine}-in-process"}
-    with subprocess.Popen([*command, "--timeout", "600"], env=lane, start_new_session=True) as tests_of_engine:
+    command = [str(python), str(HERE / "in_process.py"), own, *options, *tests]
+    with subprocess.Popen(command, env=lane, start_new_session=True) as running:
         try:
-            return tests_of_engine.wait(TESTS_S)
+            return running.wait(TESTS_S)
         finally:
-            _end(tests_of_engine.pid)
+            _end(running.pid)
 
 
 def _end(group: int) -> None:
