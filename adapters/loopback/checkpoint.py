@@ -64,6 +64,12 @@ def blob_offsets(blob: bytes, shape: ModelShape) -> dict[str, int]:
     return _offsets(header, shape.tensors(), start, len(blob), partial=True)
 
 
+def blob_of(tensors: Mapping[str, Floats]) -> bytes:
+    """A safetensors blob of these tensors."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return _header(shapes, {"format": "loopback"}) + b"".join(tensor.tobytes() for tensor in tensors.values())
+
+
 def _offsets(
     header: Mapping[str, Any], expected: Mapping[str, Shape], start: int, size: int, *, partial: bool = False
 ) -> dict[str, int]:
@@ -126,7 +132,7 @@ def make_weights(path: str | Path, *, seed: int, weights_mib: int) -> Path:
     shape = ModelShape.filling(weights_mib)
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=target.name, delete=False) as file:
         try:
-            file.write(_header(shape.tensors(), seed))
+            file.write(_header(shape.tensors(), {"format": "loopback", "seed": str(seed)}))
             for tensor in _random_tensors(shape, np.random.default_rng(seed)):
                 file.write(tensor.data.cast("B"))
             os.replace(file.name, target)
@@ -154,8 +160,8 @@ def _cache() -> Path:
     return folder
 
 
-def _header(tensors: Mapping[str, Shape], seed: int) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "loopback", "seed": str(seed)}}
+def _header(tensors: Mapping[str, Shape], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, shape in tensors.items():
         begin, end = end, end + nbytes(shape)

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 SGLANG, VLLM = "sglang", "vllm"
 
-#: The versions of each dialect, as they are chosen, and the release that each of them is. The last of the first row is
-#: SGLang's only one; of vLLM there is one for each range in which its answers or its effects differ.
+#: The versions of each dialect, as they are chosen, and the release that each of them is: one for each range in which
+#: an engine's answers or its effects differ.
 VERSIONS = {
-    SGLANG: {"0.5.23": "0.5.23"},
+    SGLANG: {
+        release: release for release in ("0.5.11", "0.5.12", "0.5.15", "0.5.16", "0.5.18", "0.5.20", "0.5.22", "0.5.23")
+    },
     VLLM: {"0.24": "0.24.0", "0.25": "0.25.1", "0.30": "0.30.0", "0.32": "0.32.0", "0.33": "0.33.0"},
 }
 DEFAULT_VERSION = {SGLANG: "0.5.23", VLLM: "0.32"}

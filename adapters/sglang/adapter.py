@@ -364,7 +364,9 @@ class SGLangAdapter:
         self._idle.dp_size = whole(info.get("dp_size")) or 1
         self._idle.counts_requests_alone = counts_requests_alone(info)
         notes = () if unknown is None else (unknown.format(known),)
-        capabilities = capabilities_of(info, self._tags(), self._sizes, model=model_info(model), notes=notes)
+        capabilities = capabilities_of(
+            info, self._tags(), self._sizes, model=model_info(model), notes=notes, own_abort=self._own_abort
+        )
         self._capabilities = replace(capabilities, observable=self._observable())
 
     def _observable(self) -> frozenset[Fact]:

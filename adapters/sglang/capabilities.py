@@ -41,10 +41,11 @@ def capabilities_of(
     *,
     model: Mapping[str, Any] = MappingProxyType({}),
     notes: tuple[str, ...] = (),
+    own_abort: bool = False,
 ) -> Capabilities:
     """What this server can do. The bytes of each tag come from `sizes`, else from the server's `memory_usage`.
 
-    `model` is what `/model_info` says: which weights it holds now.
+    `model` is what `/model_info` says: which weights it holds now. `own_abort`: a pause by abort is SGLang's own.
 
     `memory_usage` is per rank, in GiB with three decimals. Its `kvcache` is the bytes of the pool's tensors. Its
     `weight` is how far the device's free memory fell while the weights were loaded, so that other processes'
@@ -57,7 +58,7 @@ def capabilities_of(
         engine="SGLang",
         version=version_of(info),
         tags=tuple(_tag(tag, _memory_usage(info), backup, (sizes or {}).get(tag)) for tag in tags),
-        pause=_pause_modes(info, effects),
+        pause=_pause_modes(info, effects, own_abort=own_abort or not aborts_by_retract(info, effects)),
         memory_saver=info.get("enable_memory_saver") is True,
         saver="torch_memory_saver",
         saver_option="--enable-memory-saver",
@@ -111,21 +112,21 @@ def _tag(name: str, usage: Mapping[str, Any], backup: bool, given: int | None) -
     return TagSpec(name, stage, on_release, given or expected, SizeGrade.TENSORS if by_tensors else SizeGrade.REPORTED)
 
 
-def _pause_modes(info: Mapping[str, Any], effects: Effects) -> dict[PauseMode, PauseTraits]:
-    """The pause modes of this server, and from which modes each must not be entered.
+def _pause_modes(info: Mapping[str, Any], effects: Effects, *, own_abort: bool) -> dict[PauseMode, PauseTraits]:
+    """The pause modes of this server, and from which modes each must not be entered. Those that keep requests first.
 
-    An abort pause of a server that is paused in_place never returns, and every later pause and continue waits for it.
+    Its own abort of a server that is paused in_place never returns, and every later pause and continue waits for it.
     `keep` drains neither a prefill or decode engine nor one with several data-parallel ranks, nor any before 0.5.21.
     The former stops serving the queues that count as not idle. Of several ranks only the first answers `/flush_cache`,
     and the load counts of the others stand still. Before 0.5.21 a retracted request in the queue counts as not idle,
     and a release with one ends the server. Source: sglang 0.5.23; the abort was measured, the rest was read.
     """
-    modes: dict[PauseMode, PauseTraits] = {
-        "abort": PauseTraits(drains=True, unsafe_from=frozenset({"freeze"})),
-        "wait": PauseTraits(drains=True, needs_router=True, unsafe_from=frozenset({"freeze"})),
-    }
+    modes: dict[PauseMode, PauseTraits] = {}
     if effects.drains_retracted and _one_scheduler(info):
         modes["keep"] = PauseTraits(drains=True, keeps_requests=True)
+    hangs: frozenset[PauseMode] = frozenset({"freeze"})
+    modes["abort"] = PauseTraits(drains=True, unsafe_from=hangs if own_abort else frozenset())
+    modes["wait"] = PauseTraits(drains=True, needs_router=True, unsafe_from=hangs)
     if not disaggregated(info):
         modes["freeze"] = PauseTraits(drains=False, keeps_requests=True, keeps_kv=True, live_update=True)
     return modes

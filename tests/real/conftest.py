@@ -37,6 +37,7 @@ ORDER = (
     "test_backup_on_sglang",
     "test_conformance_on_sglang",
     "test_calls_on_sglang",
+    "test_abort_on_sglang",
     "test_ring_on_sglang",
     "test_sizes_on_sglang",
     "test_key_on_vllm",

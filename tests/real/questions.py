@@ -235,6 +235,20 @@ BUSY: Sequence[Row] = [
 ABORT_ALL: Sequence[Row] = [("abort_all_busy", "POST", "/abort_request", {"abort_all": True})]
 PAUSE_ABORT: Sequence[Row] = [("pause_abort_busy", "POST", "/pause_generation", {})]
 
+#: A pause by abort as the adapter asks for it.
+RETRACT_ABORT: Sequence[Row] = [
+    ("retract_abort_pause", "POST", "/pause_generation", {"mode": "retract"}),
+    ("retract_abort_all", "POST", "/abort_request", {"abort_all": True}),
+    ("retract_abort_flush", "POST", "/flush_cache"),
+    ("retract_abort_flush_timeout", "POST", "/flush_cache?timeout=1"),
+    ("retract_abort_loads", "GET", "/v1/loads"),
+    ("retract_abort_ready", "GET", "/ready"),
+    ("retract_abort_ping", "GET", "/ping"),
+    ("retract_abort_again", "POST", "/pause_generation", {"mode": "retract"}),
+    ("retract_abort_all_again", "POST", "/abort_request", {"abort_all": True}),
+    ("retract_abort_own", "POST", "/pause_generation", {"mode": "abort"}),
+]
+
 # What kills a real server, one way a start. The last request of each gets no answer, some five seconds later.
 KILLS: dict[str, Sequence[Row]] = {
     "resume_not_released": [("resume_not_released", "POST", RESUME, {"tags": ["weights"]})],

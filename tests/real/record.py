@@ -27,6 +27,7 @@ from questions import (
     KILLS,
     OBSERVE,
     PAUSE_ABORT,
+    RETRACT_ABORT,
     frozen,
     greedy,
     memory,
@@ -180,6 +181,8 @@ def busy(recorder: Recorder) -> None:
     with_busy(recorder, "abort_all", bodies("abort_all"), lambda: play(recorder, ABORT_ALL))
     with_busy(recorder, "pause_abort", bodies("pause_abort"), lambda: play(recorder, PAUSE_ABORT))
     recorder.ask("continue_after_abort", "POST", "/continue_generation", {})
+    with_busy(recorder, "retract_abort", bodies("retract_abort"), lambda: play(recorder, RETRACT_ABORT))
+    recorder.ask("continue_after_retract_abort", "POST", "/continue_generation", {})
     for mode in ("retract", "in_place"):
         with_busy(recorder, mode, bodies(mode), partial(play, recorder, frozen(mode)))
 

@@ -14,7 +14,7 @@ from lifecycle import BaseObserver, Command, Fleet, State
 #: The most requests of each command. A look that is older than `evidence_max_age_s` is made again, and a real engine
 #: takes its time, so that a command may ask again for the boot and the admission.
 MOST = {
-    "pause": 4,
+    "pause": 5,
     "drain": 3,
     "release": 6,
     "restore_weights": 3,
@@ -22,7 +22,7 @@ MOST = {
     "restore_kv": 4,
     "resume": 6,
 }
-CYCLE = 20
+CYCLE = 21
 
 
 class Requests(BaseObserver):

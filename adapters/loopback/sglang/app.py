@@ -48,8 +48,9 @@ def build_app(engine: SGLangEngine) -> ASGIApp:
     """The ASGI application of one engine."""
     metrics = [Endpoint("/metrics", GET, status_routes.metrics)] if engine.options.enable_metrics else []
     endpoints = (*ENDPOINTS, *metrics)
+    there = [each for each in endpoints if each.path not in engine.traits.absent]
     app = Starlette(
-        routes=[*routes(engine, endpoints)],
+        routes=[*routes(engine, there)],
         exception_handlers={HTTPException: _http_error, BadBody: _bad_body},
     )
     control = frozenset((each.path, method) for each in endpoints if each.admin for method in each.methods)

@@ -17,8 +17,8 @@ from ..options import EngineOptions
 from ..pipeline import Pipeline
 from .scheduler import Scheduler
 from .tokenizer_gate import TokenizerGate
+from .versions import TRAITS
 
-SGLANG_VERSION = "0.5.23"  # the version whose behaviour is reproduced
 _GRAPH_PHASES = ("prefill", "decode", "target_verify", "draft_prefill", "draft_decode", "draft_extend")
 _DRAIN_POLL_S = 0.05
 _SHUTDOWN_TIMEOUT_S = 3.0
@@ -37,11 +37,12 @@ class SGLangEngine(Engine):
     def __init__(self, options: EngineOptions, pipelines: Sequence[Pipeline]) -> None:
         began = time.monotonic()
         super().__init__(options, pipelines)
+        self.traits = TRAITS[options.dialect.release]
         self.scheduler = Scheduler(options, pipelines[0], self.faults, self.emit, self.crashed)
         self.gate = self.requests = TokenizerGate(self.scheduler, abort_poll_s=options.abort_poll_s)
         self.status = ServerStatus.UP
-        self.tokenizer_path = self.model_path
-        self.weight_version = "default"
+        self.tokenizer_path = self.launch_path = self.model_path
+        self.weight_version = self.launch_version = "default"
         self.load_format = "auto"
         self.startup_time = {"load_weight": self.load_s, "kv_cache_allocation": pipelines[0].allocation_s}
         self.startup_time["scheduler_e2e"] = time.monotonic() - began  # like the seed, different at every start
@@ -80,12 +81,16 @@ class SGLangEngine(Engine):
         }
 
     def resolved_arguments(self) -> dict[str, Any]:
-        """The options under SGLang's names, then all options under this engine's own."""
-        options = self.options
+        """The options under SGLang's names, then all options under this engine's own.
+
+        What was loaded later does not show. Source: sglang 0.5.23, measured; until 0.5.15 it does.
+        """
+        options, of_launch = self.options, self.traits.info_is_of_launch
+        path, version = self.launch_path, self.launch_version
         return {
-            "model_path": self.model_path,
+            "model_path": path if of_launch else self.model_path,
             "tokenizer_path": self.tokenizer_path,
-            "served_model_name": self.model_path,
+            "served_model_name": path,
             "load_format": self.load_format,
             "host": options.host,
             "port": options.port,
@@ -102,8 +107,8 @@ class SGLangEngine(Engine):
             "context_length": options.context_length,
             "max_running_requests": options.max_running_requests,
             "random_seed": self.random_seed,
-            "weight_version": self.weight_version,
-            "startup_time": self.startup_time,
+            "weight_version": version if of_launch else self.weight_version,
+            **({"startup_time": self.startup_time} if self.traits.tells_start else {}),
             "served_by": "loopback",
             "loopback": own_options(options),
         }

@@ -23,6 +23,7 @@ from ..shape import PAGE_TOKENS, ModelShape, kv_capacity
 from ..tag_memory import TagMemory
 from .loads import Publisher
 from .occupation import MemoryOccupation
+from .versions import TRAITS
 from .weight_updater import WeightUpdater
 
 _PAUSED_WAIT_S = 0.02
@@ -49,10 +50,11 @@ class Scheduler(SchedulerLoop):
         self.capacity = kv_capacity(options.kv_mib)
         self.publisher = Publisher()
         self._options = options
+        self._traits = TRAITS[options.dialect.release]
         self._emit = emit
         self._batch = Batch(self.capacity // PAGE_TOKENS, options.max_running_requests, pipeline.forward, emit)
         shape = ModelShape.filling(options.weights_mib)
-        self.weights = WeightUpdater(pipeline, shape, self._flush_if_idle, self.relabel)
+        self.weights = WeightUpdater(pipeline, shape, self._flush_if_idle, self.relabel, sessions=self._traits.sessions)
         sizes = {"weights": options.weights_mib * MIB, "kv_cache": options.kv_mib * MIB}
         self._memory = TagMemory(pipeline, sizes, faults)
         self._occupation = MemoryOccupation(self._memory, self._flush_if_idle)
@@ -107,6 +109,10 @@ class Scheduler(SchedulerLoop):
         """The tokens generated from here on are of weights of this version; None leaves the label as it is."""
         self._batch.relabel(version)
 
+    def publish(self) -> None:
+        """Renews the load counts."""
+        self.publisher.publish(self._batch, PAGE_TOKENS)
+
     def _pass(self) -> None:
         """One pass of the loop: messages, then a step unless paused."""
         self._ingest()
@@ -119,7 +125,7 @@ class Scheduler(SchedulerLoop):
         worked = self._batch.step()
         if rows:
             self.publisher.stepped(rows, time.monotonic() - began)
-        self.publisher.publish(self._batch, PAGE_TOKENS)
+        self.publish()
         if worked and self._options.step_delay_s:
             time.sleep(self._options.step_delay_s)
 
@@ -152,13 +158,14 @@ class Scheduler(SchedulerLoop):
         self._paused = False
 
     def _release(self, tags: Sequence[str]) -> None:
-        assert self._batch.idle(ignore_waiting=self._paused), (
-            "release_memory_occupation should be called only when server is idle."
-        )
+        assert self._idle(), "release_memory_occupation should be called only when server is idle."
         self._occupation.release(tags)
 
+    def _idle(self) -> bool:
+        return self._batch.idle(ignore_waiting=self._paused and self._traits.ignores_queue)
+
     def _flush_if_idle(self) -> bool:
-        if not self._batch.idle(ignore_waiting=self._paused):
+        if not self._idle():
             return False
         self._batch.cache.clear()
         return True

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from ..sequence import HEALTH_PREFIX, GenerateRequest, Sampling
 from .bodies import dp_rank
-from .engine import SGLANG_VERSION, ServerStatus, SGLangEngine
+from .engine import ServerStatus, SGLangEngine
 from .loads import LoadSnapshot, as_load, disaggregation
 
 _SECTIONS = frozenset({"core", "memory", "spec", "lora", "disagg", "queues", "all"})
@@ -30,8 +30,9 @@ async def ready(engine: SGLangEngine, request: Request) -> Response:
 
 
 async def ping(engine: SGLangEngine, request: Request) -> Response:
-    """200 where the last health check succeeded, paused or not, else 503."""
-    return Response(status_code=200 if engine.status is ServerStatus.UP else 503)
+    """200 where the last health check succeeded, paused or not, else 503; of an older release always 200."""
+    up = engine.status is ServerStatus.UP or not engine.traits.ping_is_health
+    return Response(status_code=200 if up else 503)
 
 
 async def health(engine: SGLangEngine, request: Request) -> Response:
@@ -70,7 +71,7 @@ async def server_info(engine: SGLangEngine, request: Request) -> Response:
     """The options and the internal state. The scheduler has handled every earlier message when this answers."""
     state = await engine.gate.in_turn("server_info", lambda: _internal_state(engine))
     arguments = engine.resolved_arguments()
-    live = {"status": "ready", "max_total_num_tokens": engine.scheduler.capacity, "version": SGLANG_VERSION}
+    live = {"status": "ready", "max_total_num_tokens": engine.scheduler.capacity, "version": engine.traits.release}
     return JSONResponse({**arguments, **live, "internal_states": [arguments | state]})
 
 
@@ -107,18 +108,23 @@ async def model_info(engine: SGLangEngine, request: Request) -> Response:
 
 
 async def loads(engine: SGLangEngine, request: Request) -> Response:
-    """The last published load counts. They are not updated while the scheduler is paused."""
+    """The last published load counts. They are not updated while the scheduler is paused.
+
+    An older release asks the scheduler, paused or not, and leaves out when it counted.
+    """
     include = request.query_params.get("include")
     sections = {part.strip() for part in include.split(",")} if include else {"all"}
     if not sections <= _SECTIONS:
         return PlainTextResponse("Internal Server Error", status_code=500)  # Source: sglang 0.5.23, measured
+    if not engine.traits.publishes_loads:
+        await asyncio.wrap_future(engine.scheduler.ask(engine.scheduler.publish))
     entries = [_load(engine, sections)] if dp_rank(request) in (None, 0) else []
     if request.query_params.get("format") == "prometheus":
         return PlainTextResponse(_prometheus(entries), media_type="text/plain; version=0.0.4")
     return JSONResponse(
         {
             "timestamp": datetime.now(UTC).isoformat(),
-            "version": SGLANG_VERSION,
+            "version": engine.traits.release,
             "accelerator": None,
             "num_accelerators": engine.options.ranks,
             "loads": entries,
@@ -129,6 +135,8 @@ async def loads(engine: SGLangEngine, request: Request) -> Response:
 def _load(engine: SGLangEngine, sections: set[str]) -> dict[str, Any]:
     snapshot = _snapshot(engine)
     load = as_load(snapshot, engine.scheduler.capacity, engine.options.max_running_requests)
+    if not engine.traits.publishes_loads:
+        del load["timestamp"]
     if sections & {"memory", "all"}:
         usage = engine.memory_usage()
         load["memory"] = {"weight_gb": usage["weight"], "kv_cache_gb": usage["kvcache"], "graph_gb": 0.0}

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from . import torch_push
 from .bodies import BadBody, Body, flag, read_body, text_field
 from .engine import SGLangEngine
 from .weight_updater import Updated
@@ -35,11 +36,14 @@ async def from_disk(engine: SGLangEngine, request: Request) -> Response:
 
 
 async def from_tensor(engine: SGLangEngine, request: Request) -> Response:
-    """Loads pushed tensors. `load_format` must be safetensors, since SGLang's pickled torch handles need torch."""
+    """Loads pushed tensors: with `load_format` safetensors such files, without one SGLang's pickled torch handles.
+
+    The first is loopback's alone, and the second needs torch.
+    """
     body = await read_body(request)
-    blobs, flush, label = _blobs(body), flag(body, "flush_cache", True), _label(engine, body)
+    read, flush, label = _blobs(body), flag(body, "flush_cache", True), _label(engine, body)
     weights = engine.scheduler.weights
-    updated = await _update(engine, lambda: weights.from_tensor(blobs, flush=flush, label=label))
+    updated = await _update(engine, lambda: weights.from_tensor(read, flush=flush, label=label))
     return _reply(_labelled(engine, updated, label))
 
 
@@ -79,7 +83,7 @@ async def check(engine: SGLangEngine, request: Request) -> Response:
     action, selector = body.get("action", "checksum"), _selector(body)
     if selector == "draft":
         return _reply(Updated(True, "Success."))
-    if action not in _CHECKER_ACTIONS:
+    if action not in _CHECKER_ACTIONS or (action == "checksum" and not engine.traits.checksums):
         return _reply(Updated(False, f"Unsupported action={action!r}"))
     if action == "compare":
         return _reply(Updated(False, ""))  # needs CUDA
@@ -124,14 +128,18 @@ def _labelled(engine: SGLangEngine, updated: Updated, label: str | None) -> Upda
     return Updated(True, f"{updated.message} Weight version updated to {label}.")
 
 
-def _blobs(body: Body) -> list[bytes]:
-    blobs = body.get("serialized_named_tensors")
-    if body.get("load_format") != "safetensors":
-        raise BadBody("update_weights_from_tensor takes load_format 'safetensors' here")
+def _blobs(body: Body) -> Callable[[], list[bytes]]:
+    """What reads the pushed tensors as safetensors blobs."""
+    load_format = text_field(body, "load_format")
+    if load_format not in (None, "safetensors"):
+        raise BadBody("update_weights_from_tensor takes load_format 'safetensors', or none where torch is")
+    if load_format is None and not torch_push.is_possible():
+        raise BadBody("update_weights_from_tensor without load_format needs torch here; or push 'safetensors'")
     try:
-        return [base64.b64decode(blob, validate=True) for blob in blobs or ()]
+        blobs = [base64.b64decode(blob, validate=True) for blob in body.get("serialized_named_tensors") or ()]
     except (TypeError, ValueError) as error:
         raise BadBody("serialized_named_tensors should be a list of base64 strings") from error
+    return (lambda: [torch_push.as_blob(blobs)]) if load_format is None else (lambda: blobs)
 
 
 def _reply(updated: Updated, **more: Any) -> Response:

@@ -31,12 +31,19 @@ class WeightUpdater:
     """Loads weights on every rank, and flushes the prefix cache where the request says so."""
 
     def __init__(
-        self, pipeline: Pipeline, shape: ModelShape, flush: Callable[[], bool], relabel: Callable[[str | None], None]
+        self,
+        pipeline: Pipeline,
+        shape: ModelShape,
+        flush: Callable[[], bool],
+        relabel: Callable[[str | None], None],
+        *,
+        sessions: bool = True,
     ) -> None:
         self._pipeline = pipeline
         self._shape = shape
         self._flush = flush
         self._relabel = relabel
+        self._sessions = sessions
         self._session = False
 
     def from_disk(self, path: str, load_format: str | None, *, flush: bool, label: str | None = None) -> Updated:
@@ -72,14 +79,15 @@ class WeightUpdater:
         self._session = False
         return Updated(True, "Success")
 
-    def from_tensor(self, blobs: Sequence[bytes], *, flush: bool, label: str | None = None) -> Updated:
+    def from_tensor(self, read: Callable[[], Sequence[bytes]], *, flush: bool, label: str | None = None) -> Updated:
         """Copies the blobs' tensors into the weights, or none where a blob is invalid or no session is open.
 
-        SGLang takes pickled handles of torch tensors, one for each rank. Here each blob is a safetensors file with any
-        of the model's tensors, and each rank copies those that it holds.
+        Each blob is a safetensors file with any of the model's tensors, and each rank copies those that it holds. They
+        are read here, where an exception ends the engine, and not before a session is open.
         """
-        if not self._session:
+        if self._sessions and not self._session:
             return Updated(False, OUTSIDE)
+        blobs = read()
         try:
             for blob in blobs:
                 blob_offsets(blob, self._shape)
