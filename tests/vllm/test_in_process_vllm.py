@@ -22,7 +22,7 @@ from lifecycle import (
     State,
 )
 from lifecycle.core.calls import Call
-from lifecycle.core.facts import Facts
+from lifecycle.core.facts import Fact, Facts
 from lifecycle.core.observation import Probe
 from lifecycle.core.verdicts import REQUESTS_RUN, NotApplicable, Pending, Proved, Refuted
 from lifecycle.nodes.probes import NoProbe
@@ -230,6 +230,18 @@ async def test_ranks_that_disagree(kind: str, llm: Any, core: Core) -> None:
     assert (seen.alive, seen.admission) == (True, None)
     assert "its data-parallel ranks disagree" in seen.detail
     await engine.aclose()
+
+
+@Kinds
+async def test_requests_are_counted_where_that_says_something(kind: str, llm: Any, core: Core) -> None:
+    """Of a closed engine the number has kept and queued ones in it: only none says that none runs."""
+    adapter = engine_of(llm).adapter
+    await adapter.connect(deadline_s=5)
+    states: list[tuple[bool, int, int | None]] = [(False, 0, 0), (False, 2, 2), (True, 0, 0), (True, 2, None)]
+    for core.paused, core.requests, running in states:
+        seen = await adapter.observe(frozenset({Fact.RUNNING}), deadline_s=5)
+        assert (seen.admission, seen.running) == ("closed" if core.paused else "open", running)
+    await adapter.aclose()
 
 
 @Kinds
