@@ -187,17 +187,14 @@ class InProcessSGLang:
         return await self._flushed(wait_s if waits else None, deadline_s)
 
     async def barrier(self, *, deadline_s: float) -> bool:
-        """True once every call that was begun has ended, and the scheduler has answered behind them.
+        """True once the scheduler has answered behind every call that was begun: they run one after another.
 
         A pause that keeps requests is not acknowledged by the scheduler: it has taken effect once that answers the next
         question. True also where its processes have ended.
         """
         clock = Deadline(deadline_s)
-        if await self._home.all_ended(clock.left_s / 2):
-            asked = await self._home.run(self._calls.server_info, clock.left_s)
-            if asked is not None and asked.error is None:
-                return True
-        return await self._has_ended(clock)
+        asked = await self._home.run(self._calls.server_info, clock.left_s)
+        return (asked is not None and asked.error is None) or await self._has_ended(clock)
 
     async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
         """Generates a token. Where the request only queues behind kept ones, a token of one of those counts."""
