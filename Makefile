@@ -73,6 +73,7 @@ long: $(BENCH)
 real: $(READY)
 	$(BIN)/python tests/real/run_routers.py
 	$(BIN)/python tests/real/run.py
+	$(BIN)/python tests/real/run_in_process.py
 
 GPU := $(VENV)/.gpu
 $(GPU): $(READY)

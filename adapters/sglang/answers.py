@@ -105,6 +105,11 @@ def generated(answer: Answer) -> Verdict:
     body = answer.json() if answer.ok else None
     if not isinstance(body, dict):
         return Refuted(reason=f"it generated nothing ({answer.status or ''} {answer.detail})")
+    return token_in(body)
+
+
+def token_in(body: Mapping[str, Any]) -> Verdict:
+    """Proved where this, which a generate request was answered with, has a token, else Refuted."""
     meta = body.get("meta_info")
     meta = meta if isinstance(meta, dict) else {}
     finish = meta.get("finish_reason")

@@ -21,7 +21,7 @@ from lifecycle.core.readings import Process
 from lifecycle.core.verdicts import REQUESTS_RUN, NotApplicable, Pending, Proved, Refuted, Verdict
 from lifecycle.nodes.processes import by_pid
 
-from .call_thread import CallThread
+from ..home import HomeThread
 from .errors import listed, mib_rounded_up
 from .plan import Attached, plan, push
 from .tenant import Tenant
@@ -41,7 +41,7 @@ class TorchAdapter:
         self._checksum = checksum
         self._process = by_pid(os.getpid())
         self._boot = f"{self._process.pid}-{self._process.start_time:.2f}-{next(_boots)}"
-        self._thread = CallThread(tenant.tags.name)
+        self._thread = HomeThread(tenant.tags.name)
 
     @property
     def url(self) -> str:

@@ -17,7 +17,7 @@ from lifecycle.core.errors import ConfigurationError, NothingListens
 from lifecycle.core.facts import Admission, Fact, Facts, Grade
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
-from lifecycle.core.verdicts import REQUESTS_RUN, Pending, Proved, Verdict
+from lifecycle.core.verdicts import Proved, Verdict
 from lifecycle.nodes.address import Address
 
 from ..http import Answer, HttpClient, together
@@ -39,14 +39,12 @@ from .answers import (
     why_not,
 )
 from .capabilities import TAGS, boot_of, capabilities_of, counts_requests_alone, one_front_end, tells_faults
-from .plan import CLOSE_PUSH, NOT_SENT, close_push, idle_mode, pause_args, plan, push
+from .idle import READ_S, paused_again
+from .plan import CLOSE_PUSH, NOT_SENT, close_push, plan, push
 from .reads import SERVER_INFO, Reads
 from .versions import VERSIONS, Effects
 
 OPTIONS = ("api_key", "api_key_env", "pid", "agent", "sizes", "checksum", "unknown_version")
-
-#: Seconds within which a live server answers a read. The first `/server_info` took 2.7 s, measured.
-READ_S = 10.0
 
 #: Seconds for which the answer that connect() was given serves the first observation.
 YOUNG_S = 2.0
@@ -172,15 +170,27 @@ class VLLMAdapter:
             return Reply("rejected", detail=call.args["why"])
         clock = Deadline(deadline_s)
         waits = call.name == "pause" and call.args["mode"] == "wait"
-        answer = await self._post(call, min(WAIT_LEFT_S, deadline_s / 2) if waits else deadline_s)
-        if waits and answer.late:
-            return await self._left_waiting(clock)
+        reply = await self.pause_once(call, min(WAIT_LEFT_S, deadline_s / 2) if waits else deadline_s)
+        return await self._left_waiting(clock) if waits and reply.late else reply
+
+    async def pause_once(self, call: Call, deadline_s: float) -> Reply:
+        """The reply to one request, whatever it is."""
+        answer = await self._post(call, deadline_s)
         if answer.status is None:
             return Reply("lost", detail=answer.error, refused=answer.refused, late=answer.late)
         why = refusal(call, answer, self._effects)
         if why is not None:
             return Reply("rejected", status=answer.status, detail=why)
         return Reply("done", status=answer.status, value=answer.json())
+
+    async def admission(self, deadline_s: float) -> tuple[Admission | None, str]:
+        """Whether `/is_paused` says that requests are admitted, and what it answered."""
+        asked = await self._reads.get("/is_paused", deadline_s)
+        return paused(asked), str(asked.status or asked.error)
+
+    def counts_requests_alone(self) -> bool:
+        """Whether a pause that waits says that requests run."""
+        return counts_requests_alone(self._config)
 
     async def observe(self, want: frozenset[Fact], *, deadline_s: float) -> Observation:
         """Makes the reads that tell what is wanted, all at once.
@@ -234,11 +244,11 @@ class VLLMAdapter:
 
         It drops the prefix cache, and says nothing of requests that are kept or queued, which hold no memory.
         """
-        return await self._paused_again(facts, min(1.0, deadline_s / 3), deadline_s)
+        return await paused_again(self, facts, min(1.0, deadline_s / 3), deadline_s)
 
     async def idle_within(self, facts: Facts, *, wait_s: float, deadline_s: float) -> Verdict:
         """As `prove_idle`. The scheduler holds `/pause?mode=wait` back until it is idle."""
-        return await self._paused_again(facts, min(wait_s, deadline_s / 2), deadline_s)
+        return await paused_again(self, facts, min(wait_s, deadline_s / 2), deadline_s)
 
     async def barrier(self, *, deadline_s: float) -> bool:
         """True once `/is_paused` has answered. It queues behind everything sent to the engine process before.
@@ -298,30 +308,6 @@ class VLLMAdapter:
             return Reply("done", status=asked.status)
         why = f"it was asked to pause and wait, and does not say that it is paused ({asked.status or asked.error})"
         return Reply("lost", detail=why, late=True)
-
-    async def _paused_again(self, facts: Facts, wait_s: float, deadline_s: float) -> Verdict:
-        """Whether a second pause is answered within `wait_s`. An open engine is not asked: that would close it."""
-        clock = Deadline(deadline_s)
-        if facts.paused_by == "freeze":
-            return Pending(reason="its requests are frozen with their KV memory; pause it again by another mode")
-        asked = await self._reads.get("/is_paused", min(clock.left_s, READ_S))
-        admission = paused(asked)
-        if admission == "open":
-            opened = facts.admission == "closed"
-            return Pending(reason="it admits requests", figures={REQUESTS_RUN: opened})
-        if admission is None or facts.admission != "closed":
-            return Pending(reason=f"it does not say that it is paused ({asked.status or asked.error})")
-        call = Call("pause", pause_args(idle_mode(facts.paused_by)), repeatable=True)
-        answer = await self._post(call, max(0.05, min(wait_s, clock.left_s)))
-        if answer.late:
-            alone = counts_requests_alone(self._config) and paused(await self._reads.get("/is_paused", clock.left_s))
-            return Pending(reason="requests still run", figures={REQUESTS_RUN: alone == "closed"})
-        if answer.status is None:
-            return Pending(reason=f"/pause got no answer: {answer.error}")
-        why = refusal(call, answer, self._effects)
-        if why is not None:
-            return Pending(reason=f"/pause: {why}")
-        return Proved(grade=Grade.REPORTED, reason="a second pause was answered", figures={"cache_dropped": True})
 
     # reads
 

@@ -25,6 +25,8 @@ _MODULES = {
     "sglang": ("test_likeness.py", "test_*_on_sglang.py"),
     "vllm": ("test_*_on_vllm.py",),
     "tokenspeed": ("test_*_on_tokenspeed.py",),
+    "vllm-in-process": ("test_vllm_*in_process.py",),
+    "sglang-in-process": ("test_sglang_in_process.py",),
     "routers": ("test_*routers*.py",),
 }
 

@@ -115,4 +115,4 @@ async def test_closing_ends_the_thread_and_frees_the_name() -> None:
         with built("again") as (engine, _):
             async with Fleet([engine]):
                 pass
-            assert engine.adapter._thread._thread._shutdown
+            assert not engine.adapter._thread._thread.is_alive()
