@@ -51,6 +51,7 @@ class EngineOptions:
     data_parallel_size: int = 1
     weight_transfer: bool = False
     fault_tolerance: bool = False
+    recovery_timeout_s: float = 120.0
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -92,6 +93,8 @@ def _refusal_of_vllm(options: EngineOptions) -> str | None:
         return "Sleep mode is not supported on current platform."  # Source: vllm 0.32.0, config/model.py
     if options.data_parallel_size < 1 or (options.max_num_queued_reqs or 1) < 1:
         return "--data-parallel-size and --max-num-queued-reqs must be positive"
+    if options.fault_tolerance and options.data_parallel_size > 1:  # Source: vllm 0.32.0, engine/arg_utils.py
+        return "Fault tolerance requires external load balancer mode: an engine for each data-parallel rank"
     return None
 
 
@@ -176,7 +179,8 @@ def _add_vllm_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data-parallel-size", type=int, help="engine cores, each with ranks and memory of its own")
     add("--weight-transfer", action="store_true", help="pushed safetensors are taken by the weight-transfer endpoints")
     tolerance = ("--fault-tolerance", "--enable-fault-tolerance")  # the second is vLLM's name
-    add(*tolerance, action="store_true", help="serve /fault_tolerance/status")
+    add(*tolerance, action="store_true", help="an engine core that fails waits for a repair; /fault_tolerance/status")
+    add("--recovery-timeout-s", type=float, help="how long it waits before it ends (%(default)s)")
 
 
 _VLLM_ONLY = {
@@ -187,5 +191,6 @@ _VLLM_ONLY = {
     "data_parallel_size": "--data-parallel-size",
     "weight_transfer": "--weight-transfer",
     "fault_tolerance": "--fault-tolerance",
+    "recovery_timeout_s": "--recovery-timeout-s",
 }
 _DEFAULTS = EngineOptions()

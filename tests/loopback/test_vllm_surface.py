@@ -203,6 +203,8 @@ def test_what_is_not_said_to_be_json_is_refused(vllm: LoopbackProcess) -> None:
         (("--data-parallel-size", "2"), "--data-parallel-size needs --dialect vllm"),
         (("--dialect", "vllm", "--cpu-like", "--enable-sleep-mode"), "Sleep mode is not supported"),
         (("--dialect", "vllm", "--data-parallel-size", "0"), "must be positive"),
+        (("--dialect", "vllm", "--fault-tolerance", "--data-parallel-size", "2"), "requires external load balancer"),
+        (("--recovery-timeout-s", "2"), "--recovery-timeout-s needs --dialect vllm"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

@@ -85,6 +85,8 @@ class RecordedServer:
     config: dict[str, Any] = field(default_factory=config)
     #: Answers that stand instead of its own, by `METHOD /path`: the next ones, or all where the last is repeated.
     scripted: dict[str, list[Shape]] = field(default_factory=dict)
+    #: Paths that are not answered.
+    hangs: set[str] = field(default_factory=set)
     seen: list[Request] = field(default_factory=list)
     paused: str | None = None
     asleep: set[str] = field(default_factory=set)
@@ -154,6 +156,8 @@ class RecordedServer:
         body = json.loads(raw) if raw else None
         request = Request(method, parts.path, parse_qs(parts.query, keep_blank_values=True), body)
         self.seen.append(request)
+        if request.path in self.hangs:
+            await asyncio.Event().wait()
         status, value = await self._answer(request, headers)
         content = value if isinstance(value, bytes) else json.dumps(value).encode()
         writer.write(b"HTTP/1.1 %d x\r\nContent-Length: %d\r\n\r\n" % (status, len(content)) + content)
