@@ -20,10 +20,10 @@ def vllm(vllm_lane: VLLMLane) -> RealVLLM:
     return vllm_lane.serve("plain")
 
 
-@pytest.fixture
-def alone(vllm: RealVLLM) -> dict[str, list[int]]:
+@pytest.fixture(scope="module")
+def alone(vllm_lane: VLLMLane) -> dict[str, list[int]]:
     """What each prompt is answered with while nothing disturbs it."""
-    return {prompt: output(vllm, prompt, TOKENS) for prompt in PROMPTS}
+    return {prompt: output(vllm_lane.serve("plain"), prompt, TOKENS) for prompt in PROMPTS}
 
 
 def fates(ended: list[Stream], alone: dict[str, list[int]]) -> set[tuple[str | None, bool]]:
@@ -74,7 +74,7 @@ async def test_a_request_that_comes_while_it_is_paused_runs_after_the_resume(
         await asyncio.to_thread(until_load, vllm, 1)
         assert late.in_flight
         assert late.ids == []
-        await engines.drain()
+        assert await engines["e"].verify() is State.DRAINED, "a request that queues is none that runs"
         await engines.resume()
         assert engines["e"].state is State.SERVING
     await asyncio.to_thread(late.join)

@@ -42,7 +42,7 @@ class RealVLLM(RealServer):
 
     def __init__(self, *, seed: int = 0, dev_mode: bool = True, extra: Sequence[str] = ()) -> None:
         environment = {"VLLM_SERVER_DEV_MODE": str(int(dev_mode))}
-        super().__init__(environment=environment, deadline_s=180.0, grace_s=15.0)
+        super().__init__(environment=environment, deadline_s=420.0, grace_s=15.0)
         self._seed = seed
         self._extra = list(extra)
 
