@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -68,6 +69,21 @@ def test_requests_beyond_the_limit_get_503() -> None:
         post(engine, "/resume")
         [each.ended() for each in held]
         assert len(text_of(engine, "hello", 1)) == 1
+
+
+def test_a_burst_beyond_the_limit_is_refused_before_or_in_the_stream() -> None:
+    with fresh("--max-num-queued-reqs", "2", *SLOW_STEPS) as engine:
+        with ThreadPoolExecutor(16) as pool:
+            burst = [each.ended() for each in pool.map(lambda index: stream(engine, f"burst {index}", 20), range(16))]
+        served = [each for each in burst if each.finish == "length"]
+        others = [each for each in burst if each.finish != "length"]
+        assert len(served) >= 2
+        assert others
+        assert {each.status for each in others} <= {200, 503}
+        for each in others:
+            [told] = each.chunks
+            assert (told["error"]["code"], "cannot accept new requests" in told["error"]["message"]) == (503, True)
+        assert gauge(engine, "admission_rejections_total") == len(others)
 
 
 @pytest.fixture(scope="module")

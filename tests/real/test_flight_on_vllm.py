@@ -8,8 +8,9 @@ import pytest
 from vllm_lane import PROMPTS, Stream, VLLMLane, fleet, output, source, streams, unseen, until_load
 from vllm_real import RealVLLM
 
-from lifecycle import Kept, State
+from lifecycle import FleetError, Kept, State
 from lifecycle.core.facts import PauseMode
+from lifecycle.core.verdicts import Refuted
 
 TOKENS = 500
 
@@ -96,6 +97,24 @@ async def test_four_streams_and_one_that_queues_go_through_two_rings(
                     await asyncio.to_thread(until_load, vllm, 5)
                     assert running[-1].ids == []
             assert engines["e"].state is State.SERVING
+    for each in running:
+        await asyncio.to_thread(each.join)
+    assert fates(running, alone) == {("length", True)}
+
+
+async def test_a_release_that_frees_nothing_loses_no_request(vllm: RealVLLM, alone: dict[str, list[int]]) -> None:
+    async with fleet(vllm) as engines:
+        engine = engines["e"]
+        running = await asyncio.to_thread(streams, vllm, TOKENS)
+        with pytest.raises(FleetError, match="memory_returned"):
+            await engines.offload(weights=Kept(), mode="keep")
+        assert engine.state is State.RELEASED
+        assert isinstance(engine.conditions["memory_returned"].verdict, Refuted)
+        assert not engine.memory_is_free
+        await asyncio.to_thread(until_load, vllm, len(running))
+        assert all(each.in_flight for each in running)
+        await engines.onload()
+        assert engine.state is State.SERVING
     for each in running:
         await asyncio.to_thread(each.join)
     assert fates(running, alone) == {("length", True)}
