@@ -82,6 +82,7 @@ def status(*rows: dict[str, Any]) -> tuple[int, Any]:
         ({"id": 1, "status": "odd"}, "engine 1 is odd"),
         ({"id": 1}, "engine 1 is None"),
     ],
+    ids=["dead", "unhealthy", "odd", "none"],
 )
 async def test_a_broken_rank_is_silence_and_nothing_else_is_asked(row: dict[str, Any], said: str) -> None:
     async with driven("0.30.0", config=tolerant()) as (server, adapter):
