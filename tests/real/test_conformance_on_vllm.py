@@ -43,8 +43,8 @@ class RealSubject:
 
     @property
     def url(self) -> str:
-        """Where it is."""
-        return address(self.server)
+        """Where it is, with the adapter's options."""
+        return address(self.server).replace("name=e&", "")
 
     def generate(self, text: str, tokens: int) -> list[int]:
         """The greedy token ids that a client gets."""
