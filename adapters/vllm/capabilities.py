@@ -95,6 +95,26 @@ def one_front_end(config: Mapping[str, Any]) -> bool:
     return (whole(_part(config, "parallel_config").get("_api_process_count")) or 1) == 1
 
 
+def own_cores(config: Mapping[str, Any]) -> int:
+    """The data-parallel ranks behind this server: one behind an external balancer, else those of its node, or all.
+
+    Source: vllm 0.32.0, config/parallel.py (local_engines_only), v1/engine/core_client.py (engine_ranks_managed).
+    """
+    parallel = _part(config, "parallel_config")
+    if parallel.get("data_parallel_external_lb") is True:
+        return 1
+    local = parallel.get("data_parallel_hybrid_lb") is True
+    return whole(parallel.get("data_parallel_size_local" if local else "data_parallel_size")) or 1
+
+
+def first_core_speaks(config: Mapping[str, Any], effects: Effects) -> bool:
+    """Whether `/is_paused` tells of the first of several data-parallel ranks alone. A pause is sent to all of them.
+
+    Source: vllm 0.30.0, v1/engine/core_client.py (DPLBAsyncMPClient.call_utility_async).
+    """
+    return own_cores(config) > 1 and not effects.compares_ranks
+
+
 def tells_faults(config: Mapping[str, Any], effects: Effects) -> bool:
     """Whether `/fault_tolerance/status` exists. Source: vllm 0.32.0, entrypoints/launchers/api_server/routers.py."""
     return effects.fault_status and _part(config, "parallel_config").get("enable_fault_tolerance") is True
@@ -128,8 +148,8 @@ def _saves(config: Mapping[str, Any]) -> bool | None:
 
 def _ranks(config: Mapping[str, Any]) -> int:
     parallel = _part(config, "parallel_config")
-    ranks = 1
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
+    ranks = own_cores(config)
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
         ranks *= whole(parallel.get(name)) or 1
     return ranks
 
@@ -152,7 +172,7 @@ def _notes(saves: bool | None, device: str | None, *, push: bool) -> tuple[str, 
 
 
 def _ranks_notes(config: Mapping[str, Any], effects: Effects) -> tuple[str, ...]:
-    several = (whole(_part(config, "parallel_config").get("data_parallel_size")) or 1) > 1
-    if not several or effects.compares_ranks:
+    if not first_core_speaks(config, effects):
         return ()
-    return ("several data-parallel ranks, of which this version says only whether the first is paused",)
+    said = "several data-parallel ranks, of which this version says only whether the first is paused"
+    return (f"{said}: that all are closed is known of a pause of this driver alone",)

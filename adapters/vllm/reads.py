@@ -1,4 +1,4 @@
-"""Reads of a vLLM server, which change nothing: GET requests, and what several of them tell together."""
+"""Reads of a vLLM server, which change nothing: requests, and what several of them tell together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 from lifecycle.core.facts import Fact
 
 from ..http import BODY_LIMIT, Answer, HttpClient, together
-from .answers import LIMITS, server_load, tokens_generated
+from .answers import LIMITS, checksum_of, faults, server_load, tokens_generated
 
 SERVER_INFO = "/server_info?config_format=json"
 
@@ -61,12 +61,28 @@ class Reads:
             health = await self.get("/health", deadline_s)
         return health is not None and health.status == 503
 
+    async def fault(self, deadline_s: float) -> str:
+        """What is wrong with an engine process, in words; empty where nothing is. The front end answers by itself.
+
+        A process that failed answers no call until it is repaired, and ends where that takes too long. `/health` is 200
+        meanwhile. Source: vllm 0.27.1 to 0.32.0, v1/fault_tolerance/engine_core_sentinel.py; read.
+        """
+        return faults(await self.get("/fault_tolerance/status", deadline_s))
+
     async def steps_run(self, deadline_s: float) -> bool:
         """Whether the engine generates tokens: their number grows. Gauges of requests stand still between steps."""
         before = tokens_generated(await self.get("/metrics", deadline_s))
         await asyncio.sleep(min(COUNT_S, deadline_s))
         after = tokens_generated(await self.get("/metrics", deadline_s))
         return before is not None and after is not None and after > before
+
+    async def checksum(self, deadline_s: float) -> str | None:
+        """One checksum of all weights, where the server makes them."""
+        path, body = "/weight_checker", {"action": "checksum"}
+        answer = await self._http.request(
+            "POST", path, deadline_s=deadline_s, repeatable=True, json_body=body, key=self._key, limit=LIMITS[path]
+        )
+        return checksum_of(answer)
 
     async def load(self, deadline_s: float) -> int | None:
         """The open requests that the server counts, where it counts them."""

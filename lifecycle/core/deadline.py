@@ -39,9 +39,9 @@ class Deadline:
         return max(LOOK_S, self.left_s * share)
 
 
-def growing(poll_s: float) -> Iterator[float]:
-    """Seconds to wait before each time that something is asked again: they double, up to `poll_s`."""
+def growing(poll_s: float, *, longest_s: float | None = None) -> Iterator[float]:
+    """Seconds to wait before each time that something is asked again: they double, up to `longest_s` (`poll_s`)."""
     step_s = poll_s / 8
     while True:
         yield step_s
-        step_s = min(poll_s, 2 * step_s)
+        step_s = min(longest_s or poll_s, 2 * step_s)

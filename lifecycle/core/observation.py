@@ -16,6 +16,8 @@ class Observation:
     `checksum` is of all weights together; `checksums` are of each owner (target, draft) where the engine tells them
     apart. `weights_label` is one for all of them: no engine known here has a label for each. `others` are boots other
     than `boot` that answered at the same address in the same look, or at connect and not since.
+    `disagreement` is not empty where its ranks do not say the same of its admission, which is unknown then: some may
+    admit requests and some not.
     """
 
     boot: str | None = None
@@ -27,6 +29,7 @@ class Observation:
     checksum: str | None = None
     checksums: Mapping[str, str] = EMPTY
     others: tuple[str, ...] = ()
+    disagreement: str = ""
     detail: str = ""
     sampled_at: float = 0.0
 

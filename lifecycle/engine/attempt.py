@@ -157,9 +157,10 @@ class Attempt:
         evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
         await self._deny(evidence)
         if acted_on and session.record.calibration.reading_all_mapped is not None:
-            again = Deadline(self.deadline.work_s / 2)
-            while _unread(evidence, kinds) and again.left_s > 0:
-                await asyncio.sleep(min(session.policy.poll_s, again.left_s))
+            again, reads = Deadline(self.deadline.work_s / 2), True
+            while _unread(evidence, kinds) and reads and again.left_s > 0:
+                reads = isinstance(await residual_again(session, deadline_s=again.left_s), Reading)
+                # The rest is asked anew after that wait, and not in it.
                 evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
                 await self._deny(evidence)
         return session.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)

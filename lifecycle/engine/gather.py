@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from ..core.commands import Command
-from ..core.deadline import Deadline
+from ..core.deadline import Deadline, growing
 from ..core.errors import Unreachable
 from ..core.facts import Fact, Grade
 from ..core.frozen import EMPTY, FrozenMap
@@ -19,6 +19,7 @@ from ..core.ports import KeepsConnections, WaitsForIdle
 from ..core.readings import Reading
 from ..core.verdicts import NotApplicable, Unmeasurable, Verdict
 from ..nodes.port import PROCESSES_UNKNOWN
+from ..nodes.probes import NoProbe
 from ..rules import knowledge
 from ..rules.contradiction import other_process
 from ..rules.evidence import OBSERVED, Evidence, EvidenceKind, targets
@@ -30,6 +31,9 @@ from .session import Session
 
 #: Seconds that a reading of memory is given even when no time is left: the last one before a deadline is reported.
 LEAST_READ_S = 0.5
+
+#: The most seconds between two readings of memory that could not be read.
+REREAD_S = 1.0
 
 #: What is asked for where everything that reads alone can tell is wanted.
 EVERYTHING = frozenset({Fact.BOOT, Fact.ADMISSION, Fact.CLOSED, Fact.RUNNING, Fact.MAPPED, Fact.CONTENTS})
@@ -111,13 +115,14 @@ async def residual(session: Session, *, deadline_s: float) -> Reading | Unmeasur
 async def residual_again(session: Session, *, deadline_s: float) -> Reading | Unmeasurable:
     """What the engine's processes hold now, asked again until the deadline where it cannot be read.
 
-    For an engine that could be measured before: one reading that fails says nothing of it, unless it is gone. Raises
-    Unreachable where another process answers than the one that the facts are about.
+    For an engine that could be measured before: one reading that fails says nothing of it, unless it is gone, or
+    nothing measures it any more. Raises Unreachable where another process answers than the one that the facts are
+    about.
     """
-    deadline = Deadline(deadline_s)
+    deadline, polls = Deadline(deadline_s), growing(session.policy.poll_s, longest_s=REREAD_S)
     while True:
         reading = await residual(session, deadline_s=deadline.left_s)
-        if isinstance(reading, Reading) or deadline.left_s <= 0:
+        if isinstance(reading, Reading) or isinstance(session.probe, NoProbe) or deadline.left_s <= 0:
             return reading
         seen = await observe(session, frozenset({Fact.BOOT}), deadline_s=deadline.look_s())
         if seen.alive is False:
@@ -126,7 +131,7 @@ async def residual_again(session: Session, *, deadline_s: float) -> Reading | Un
         if other is not None:
             session.commit(knowledge.another_answered(session.record, seen))
             raise Unreachable(other, **session.about(session.busy or "a reading of memory"))
-        await asyncio.sleep(min(session.policy.poll_s, deadline.left_s))
+        await asyncio.sleep(min(next(polls), deadline.left_s))
 
 
 async def observe(session: Session, want: frozenset[Fact], *, deadline_s: float) -> Observation:

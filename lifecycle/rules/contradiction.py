@@ -30,6 +30,8 @@ def contradiction(record: Record, seen: Observation) -> str | None:
     facts, other = record.facts, other_process(record.facts, seen)
     if other is not None:
         return other
+    if seen.disagreement and facts.admission is not None:
+        return f"{seen.disagreement}, and it was left {facts.admission}"
     if seen.admission is not None and facts.admission is not None and seen.admission != facts.admission:
         return f"admission is {seen.admission}, and was left {facts.admission}: externally modified"
     if seen.running and facts.running == 0 and record.state not in (State.SERVING, State.PAUSED):

@@ -93,6 +93,8 @@ def admission_closed(context: Context) -> Verdict:
     if not context.capabilities.has_admission:
         return NotApplicable(reason="it admits no requests")
     seen = context.evidence.observed.admission
+    if context.evidence.observed.disagreement:
+        return Refuted(reason=f"{context.evidence.observed.disagreement}: some of them may admit requests")
     if seen == "open":
         return Refuted(reason="it says that it admits requests: somebody opened it")
     if context.facts.admission != "closed":

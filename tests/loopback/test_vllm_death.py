@@ -100,6 +100,40 @@ def test_a_reload_into_sleeping_memory_ends_the_engine() -> None:
         ended(engine)
 
 
+def status(engine: LoopbackProcess) -> dict[str, object]:
+    """What its front end says of the one engine core."""
+    [core] = ok(get(engine, "/fault_tolerance/status"))["engines"]
+    return dict(core)
+
+
+def test_a_core_that_lost_a_rank_waits_and_answers_nothing() -> None:
+    with fresh(*SLOW_STEPS, "--enable-fault-tolerance", "--recovery-timeout-s", "2", ranks=2) as engine:
+        assert status(engine) == {"id": 0, "status": "healthy"}
+        flights = streams(engine, 2, LONG)
+        os.kill(engine.rank_pids[1], signal.SIGKILL)
+        assert {each.ended().finish for each in flights} == {"abort"}
+        until(lambda: status(engine) == {"id": 0, "status": "dead"})
+        assert get(engine, "/health").status == 200
+        with pytest.raises(TimeoutError):
+            get(engine, "/is_paused", timeout=0.3)
+        assert alive(engine.rank_pids[0]), "the other rank holds its memory"
+        ended(engine)
+
+
+def test_a_core_that_failed_says_by_what() -> None:
+    with fresh("--enable-fault-tolerance", "--recovery-timeout-s", "1") as engine:
+        assert post(engine, RELOAD, reload("/no/such/checkpoint")).status == 500
+        assert ok(post(engine, "/v1/completions", prompt("hello", 2)))["choices"][0]["finish_reason"] == "abort"
+        assert status(engine) == {"id": 0, "status": "unhealthy", "fault_info": "RankFailed"}
+        ended(engine)
+
+
+def test_a_call_may_end_a_rank() -> None:
+    with fresh(*LINGERS, "--fault", "release=end_rank:0") as engine:
+        assert DEAD in post(engine, "/sleep").text
+        ended(engine)
+
+
 @pytest.mark.parametrize("state", [(), ("/pause?mode=keep",)], ids=["serving", "paused"])
 def test_sigterm_aborts_at_once(state: tuple[str, ...]) -> None:
     with fresh(*SLOW_STEPS) as engine:

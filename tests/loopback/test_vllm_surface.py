@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -68,6 +69,21 @@ def test_requests_beyond_the_limit_get_503() -> None:
         post(engine, "/resume")
         [each.ended() for each in held]
         assert len(text_of(engine, "hello", 1)) == 1
+
+
+def test_a_burst_beyond_the_limit_is_refused_before_or_in_the_stream() -> None:
+    with fresh("--max-num-queued-reqs", "2", *SLOW_STEPS) as engine:
+        with ThreadPoolExecutor(16) as pool:
+            burst = [each.ended() for each in pool.map(lambda index: stream(engine, f"burst {index}", 20), range(16))]
+        served = [each for each in burst if each.finish == "length"]
+        others = [each for each in burst if each.finish != "length"]
+        assert len(served) >= 2
+        assert others
+        assert {each.status for each in others} <= {200, 503}
+        for each in others:
+            [told] = each.chunks
+            assert (told["error"]["code"], "cannot accept new requests" in told["error"]["message"]) == (503, True)
+        assert gauge(engine, "admission_rejections_total") == len(others)
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +219,8 @@ def test_what_is_not_said_to_be_json_is_refused(vllm: LoopbackProcess) -> None:
         (("--data-parallel-size", "2"), "--data-parallel-size needs --dialect vllm"),
         (("--dialect", "vllm", "--cpu-like", "--enable-sleep-mode"), "Sleep mode is not supported"),
         (("--dialect", "vllm", "--data-parallel-size", "0"), "must be positive"),
+        (("--dialect", "vllm", "--fault-tolerance", "--data-parallel-size", "2"), "requires external load balancer"),
+        (("--recovery-timeout-s", "2"), "--recovery-timeout-s needs --dialect vllm"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(

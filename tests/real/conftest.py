@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -18,7 +18,10 @@ from lifecycle.testing.conformance.table import Table
 
 if TYPE_CHECKING:
     from lane import Lane
+    from one_server import OneServer
     from vllm_lane import VLLMLane
+
+Servers = TypeVar("Servers", bound="OneServer[Any]")
 
 #: The modules of each lane, by what `LIFECYCLE_REAL` says; without it none is collected.
 _MODULES = {
@@ -78,26 +81,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
-    """The servers of this run; none is left at its end. Fleets and the command line keep leases in one folder."""
+    """The servers of SGLang of this run."""
     from lane import Lane  # not before: its modules have names that other folders of tests use too
 
-    lane = Lane()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("LIFECYCLE_STATE_DIR", str(tmp_path_factory.mktemp("state")))
-        yield lane
-    lane.stop()
+    yield from _until_the_end(Lane(), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def vllm_lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMLane]:
-    """The servers of vLLM of this run; none is left at its end."""
+    """The servers of vLLM of this run."""
     from vllm_lane import VLLMLane  # as above
 
-    lane = VLLMLane()
+    yield from _until_the_end(VLLMLane(), tmp_path_factory)
+
+
+def _until_the_end(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """The servers of a run, of which none is left at its end. Fleets and commands keep leases in one folder."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("LIFECYCLE_STATE_DIR", str(tmp_path_factory.mktemp("state")))
-        yield lane
-    lane.stop()
+        yield servers
+    servers.stop()
 
 
 @pytest.fixture(autouse=True)

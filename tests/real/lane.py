@@ -1,4 +1,4 @@
-"""One real server at a time: `Lane.serve(kind)` is the running one of this kind, started where another or none runs."""
+"""What the tests on a real SGLang share: its servers, what they are asked, and requests in flight."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from make_model import checkpoint
 from measure import expected_weights, tree
+from one_server import OneServer
 from questions import greedy
 from server import RealSGLang
 
@@ -23,56 +24,31 @@ from lifecycle import FromDisk, Policy
 ENGINE = "sglang 0.5.23"
 PROMPTS = ("hello", "zebra", "once upon a time", "def main():")
 
-#: A restart costs a minute of a machine that has two cores.
-STARTS_ALLOWED = 5
-
-#: How a server of each kind is started. The one with keys has the second checkpoint, which the others are later given:
-#: what it answers is what they must answer then.
-KINDS: dict[str, dict[str, Any]] = {
-    "keyed": {"seed": 1, "extra": ["--api-key", "user", "--admin-api-key", "adm", "--enable-metrics"]},
-    "plain": {"seed": 0},
-    "backup": {"seed": 0, "weights_cpu_backup": True},
-}
-
 #: Its processes hold some 1.56 GiB beside weights (274 MiB) and KV (288 MiB).
 POLICY = Policy(residual_threshold_gib=1.8)
 
 
-@dataclass(slots=True)
-class Lane:
-    """The servers of one run. What each checkpoint's first answers are is kept in `outputs`, by seed."""
+class Lane(OneServer[RealSGLang]):
+    """The servers of one run.
 
-    starts: int = 0
-    outputs: dict[int, list[list[int]]] = field(default_factory=dict)
-    _kind: str = ""
-    _server: RealSGLang | None = None
+    The one with keys has the second checkpoint, which the others are later given: what it answers is what they must
+    answer then.
+    """
 
-    def serve(self, kind: str) -> RealSGLang:
-        """The running server of this kind."""
-        server = self._server
-        if server is not None and server.alive and self._kind == kind:
-            return server
-        self.stop()
-        if self.starts == STARTS_ALLOWED:
-            raise RuntimeError(f"more than {STARTS_ALLOWED} starts of a real server in one run")
-        self.starts += 1
-        self._kind, self._server = kind, RealSGLang(**KINDS[kind])
-        self._server.start()
-        seed = KINDS[kind]["seed"]
-        self.outputs.setdefault(seed, outputs(self._server, key="user" if kind == "keyed" else None))
-        return self._server
+    KINDS: ClassVar[dict[str, dict[str, Any]]] = {
+        "keyed": {"seed": 1, "extra": ["--api-key", "user", "--admin-api-key", "adm", "--enable-metrics"]},
+        "plain": {"seed": 0},
+        "backup": {"seed": 0, "weights_cpu_backup": True},
+    }
+    STARTS_ALLOWED = 5
 
-    def expected(self, seed: int) -> list[list[int]]:
-        """What a server that started with this checkpoint answered to the prompts."""
-        if seed not in self.outputs:
-            self.serve(next(kind for kind, options in KINDS.items() if options["seed"] == seed))
-        return self.outputs[seed]
+    def new(self, kind: str) -> RealSGLang:
+        """A server of this kind, not started yet."""
+        return RealSGLang(**self.KINDS[kind])
 
-    def stop(self) -> None:
-        """No server runs."""
-        if self._server is not None:
-            self._server.stop()
-            self._server = None
+    def first_outputs(self, server: RealSGLang, kind: str) -> list[list[int]]:
+        """The greedy tokens after each of the prompts."""
+        return outputs(server, key="user" if kind == "keyed" else None)
 
 
 def source(seed: int) -> FromDisk:

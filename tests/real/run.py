@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
-import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 os.environ["LIFECYCLE_REAL"] = "sglang"
 
-import pytest  # noqa: E402
 from build_env import build  # noqa: E402
 from lane import ENGINE  # noqa: E402
 from make_model import checkpoint  # noqa: E402
-from tally import Tally, interrupt, suite  # noqa: E402
+from tally import run  # noqa: E402
 
 #: Files that SGLang leaves in shared memory when it is killed, and sometimes on a clean exit.
 LEFTOVERS = re.compile(r"sglang_loads_.*\.shm|sem\.mp-.*|sglang.*|psm_.*")
@@ -31,20 +28,18 @@ SHARED = Path("/dev/shm")
 
 def main(arguments: list[str]) -> int:
     """Runs the suite and cleans up; 0 if all tests passed."""
-    signal.signal(signal.SIGTERM, interrupt)
-    before, started, tally = set(os.listdir(SHARED)), time.monotonic(), Tally(ENGINE)
+    before = set(os.listdir(SHARED))
     try:
-        build()
-        for seed in (0, 1):
-            checkpoint(seed)
-        print(f"environment and checkpoints are there after {time.monotonic() - started:.0f} s", flush=True)
-        status = pytest.main(suite(arguments), plugins=[tally])
-    except KeyboardInterrupt:
-        status = 130
+        return run(ENGINE, arguments, prepare)
     finally:
         _sweep(before)
-    print("\n".join(tally.lines()), f"({time.monotonic() - started:.0f} s)")
-    return int(status)
+
+
+def prepare() -> None:
+    """The environment and both checkpoints are there."""
+    build()
+    for seed in (0, 1):
+        checkpoint(seed)
 
 
 def _sweep(before: set[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -36,6 +39,20 @@ class Tally:
         """The summary: the counts, and the line of the likeness test."""
         more = [f"{count} {word}" for count, word in ((self.failed, "failed"), (self.skipped, "skipped")) if count]
         return [", ".join([f"{self.engine}: {self.passed} passed", *more]), *self.likeness]
+
+
+def run(engine: str, arguments: Sequence[str], prepare: Callable[[], object]) -> int:
+    """Runs the tests on this engine once it was prepared, and prints their number; 0 if all passed."""
+    signal.signal(signal.SIGTERM, interrupt)
+    started, tally = time.monotonic(), Tally(engine)
+    try:
+        prepare()
+        print(f"environment and checkpoints are there after {time.monotonic() - started:.0f} s", flush=True)
+        status = int(pytest.main(suite(list(arguments)), plugins=[tally]))
+    except KeyboardInterrupt:
+        status = 130
+    print("\n".join(tally.lines()), f"({time.monotonic() - started:.0f} s)")
+    return status
 
 
 def suite(arguments: list[str]) -> list[str]:

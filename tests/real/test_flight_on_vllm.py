@@ -8,8 +8,9 @@ import pytest
 from vllm_lane import PROMPTS, Stream, VLLMLane, fleet, output, source, streams, unseen, until_load
 from vllm_real import RealVLLM
 
-from lifecycle import Kept, State
+from lifecycle import FleetError, Kept, State
 from lifecycle.core.facts import PauseMode
+from lifecycle.core.verdicts import Refuted
 
 TOKENS = 500
 
@@ -20,10 +21,10 @@ def vllm(vllm_lane: VLLMLane) -> RealVLLM:
     return vllm_lane.serve("plain")
 
 
-@pytest.fixture
-def alone(vllm: RealVLLM) -> dict[str, list[int]]:
+@pytest.fixture(scope="module")
+def alone(vllm_lane: VLLMLane) -> dict[str, list[int]]:
     """What each prompt is answered with while nothing disturbs it."""
-    return {prompt: output(vllm, prompt, TOKENS) for prompt in PROMPTS}
+    return {prompt: output(vllm_lane.serve("plain"), prompt, TOKENS) for prompt in PROMPTS}
 
 
 def fates(ended: list[Stream], alone: dict[str, list[int]]) -> set[tuple[str | None, bool]]:
@@ -74,7 +75,7 @@ async def test_a_request_that_comes_while_it_is_paused_runs_after_the_resume(
         await asyncio.to_thread(until_load, vllm, 1)
         assert late.in_flight
         assert late.ids == []
-        await engines.drain()
+        assert await engines["e"].verify() is State.DRAINED, "a request that queues is none that runs"
         await engines.resume()
         assert engines["e"].state is State.SERVING
     await asyncio.to_thread(late.join)
@@ -96,6 +97,24 @@ async def test_four_streams_and_one_that_queues_go_through_two_rings(
                     await asyncio.to_thread(until_load, vllm, 5)
                     assert running[-1].ids == []
             assert engines["e"].state is State.SERVING
+    for each in running:
+        await asyncio.to_thread(each.join)
+    assert fates(running, alone) == {("length", True)}
+
+
+async def test_a_release_that_frees_nothing_loses_no_request(vllm: RealVLLM, alone: dict[str, list[int]]) -> None:
+    async with fleet(vllm) as engines:
+        engine = engines["e"]
+        running = await asyncio.to_thread(streams, vllm, TOKENS)
+        with pytest.raises(FleetError, match="memory_returned"):
+            await engines.offload(weights=Kept(), mode="keep")
+        assert engine.state is State.RELEASED
+        assert isinstance(engine.conditions["memory_returned"].verdict, Refuted)
+        assert not engine.memory_is_free
+        await asyncio.to_thread(until_load, vllm, len(running))
+        assert all(each.in_flight for each in running)
+        await engines.onload()
+        assert engine.state is State.SERVING
     for each in running:
         await asyncio.to_thread(each.join)
     assert fates(running, alone) == {("length", True)}

@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from build_env import CACHE
 from lane import Lane
-from lifecycle.adapters.loopback import LoopbackProcess, make_weights
-from likeness import ALLOWED, verdict
+from likeness import verdict
 from make_model import checkpoint
+from played import ANSWERS, agree, to_loopback
 from record import Recorder, everything, kill, unauthorized
-
-ANSWERS = CACHE / "answers"
 
 #: The two that answer are started alike, so that requests are in flight on both when the questions ask for it.
 LIKE_THE_REAL_ONE: dict[str, Any] = {
@@ -47,20 +44,10 @@ def asked_real(lane: Lane) -> Path:
 @pytest.fixture(scope="module")
 def asked_loopback(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What loopback answered."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    first, second = (make_weights(folder / f"{seed}.safetensors", seed=seed, weights_mib=64) for seed in (1, 0))
-    with LoopbackProcess.start(weights=first, **LIKE_THE_REAL_ONE) as process:
-        play(process.url, ANSWERS / "loopback", (first, second))
-    return ANSWERS / "loopback"
+    return to_loopback(play, "loopback", tmp_path_factory.mktemp("checkpoints"), LIKE_THE_REAL_ONE)
 
 
 def test_loopback_answers_as_sglang_does(
     asked_loopback: Path, asked_real: Path, record_property: pytest.RecordProperty
 ) -> None:
-    lines, alike = verdict(asked_real, asked_loopback)
-    print("\n".join(lines))
-    record_property("likeness", lines[-1])
-    assert alike, "\n".join(lines)
-    assert int(lines[-1].split()[4]) >= 40
-    assert lines[-1].endswith("listed differences)")
-    assert int(lines[-1].split("(")[1].split()[0]) <= ALLOWED
+    agree(verdict(asked_real, asked_loopback), record_property)

@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from build_env import CACHE
-from lifecycle.adapters.loopback import LoopbackProcess, make_weights
-from likeness import ALLOWED
 from make_model import tiny_checkpoint
+from played import ANSWERS, agree, to_loopback
 from record import Recorder
 from vllm_lane import KEY, VLLMLane
 from vllm_likeness import verdict
 from vllm_record import everything, kill, unauthorized
-
-ANSWERS = CACHE / "answers"
 
 #: The two that answer are started alike, so that requests are in flight on both when the questions ask for it.
 LIKE_THE_REAL_ONE: dict[str, Any] = {
@@ -48,19 +44,10 @@ def asked_real(vllm_lane: VLLMLane) -> Path:
 @pytest.fixture(scope="module")
 def asked_loopback(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What loopback answered."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    first, second = (make_weights(folder / f"{seed}.safetensors", seed=seed, weights_mib=64) for seed in (1, 0))
-    with LoopbackProcess.start(weights=first, **LIKE_THE_REAL_ONE) as process:
-        play(process.url, ANSWERS / "loopback-vllm", (first, second))
-    return ANSWERS / "loopback-vllm"
+    return to_loopback(play, "loopback-vllm", tmp_path_factory.mktemp("checkpoints"), LIKE_THE_REAL_ONE)
 
 
 def test_loopback_answers_as_vllm_does(
     asked_loopback: Path, asked_real: Path, record_property: pytest.RecordProperty
 ) -> None:
-    lines, alike = verdict(asked_real, asked_loopback)
-    print("\n".join(lines))
-    record_property("likeness", lines[-1])
-    assert alike, "\n".join(lines)
-    assert int(lines[-1].split()[4]) >= 40
-    assert int(lines[-1].split("(")[1].split()[0]) <= ALLOWED
+    agree(verdict(asked_real, asked_loopback), record_property)

@@ -6,12 +6,14 @@ import asyncio
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
-from vllm_lane import VLLMLane, address, ask, fleet, outputs, source, unseen
+from vllm_lane import POLICY, VLLMLane, address, ask, fleet, outputs, source, unseen
 from vllm_real import RealVLLM
 
-from lifecycle import FleetError, Kept, State
+from lifecycle import FleetError, Grade, Kept, State
+from lifecycle.core import policy
 from lifecycle.core.facts import Contents
 from lifecycle.core.sources import Source
 from lifecycle.core.verdicts import Refuted
@@ -92,6 +94,23 @@ async def test_other_weights_and_back_by_the_whole_ring_where_its_memory_is_take
             assert ask(vllm, "/weight_info") == (200, {"weight_version": f"seed-{seed}"})
             assert await asked(vllm) == vllm_lane.expected(seed)
     assert vllm_lane.expected(0) != vllm_lane.expected(1)
+
+
+@pytest.mark.skipif(not hasattr(policy, "WAIVABLE"), reason="needs a claim that can be waived (ADR 32)")
+async def test_other_weights_and_back_by_the_whole_ring_where_that_it_frees_nothing_is_accepted(
+    vllm: RealVLLM, vllm_lane: VLLMLane
+) -> None:
+    accept = dict.fromkeys(("memory_returned", "tags_unmapped"), Grade.ASSERTED)
+    async with fleet(vllm, replace(POLICY, accept=accept)) as engines:
+        engine = engines["e"]
+        for seed in (1, 0):
+            async with engines.offloaded(weights=source(seed), mode="keep"):
+                assert engine.state is State.RELEASED
+                assert engine.facts.unmapped() == BOTH
+                assert isinstance(engine.conditions["memory_returned"].verdict, Refuted)
+                assert not engine.memory_is_free, "its device is not handed over"
+            assert engine.state is State.SERVING
+            assert await asked(vllm) == vllm_lane.expected(seed)
 
 
 async def test_other_weights_and_back_in_place(vllm: RealVLLM, vllm_lane: VLLMLane) -> None:

@@ -1,4 +1,4 @@
-"""One real vLLM at a time: `VLLMLane.serve(kind)` is the running one of this kind, started where none runs."""
+"""What the tests on a real vLLM share: its servers, what they are asked, and requests in flight."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from make_model import tiny_checkpoint
+from one_server import OneServer
 from vllm_env import VERSION
 from vllm_questions import COMPLETIONS, greedy
 from vllm_real import KV_BYTES, RealVLLM
@@ -23,62 +24,45 @@ ENGINE = f"vllm {VERSION}"
 PROMPTS = ("hello", "zebra", "once upon a time", "def main():")
 KEY = "user"
 
-#: A start costs half a minute to a minute.
-STARTS_ALLOWED = 4
-
-#: How a server of each kind is started. The one with a key has the second checkpoint, which the others are later
-#: given: what it answers is what they must answer then.
-KINDS: dict[str, dict[str, Any]] = {
-    "keyed": {"seed": 1, "extra": ["--api-key", KEY]},
-    "plain": {"seed": 0},
-    "closed": {"seed": 0, "dev_mode": False},
-}
+#: More than so many requests at once are refused by the server without development mode.
+MOST_REQUESTS = 4
 
 #: Its processes hold some 1.5 GiB beside weights and KV.
 POLICY = Policy(residual_threshold_gib=1.0, settle_s=2.0, deadlines_s={"release": 6})
 
 #: Takes what the engine acknowledges of its memory, which nothing measures then.
 UNSEEN = Policy(
-    accept=dict.fromkeys(("memory_returned", "tags_unmapped", "weights_mapped", "kv_mapped"), Grade.ACKNOWLEDGED)
+    accept=dict.fromkeys(
+        ("memory_returned", "tags_unmapped", "weights_mapped", "kv_mapped", "mapping_borne_out"), Grade.ACKNOWLEDGED
+    )
 )
 
 
-@dataclass(slots=True)
-class VLLMLane:
-    """The servers of one run. What each checkpoint's first answers are is kept in `outputs`, by seed."""
+class VLLMLane(OneServer[RealVLLM]):
+    """The servers of one run.
 
-    starts: int = 0
-    outputs: dict[int, list[list[int]]] = field(default_factory=dict)
-    _kind: str = ""
-    _server: RealVLLM | None = None
+    The one with a key has the second checkpoint, which the others are later given: what it answers is what they must
+    answer then.
+    """
 
-    def serve(self, kind: str) -> RealVLLM:
-        """The running server of this kind."""
-        server = self._server
-        if server is not None and server.alive and self._kind == kind:
-            return server
-        self.stop()
-        if self.starts == STARTS_ALLOWED:
-            raise RuntimeError(f"more than {STARTS_ALLOWED} starts of a real server in one run")
-        self.starts += 1
-        self._kind, self._server = kind, RealVLLM(**KINDS[kind])
-        self._server.start()
-        print(f"a {kind} server is ready after {self._server.startup_s:.0f} s")
-        seed = KINDS[kind]["seed"]
-        self.outputs.setdefault(seed, outputs(self._server, key=KEY if kind == "keyed" else None))
-        return self._server
+    KINDS: ClassVar[dict[str, dict[str, Any]]] = {
+        "keyed": {"seed": 1, "extra": ["--api-key", KEY]},
+        "plain": {"seed": 0},
+        "closed": {"seed": 0, "dev_mode": False, "extra": ["--max-num-queued-reqs", str(MOST_REQUESTS)]},
+    }
+    STARTS_ALLOWED = 4
 
-    def expected(self, seed: int) -> list[list[int]]:
-        """What a server that started with this checkpoint answered to the prompts."""
-        if seed not in self.outputs:
-            self.serve(next(kind for kind, options in KINDS.items() if options["seed"] == seed))
-        return self.outputs[seed]
+    def new(self, kind: str) -> RealVLLM:
+        """A server of this kind, not started yet."""
+        return RealVLLM(**self.KINDS[kind])
 
-    def stop(self) -> None:
-        """No server runs."""
-        if self._server is not None:
-            self._server.stop()
-            self._server = None
+    def first_outputs(self, server: RealVLLM, kind: str) -> list[list[int]]:
+        """The greedy tokens after each of the prompts."""
+        return outputs(server, key=KEY if kind == "keyed" else None)
+
+    def used_again(self, server: RealVLLM) -> None:
+        """It serves, also where a test that failed left it asleep: each request would wait for a minute."""
+        ask(server, "/wake_up", method="POST")
 
 
 def source(seed: int) -> FromDisk:
@@ -158,6 +142,7 @@ class Stream:
     tokens: int
     ids: list[int] = field(default_factory=list)
     reason: str | None = None
+    status: int = 0
     error: dict[str, Any] | None = None
     done: bool = False
     _thread: Any = None
@@ -178,11 +163,16 @@ class Stream:
     def _events(self) -> Iterator[dict[str, Any]]:
         body = json.dumps(greedy(self.prompt, self.tokens, stream=True, return_token_ids=True)).encode()
         request = urllib.request.Request(self.server.url + COMPLETIONS, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            for line in answer:
-                if line.startswith(b"data: {"):
-                    yield json.loads(line[6:])
-                self.done |= line.startswith(b"data: [DONE]")
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                self.status = answer.status
+                for line in answer:
+                    if line.startswith(b"data: {"):
+                        yield json.loads(line[6:])
+                    self.done |= line.startswith(b"data: [DONE]")
+        except urllib.error.HTTPError as refused:
+            self.status = refused.code
+            yield json.loads(refused.read())
 
     @property
     def in_flight(self) -> bool:

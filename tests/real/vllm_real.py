@@ -41,7 +41,7 @@ class RealVLLM(RealServer):
     }
 
     def __init__(
-        self, *, seed: int = 0, dev_mode: bool = True, extra: Sequence[str] = (), deadline_s: float = 180.0
+        self, *, seed: int = 0, dev_mode: bool = True, extra: Sequence[str] = (), deadline_s: float = 420.0
     ) -> None:
         environment = {"VLLM_SERVER_DEV_MODE": str(int(dev_mode))}
         super().__init__(environment=environment, deadline_s=deadline_s, grace_s=15.0)

@@ -11,7 +11,7 @@ from lifecycle.adapters.vllm import VLLMAdapter
 from vllm_driving import driven
 from vllm_server import KEY_ERROR, RecordedServer, config
 
-from lifecycle import ConfigurationError, Engine, Fact, FromDisk, Grade, Policy, doctor
+from lifecycle import ConfigurationError, Engine, Fact, Fleet, FleetError, FromDisk, Grade, Kept, Policy, State, doctor
 from lifecycle.core.errors import NothingListens
 from lifecycle.core.facts import SizeGrade
 from lifecycle.nodes.address import parse
@@ -237,3 +237,16 @@ async def test_commands_before_connect_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="not connected yet"):
         adapter.close_push_call()
     await asyncio.sleep(0)
+
+
+async def test_without_its_sleep_mode_nothing_is_sent() -> None:
+    """On a GPU its sleep would be answered 200, and free nothing."""
+    settings = config(enable_sleep_mode=False, enable_cumem_allocator=False)
+    async with RecordedServer(config=settings) as server:
+        engine = await Engine(VLLMAdapter(parse(server.url)), name="e", lease=None, policy=UNMEASURED).connect()
+        fleet = Fleet([engine])
+        with pytest.raises(FleetError, match=r"refused before anything was sent.*--enable-sleep-mode"):
+            await fleet.offload(weights=Kept())
+        assert engine.state is State.SERVING
+        assert server.sent() == []
+        await engine.aclose()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from lifecycle.adapters.http import Answer
 from lifecycle.adapters.vllm import VLLMAdapter, answers
 from lifecycle.adapters.vllm.versions import VERSIONS
-from vllm_driving import closed, driven, facts
-from vllm_server import DIED, RANKS_DISAGREE, RecordedServer, config, error
+from vllm_driving import driven, facts
+from vllm_server import DIED, RecordedServer, config, error
 
 from lifecycle import Call, Fact, Grade
 from lifecycle.core.observation import Probe
@@ -156,26 +156,6 @@ async def test_a_server_that_stopped_answering_is_not_taken_for_gone() -> None:
         seen = await adapter.observe(EVERYTHING, deadline_s=5)
         assert (seen.boot, seen.alive) == (None, None), "its process lives: it is that of this test"
         assert await adapter.barrier(deadline_s=5), "no call can take effect where nothing listens"
-
-
-async def test_ranks_that_disagree() -> None:
-    settings = config()
-    settings["parallel_config"]["enable_fault_tolerance"] = True
-    async with driven(config=settings) as (server, adapter):
-        server.script("GET /is_paused", RANKS_DISAGREE)
-        rows = [{"id": 0, "status": "healthy"}, {"id": 1, "status": "dead"}]
-        server.script("GET /fault_tolerance/status", (200, {"schema_version": 1, "total_engines": 2, "engines": rows}))
-        seen = await adapter.observe(EVERYTHING, deadline_s=5)
-        assert (seen.admission, seen.alive) == (None, True)
-        assert "disagree" in seen.detail
-        assert "engine 1: dead" in seen.detail
-        assert "engine 0" not in seen.detail
-        assert await adapter.barrier(deadline_s=5), "all of them have answered"
-        assert isinstance(await adapter.prove_idle(closed(), deadline_s=5), Pending)
-    async with driven() as (server, adapter):
-        server.script("GET /is_paused", RANKS_DISAGREE)
-        assert "disagree" in (await adapter.observe(EVERYTHING, deadline_s=5)).detail
-        assert not server.sent("/fault_tolerance/status"), "it was not started with it"
 
 
 async def test_a_barrier_is_an_answer_of_the_engine_process() -> None:

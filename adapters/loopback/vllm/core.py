@@ -7,6 +7,7 @@ NEW only what runs. Source: vllm 0.32.0, v1/engine/core.py and v1/core/sched/sch
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
@@ -19,7 +20,7 @@ from lifecycle.core.units import MIB
 from ..batch import Batch
 from ..faults import FaultHook
 from ..options import EngineOptions
-from ..pipeline import Pipeline, RankFailed
+from ..pipeline import Pipeline, RankEnded, RankFailed
 from ..scheduler_loop import IDLE_WAIT_S, SchedulerLoop, answer
 from ..sequence import FinishReason, GenerateRequest, Output
 from ..sequence import Sequence as Row
@@ -87,6 +88,9 @@ class EngineCore(SchedulerLoop):
         self._rejects = False
         self._unflushed = False  # requests were finished from outside, of which the ranks learn by one more step
         self._when_idle: list[Callable[[], None]] = []
+        self._stopped = threading.Event()
+        #: What its client says of it, where faults are told: `/fault_tolerance/status`.
+        self.health: dict[str, str] = {"status": "healthy"}
 
     # Messages from the front end, sent on any thread.
 
@@ -103,6 +107,19 @@ class EngineCore(SchedulerLoop):
         reply: Future[Any] = Future()
         self._inbox.put(lambda: _invoke(name, act, reply))
         return reply
+
+    def worker_ended(self, reason: str) -> None:
+        """Ends the step that is under way, or the next one: a process of a rank is gone."""
+
+        def fails() -> None:
+            raise RankEnded(reason)
+
+        self._inbox.put(fails)
+
+    def stop(self) -> None:
+        """Ends the loop, also where it waits for a repair."""
+        self._stopped.set()
+        super().stop()
 
     # Everything below runs on the core's thread. What `call` may call is public.
 
@@ -200,6 +217,25 @@ class EngineCore(SchedulerLoop):
         return not self._batch.idle(ignore_waiting=self._pause is Pause.NEW)
 
     def _pass(self) -> None:
+        try:
+            self._work()
+        except Exception as error:
+            if not self._options.fault_tolerance:
+                raise
+            self._await_repair(error)
+
+    def _await_repair(self, error: Exception) -> None:
+        """Aborts every request and handles no message any more, until it gives up. Nothing repairs it here.
+
+        Source: vllm 0.32.0, v1/fault_tolerance/engine_core_sentinel.py; read.
+        """
+        self._batch.finish(None, ABORTED)
+        broken = {"status": "unhealthy", "fault_info": type(error).__name__}
+        self.health = {"status": "dead"} if isinstance(error, RankEnded) else broken
+        if not self._stopped.wait(self._options.recovery_timeout_s):
+            raise error
+
+    def _work(self) -> None:
         while self._when_idle and not self.has_work():
             self._when_idle.pop()()
         self._ingest()

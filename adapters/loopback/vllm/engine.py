@@ -83,10 +83,16 @@ class VllmEngine(Engine):
         self.requests.fail_all(EngineDead())
         asyncio.get_running_loop().call_later(self.options.death_delay_s, self.exit_requested.set)
 
+    def _rank_ended(self, reason: str) -> None:
+        if self.options.fault_tolerance and not self.requests.dead:
+            self.cores[0].worker_ended(reason)
+        else:
+            super()._rank_ended(reason)
+
     def status_of_cores(self) -> list[dict[str, Any]]:
         """The health of each engine core. Source: vllm 0.32.0, v1/engine/core_client.py get_status."""
-        status = "dead" if self.requests.dead else "healthy"
-        return [{"id": index, "status": status} for index in range(len(self.cores))]
+        dead = {"status": "dead"} if self.requests.dead else None
+        return [{"id": index, **(dead or core.health)} for index, core in enumerate(self.cores)]
 
     async def drained(self) -> None:
         """Returns when requests have ended: all are aborted at once, or after the shutdown timeout.
@@ -130,6 +136,8 @@ class VllmEngine(Engine):
                 "pipeline_parallel_size": options.ranks,
                 "tensor_parallel_size": 1,
                 "data_parallel_size": len(self.cores),
+                "data_parallel_external_lb": options.fault_tolerance,
+                "enable_fault_tolerance": options.fault_tolerance,
                 "world_size": options.ranks,
                 "world_size_across_dp": options.ranks * len(self.cores),
             },

@@ -109,9 +109,9 @@ def _others_acted(facts: Facts, seen: Observation) -> bool:
     weights. Where it is not known how a call of ours left the admission, that call explains it, unless memory is
     unmapped: no call of ours opens an engine then. A call that was acknowledged to open it does not explain that it is
     closed, though it answered nobody. Requests that run in a closed engine that was idle came while somebody had it
-    open. Who moved one tag may have loaded weights into another.
+    open. So it is where some ranks of an idle engine are open. Who moved one tag may have loaded weights into another.
     """
-    if facts.admission == "closed" and facts.running == 0 and seen.running:
+    if facts.admission == "closed" and facts.running == 0 and (seen.running or seen.disagreement):
         return True
     if seen.released_tags is not None and _moved(facts, seen.released_tags):
         return True
@@ -194,6 +194,7 @@ def _merged(facts: Facts, seen: Observation, capabilities: Capabilities) -> Fact
     if seen.released_tags is not None:
         reported[Fact.MAPPED] = {spec.name: spec.name not in seen.released_tags for spec in capabilities.tags}
     denied = _denied_contents(facts, seen, reported.get(Fact.MAPPED, {}))
+    denied |= {Fact.ADMISSION: None, Fact.RUNNING: None} if seen.disagreement else {}
     return facts.learn(reported, Grade.REPORTED, cause=OBSERVED, read_at_s=seen.sampled_at or None).doubt(denied)
 
 
