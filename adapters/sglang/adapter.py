@@ -17,6 +17,7 @@ from lifecycle.core.errors import ConfigurationError, NothingListens
 from lifecycle.core.facts import Fact, Facts, Grade
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
+from lifecycle.core.requests import RequestCounts
 from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Verdict
 from lifecycle.nodes.address import Address
 from lifecycle.nodes.locate import ended, find_processes
@@ -29,6 +30,7 @@ from ..url_options import choice_of, key_of
 from .answers import LIMITS, generated, server_info, weights_label, whole, why_not
 from .capabilities import boot_of, capabilities_of, counts_requests_alone, sizes_of
 from .checksums import by_role, of_engine
+from .counts import request_counts
 from .idle import Idle
 from .plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
 from .reads import Reads, in_turn, together
@@ -77,6 +79,7 @@ class SGLangAdapter:
         self._sizes = sizes_of(address)
         self._capabilities: Capabilities | None = None
         self._disaggregated = False
+        self._has_metrics = False
         self._own_identity = ""
         self._processes: tuple[Process, ...] | None = None
         self._family: tuple[Process, ...] = ()
@@ -106,6 +109,7 @@ class SGLangAdapter:
         if control.status in (401, 403):
             raise ConfigurationError(f"{self.url}: the control endpoints refuse the key; give admin_api_key_env=NAME")
         self._disaggregated = info.get("disaggregation_mode") not in (None, "null")
+        self._has_metrics = info.get("enable_metrics") is True
         self._idle.dp_size = whole(info.get("dp_size")) or 1
         self._idle.counts_requests_alone = counts_requests_alone(info)
         observable = OBSERVABLE | ({Fact.CHECKSUM} if self._checksums else frozenset())
@@ -233,6 +237,12 @@ class SGLangAdapter:
             await self._reads.get("/health", clock.left_s)
             ready = await self._reads.get("/ready", clock.left_s)
         return token if ready.ok else Refuted(reason=f"/ready answered {ready.status or ready.error}")
+
+    async def request_counts(self, *, deadline_s: float) -> RequestCounts | None:
+        """What the server counts of requests; it is asked only where it runs with --enable-metrics."""
+        if not self._has_metrics:
+            return None
+        return request_counts(await self._reads.get("/metrics", deadline_s))
 
     async def processes(self) -> tuple[Process, ...] | None:
         """The process that listens on the port, or that of `pid=`. The probe measures its whole process tree."""

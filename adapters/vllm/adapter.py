@@ -17,6 +17,7 @@ from lifecycle.core.errors import ConfigurationError, NothingListens
 from lifecycle.core.facts import Admission, Fact, Facts, Grade
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
+from lifecycle.core.requests import RequestCounts
 from lifecycle.core.verdicts import REQUESTS_RUN, Pending, Proved, Verdict
 from lifecycle.nodes.address import Address
 
@@ -39,6 +40,7 @@ from .answers import (
     why_not,
 )
 from .capabilities import boot_of, capabilities_of, counts_requests_alone, one_front_end, sizes_of, tells_faults
+from .counts import request_counts
 from .plan import CLOSE_PUSH, NOT_SENT, close_push, idle_mode, pause_args, plan, push
 from .reads import SERVER_INFO, Reads, together
 from .versions import VERSIONS, Effects
@@ -268,6 +270,13 @@ class VLLMAdapter:
         finally:
             asking.cancel()
             await asyncio.wait({asking})
+
+    async def request_counts(self, *, deadline_s: float) -> RequestCounts | None:
+        """What the front end counts of requests; those that are open only where `/load` is known to count."""
+        clock, counted = Deadline(deadline_s), self._counted == boot_of(self._config)
+        metrics = await self._reads.get("/metrics", clock.left_s)
+        load = await self._reads.load(clock.left_s) if counted else None
+        return request_counts(metrics, load, refuses_new=self._effects.refuses_new)
 
     async def processes(self) -> tuple[Process, ...] | None:
         """The process that listens on the port, or that of `pid=`. The probe measures its whole process tree."""

@@ -31,6 +31,7 @@ from ..core.facts import Fact, Tag
 from ..core.frozen import EMPTY, FrozenMap, replace
 from ..core.readings import Reading
 from ..core.record import Record
+from ..core.requests import RequestFates
 from ..core.states import State
 from ..core.transition import Transition
 from ..core.verdicts import Pending, Unmeasurable, Verdict, below_grade, holds
@@ -90,6 +91,7 @@ class Attempt:
         self._about: dict[str, Any] = session.about(command.name)
         #: The tags that each call of a release gave back, and what was resident after it.
         self._readings: list[tuple[frozenset[Tag], Reading | Unmeasurable]] = []
+        self._requests: RequestFates | None = None
 
     async def run(self) -> Transition:
         """The engine is in the row's destination, on evidence; otherwise this raises and says where it is."""
@@ -107,6 +109,7 @@ class Attempt:
         try:
             await self._send(context)
             verdicts, record = await self._prove(context)
+            self._requests = await self.session.requests.after(self.command, self._requests, self.deadline)
         except OperationFailed as error:
             self._fail_collective(error)
             if not isinstance(error, NotProved):
@@ -161,6 +164,7 @@ class Attempt:
                 await asyncio.sleep(min(session.policy.poll_s, again.left_s))
                 evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
                 await self._deny(evidence)
+        self._requests = await session.requests.before(self.command, session.state, self.deadline)
         return session.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
 
     async def _deny(self, evidence: Evidence) -> None:
@@ -373,7 +377,7 @@ class Attempt:
             for warning in warnings:
                 _log.warning("%s: %s", self.session.name, warning)
         name, duration_s = self.command.name, self.deadline.elapsed_s
-        edge = Edge("succeeded", command=name, verdicts=verdicts, duration_s=duration_s)
+        edge = Edge("succeeded", command=name, verdicts=verdicts, duration_s=duration_s, requests=self._requests)
         transition = self.session.commit(record, edge)
         assert transition is not None
         return transition

@@ -16,7 +16,7 @@ from ..core.errors import CommandRefused, GuardRefused, LifecycleError
 from ..core.facts import Grade, PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy
-from ..core.ports import EngineAdapter, ResidualProbe, StateStore, TenantLedger
+from ..core.ports import CountsRequests, EngineAdapter, ResidualProbe, StateStore, TenantLedger
 from ..core.readings import Reading
 from ..core.record import Desired, Record
 from ..core.sources import FromDisk, Pushed, Source
@@ -363,6 +363,10 @@ class Engine(EngineView):
     def router_confirmed(self, sends: bool | None, verdict: Verdict, grade: Grade) -> None:
         """The router in front of it sends to it or does not (None: not certain), as `verdict` says."""
         self._session.commit(knowledge.routed(self._session.record, sends, verdict, grade))
+
+    def counted_by(self, router: CountsRequests | None) -> None:
+        """The router in front of it, while it is closed for it, counts its requests where it does not itself."""
+        self._session.requests.router = router
 
     def set_quarantined(self, reason: str) -> None:
         """It stays out of its fleet's moves from here on, until it is recovered."""

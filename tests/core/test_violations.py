@@ -25,6 +25,7 @@ from lifecycle.core.journal import (
     Quarantined,
     StateEntered,
 )
+from lifecycle.core.requests import RequestFates
 from lifecycle.core.verdicts import Pending, Proved, Refuted, Unmeasurable
 from lifecycle.rules.violations import RULES, violations
 from lifecycle.testing import LOST_AFTER, REJECTED
@@ -180,6 +181,22 @@ def a_hand_over_of_a_process_that_runs(entries: Entries) -> Entries:
     return changed(entries, index, returned={}, gone=tuple(entries[index].event.returned))
 
 
+def requests_that_were_taken_back(entries: Entries) -> Entries:
+    """More had ended once it was drained than when it served again."""
+    drained, serving = at(entries, is_drained), at(entries, _serves_again)
+    entries = changed(entries, drained, requests=RequestFates(ended=4, source="router"))
+    return changed(entries, serving, requests=RequestFates(ended=3, source="router"))
+
+
+def requests_that_do_not_add_up(entries: Entries) -> Entries:
+    wrong = RequestFates(ended=4, finished=3, aborted=2, source="engine")
+    return changed(entries, at(entries, is_drained), requests=wrong)
+
+
+def _serves_again(event: Any) -> bool:
+    return isinstance(event, StateEntered) and event.dest is State.SERVING and event.trigger == "succeeded"
+
+
 DAMAGES: dict[Callable[[Entries], Entries], str] = {
     an_edge_that_is_none: "edge",
     an_edge_left_out: "order",
@@ -194,6 +211,8 @@ DAMAGES: dict[Callable[[Entries], Entries], str] = {
     a_driver_that_lost_its_lease: "fence",
     a_release_beside_one_that_is_not_idle: "drained",
     one_left_behind_beside_the_others: "quarantine",
+    requests_that_were_taken_back: "requests",
+    requests_that_do_not_add_up: "requests",
     a_hand_over_without_a_proof: "handover",
     a_hand_over_that_leaves_one_out: "handover",
     a_hand_over_of_a_process_that_runs: "handover",
