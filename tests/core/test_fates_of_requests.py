@@ -265,8 +265,9 @@ async def test_a_drain_that_is_cancelled_leaves_it_to_the_resume() -> None:
     engine.adapter.always("prove_idle", HANG)
     drain = asyncio.ensure_future(engine.drain())
     await asyncio.sleep(0)
-    while engine.state is not State.DRAINING:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        while engine.state is not State.DRAINING:  # noqa: ASYNC110 - a command of its own enters it
+            await asyncio.sleep(0)
     drain.cancel()
     await asyncio.wait({drain})
     engine.adapter.as_modelled()
