@@ -52,9 +52,9 @@ class GateClosed(RuntimeError):
 
 @dataclass(slots=True)
 class _Request:
-    """One request inside the gate. `told`: it asked whether it should stop, and was told so."""
+    """One request inside the gate. `stopping`: it asked whether it should stop, and should."""
 
-    told: bool = False
+    stopping: bool = False
 
 
 _inside: ContextVar[_Request | None] = ContextVar("the request that asks", default=None)
@@ -81,7 +81,7 @@ class Gate:
         """Whether a request in flight should stop at its next step."""
         asking, aborting = _inside.get(), self._mode == "abort"
         if aborting and asking is not None:
-            asking.told = True
+            asking.stopping = True
         return aborting
 
     @contextmanager
@@ -105,7 +105,7 @@ class Gate:
                 self._ends[self._end(request, failed=failed)] += 1
 
     def _end(self, request: _Request, *, failed: bool) -> str:
-        if request.told:
+        if request.stopping:
             return "aborted"
         if failed:
             return "failed"

@@ -260,12 +260,32 @@ class Story:
             self.report.line(f"lost {count}: {reason}")
         ended = tally.completed + tally.aborted + tally.lost
         self.report.check("every request is one of completed, aborted, lost", ended == tally.sent)
+        self._check_fates()
         self.report.check("no request is lost", tally.lost == 0, f"{tally.lost} lost")
         ambiguous = [key for key, tokens in clients.answers.items() if len(tokens) > 1]
         self.report.parity(
             "clients were given one answer for each prompt, model and weights version",
             bool(clients.answers) and not ambiguous,
             f"{len(clients.answers)} different ones asked for, {len(ambiguous)} with several answers",
+        )
+
+    def _check_fates(self) -> None:
+        """Compares what the engines told of each pause with what the clients got; nothing else aborts requests.
+
+        A client here sends one prompt a request, so that what ended and did not finish was aborted. Where it is not
+        known how many finished, it may be any of those that ended.
+        """
+        aborted, fates = self.stage.clients.tally.aborted, self.stage.phases.fates
+        at_most = sum((each.ended or 0) - (each.finished or 0) for each in fates)
+        certain = sum(
+            (each.aborted or 0) if each.finished is None else (each.ended or 0) - each.finished for each in fates
+        )
+        known = bool(fates) and all(each.ended is not None for each in fates)
+        said = f"{certain}" if certain == at_most else f"{certain} to {at_most}"
+        self.report.check(
+            "the engines tell of as many aborted requests as their clients saw",
+            known and certain <= aborted <= at_most,
+            f"{said} reported in {len(fates)} pauses, {aborted} seen",
         )
 
     def _probed(self) -> str:

@@ -182,15 +182,8 @@ def a_hand_over_of_a_process_that_runs(entries: Entries) -> Entries:
 
 
 def requests_that_were_taken_back(entries: Entries) -> Entries:
-    """More had ended once it was drained than when it served again."""
-    drained, serving = at(entries, is_drained), at(entries, _serves_again)
-    entries = changed(entries, drained, requests=RequestFates(ended=4, source="router"))
-    return changed(entries, serving, requests=RequestFates(ended=3, source="router"))
-
-
-def requests_that_do_not_add_up(entries: Entries) -> Entries:
-    wrong = RequestFates(ended=4, finished=3, aborted=2, source="engine")
-    return changed(entries, at(entries, is_drained), requests=wrong)
+    entries = changed(entries, at(entries, is_drained), requests=RequestFates(ended=4, source="router"))
+    return changed(entries, at(entries, _serves_again), requests=RequestFates(ended=3, source="router"))
 
 
 def _serves_again(event: Any) -> bool:
@@ -212,7 +205,6 @@ DAMAGES: dict[Callable[[Entries], Entries], str] = {
     a_release_beside_one_that_is_not_idle: "drained",
     one_left_behind_beside_the_others: "quarantine",
     requests_that_were_taken_back: "requests",
-    requests_that_do_not_add_up: "requests",
     a_hand_over_without_a_proof: "handover",
     a_hand_over_that_leaves_one_out: "handover",
     a_hand_over_of_a_process_that_runs: "handover",

@@ -20,7 +20,7 @@ from lifecycle.core.requests import NOT_KNOWN, RequestFates
 from lifecycle.fleet.routing import Routing
 from lifecycle.testing.router import ScriptedRouter
 
-CLIENTS = 16
+CLIENTS, TAG_MIB = 16, 64
 #: Seconds of a step: of `LONG` tokens no request ends by itself while the test looks.
 STEP_S, SHORT, LONG = "0.01", 40, 400
 
@@ -97,12 +97,13 @@ async def driven(dialect: str, *arguments: str) -> AsyncIterator[tuple[Engine, C
     flags = ["--enable-metrics"] if dialect == "sglang" else ["--enable-server-load-tracking"]
     flags += ["--max-running-requests", str(CLIENTS), "--step-delay-s", STEP_S, *arguments]
     how = {} if dialect == "sglang" else {"dialect": "vllm"}
-    process = await LoopbackProcess.astart(weights_mib=16, kv_mib=64, arguments=flags, **how)
-    scheme = "loopback" if dialect == "sglang" else "vllm"
+    process = await LoopbackProcess.astart(weights_mib=TAG_MIB, kv_mib=TAG_MIB, arguments=flags, **how)
+    sizes = f"?sizes=weights:{TAG_MIB << 20},kv_cache:{TAG_MIB << 20}"
+    url = f"loopback://127.0.0.1:{process.port}" if dialect == "sglang" else f"vllm://127.0.0.1:{process.port}{sizes}"
     connector = aiohttp.TCPConnector(limit=0)
     try:
         async with (
-            Fleet.connect([f"{scheme}://127.0.0.1:{process.port}"], policy=POLICY) as fleet,
+            Fleet.connect([url], policy=POLICY) as fleet,
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None), connector=connector) as session,
         ):
             yield fleet.engines[0], Clients(session, process, dialect)

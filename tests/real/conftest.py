@@ -30,6 +30,7 @@ collect_ignore_glob = _LEFT_OUT.get(os.environ.get("LIFECYCLE_REAL"), ["test_rea
 #: that reports a wrong size. Of vLLM it needs three: one with a key, one without, and one without development mode.
 ORDER = (
     "test_likeness",
+    "test_fates_on_sglang",
     "test_backup_on_sglang",
     "test_conformance_on_sglang",
     "test_calls_on_sglang",
@@ -39,6 +40,7 @@ ORDER = (
     "test_likeness_on_vllm",
     "test_ring_on_vllm",
     "test_flight_on_vllm",
+    "test_fates_on_vllm",
     "test_conformance_on_vllm",
     "test_death_on_vllm",
     "test_mode_on_vllm",

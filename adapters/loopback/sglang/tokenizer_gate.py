@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from ..request_states import Disconnected, RequestState, RequestStates
 from ..sequence import GenerateRequest, Output
-from .metrics import PromptCounts
+from .prompt_counts import PromptCounts
 from .scheduler import Scheduler
 
 Result = TypeVar("Result")
