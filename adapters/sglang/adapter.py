@@ -30,7 +30,7 @@ from ..url_options import choice_of, key_of
 from .answers import LIMITS, generated, server_info, weights_label, whole, why_not
 from .capabilities import boot_of, capabilities_of, counts_requests_alone, sizes_of
 from .checksums import by_role, of_engine
-from .counts import request_counts
+from .counts import SETTLED_S, request_counts
 from .idle import Idle
 from .plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
 from .reads import Reads, in_turn, together
@@ -139,6 +139,8 @@ class SGLangAdapter:
         """Sends one request, once. `success: false` in a 200 counts as a refusal."""
         if call.name == "await_idle":
             return await self._idle.awaited(deadline_s)
+        if Fact.ADMISSION in call.effect:  # another pause, or none: what ran may run again
+            self._idle.found_at_s = None
         closes = call.name == CLOSE_PUSH
         path, body = "/end_weight_update" if closes else f"/{call.name}", dict(call.args)
         answer = await self._http.request(
@@ -242,7 +244,9 @@ class SGLangAdapter:
         """What the server counts of requests; it is asked only where it runs with --enable-metrics."""
         if not self._has_metrics:
             return None
-        return request_counts(await self._reads.get("/metrics", deadline_s))
+        idle_s = self._idle.since_s()
+        metrics = await self._reads.get("/metrics", deadline_s)
+        return request_counts(metrics, settled=idle_s is not None and idle_s > SETTLED_S)
 
     async def processes(self) -> tuple[Process, ...] | None:
         """The process that listens on the port, or that of `pid=`. The probe measures its whole process tree."""

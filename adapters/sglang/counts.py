@@ -1,11 +1,13 @@
 """What an SGLang server counts of its requests, from its `/metrics`, which it has with --enable-metrics.
 
 No counter of SGLang tells finished requests from aborted ones. Source: sglang 0.5.23, managers/tokenizer_manager.py
-(collect_metrics, _handle_abort_req, abort_request), observability/metrics_collector.py and http_request_metrics.py,
-measured:
+(collect_metrics, _handle_abort_req, abort_request, create_abort_task), observability/metrics_collector.py and
+http_request_metrics.py, measured:
 
-- `http_requests_total` less `http_requests_active` are the calls that have ended, a stream with its last byte. Those
-  with an error as their answer were never admitted: a 503 is a refusal. A call with several prompts is one request.
+- `http_requests_total` less `http_requests_active` are the calls that have ended. Those with an error as their answer
+  were never admitted: a 503 is a refusal. A call with several prompts is one request. A *stream* counts as active for
+  two seconds after its end: where there were any streams, it is not known which calls are open, nor which have ended,
+  unless the server has been idle for longer.
 - `request_time_per_output_token_seconds_count` are prompts that finished by themselves, and had some time between
   their first token and their end. `num_requests_total` counts those, and prompts that were aborted while they ran; not
   those that were aborted while they waited. `time_to_first_token_seconds_count` grows with every prompt's first token.
@@ -29,6 +31,9 @@ GENERATE = ("/generate", "/v1/completions", "/v1/chat/completions", "/v1/respons
 
 REFUSED = "503"
 
+#: Seconds for which a stream counts as active after its end: two, and some for the event loop of a busy server.
+SETTLED_S = 3.0
+
 _CALLS, _ANSWERS, _ACTIVE = (
     "sglang:http_requests_total",
     "sglang:http_responses_total",
@@ -43,10 +48,10 @@ _TIMED, _THROUGH, _FIRST, _STARTED = (
 _NAMES = frozenset({_CALLS, _ANSWERS, _ACTIVE, _TIMED, _THROUGH, _FIRST, _STARTED})
 
 
-def request_counts(metrics: Answer) -> RequestCounts | None:
+def request_counts(metrics: Answer, *, settled: bool) -> RequestCounts | None:
     """The counts in an answer of `/metrics`; None where it is none of such a server.
 
-    A counter appears with the first thing that it counts.
+    `settled`: no stream has ended within `SETTLED_S`. A counter appears with the first thing that it counts.
     """
     found = samples(metrics.body, _NAMES) if metrics.ok else {}
     if _STARTED not in found:
@@ -60,6 +65,8 @@ def request_counts(metrics: Answer) -> RequestCounts | None:
         errors = total([each for each in answers if not each.labels.get("status_code", "").startswith("2")])
         ended = None if errors is None or calls < active + errors else calls - active - errors
     finished, doubtful = _finished(found, ended)
+    if any(total(found.get(name, []), is_streaming=("true",)) != 0 for name in (_THROUGH, _FIRST)):
+        ended, active = None, active if settled else None
     boot = ", ".join(sorted(f"{each.labels.get('phase')} {each.value!r}" for each in found[_STARTED]))
     return RequestCounts("engine", boot, ended, finished, doubtful, refused=refused, open=active)
 

@@ -26,8 +26,9 @@ _LEFT_OUT = {
 collect_ignore_glob = _LEFT_OUT.get(os.environ.get("LIFECYCLE_REAL"), ["test_real_routers.py", "test_*_on_vllm.py"])
 
 
-#: Modules in an order that needs four servers of SGLang: one with keys, one with a backup, one without either, and one
-#: that reports a wrong size. Of vLLM it needs three: one with a key, one without, and one without development mode.
+#: Modules in an order that needs five servers of SGLang: one with keys, one with metrics, one with a backup, one
+#: without any of that, and one that reports a wrong size. Of vLLM it needs three: one with a key, one without, and one
+#: without development mode.
 ORDER = (
     "test_likeness",
     "test_fates_on_sglang",

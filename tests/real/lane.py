@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "keyed": {"seed": 1, "extra": ["--api-key", "user", "--admin-api-key", "adm", "--enable-metrics"]},
     "plain": {"seed": 0},
     "backup": {"seed": 0, "weights_cpu_backup": True},
+    "counting": {"seed": 0, "extra": ["--enable-metrics"]},
 }
 
 #: Its processes hold some 1.56 GiB beside weights (274 MiB) and KV (288 MiB).
@@ -109,16 +110,16 @@ def outputs(server: RealSGLang, *, key: str | None = None) -> list[list[int]]:
     return [output(server, prompt, key=key) for prompt in PROMPTS]
 
 
-def running(server: RealSGLang, *, key: str | None = None) -> int:
+def running(server: RealSGLang) -> int:
     """Requests that run, as the scheduler published last."""
-    return int(ask(server, "/v1/loads?include=core", key=key)["loads"][0]["num_running_reqs"])
+    return int(ask(server, "/v1/loads?include=core")["loads"][0]["num_running_reqs"])
 
 
-def until_running(server: RealSGLang, count: int, deadline_s: float = 30.0, *, key: str | None = None) -> None:
+def until_running(server: RealSGLang, count: int, deadline_s: float = 30.0) -> None:
     """So many requests run; AssertionError where they do not in time."""
     end = time.monotonic() + deadline_s
-    while running(server, key=key) != count:
-        assert time.monotonic() < end, f"{running(server, key=key)} requests run, not {count}"
+    while running(server) != count:
+        assert time.monotonic() < end, f"{running(server)} requests run, not {count}"
         time.sleep(0.05)
 
 
@@ -146,7 +147,6 @@ class Streams:
 
     server: RealSGLang
     tokens: int = 400
-    key: str | None = None
     _threads: list[Any] = field(default_factory=list)
     ends: dict[str, tuple[list[int], dict[str, Any] | None]] = field(default_factory=dict)
 
@@ -158,7 +158,7 @@ class Streams:
             thread = threading.Thread(target=self._read, args=(prompt,), daemon=True)
             thread.start()
             self._threads.append(thread)
-        until_running(self.server, len(PROMPTS), key=self.key)
+        until_running(self.server, len(PROMPTS))
         return self
 
     def _read(self, prompt: str) -> None:
@@ -168,8 +168,6 @@ class Streams:
     def _events(self, prompt: str) -> Iterator[dict[str, Any]]:
         body = json.dumps(greedy(prompt, self.tokens, stream=True)).encode()
         request = urllib.request.Request(self.server.url + "/generate", body, {"Content-Type": "application/json"})
-        if self.key is not None:
-            request.add_header("Authorization", f"Bearer {self.key}")
         with urllib.request.urlopen(request, timeout=120) as answer:
             for line in answer:
                 if line.startswith(b"data: {"):

@@ -22,18 +22,18 @@ sglang:http_responses_total{{{CALL},status_code="200"}} 12.0
 sglang:http_responses_total{{{CALL},status_code="503"}} 3.0
 sglang:http_responses_total{{{CALL},status_code="400"}} 1.0
 sglang:http_responses_total{{endpoint="/ready",method="GET",status_code="503"}} 50.0
-sglang:num_requests_total{{{MODEL},is_streaming="true"}} 8.0
-sglang:num_requests_total{{{MODEL},is_streaming="false"}} 2.0
+sglang:num_requests_total{{{MODEL},is_streaming="false"}} 8.0
+sglang:num_requests_total{{{MODEL},is_streaming="false",priority="1"}} 2.0
 sglang:num_aborted_requests_total{{{MODEL}}} 77.0
-sglang:request_time_per_output_token_seconds_count{{{MODEL},is_streaming="true"}} 7.0
+sglang:request_time_per_output_token_seconds_count{{{MODEL},is_streaming="false"}} 7.0
 sglang:request_time_per_output_token_seconds_bucket{{{MODEL},le="1.0"}} 7.0
-sglang:time_to_first_token_seconds_count{{{MODEL},is_streaming="true"}} 9.0
+sglang:time_to_first_token_seconds_count{{{MODEL},is_streaming="false"}} 9.0
 """
 BOOT = "load_weight 1.25, tokenizer_e2e 12.5"
 
 
-def counted(text: str = METRICS, status: int = 200) -> RequestCounts | None:
-    return request_counts(Answer(status, text.encode()))
+def counted(text: str = METRICS, status: int = 200, *, settled: bool = False) -> RequestCounts | None:
+    return request_counts(Answer(status, text.encode()), settled=settled)
 
 
 def without(*names: str) -> str:
@@ -51,7 +51,7 @@ def test_before_the_first_call_nothing_has_a_counter() -> None:
 
 _TIMED = f"request_time_per_output_token_seconds_count{{{MODEL},is_streaming="
 #: More prompts with time than prompts.
-TOO_MANY_TIMED = METRICS.replace(f'{_TIMED}"true"}} 7.0', f'{_TIMED}"true"}} 70.0')
+TOO_MANY_TIMED = METRICS.replace(f'{_TIMED}"false"}} 7.0', f'{_TIMED}"false"}} 70.0')
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,16 @@ def test_what_is_missing_or_odd_is_unknown(text: str, known: tuple[int | None, .
     made = counted(text)
     assert made is not None
     assert (made.ended, made.finished, made.refused, made.open) == known
+
+
+@pytest.mark.parametrize("counter", ["num_requests_total", "time_to_first_token_seconds_count"])
+def test_of_streams_it_is_not_known_which_are_open_before_they_have_settled(counter: str) -> None:
+    """Each counts as an active call for two seconds after its end."""
+    text = f'{METRICS}sglang:{counter}{{{MODEL},is_streaming="true"}} 1.0\n'
+    for settled, open_now in ((False, None), (True, 4)):
+        made = counted(text, settled=settled)
+        assert made is not None
+        assert (made.ended, made.finished, made.refused, made.open) == (None, 7, 3, open_now)
 
 
 def test_what_has_no_boot_tells_nothing() -> None:

@@ -36,13 +36,15 @@ def _scheduler(engine: SGLangEngine) -> Iterator[_Family]:
 
 def _front_end(engine: SGLangEngine) -> Iterator[_Family]:
     counts = engine.gate.counts
-    for name, count in (
+    for name, by_stream in (
         ("num_requests_total", counts.through),
-        ("num_aborted_requests_total", counts.abort_commands),
         ("request_time_per_output_token_seconds_count", counts.timed),
         ("time_to_first_token_seconds_count", counts.first),
     ):
-        yield name, "counter", [(_OWN, float(count))] if count else []
+        samples = [(f'{_OWN},is_streaming="{str(stream).lower()}"', float(n)) for stream, n in by_stream.items() if n]
+        yield name, "counter", samples
+    commands = float(counts.abort_commands)
+    yield "num_aborted_requests_total", "counter", [(_OWN, commands)] if commands else []
 
 
 def _http(engine: SGLangEngine) -> Iterator[_Family]:

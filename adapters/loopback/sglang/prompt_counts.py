@@ -5,6 +5,7 @@ Source: sglang 0.5.23, managers/tokenizer_manager.py (collect_metrics, _handle_a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from ..sequence import HEALTH_PREFIX, Output
 
 @dataclass(slots=True)
 class PromptCounts:
-    """Prompts, as the front end counts them. Of a check of health nothing counts.
+    """Prompts, as the front end counts them, of streams (True) and of others. Of a check of health nothing counts.
 
     - `first`: those that had a first token.
     - `through`: those that ended in the scheduler's batch: finished, or aborted while they ran.
@@ -21,11 +22,17 @@ class PromptCounts:
     - `abort_commands`: what `num_aborted_requests_total` counts: commands, and no requests.
     """
 
-    first: int = 0
-    through: int = 0
-    timed: int = 0
+    first: Counter[bool] = field(default_factory=Counter)
+    through: Counter[bool] = field(default_factory=Counter)
+    timed: Counter[bool] = field(default_factory=Counter)
     abort_commands: int = 0
+    #: Whether each prompt that has not ended is a stream's, and those of them that had a first token.
+    _streams: dict[str, bool] = field(default_factory=dict)
     _had_first: set[str] = field(default_factory=set)
+
+    def begins(self, rid: str, *, stream: bool) -> None:
+        """A prompt has come."""
+        self._streams[rid] = stream
 
     def delivered(self, outputs: Iterable[Output]) -> None:
         """These outputs have come from the scheduler."""
@@ -34,16 +41,17 @@ class PromptCounts:
                 self._count(output)
 
     def _count(self, output: Output) -> None:
-        finish = output.finish
+        finish, stream = output.finish, self._streams.get(output.rid, False)
         aborted = finish is not None and finish["type"] == "abort"
-        if aborted and "status_code" not in (finish or {}):  # in the waiting queue
-            self._had_first.discard(output.rid)
-            return
+        waited = aborted and finish is not None and "status_code" not in finish
         timed = output.rid in self._had_first
         if not timed and not aborted:
-            self.first += 1
+            self.first[stream] += 1
             self._had_first.add(output.rid)
-        if finish is not None:
-            self.through += 1
-            self.timed += timed and not aborted and len(output.ids) > 1
-            self._had_first.discard(output.rid)
+        if finish is None:
+            return
+        if not waited:
+            self.through[stream] += 1
+            self.timed[stream] += timed and not aborted and len(output.ids) > 1
+        self._streams.pop(output.rid, None)
+        self._had_first.discard(output.rid)

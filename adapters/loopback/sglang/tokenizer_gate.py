@@ -86,6 +86,7 @@ class TokenizerGate(RequestStates):
         if request.rid in self.rid_to_state:
             raise ValueError(f"Duplicate request ID detected: {request.rid}")
         state = self.rid_to_state[request.rid] = RequestState()
+        self.counts.begins(request.rid, stream=request.stream)
         try:
             async with self._is_pause_cond:
                 await self._is_pause_cond.wait_for(lambda: not self.is_pause)
