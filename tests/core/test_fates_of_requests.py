@@ -348,6 +348,17 @@ async def test_where_the_engine_does_not_tell_its_router_does() -> None:
     ]
 
 
+async def test_a_router_that_is_open_again_is_not_asked() -> None:
+    """It sends more requests then: what it counts as open says nothing of those that were."""
+    fleet, router = await routed(5, 2, 1, 9, 9)
+    await fleet.offload(weights=V1)
+    await fleet.onload()
+    engine = fleet.engines[0]
+    await engine.pause()
+    assert (await engine.drain()).requests == NOT_KNOWN
+    assert list(router.counts) == [9, 9]
+
+
 @pytest.mark.parametrize("nothing", [None, RuntimeError("it is down"), -1])
 async def test_a_router_that_does_not_tell_is_asked_once_and_fails_nothing(nothing: Any) -> None:
     fleet, router = await routed(nothing)
