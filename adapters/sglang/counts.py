@@ -82,5 +82,5 @@ def _finished(found: dict[str, list[Sample]], ended: int | None) -> tuple[int | 
     timed, through = total(found.get(_TIMED, [])), total(found.get(_THROUGH, []))
     if timed is None or through is None or timed > through:
         return None, ()
-    first = total(found[_FIRST]) if _FIRST in found else None
+    first = total(found.get(_FIRST, [])) if _FIRST in found or not timed else None
     return timed, (through - timed,) if first is None else (through - timed, first)

@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from lifecycle.adapters.exposition import samples
+from lifecycle.adapters.exposition import samples, total
 from lifecycle.adapters.loopback import LoopbackProcess
 
 from lifecycle import BaseObserver, Engine, Fleet, FromDisk, OperationFailed, Policy, State, Transition
@@ -127,7 +127,7 @@ async def test_all_that_an_abort_ends_is_told(dialect: str) -> None:
     """Two that come while it is closed wait for it, and are told as kept."""
     async with driven(dialect) as (engine, clients):
         clients.begin(CLIENTS, LONG)
-        await _all_run(engine, CLIENTS)
+        await _all_run(engine, dialect, CLIENTS)
         await engine.pause("abort")
         await clients.until(lambda: clients.ends.total() == CLIENTS)
         drained = await engine.drain()
@@ -149,7 +149,7 @@ async def test_all_that_finishes_while_it_is_waited_for_is_told(dialect: str) ->
         await Routing(ScriptedRouter()).close([engine])
         engine._session.has_router = True
         clients.begin(CLIENTS, 2 * SHORT)
-        await _all_run(engine, CLIENTS)
+        await _all_run(engine, dialect, CLIENTS)
         await engine.pause("wait")
         await clients.all_end()
         drained = await engine.drain()
@@ -165,7 +165,7 @@ async def test_all_that_finishes_while_it_is_waited_for_is_told(dialect: str) ->
 async def test_all_that_is_kept_is_told_and_ends_afterwards(dialect: str) -> None:
     async with driven(dialect) as (engine, clients):
         clients.begin(CLIENTS, 3 * SHORT)
-        await _all_run(engine, CLIENTS)
+        await _all_run(engine, dialect, CLIENTS)
         await engine.pause("keep")
         drained = await engine.drain()
         released = await engine.release(tags=None, weights=FromDisk(str(clients.weights), "again"))
@@ -189,7 +189,7 @@ async def test_what_finished_and_what_was_aborted_are_told_apart() -> None:
     async with driven("vllm") as (engine, clients):
         clients.begin(4, SHORT)
         clients.begin(CLIENTS - 4, LONG)
-        await _all_run(engine, CLIENTS)
+        await _all_run(engine, "vllm", CLIENTS)
         await engine.pause("wait")
         await clients.until(lambda: clients.ends["finished"] == 4)
         await engine.pause("abort")
@@ -202,7 +202,7 @@ async def test_what_finished_and_what_was_aborted_are_told_apart() -> None:
 async def test_what_a_full_queue_refuses_is_told() -> None:
     async with driven("vllm", "--max-num-queued-reqs", str(CLIENTS)) as (engine, clients):
         clients.begin(CLIENTS, 3 * SHORT)
-        await _all_run(engine, CLIENTS)
+        await _all_run(engine, "vllm", CLIENTS)
         await engine.pause("keep")
         await engine.drain()
         clients.begin(3, SHORT)
@@ -217,7 +217,7 @@ async def test_kept_requests_whose_clients_leave_are_kept_no_more() -> None:
     """Nobody was told anything, so that nothing was aborted with partial output."""
     async with driven("vllm") as (engine, clients):
         clients.begin(CLIENTS, LONG)
-        await _all_run(engine, CLIENTS)
+        await _all_run(engine, "vllm", CLIENTS)
         await engine.pause("keep")
         assert (await engine.drain()).requests == RequestFates(0, 0, 0, CLIENTS, 0, "engine")
         await clients.leave()
@@ -229,7 +229,7 @@ async def test_kept_requests_whose_clients_leave_are_kept_no_more() -> None:
 async def test_of_an_engine_that_died_nothing_is_told(dialect: str) -> None:
     async with driven(dialect) as (engine, clients):
         clients.begin(2, LONG)
-        await _all_run(engine, 2)
+        await _all_run(engine, dialect, 2)
         edges: list[Transition] = []
         engine._session.observers = Observers([Hears(edges)])
         await engine.pause("keep")
@@ -262,19 +262,26 @@ class Hears(BaseObserver):
         self._edges.append(record)
 
 
-async def _all_run(engine: Engine, count: int) -> None:
-    """So many requests have had a token."""
+async def _all_run(engine: Engine, dialect: str, count: int) -> None:
+    """So many requests run; of streams of SGLang, which tells of each, so many have had a token."""
+    name = RUNNING[dialect]
     async with asyncio.timeout(60):
-        while await _with_a_token(engine) < count:  # noqa: ASYNC110
+        while await _sum_of(engine, name) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
-async def _with_a_token(engine: Engine) -> int:
+#: By what it is seen that requests run. What is no stream has no token for the metrics before its end.
+RUNNING = {
+    "sglang calls": "sglang:num_running_reqs",
+    "sglang streams": "sglang:time_to_first_token_seconds_count",
+    "vllm": "vllm:num_requests_running",
+}
+
+
+async def _sum_of(engine: Engine, name: str) -> int:
     adapter: Any = engine.adapter
     answer = await adapter._http.request("GET", "/metrics", deadline_s=5.0)
-    names = ("sglang:time_to_first_token_seconds_count", "vllm:num_requests_running")
-    found = samples(answer.body, names)
-    return sum(int(each.value) for of in found.values() for each in of)
+    return total(samples(answer.body, {name}).get(name)) or 0
 
 
 async def _is_told(engine: Engine, *, open_now: int) -> None:

@@ -46,7 +46,9 @@ def test_calls_are_counted_by_http_and_prompts_by_bounds() -> None:
 
 
 def test_before_the_first_call_nothing_has_a_counter() -> None:
-    assert counted("\n".join(METRICS.splitlines()[:3])) == RequestCounts("engine", BOOT, 0, 0, (0,), refused=0, open=0)
+    assert counted("\n".join(METRICS.splitlines()[:3])) == RequestCounts(
+        "engine", BOOT, 0, 0, (0, 0), refused=0, open=0
+    )
 
 
 _TIMED = f"request_time_per_output_token_seconds_count{{{MODEL},is_streaming="
@@ -79,6 +81,12 @@ def test_of_streams_it_is_not_known_which_are_open_before_they_have_settled(coun
         made = counted(text, settled=settled)
         assert made is not None
         assert (made.ended, made.finished, made.refused, made.open) == (None, 7, 3, open_now)
+
+
+def test_a_server_without_a_count_of_first_tokens_has_one_bound() -> None:
+    made = counted(without("time_to_first_token_seconds_count"))
+    assert made is not None
+    assert made.doubtful == (3,)
 
 
 def test_what_has_no_boot_tells_nothing() -> None:

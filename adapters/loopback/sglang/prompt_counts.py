@@ -44,8 +44,8 @@ class PromptCounts:
         finish, stream = output.finish, self._streams.get(output.rid, False)
         aborted = finish is not None and finish["type"] == "abort"
         waited = aborted and finish is not None and "status_code" not in finish
-        timed = output.rid in self._had_first
-        if not timed and not aborted:
+        timed = not stream or output.rid in self._had_first  # a stream whose first output is its last has no time
+        if output.rid not in self._had_first and not aborted:
             self.first[stream] += 1
             self._had_first.add(output.rid)
         if finish is None:
