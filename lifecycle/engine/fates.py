@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 
 from ..core.commands import Command, Drain, Pause, Resume
 from ..core.deadline import Deadline
-from ..core.ports import CountsRequests
+from ..core.ports import CountsRequests, Router
 from ..core.requests import NOT_KNOWN, RequestCounts, RequestFates
 from ..core.states import State
 from ..rules.fates import fates_between, later
@@ -22,6 +23,19 @@ from ..rules.fates import fates_between, later
 COUNT_S = 1.0
 
 _log = logging.getLogger("lifecycle")
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """Counts the requests of one engine by its router, which is closed for it: no more come, and those open end."""
+
+    router: Router
+    engine: str
+
+    async def request_counts(self, *, deadline_s: float) -> RequestCounts | None:
+        """The requests that the router has sent to the engine and that have not ended; None where it does not count."""
+        count = await self.router.in_flight(self.engine)
+        return None if count is None or count < 0 else RequestCounts("router", boot="router", open=count)
 
 
 class Requests:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from ..core.errors import ConfigurationError
 from ..core.facts import Grade
 from ..core.ports import Router, RoutesToWorkers, WorkerURL
-from ..core.requests import RequestCounts
 from ..core.verdicts import Proved, Refuted, Verdict
 from ..engine.engine import Engine
 from ..nodes.address import parse
@@ -39,19 +38,6 @@ def closing(router: Router | None) -> list[Awaitable[None]]:
 
 
 @dataclass(frozen=True, slots=True)
-class InFlight:
-    """Counts the requests of one engine by its router, which is closed for it: no more come, and those open end."""
-
-    router: Router
-    engine: str
-
-    async def request_counts(self, *, deadline_s: float) -> RequestCounts | None:
-        """The requests that the router has sent to the engine and that have not ended; None where it does not count."""
-        count = await self.router.in_flight(self.engine)
-        return None if count is None or count < 0 else RequestCounts("router", boot="router", open=count)
-
-
-@dataclass(frozen=True, slots=True)
 class Routing:
     """The router in front of a fleet; without one there is nothing to close or open."""
 
@@ -76,7 +62,7 @@ class Routing:
             raise
         for engine in engines:
             _closed(engine, sending[engine.name])
-            engine.counted_by(None if sending[engine.name] else InFlight(self.router, engine.name))
+            engine.counted_by(None if sending[engine.name] else self.router)
 
     async def kept_closed(self, engine: Engine) -> str | None:
         """Why it is not certain that the router sends nothing to this engine, which is to stay closed; else None."""
