@@ -148,7 +148,7 @@ async def test_all_that_finishes_while_it_is_waited_for_is_told(dialect: str) ->
     async with driven(dialect) as (engine, clients):
         await Routing(ScriptedRouter()).close([engine])
         engine._session.has_router = True
-        clients.begin(CLIENTS, 2 * SHORT)
+        clients.begin(CLIENTS, LONG)
         await _all_run(engine, dialect, CLIENTS)
         await engine.pause("wait")
         await clients.all_end()
@@ -164,7 +164,7 @@ async def test_all_that_finishes_while_it_is_waited_for_is_told(dialect: str) ->
 @DIALECTS
 async def test_all_that_is_kept_is_told_and_ends_afterwards(dialect: str) -> None:
     async with driven(dialect) as (engine, clients):
-        clients.begin(CLIENTS, 3 * SHORT)
+        clients.begin(CLIENTS, LONG)
         await _all_run(engine, dialect, CLIENTS)
         await engine.pause("keep")
         drained = await engine.drain()
@@ -187,8 +187,8 @@ async def test_all_that_is_kept_is_told_and_ends_afterwards(dialect: str) -> Non
 async def test_what_finished_and_what_was_aborted_are_told_apart() -> None:
     """Of a vLLM: four end by themselves while it waits, and it is then told to abort the others."""
     async with driven("vllm") as (engine, clients):
-        clients.begin(4, SHORT)
-        clients.begin(CLIENTS - 4, LONG)
+        clients.begin(4, LONG // 2)
+        clients.begin(CLIENTS - 4, 2 * LONG)
         await _all_run(engine, "vllm", CLIENTS)
         await engine.pause("wait")
         await clients.until(lambda: clients.ends["finished"] == 4)
@@ -201,7 +201,7 @@ async def test_what_finished_and_what_was_aborted_are_told_apart() -> None:
 
 async def test_what_a_full_queue_refuses_is_told() -> None:
     async with driven("vllm", "--max-num-queued-reqs", str(CLIENTS)) as (engine, clients):
-        clients.begin(CLIENTS, 3 * SHORT)
+        clients.begin(CLIENTS, LONG)
         await _all_run(engine, "vllm", CLIENTS)
         await engine.pause("keep")
         await engine.drain()
