@@ -148,9 +148,9 @@ async def test_all_that_finishes_while_it_is_waited_for_is_told(dialect: str) ->
     async with driven(dialect) as (engine, clients):
         await Routing(ScriptedRouter()).close([engine])
         engine._session.has_router = True
-        clients.begin(CLIENTS, LONG)
+        clients.begin(CLIENTS, LONG // 2)
         await _all_run(engine, dialect, CLIENTS)
-        await engine.pause("wait")
+        await engine.pause("wait", deadline_s=120)
         await clients.all_end()
         drained = await engine.drain()
         await _is_told(engine, open_now=0)
