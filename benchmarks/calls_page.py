@@ -29,7 +29,17 @@ from lifecycle.rules.table import OPERATIONS
 
 PAGE = FOLDER / "calls.md"
 SOURCES: dict[str, Source] = {"from disk": FromDisk("/models/step", "v1"), "kept": Kept()}
-METHODS = ("connect", "observe", "boot_anew", "prove_idle", "idle_within", "answers", "barrier", "send")
+METHODS = (
+    "connect",
+    "observe",
+    "boot_anew",
+    "prove_idle",
+    "idle_within",
+    "answers",
+    "barrier",
+    "request_counts",
+    "send",
+)
 #: Methods that tell what another one does.
 SAME = {"idle_within": "prove_idle"}
 #: What each kind of evidence is read by: a method of the port, and for an observation the fact that it is asked for.

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from lifecycle import (
     Call,
+    ConfigurationError,
     Engine,
     Fleet,
     FleetError,
@@ -28,8 +31,10 @@ from lifecycle import (
     Transition,
 )
 from lifecycle.core.observer import Observers
-from lifecycle.observers import EventLog, HealthCheckPause
+from lifecycle.core.requests import FATES, NOT_KNOWN, RequestFates
+from lifecycle.observers import EventLog, HealthCheckPause, RequestMetrics
 from lifecycle.observers.logs import CALL_KEYS, TRANSITION_KEYS
+from lifecycle.observers.metrics import LABELS
 from lifecycle.testing import DIE, HANG, QUICK, REJECTED, ScriptedAdapter, capabilities
 
 
@@ -258,3 +263,72 @@ async def test_an_observer_given_to_several_engines_hears_of_a_move_once() -> No
     await fleet.__aenter__()
     await fleet.offload(weights=FromDisk("/models/step-1", "v1"))
     assert hears.names().count("move") == 2, "its beginning and its end"
+
+
+# counters of requests
+
+
+def counters(registry: CollectorRegistry) -> dict[str, float]:
+    """The value of each counter, by fate, of engine e; `unknown` before those of pauses."""
+    found = {}
+    for family in registry.collect():
+        for sample in family.samples:
+            if sample.name.endswith("_total") and sample.labels["engine"] == "e":
+                assert sample.labels["group"] == "g"
+                kind = "unknown " if "unknown" in sample.name else ""
+                found[kind + sample.labels["fate"]] = sample.value
+    return found
+
+
+def told(dest: State, requests: RequestFates | None) -> Transition:
+    return replace(edge(State.RESUMING, dest), requests=requests)
+
+
+ZEROS = {prefix + fate: 0.0 for prefix in ("", "unknown ") for fate in FATES}
+
+
+def test_counters_of_requests_begin_with_zeros() -> None:
+    registry = CollectorRegistry()
+    metrics = RequestMetrics({"e": "g"}, registry=registry)
+    assert counters(registry) == ZEROS
+    other = CollectorRegistry()
+    metrics = RequestMetrics(registry=other)
+    assert counters(other) == {}
+    metrics.transition(edge(State.SERVING, State.PAUSING))
+    assert counters(other) == ZEROS
+
+
+def test_requests_are_counted_once_for_each_pause() -> None:
+    """What is told once it is drained is told again once it serves."""
+    registry = CollectorRegistry()
+    metrics = RequestMetrics({"e": "g"}, registry=registry)
+    metrics.transition(told(State.DRAINED, RequestFates(4, 1, 3, 0, 0, "engine")))
+    assert counters(registry) == ZEROS
+    metrics.transition(told(State.SERVING, RequestFates(4, 1, 3, 2, 5, "engine")))
+    metrics.transition(told(State.SERVING, RequestFates(ended=3, kept=0, source="router")))
+    metrics.transition(told(State.SERVING, None))
+    known = {"ended": 7.0, "finished": 1.0, "aborted": 3.0, "kept": 2.0, "refused": 5.0}
+    unknown = {"unknown finished": 1.0, "unknown aborted": 1.0, "unknown refused": 1.0}
+    assert counters(registry) == ZEROS | known | unknown
+
+
+def test_of_an_engine_that_has_ended_every_fate_is_unknown() -> None:
+    registry = CollectorRegistry()
+    RequestMetrics({"e": "g"}, registry=registry).transition(told(State.GONE, NOT_KNOWN))
+    assert counters(registry) == ZEROS | {f"unknown {fate}": 1.0 for fate in FATES}
+
+
+def test_the_counters_are_documented() -> None:
+    registry = CollectorRegistry()
+    RequestMetrics({"e": "g"}, registry=registry)
+    page = Path("docs/observers.md").read_text()
+    for family in registry.collect():
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{family.name}_total` |"))
+        assert all(f"`{label}`" in row for label in LABELS)
+    assert all(f"`{fate}`" in page for fate in FATES)
+
+
+def test_without_prometheus_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ConfigurationError, match=r"engine-lifecycle\[metrics\]"):
+        RequestMetrics()

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .connection import Dropped
 from .engine import Engine
@@ -114,18 +114,27 @@ async def _set_faults(engine: Engine, request: Request) -> Response:
 
 
 class Counted:
-    """Counts the HTTP requests in progress, by path and method."""
+    """Counts the HTTP requests, by path and method, and the answers by their status once they have ended."""
 
     def __init__(self, engine: Engine, app: ASGIApp) -> None:
-        self._active = engine.http_requests_active
+        self._counts = engine.http
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        key = (str(scope["path"]), str(scope["method"]))
-        self._active[key] = self._active.get(key, 0) + 1
+        key, status = (str(scope["path"]), str(scope["method"])), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = int(message["status"])
+            await send(message)
+
+        self._counts.begun[key] += 1
+        self._counts.active[key] += 1
         try:
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, noted)
+            self._counts.answers[(*key, status)] += 1
         finally:
-            self._active[key] -= 1
+            self._counts.active[key] -= 1

@@ -15,6 +15,7 @@ from typing import Any
 from .checkpoint import cached_weights
 from .death import Death
 from .faults import FaultHook
+from .http_counts import HttpCounts
 from .options import EngineOptions
 from .pipeline import Pipeline
 from .request_states import RequestStates
@@ -47,7 +48,7 @@ class Engine(ABC):
         self.exiting = False
         self.exit_requested = asyncio.Event()
         self.started_at = time.time()
-        self.http_requests_active: dict[tuple[str, str], int] = {}
+        self.http = HttpCounts()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property

@@ -16,15 +16,17 @@ from lifecycle.core.errors import ConfigurationError, NothingListens
 from lifecycle.core.facts import Admission, Fact, Facts, Grade
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
+from lifecycle.core.requests import RequestCounts
 from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Verdict
 from lifecycle.nodes.address import Address
 
 from ..http import Answer, HttpClient
 from ..server_processes import ServerProcesses
-from ..url_options import choice_of, key_of
+from ..url_options import choice_of, key_of, sizes_of
 from .answers import LIMITS, generated, model_info, server_info, version_of, weights_label, whole, why_not
-from .capabilities import aborts_by_retract, boot_of, capabilities_of, counts_requests_alone, disaggregated, sizes_of
+from .capabilities import aborts_by_retract, boot_of, capabilities_of, counts_requests_alone, disaggregated, tags_of
 from .checksums import by_role, of_engine
+from .counts import SETTLED_S, request_counts
 from .idle import Idle
 from .plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
 from .reads import Reads, in_turn, together
@@ -83,7 +85,8 @@ class SGLangAdapter:
         self._checksums = choice_of(address, "checksum", ("false", "true")) == "true"
         self._warns = choice_of(address, "unknown_version", ("refuse", "warn")) == "warn"
         self._own_abort = choice_of(address, "abort", ("retract", "own")) == "own"
-        self._sizes = sizes_of(address)
+        self._tags = tags_of(address)
+        self._sizes = sizes_of(address, self._tags)
         self._processes = ServerProcesses(address)
         self._capabilities: Capabilities | None = None
         self._effects = Effects()
@@ -93,6 +96,8 @@ class SGLangAdapter:
         self._retracts = False
         #: Whether a pause of this adapter was acknowledged, and no continue sent since.
         self._closed_here = False
+        #: Whether it was started with --enable-metrics.
+        self._has_metrics = False
         #: What was answered at connect and when, until the first observation after it, which it serves.
         self._at_connect: tuple[Mapping[str, Answer], float] | None = None
 
@@ -150,6 +155,8 @@ class SGLangAdapter:
         """Sends one request, once. `success: false` in a 200 counts as a refusal."""
         if call.name == "await_idle":
             return await self._idle.awaited(deadline_s)
+        if Fact.ADMISSION in call.effect:  # another pause, or none: what ran may run again
+            self._idle.found_at_s = None
         closes = call.name == CLOSE_PUSH
         if closes and not self._effects.sessions:
             return await self._push_over(deadline_s)
@@ -260,6 +267,14 @@ class SGLangAdapter:
             ready = await self._reads.get("/ready", clock.left_s)
         return token if ready.ok else Refuted(reason=f"/ready answered {ready.status or ready.error}")
 
+    async def request_counts(self, *, deadline_s: float) -> RequestCounts | None:
+        """What the server counts of requests; it is asked only where it runs with --enable-metrics."""
+        if not self._has_metrics:
+            return None
+        idle_s = self._idle.since_s()
+        metrics = await self._reads.get("/metrics", deadline_s)
+        return request_counts(metrics, settled=idle_s is not None and idle_s > SETTLED_S)
+
     async def processes(self) -> tuple[Process, ...] | None:
         """The process that listens on the port, or that of `pid=`. The probe measures its whole process tree."""
         return self._processes.roots
@@ -359,13 +374,14 @@ class SGLangAdapter:
         known = VERSIONS.nearest(version_of(info))
         self._effects, self._known_by = known.effects, f"{known}, {known.source}"
         self._disaggregated = disaggregated(info)
+        self._has_metrics = info.get("enable_metrics") is True
         self._retracts = not self._own_abort and aborts_by_retract(info, known.effects)
         self._reads.effects = known.effects
         self._idle.dp_size = whole(info.get("dp_size")) or 1
         self._idle.counts_requests_alone = counts_requests_alone(info)
         notes = () if unknown is None else (unknown.format(known),)
         capabilities = capabilities_of(
-            info, self._tags(), self._sizes, model=model_info(model), notes=notes, own_abort=self._own_abort
+            info, self._tags, self._sizes, model=model_info(model), notes=notes, own_abort=self._own_abort
         )
         self._capabilities = replace(capabilities, observable=self._observable())
 
@@ -379,10 +395,3 @@ class SGLangAdapter:
         if self._capabilities is None:
             raise ConfigurationError(f"{self.url}: not connected yet")
         return self._capabilities
-
-    def _tags(self) -> tuple[str, ...]:
-        named = self._address.options.get("tags", "weights,kv_cache")
-        tags = tuple(tag.strip() for tag in named.split(",") if tag.strip())
-        if not tags:
-            raise ConfigurationError(f"{self.url}: tags names none; leave it out to mean weights,kv_cache")
-        return tags

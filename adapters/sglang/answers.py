@@ -17,7 +17,7 @@ from ..http import Answer
 
 #: The most bytes of an answer that are read, by path; of other paths `http.BODY_LIMIT`. `/server_info` repeats the
 #: options (20 KiB, measured) for each data-parallel rank; `/weights_checker` names every tensor of every rank.
-LIMITS: Mapping[str, int] = {"/server_info": 4 * MIB, "/weights_checker": 16 * MIB}
+LIMITS: Mapping[str, int] = {"/server_info": 4 * MIB, "/weights_checker": 16 * MIB, "/metrics": 8 * MIB}
 
 #: The largest number that counts as one: of ranks, requests, tokens.
 MOST = 1 << 40

@@ -95,12 +95,12 @@ def _memory_usage(info: Mapping[str, Any]) -> Mapping[str, Any]:
     return usage if isinstance(usage, dict) else {}
 
 
-def sizes_of(address: Address) -> dict[str, int]:
-    """The option `sizes` as bytes by tag. Raises ConfigurationError where it is not of the form TAG:BYTES,..."""
-    parts = [part.partition(":") for part in address.options.get("sizes", "").split(",") if part]
-    if not all(tag and size.isdecimal() and int(size) for tag, _, size in parts):
-        raise ConfigurationError(f"{address}: sizes must be TAG:BYTES,..., got {address.options['sizes']!r}")
-    return {tag.strip(): int(size) for tag, _, size in parts}
+def tags_of(address: Address) -> tuple[str, ...]:
+    """The option `tags`: those to release. Raises ConfigurationError where it names none."""
+    tags = tuple(tag.strip() for tag in address.options.get("tags", "weights,kv_cache").split(",") if tag.strip())
+    if not tags:
+        raise ConfigurationError(f"{address}: tags names none; leave it out to mean weights,kv_cache")
+    return tags
 
 
 def _tag(name: str, usage: Mapping[str, Any], backup: bool, given: int | None) -> TagSpec:

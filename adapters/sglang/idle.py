@@ -35,6 +35,12 @@ class Idle:
         self.dp_size = 1
         #: Whether nothing but requests makes a flush wait.
         self.counts_requests_alone = False
+        #: When it was found idle first, since it was paused last; None where it was not.
+        self.found_at_s: float | None = None
+
+    def since_s(self) -> float | None:
+        """The seconds for which no request can have run a step; None where it was not found idle."""
+        return None if self.found_at_s is None else time.monotonic() - self.found_at_s
 
     async def flushed(self, timeout_s: float | None, deadline_s: float) -> Verdict:
         """Proved where a flush answers 200; it waits `timeout_s` in the engine for that. Drops the prefix cache."""
@@ -56,6 +62,7 @@ class Idle:
                     reason=f"{running} requests still run on its data-parallel ranks",
                     figures={REQUESTS_RUN: self.counts_requests_alone},
                 )
+        self.found_at_s = self.found_at_s or time.monotonic()
         return Proved(grade=Grade.REPORTED, reason="a flush answered 200", figures={"cache_dropped": True})
 
     async def awaited(self, deadline_s: float) -> Reply:

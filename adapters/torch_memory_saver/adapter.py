@@ -18,11 +18,13 @@ from lifecycle.core.errors import ConfigurationError
 from lifecycle.core.facts import Fact, Facts, Grade, TagSpec
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
+from lifecycle.core.requests import RequestCounts
 from lifecycle.core.verdicts import REQUESTS_RUN, NotApplicable, Pending, Proved, Refuted, Verdict
 from lifecycle.nodes.processes import by_pid
 
 from ..home import HomeThread
 from .errors import listed, mib_rounded_up
+from .gate import CountsEnds
 from .plan import Attached, plan, push
 from .tenant import Tenant
 
@@ -125,6 +127,11 @@ class TorchAdapter:
             checksum=checksum,
             sampled_at=time.monotonic(),
         )
+
+    async def request_counts(self, *, deadline_s: float) -> RequestCounts | None:
+        """What the gate counts of requests; None where the user's own does not."""
+        gate = self.tenant.in_flight
+        return gate.counts(self._boot) if self._serves and isinstance(gate, CountsEnds) else None
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
         """Proved where no request is in flight and the device has run everything queued on it.

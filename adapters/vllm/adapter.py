@@ -17,6 +17,7 @@ from lifecycle.core.errors import ConfigurationError, NothingListens
 from lifecycle.core.facts import Admission, Fact, Facts, Grade
 from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
+from lifecycle.core.requests import RequestCounts
 from lifecycle.core.verdicts import Proved, Verdict
 from lifecycle.nodes.address import Address
 
@@ -44,6 +45,7 @@ from .capabilities import (
     one_front_end,
     tells_faults,
 )
+from .counts import request_counts
 from .idle import READ_S, paused_again
 from .plan import CLOSE_PUSH, NOT_SENT, close_push, plan, push
 from .reads import SERVER_INFO, Reads
@@ -231,7 +233,8 @@ class VLLMAdapter:
             parts["boot"] = await self._processes.boot(boot_of(config), clock)
             self._config = config
         if "/load" in answers:
-            parts["running"] = self._running(answers["/load"], admission)
+            count = self._counts(answers["/load"])
+            parts["running"] = count if count == 0 or admission == "open" else None
         if "/weight_info" in answers:
             parts["weights_label"] = weights_label(answers["/weight_info"])
         if Fact.CHECKSUM in want & self._observable():
@@ -296,6 +299,11 @@ class VLLMAdapter:
             asking.cancel()
             await asyncio.wait({asking})
 
+    async def request_counts(self, *, deadline_s: float) -> RequestCounts | None:
+        """What the front end counts of requests; those that are open only where `/load` is known to count."""
+        metrics, load = await together(self._reads.get("/metrics", deadline_s), self._reads.get("/load", deadline_s))
+        return request_counts(metrics, self._counts(load), refuses_new=self._effects.refuses_new)
+
     async def processes(self) -> tuple[Process, ...] | None:
         """The process that listens on the port, or that of `pid=`. The probe measures its whole process tree."""
         return self._processes.roots
@@ -338,12 +346,12 @@ class VLLMAdapter:
         young = at_connect is not None and time.monotonic() - at_connect[1] < YOUNG_S
         return {SERVER_INFO: at_connect[0]} if at_connect is not None and young else {}
 
-    def _running(self, load: Answer, admission: Admission | None) -> int | None:
-        """The requests that run, where `/load` is known to count and what it counts runs."""
-        count, identity = server_load(load), boot_of(self._config)
+    def _counts(self, load: Answer) -> int | None:
+        """The open calls, where `/load` is known to count: a process that does not says 0 for ever."""
+        count = server_load(load)
         if count and one_front_end(self._config):
-            self._counted = identity
-        return count if self._counted == identity and (count == 0 or admission == "open") else None
+            self._counted = boot_of(self._config)
+        return count if self._counted == boot_of(self._config) else None
 
     async def _test_load(self, asking: asyncio.Future[Answer], clock: Deadline) -> None:
         """Whether `/load` counts the request that is under way; where it does, its 0 says that there is none.

@@ -16,6 +16,7 @@ from lifecycle.core.facts import Admission, Grade
 from lifecycle.core.units import MIB
 from lifecycle.core.verdicts import Pending, Proved, Refuted, Verdict
 
+from ..exposition import samples, total
 from ..http import Answer
 from .plan import CLOSE_PUSH, opens
 from .versions import Effects
@@ -26,6 +27,8 @@ LIMITS: Mapping[str, int] = {"/server_info": 8 * MIB, "/weight_checker": 16 * MI
 
 #: The largest number that counts as one: of ranks, requests, tokens.
 MOST = 1 << 40
+
+_TOKENS = "vllm:generation_tokens_total"
 
 #: How to turn on the endpoints of the lifecycle.
 DEV_MODE = "start it with VLLM_SERVER_DEV_MODE=1 in its environment"
@@ -157,16 +160,10 @@ def checksum_of(answer: Answer) -> str | None:
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
-def tokens_generated(answer: Answer) -> float | None:
+def tokens_generated(answer: Answer) -> int | None:
     """How many tokens the engine has generated since its start, from an answer of `/metrics`."""
-    total = None
-    for line in answer.body.decode(errors="replace").splitlines() if answer.ok else ():
-        if line.startswith("vllm:generation_tokens_total"):
-            try:
-                total = (total or 0.0) + float(line.rsplit(" ", 1)[-1])
-            except ValueError:
-                return None
-    return total
+    found = samples(answer.body, {_TOKENS}) if answer.ok else {}
+    return total(found.get(_TOKENS))
 
 
 def faults(answer: Answer) -> str:

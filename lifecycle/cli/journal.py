@@ -255,7 +255,8 @@ def _words(entry: Entry) -> str:
 
 def _because(event: StateEntered) -> str:
     proofs = "; ".join(f"{name} {verdict}" for name, verdict in event.verdicts.items())
-    said = event.reason or proofs
+    requests = "" if event.requests is None else f"requests: {event.requests}"
+    said = "; ".join(part for part in (event.reason or proofs, requests) if part)
     return f" ({said})" if said else ""
 
 

@@ -11,6 +11,7 @@ from ..core.calls import Call
 from ..core.commands import Command
 from ..core.errors import ConfigurationError, EngineHeld
 from ..core.readings import Reading
+from ..core.requests import FATES, RequestFates
 from ..core.states import State
 from ..core.transition import Transition
 from ..core.units import mib
@@ -118,13 +119,20 @@ def record_of(record: Transition) -> dict[str, Any]:
         "expected_bytes": record.expected_bytes,
         "duration_s": round(record.duration_s, 3),
         "verdicts": {name: str(verdict) for name, verdict in record.verdicts.items()},
+        "requests": None if record.requests is None else fates_record(record.requests),
     }
+
+
+def fates_record(fates: RequestFates) -> dict[str, Any]:
+    """What became of requests, as JSON values; None is what is not known."""
+    return {**{name: getattr(fates, name) for name in FATES}, "source": fates.source}
 
 
 def phase_line(record: Transition) -> str:
     """One state that an engine entered, with the proofs of it."""
     proofs = "; ".join(f"{name} {verdict}" for name, verdict in record.verdicts.items())
-    return f"{record.engine}  {record.dest}  {record.duration_s * 1000:.0f} ms  {proofs or record.reason}"
+    requests = "" if record.requests is None else f"; requests: {record.requests}"
+    return f"{record.engine}  {record.dest}  {record.duration_s * 1000:.0f} ms  {proofs or record.reason}{requests}"
 
 
 def quarantine_lines(quarantined: Mapping[str, Verdict]) -> list[str]:

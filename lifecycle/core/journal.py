@@ -18,6 +18,7 @@ from typing import Literal
 
 from .facts import Grade
 from .frozen import FrozenMap, freeze_fields
+from .requests import RequestFates
 from .states import State
 from .verdicts import Verdict
 
@@ -108,7 +109,10 @@ class BarrierReturned:
 
 @dataclass(frozen=True, slots=True)
 class StateEntered:
-    """The engine went along one edge. `memory_returned` is what is known of its memory from here on."""
+    """The engine went along one edge. `memory_returned` is what is known of its memory from here on.
+
+    `requests` is what became of its requests since it was paused, on the edges of which a `Transition` says so.
+    """
 
     trigger: str
     source: State
@@ -118,6 +122,7 @@ class StateEntered:
     duration_s: float = 0.0
     verdicts: Mapping[str, Verdict] = field(default=_NO_VERDICTS)
     memory_returned: Verdict | None = None
+    requests: RequestFates | None = None
 
     def __post_init__(self) -> None:
         freeze_fields(self, "verdicts")

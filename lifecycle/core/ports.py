@@ -19,6 +19,7 @@ from .capabilities import Capabilities
 from .observation import Observation, Probe
 from .readings import Process, Reading
 from .record import Record
+from .requests import RequestCounts
 from .tenants import Shortage, Tenancy, Tenant
 from .verdicts import Unmeasurable
 
@@ -83,6 +84,14 @@ class WaitsForIdle(Protocol):
 
     async def idle_within(self, facts: Facts, *, wait_s: float, deadline_s: float) -> Verdict:
         """As `prove_idle`, answered as soon as the engine is idle, and after `wait_s` seconds where it is not."""
+
+
+@runtime_checkable
+class CountsRequests(Protocol):
+    """What an adapter may have beside the port: its engine counts its requests."""
+
+    async def request_counts(self, *, deadline_s: float) -> RequestCounts | None:
+        """What was counted until now, by a read or two that change nothing; None where it is not told."""
 
 
 @runtime_checkable

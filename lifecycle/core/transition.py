@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .frozen import EMPTY, freeze_fields
+from .requests import RequestFates
 from .states import State
 from .verdicts import Proved, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One edge that an engine has gone along. `duration_s` counts from the beginning of the command."""
+    """One edge that an engine has gone along. `duration_s` counts from the beginning of the command.
+
+    `requests` is what became of its requests since it was paused: once it is drained, and once it serves again or its
+    process has ended. Of other edges it is None.
+    """
 
     engine: str
     group: str
@@ -24,6 +29,7 @@ class Transition:
     verdicts: Mapping[str, Verdict] = EMPTY
     duration_s: float = 0.0
     reason: str = ""
+    requests: RequestFates | None = None
     at_s: float = field(default_factory=time.monotonic, compare=False)
 
     def __post_init__(self) -> None:

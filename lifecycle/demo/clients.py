@@ -128,6 +128,10 @@ class Clients:
     ) -> None:
         await self.finish(0.0)
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._rounds)
+
     def describe(self) -> str:
         """Returns a sentence that says which clients send to which engines."""
         reward = sum(len(each) == 1 for each in self._rounds)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ..core.calls import Call, Reply
 from ..core.observer import BaseObserver
+from ..core.requests import RequestFates
+from ..core.states import State
 from ..core.transition import Transition
 
 
@@ -34,6 +36,8 @@ class Phases(BaseObserver):
         self._spans: dict[tuple[str, str], Span] = {}
         #: How many lifecycle calls were sent; reads are not counted.
         self.calls = 0
+        #: What the engines said became of their requests, of every pause that has ended.
+        self.fates: list[RequestFates] = []
 
     def call(self, engine: str, call: Call, reply: Reply, duration_s: float) -> None:
         """Counts a lifecycle call."""
@@ -44,7 +48,9 @@ class Phases(BaseObserver):
         self._spans.clear()
 
     def transition(self, record: Transition) -> None:
-        """Notes a command that succeeded."""
+        """Notes a command that succeeded, and what became of requests."""
+        if record.requests is not None and record.dest is State.SERVING:
+            self.fates.append(record.requests)
         if record.command and record.trigger == "succeeded":
             # The duration counts from the start of the command, so `at_s - duration_s` is that start.
             self._spans[record.command, record.group] = self._with(record)

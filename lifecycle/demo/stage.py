@@ -115,7 +115,7 @@ async def _make_checkpoints(folder: Path, weights_mib: int) -> Checkpoints:
 def _plans(settings: Settings, checkpoints: Checkpoints) -> list[Plan]:
     """Returns the engines to start. Only decode engines keep a backup of their weights, for the cycle with `Kept`."""
     sizes = ("--weights-mib", str(settings.weights_mib), "--kv-mib", str(settings.kv_mib))
-    common = (*sizes, "--step-delay-s", _STEP_DELAY_S)
+    common = (*sizes, "--step-delay-s", _STEP_DELAY_S, "--enable-metrics")
     fault = ("--fault", settings.fault) if settings.fault else ()
     return [
         Plan(PREFILL, "prefill", checkpoints.launch, common),

@@ -260,12 +260,30 @@ class Story:
             self.report.line(f"lost {count}: {reason}")
         ended = tally.completed + tally.aborted + tally.lost
         self.report.check("every request is one of completed, aborted, lost", ended == tally.sent)
+        self._check_fates()
         self.report.check("no request is lost", tally.lost == 0, f"{tally.lost} lost")
         ambiguous = [key for key, tokens in clients.answers.items() if len(tokens) > 1]
         self.report.parity(
             "clients were given one answer for each prompt, model and weights version",
             bool(clients.answers) and not ambiguous,
             f"{len(clients.answers)} different ones asked for, {len(ambiguous)} with several answers",
+        )
+
+    def _check_fates(self) -> None:
+        """Compares what the engines report of each pause with what the clients got.
+
+        SGLang does not tell which streams were aborted, nor, where some finished as well, always how many did.
+        """
+        tally, fates = self.stage.clients.tally, self.stage.phases.fates
+        finished, refused = (sum(getattr(each, fate) or 0 for each in fates) for fate in ("finished", "refused"))
+        unknown = sum(each.finished is None for each in fates)
+        kept = max((each.kept or 0 for each in fates), default=0)
+        known = bool(fates) and all(each.refused is not None for each in fates)
+        agrees = finished <= tally.completed and refused <= tally.lost and kept <= len(self.stage.clients)
+        self.report.check(
+            "what the engines report of requests agrees with what their clients got",
+            known and agrees,
+            f"in {len(fates)} pauses {finished} finished ({unknown} not known), {refused} refused, at most {kept} kept",
         )
 
     def _probed(self) -> str:

@@ -29,12 +29,12 @@ from ..core.deadline import Deadline, growing
 from ..core.errors import DeadlineExceeded, GuardRefused, NotProved, OperationFailed, Unreachable
 from ..core.facts import Fact, Tag
 from ..core.frozen import EMPTY, FrozenMap, replace
-from ..core.policy import waives
 from ..core.readings import Reading
 from ..core.record import Record
+from ..core.requests import RequestFates
 from ..core.states import State
 from ..core.transition import Transition
-from ..core.verdicts import Pending, Unmeasurable, Verdict, below_grade, on_deadline
+from ..core.verdicts import Pending, Unmeasurable, Verdict, below_grade
 from ..rules import knowledge
 from ..rules.checksums import by_model_role
 from ..rules.contradiction import contradiction, other_process, requests_let_in
@@ -42,7 +42,7 @@ from ..rules.desired import desired_unless_touched, set_desired, was_loaded
 from ..rules.evidence import Context, Evidence, EvidenceKind, believed_only, targets
 from ..rules.machine import Refusals, refusals
 from ..rules.mapping import since_call_before
-from ..rules.proofs import unread_by
+from ..rules.proofs import unread_by, waived_no_longer
 from ..rules.returned import moving
 from ..rules.table import Operation, fits
 from ..rules.weights import invalid_weights, is_kept
@@ -91,6 +91,7 @@ class Attempt:
         self._about: dict[str, Any] = session.about(command.name)
         #: The tags that each call of a release gave back, and what was resident after it.
         self._readings: list[tuple[frozenset[Tag], Reading | Unmeasurable]] = []
+        self._requests: RequestFates | None = None
 
     async def run(self) -> Transition:
         """The engine is in the row's destination, on evidence; otherwise this raises and says where it is."""
@@ -107,7 +108,8 @@ class Attempt:
             raise
         try:
             await self._send(context)
-            verdicts, record = await self._prove(context)
+            verdicts, proved = await self._prove(context)
+            self._requests = await self.session.requests.after(self.command, self._requests, self.deadline)
         except OperationFailed as error:
             self._fail_collective(error)
             if not isinstance(error, NotProved):
@@ -120,7 +122,7 @@ class Attempt:
             self._undo_desired(context)
             await self._given_up(error)
             raise
-        return self._succeed(context, verdicts, record)
+        return self._succeed(context, verdicts, proved)
 
     async def _given_up(self, error: BaseException) -> None:
         """The caller gave up: nothing is asked, but a push is ended. Where nothing was sent it is where it was."""
@@ -163,6 +165,7 @@ class Attempt:
                 # The rest is asked anew after that wait, and not in it.
                 evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
                 await self._deny(evidence)
+        self._requests = await session.requests.before(self.command, session.state, self.deadline)
         return session.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
 
     async def _deny(self, evidence: Evidence) -> None:
@@ -312,8 +315,8 @@ class Attempt:
 
     # 4. prove
 
-    async def _prove(self, asked: Context) -> tuple[Mapping[str, Verdict], Record]:
-        """Verdicts and what is known, once every proof holds; NotProved where one never will, or no time is left.
+    async def _prove(self, asked: Context) -> tuple[Mapping[str, Verdict], Context]:
+        """Verdicts and what they rest on, once every proof holds; NotProved where one never will, or no time is left.
 
         A claim that the policy waives is waited for too, but for no longer than `settle_s`.
         """
@@ -322,11 +325,11 @@ class Attempt:
         while True:
             verdicts, context = await self._ask_proofs(asked, again=again)
             if min(waiting.left_s, self.deadline.work_s) <= 0:
-                verdicts = self._without_waived(verdicts)
+                verdicts = waived_no_longer(verdicts, policy, waited_s=self.deadline.elapsed_s)
             failed = frozenset(name for name, verdict in verdicts.items() if not policy.takes(name, verdict))
-            record = self.session.record
             if not failed:
-                return verdicts, knowledge.after_proofs(record, self.row.proofs, verdicts, context)
+                return verdicts, context
+            record = self.session.record
             unread = {proof.name for proof in self.row.proofs if unread_by(proof, verdicts[proof.name], context)}
             pending = all(isinstance(verdicts[name], Pending) or name in unread for name in failed)
             if not pending or self.deadline.work_s <= 0:
@@ -355,16 +358,6 @@ class Attempt:
             raise Unreachable(other, **self._about)
         return FrozenMap({proof.name: proof.check(context) for proof in self.row.proofs}), context
 
-    def _without_waived(self, verdicts: Mapping[str, Verdict]) -> Mapping[str, Verdict]:
-        """The verdicts once the policy's waived claims are waited for no more: those that are pending are refuted."""
-        policy, waited_s = self.session.policy, self.deadline.elapsed_s
-        return FrozenMap(
-            {
-                name: on_deadline(verdict, waited_s) if waives(name, policy.least_grade(name)) else verdict
-                for name, verdict in verdicts.items()
-            }
-        )
-
     def _not_proved(self, verdicts: Mapping[str, Verdict], failed: frozenset[str], elapsed_s: float) -> OperationFailed:
         policy = self.session.policy
         short = {
@@ -376,7 +369,8 @@ class Attempt:
 
     # 5. fire
 
-    def _succeed(self, context: Context, verdicts: Mapping[str, Verdict], record: Record) -> Transition:
+    def _succeed(self, context: Context, verdicts: Mapping[str, Verdict], proved: Context) -> Transition:
+        record = knowledge.after_proofs(self.session.record, self.row.proofs, verdicts, proved)
         record = knowledge.command_ended(record)
         if isinstance(self.command, UpdateWeights):
             record = was_loaded(record, self.command.source)
@@ -388,7 +382,7 @@ class Attempt:
             for warning in warnings:
                 _log.warning("%s: %s", self.session.name, warning)
         name, duration_s = self.command.name, self.deadline.elapsed_s
-        edge = Edge("succeeded", command=name, verdicts=verdicts, duration_s=duration_s)
+        edge = Edge("succeeded", command=name, verdicts=verdicts, duration_s=duration_s, requests=self._requests)
         transition = self.session.commit(record, edge)
         assert transition is not None
         return transition

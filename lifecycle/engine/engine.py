@@ -16,7 +16,7 @@ from ..core.errors import CommandRefused, GuardRefused, LifecycleError
 from ..core.facts import Grade, PauseMode, Tag
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy
-from ..core.ports import EngineAdapter, ResidualProbe, StateStore, TenantLedger
+from ..core.ports import EngineAdapter, ResidualProbe, Router, StateStore, TenantLedger
 from ..core.readings import Reading
 from ..core.record import Desired, Record
 from ..core.sources import FromDisk, Pushed, Source, checked
@@ -30,6 +30,7 @@ from ..rules.table import row
 from . import attach, canary, desired, ownership
 from .attempt import Attempt
 from .collective import Collective
+from .fates import InFlight
 from .gather import residual
 from .journaling import EngineJournal
 from .override import override
@@ -365,6 +366,10 @@ class Engine(EngineView):
     def router_confirmed(self, sends: bool | None, verdict: Verdict, grade: Grade) -> None:
         """The router in front of it sends to it or does not (None: not certain), as `verdict` says."""
         self._session.commit(knowledge.routed(self._session.record, sends, verdict, grade))
+
+    def counted_by(self, router: Router | None) -> None:
+        """The router in front of it, while it is closed for it, counts its requests where it does not itself."""
+        self._session.requests.router = None if router is None else InFlight(router, self.name)
 
     def set_quarantined(self, reason: str) -> None:
         """It stays out of its fleet's moves from here on, until it is recovered."""

@@ -168,6 +168,7 @@ class EngineJournal(BaseObserver):
                 duration_s=transition.duration_s,
                 verdicts=transition.verdicts,
                 memory_returned=None if condition is None else condition.verdict,
+                requests=transition.requests,
             )
         )
         if transition.trigger == "succeeded":

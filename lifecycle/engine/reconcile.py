@@ -182,6 +182,7 @@ async def catch_up(session: Session, deadline: Deadline, by: str) -> None:
     in its place is left to the command that follows, which observes the engine before it sends anything. Raises
     Unreachable where nothing answers.
     """
+    session.requests.forget()
     seen = await observe(session, EVERYTHING, deadline_s=deadline.look_s(0.5))
     kept = session.kept()
     if seen.boot is None and seen.alive is not False:
@@ -322,10 +323,9 @@ async def _decide_by_bytes(session: Session, deadline: Deadline) -> mapping.Unde
         return mapping.Undecided(f"what is resident cannot be read ({reading.reason})")
     capabilities, policy = session.capabilities, session.policy
     session.commit(knowledge.decided_by_bytes(session.record, reading, capabilities, policy))
-    record = session.record
-    if None not in record.facts.mapped.values():
+    if None not in session.facts.mapped.values():
         return mapping.Undecided()
-    return mapping.undecided(record, reading, capabilities, policy)
+    return mapping.undecided(session.record, reading, capabilities, policy)
 
 
 def _may_act(session: Session, deadline: Deadline) -> bool:
@@ -353,6 +353,7 @@ async def _resident(session: Session, deadline: Deadline) -> Reading | Unmeasura
 async def _close(session: Session, deadline: Deadline) -> None:
     """Admission is closed where the calls that close it may be repeated; the facts say so."""
     mode = _closing_mode(session)
+    session.requests.forget()  # others may have let requests in
     if mode is None:
         return
     for call in session.adapter.plan(Pause(mode), session.facts):

@@ -25,6 +25,7 @@ from ..core.observer import Observers
 from ..core.policy import Policy
 from ..core.ports import EngineAdapter, LeaseHolder, ResidualProbe, StateStore, TenantLedger
 from ..core.record import NOTHING_YET, Record
+from ..core.requests import RequestFates
 from ..core.states import State
 from ..core.transition import Transition
 from ..core.verdicts import Verdict
@@ -36,6 +37,7 @@ from ..rules.machine import next_state
 from ..rules.table import not_allowed
 from ..store.journal import Journal
 from ..store.sqlite import Store
+from .fates import Requests
 from .journaling import EngineJournal
 from .owner import Owner
 from .tenancy import EngineTenancy
@@ -61,6 +63,7 @@ class Edge:
     duration_s: float = 0.0
     reason: str = ""
     context: Context | None = None
+    requests: RequestFates | None = None
 
 
 class Session:
@@ -103,6 +106,7 @@ class Session:
         #: The limit of the drain under way, by which it can be given up.
         self.draining: asyncio.Timeout | None = None
         self._waiting: tuple[asyncio.Future[None], ...] = ()
+        self.requests = Requests(adapter)
         self._record = NOTHING_YET
         #: What was observed since the command or the move began that has the engine now.
         self.observed = NOTHING_OBSERVED
@@ -185,17 +189,10 @@ class Session:
         return transition
 
     def _transition(self, edge: Edge) -> Transition:
-        return Transition(
-            engine=self.name,
-            group=self.group,
-            trigger=edge.trigger,
-            source=self._record.state,
-            dest=next_state(self._record.state, edge.trigger, edge.context),
-            command=edge.command,
-            verdicts=edge.verdicts,
-            duration_s=edge.duration_s,
-            reason=edge.reason,
-        )
+        source, dest = self._record.state, next_state(self._record.state, edge.trigger, edge.context)
+        requests = self.requests.entered(source, dest, edge.trigger, edge.requests)
+        about, what = (self.name, self.group, edge.trigger, source, dest), (edge.command, edge.verdicts)
+        return Transition(*about, *what, edge.duration_s, edge.reason, requests)
 
     def go(self, trigger: str, *, reason: str, command: str = "") -> None:
         """The engine went along one edge, knowing what it knew."""

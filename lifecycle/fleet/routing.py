@@ -62,6 +62,7 @@ class Routing:
             raise
         for engine in engines:
             _closed(engine, sending[engine.name])
+            engine.counted_by(None if sending[engine.name] else self.router)
 
     async def kept_closed(self, engine: Engine) -> str | None:
         """Why it is not certain that the router sends nothing to this engine, which is to stay closed; else None."""
@@ -88,6 +89,7 @@ class Routing:
                 _note(engine, None, Refuted(reason=f"the router could not be opened: {error or type(error).__name__}"))
             raise
         for engine in engines:
+            engine.counted_by(None)
             _note(engine, True, Proved(grade=Grade.ACKNOWLEDGED, reason="the router sends to it"))
 
 

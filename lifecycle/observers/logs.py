@@ -12,7 +12,18 @@ from ..core.states import State
 from ..core.transition import Transition
 
 #: The keys of a `transition` event, always all of them, in this order. Documented in docs/observers.md.
-TRANSITION_KEYS = ("engine", "group", "trigger", "command", "source", "dest", "duration_s", "reason", "verdicts")
+TRANSITION_KEYS = (
+    "engine",
+    "group",
+    "trigger",
+    "command",
+    "source",
+    "dest",
+    "duration_s",
+    "reason",
+    "verdicts",
+    "requests",
+)
 #: The keys of a `call` event.
 CALL_KEYS = ("engine", "call", "outcome", "status", "duration_s", "detail")
 
@@ -29,9 +40,10 @@ class EventLog(BaseObserver):
 
     def transition(self, record: Transition) -> None:
         """One event says which engine went where, and why."""
-        event = {key: getattr(record, key) for key in TRANSITION_KEYS if key != "verdicts"}
+        event = {key: getattr(record, key) for key in TRANSITION_KEYS}
         event |= {"source": str(record.source), "dest": str(record.dest), "duration_s": round(record.duration_s, 4)}
         event["verdicts"] = {name: str(verdict) for name, verdict in record.verdicts.items()}
+        event["requests"] = None if record.requests is None else str(record.requests)
         write = self._log.warning if record.dest in _BAD else self._log.info
         write("transition", **event)
 

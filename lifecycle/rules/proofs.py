@@ -13,11 +13,12 @@ from typing import Any
 
 from ..core.commands import UpdateWeights
 from ..core.facts import Fact, Grade, Tag
-from ..core.policy import ACCEPT, WAIVABLE
+from ..core.frozen import FrozenMap
+from ..core.policy import ACCEPT, WAIVABLE, Policy, waives
 from ..core.readings import Reading
 from ..core.sources import version_of
 from ..core.units import mib
-from ..core.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict
+from ..core.verdicts import NotApplicable, Pending, Proved, Refuted, Unmeasurable, Verdict, on_deadline
 from . import memory
 from .checksums import compare, unchanged
 from .evidence import Context, EvidenceKind, goes_on_with_kv
@@ -71,6 +72,16 @@ def proof(
         return Proof(check.__name__, check, frozenset(needs), learns, doubts, condition, check.__doc__ or "")
 
     return make
+
+
+def waived_no_longer(verdicts: Mapping[str, Verdict], policy: Policy, *, waited_s: float) -> Mapping[str, Verdict]:
+    """The verdicts once claims that the policy waives are waited for no more: those that are pending are refuted."""
+    return FrozenMap(
+        {
+            name: on_deadline(verdict, waited_s) if waives(name, policy.least_grade(name)) else verdict
+            for name, verdict in verdicts.items()
+        }
+    )
 
 
 def unread_by(proof: Proof, verdict: Verdict, context: Context) -> bool:

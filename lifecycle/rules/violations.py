@@ -28,7 +28,9 @@ from ..core.journal import (
     StateEntered,
 )
 from ..core.policy import ACCEPT, takes
+from ..core.requests import NOT_KNOWN, RequestFates
 from ..core.states import IDLE, RING, UNCLAIMED, State
+from .fates import impossible, later
 from .identity import compare
 from .machine import edges
 from .table import OPERATIONS, Operation
@@ -43,6 +45,7 @@ RULES = {
     "fence": "no driver sends anything once a later one has sent something",
     "drained": "no participant of an offload, or of a fleet's release, is released before all are idle",
     "quarantine": "a move goes on without an engine only where that is gone, or closed and on no device of the others",
+    "requests": "what became of requests adds up, and none that ended is taken back while the engine stays closed",
     "handover": "no device is handed over without the proof that its memory returned, or that its process is gone",
 }
 
@@ -73,6 +76,8 @@ class _Driver:
     command: str | None = None
     sent: CallSent | None = None
     whole: bool = False
+    #: What became of its requests, since it was paused.
+    requests: RequestFates = NOT_KNOWN
 
 
 @dataclass(slots=True)
@@ -157,6 +162,7 @@ class Checker:
         driver.at = event.dest
         if event.trigger == "succeeded":
             yield from _unproved(event, driver)
+        yield from _requests(event, driver)
         decided = event.trigger.startswith(("observed_", "asserted_")) and event.dest in (*RING, State.GONE)
         if decided:  # a barrier has returned, or a person says what is so
             engine.open.clear()
@@ -272,6 +278,17 @@ def _unproved(event: StateEntered, driver: _Driver) -> Iterator[tuple[str, str]]
             yield "proofs", f"{event.dest} was entered without {proof.name}"
         elif not takes(proof.name, verdict, _least(driver, proof.name)):
             yield "proofs", f"{event.dest} was entered, and {proof.name} is {verdict}"
+
+
+def _requests(event: StateEntered, driver: _Driver) -> Iterator[tuple[str, str]]:
+    if event.dest is State.PAUSING and event.source is State.SERVING:
+        driver.requests = NOT_KNOWN
+    if event.requests is None:
+        return
+    wrong = impossible(event.requests) or later(driver.requests, event.requests)
+    if wrong is not None:
+        yield "requests", wrong
+    driver.requests = NOT_KNOWN if event.dest is State.SERVING else event.requests
 
 
 def _least(driver: _Driver, claim: str) -> Grade:

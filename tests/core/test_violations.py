@@ -25,6 +25,7 @@ from lifecycle.core.journal import (
     Quarantined,
     StateEntered,
 )
+from lifecycle.core.requests import RequestFates
 from lifecycle.core.verdicts import Pending, Proved, Refuted, Unmeasurable
 from lifecycle.rules.violations import RULES, violations
 from lifecycle.testing import LOST_AFTER, REJECTED
@@ -180,6 +181,15 @@ def a_hand_over_of_a_process_that_runs(entries: Entries) -> Entries:
     return changed(entries, index, returned={}, gone=tuple(entries[index].event.returned))
 
 
+def requests_that_were_taken_back(entries: Entries) -> Entries:
+    entries = changed(entries, at(entries, is_drained), requests=RequestFates(ended=4, source="router"))
+    return changed(entries, at(entries, _serves_again), requests=RequestFates(ended=3, source="router"))
+
+
+def _serves_again(event: Any) -> bool:
+    return isinstance(event, StateEntered) and event.dest is State.SERVING and event.trigger == "succeeded"
+
+
 DAMAGES: dict[Callable[[Entries], Entries], str] = {
     an_edge_that_is_none: "edge",
     an_edge_left_out: "order",
@@ -194,6 +204,7 @@ DAMAGES: dict[Callable[[Entries], Entries], str] = {
     a_driver_that_lost_its_lease: "fence",
     a_release_beside_one_that_is_not_idle: "drained",
     one_left_behind_beside_the_others: "quarantine",
+    requests_that_were_taken_back: "requests",
     a_hand_over_without_a_proof: "handover",
     a_hand_over_that_leaves_one_out: "handover",
     a_hand_over_of_a_process_that_runs: "handover",

@@ -41,10 +41,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     return True if module and not any(collection_path.match(each) for each in mine) else None
 
 
-#: Modules in an order that needs four servers of SGLang: one with keys, one with a backup, one without either, and one
-#: that reports a wrong size. Of vLLM it needs three: one with a key, one without, and one without development mode.
+#: Modules in an order that needs five servers of SGLang: one with keys, one with metrics, one with a backup, one
+#: without any of that, and one that reports a wrong size. Of vLLM it needs three: one with a key, one without, and one
+#: without development mode.
 ORDER = (
     "test_likeness",
+    "test_fates_on_sglang",
     "test_backup_on_sglang",
     "test_conformance_on_sglang",
     "test_calls_on_sglang",
@@ -55,6 +57,7 @@ ORDER = (
     "test_likeness_on_vllm",
     "test_ring_on_vllm",
     "test_flight_on_vllm",
+    "test_fates_on_vllm",
     "test_conformance_on_vllm",
     "test_death_on_vllm",
     "test_mode_on_vllm",

@@ -39,6 +39,7 @@ class Lane(OneServer[RealSGLang]):
         "keyed": {"seed": 1, "extra": ["--api-key", "user", "--admin-api-key", "adm", "--enable-metrics"]},
         "plain": {"seed": 0},
         "backup": {"seed": 0, "weights_cpu_backup": True},
+        "counting": {"seed": 0, "extra": ["--enable-metrics"]},
     }
     STARTS_ALLOWED = 5
 

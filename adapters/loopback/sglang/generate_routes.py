@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -19,6 +20,10 @@ from ..sequence import GenerateRequest, Output
 from .bodies import BadPrompt, generate_requests, is_batch, read_body
 from .engine import SGLangEngine
 
+#: Seconds for which a stream counts as an active call after its end, which only the metrics show.
+#: Source: sglang 0.5.23, managers/tokenizer_manager.py create_abort_task, measured.
+STREAM_LAG_S = 2.0
+
 
 async def generate(engine: SGLangEngine, request: Request) -> Response:
     """Continues the prompts. The headers of a stream are sent before its request is admitted."""
@@ -28,7 +33,8 @@ async def generate(engine: SGLangEngine, request: Request) -> Response:
     except BadPrompt as error:
         return _error(str(error))
     if wanted[0].stream:
-        return StreamingResponse(_events(engine, wanted), media_type="text/event-stream")
+        after = BackgroundTask(asyncio.sleep, STREAM_LAG_S) if engine.options.enable_metrics else None
+        return StreamingResponse(_events(engine, wanted), media_type="text/event-stream", background=after)
     try:
         replies = await asyncio.gather(*(_last(engine, each, request.is_disconnected) for each in wanted))
     except (ValueError, ConnectionError) as error:

@@ -14,6 +14,7 @@ from ..sequence import HEALTH_PREFIX, GenerateRequest, Sampling
 from .bodies import dp_rank
 from .engine import ServerStatus, SGLangEngine
 from .loads import LoadSnapshot, as_load, disaggregation
+from .metrics import exposition
 
 _SECTIONS = frozenset({"core", "memory", "spec", "lora", "disagg", "queues", "all"})
 
@@ -163,18 +164,5 @@ def _prometheus(entries: list[dict[str, Any]]) -> str:
 
 
 async def metrics(engine: SGLangEngine, request: Request) -> Response:
-    """Prometheus gauges under the names that SGLang gives them."""
-    counts = engine.scheduler.publisher.counts
-    gauges = {
-        "num_running_reqs": counts.running,
-        "num_queue_reqs": counts.waiting,
-        "num_used_tokens": counts.used_tokens,
-        "gen_throughput": counts.throughput,
-    }
-    lines = []
-    for name, value in gauges.items():
-        lines += [f"# TYPE sglang:{name} gauge", f'sglang:{name}{{model_name="loopback"}} {value}']
-    lines.append("# TYPE sglang:http_requests_active gauge")
-    for (endpoint, method), count in engine.http_requests_active.items():
-        lines.append(f'sglang:http_requests_active{{endpoint="{endpoint}",method="{method}"}} {count}')
-    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+    """Prometheus metrics. The scheduler's gauges are those that it published last."""
+    return PlainTextResponse(exposition(engine), media_type="text/plain; version=0.0.4")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from ..request_states import Disconnected, RequestState, RequestStates
 from ..sequence import GenerateRequest, Output
+from .prompt_counts import PromptCounts
 from .scheduler import Scheduler
 
 Result = TypeVar("Result")
@@ -67,6 +68,7 @@ class TokenizerGate(RequestStates):
 
     def __init__(self, scheduler: Scheduler, *, abort_poll_s: float) -> None:
         super().__init__()
+        self.counts = PromptCounts()
         self.is_pause = False
         self._scheduler = scheduler
         self._abort_poll_s = abort_poll_s
@@ -74,11 +76,17 @@ class TokenizerGate(RequestStates):
         self._model_update_lock = ModelUpdateLock()
         self._turns: dict[str, asyncio.Lock] = {}
 
+    def deliver(self, outputs: Sequence[Output]) -> None:
+        """Delivers outputs to the requests that wait for them, and counts them."""
+        self.counts.delivered(outputs)
+        super().deliver(outputs)
+
     async def generate(self, request: GenerateRequest, gone: Disconnected | None = None) -> AsyncIterator[Output]:
         """Yields the newest output after each step, the finished one last. Raises ValueError for an id in use."""
         if request.rid in self.rid_to_state:
             raise ValueError(f"Duplicate request ID detected: {request.rid}")
         state = self.rid_to_state[request.rid] = RequestState()
+        self.counts.begins(request.rid, stream=request.stream)
         try:
             async with self._is_pause_cond:
                 await self._is_pause_cond.wait_for(lambda: not self.is_pause)
@@ -92,7 +100,7 @@ class TokenizerGate(RequestStates):
     def _forget(self, rid: str, state: RequestState) -> None:
         self.rid_to_state.pop(rid, None)
         if state.latest is None or state.latest.finish is None:
-            self._scheduler.abort(rid)
+            self._abort(rid)
 
     async def pause(self, mode: str) -> None:
         """Stops admission. An abort returns once no request is in flight; the other modes also pause the scheduler.
@@ -106,7 +114,7 @@ class TokenizerGate(RequestStates):
                 self._scheduler.pause(mode)
                 return
             while True:
-                self._scheduler.abort("", everything=True)
+                self._abort("", everything=True)
                 if not self._model_update_lock.locked:
                     return
                 await asyncio.sleep(self._abort_poll_s)
@@ -126,7 +134,11 @@ class TokenizerGate(RequestStates):
     def abort(self, rid: str, *, everything: bool) -> None:
         """Has the scheduler abort the requests whose id starts with `rid`, if a request has that very id."""
         if everything or (rid and rid in self.rid_to_state):
-            self._scheduler.abort(rid, everything=everything)
+            self._abort(rid, everything=everything)
+
+    def _abort(self, rid: str, *, everything: bool = False) -> None:
+        self.counts.abort_commands += 1
+        self._scheduler.abort(rid, everything=everything)
 
     @contextlib.asynccontextmanager
     async def updating(self) -> AsyncIterator[None]:
