@@ -68,6 +68,9 @@ class TokenspeedAdapter:
     - `unknown_version=warn`: a version that is not in `versions.VERSIONS` is driven as the one before it.
     """
 
+    #: The ranges of versions that it knows, in words.
+    version_ranges = VERSIONS.known
+
     def __init__(self, address: Address) -> None:
         self._address = address.only(*OPTIONS)
         self._http = HttpClient(f"http://{address.authority}")

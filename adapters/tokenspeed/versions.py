@@ -2,6 +2,9 @@
 
 Source: the released packages, read; of 0.1.1 the routes, controllers and scheduler were also run. Files:
 runtime/entrypoints/sglang_compat_http.py, runtime/engine/pause.py, runtime/engine/memory_occupation.py.
+
+Of all of them: the pause mode wait, which closes the front end; the tags weights and kv_cache, of which the weights are
+kept on the host; nothing that is read says whether it is paused or released.
 """
 
 from __future__ import annotations

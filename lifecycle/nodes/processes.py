@@ -30,9 +30,8 @@ def is_local(host: str) -> bool:
 
 def own_addresses() -> frozenset[str]:
     """Returns the IP addresses of this host's interfaces."""
-    families = (socket.AF_INET, socket.AF_INET6)
     found = (address for each in psutil.net_if_addrs().values() for address in each)
-    return frozenset(each.address for each in found if each.family in families)
+    return frozenset(each.address for each in found if each.family in (socket.AF_INET, socket.AF_INET6))
 
 
 def is_loopback(host: str) -> bool:

@@ -84,7 +84,7 @@ class Scheduler(SchedulerLoop):
         self._batch = Batch(self.capacity // PAGE_TOKENS, options.max_running_requests, pipeline.forward, emit)
         sizes = {"weights": options.weights_mib * MIB, "kv_cache": options.kv_mib * MIB}
         self._memory = TagMemory(pipeline, sizes, faults)
-        self._state = PauseState.UNPAUSED
+        self._pause_state = PauseState.UNPAUSED
         self._frozen = False  # by a release, which only a restore of all that is released ends
         self._released: set[str] = set()
         self._drain: _Drain | None = None
@@ -139,13 +139,13 @@ class Scheduler(SchedulerLoop):
     def _pass(self) -> None:
         self._ingest()
         self._memory.free_late()
-        if self._state is not PauseState.PAUSED_ALL and self._batch.step() and self._options.step_delay_s:
+        if self._pause_state is not PauseState.PAUSED_ALL and self._batch.step() and self._options.step_delay_s:
             time.sleep(self._options.step_delay_s)
         self._publish()
         self._finish_drain()
 
     def _inbox_timeout_s(self) -> float:
-        if self._state is PauseState.PAUSED_ALL:
+        if self._pause_state is PauseState.PAUSED_ALL:
             return _PAUSED_WAIT_S
         if not self._batch.idle(ignore_waiting=False):
             return 0.0
@@ -165,7 +165,7 @@ class Scheduler(SchedulerLoop):
 
     def _receive(self, request: GenerateRequest) -> None:
         row = Row.of(request)
-        if self._state is PauseState.UNPAUSED:
+        if self._pause_state is PauseState.UNPAUSED:
             self._batch.add(row)
         else:
             self._held.append(row)
@@ -179,7 +179,7 @@ class Scheduler(SchedulerLoop):
             answer(reply, _BUSY_PAUSE)
             return
         if mode == "keep" or self._faults.has("pause", "mode"):
-            self._state = PauseState.PAUSED_ALL if mode == "keep" else PauseState.PAUSED_NEW
+            self._pause_state = PauseState.PAUSED_ALL if mode == "keep" else PauseState.PAUSED_NEW
             answer(reply, "")
             return
         if mode == "abort":
@@ -193,7 +193,7 @@ class Scheduler(SchedulerLoop):
 
         Source: pause.py, `request_drain` sets PAUSED_NEW whatever was before.
         """
-        self._state = PauseState.PAUSED_NEW
+        self._pause_state = PauseState.PAUSED_NEW
         self._drain = _Drain(on_drained, on_cancelled)
 
     def _resume(self, reply: Answered) -> None:
@@ -207,7 +207,7 @@ class Scheduler(SchedulerLoop):
         answer(reply, "")
 
     def _unpause(self) -> None:
-        self._state, self._frozen = PauseState.UNPAUSED, False
+        self._pause_state, self._frozen = PauseState.UNPAUSED, False
         held, self._held = self._held, []
         for row in held:
             if row.to_abort:
@@ -245,7 +245,7 @@ class Scheduler(SchedulerLoop):
             self._batch.cache.clear()
         self._memory.free(tags)
         self._released.update(tags)
-        self._state, self._frozen = PauseState.PAUSED_ALL, True
+        self._pause_state, self._frozen = PauseState.PAUSED_ALL, True
         answer(reply, "")
 
     def _restore(self, wanted: object) -> str:
