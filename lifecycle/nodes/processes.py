@@ -24,8 +24,12 @@ def node_name() -> str:
 
 
 def is_local(host: str) -> bool:
-    """Returns whether this address is one of this host's own, one of its loopback network among them."""
-    return host == node_name() or host in own_addresses() or is_loopback(host)
+    """Returns whether this address is one of this host's own.
+
+    Of the loopback network that is 127.0.0.1 alone: what is bound to another address of it, only somebody who meant it
+    to be told apart has bound there.
+    """
+    return host in LOOPBACK or host == node_name() or host in own_addresses()
 
 
 def own_addresses() -> frozenset[str]:

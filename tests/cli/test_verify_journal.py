@@ -69,7 +69,9 @@ def test_grades_that_were_accepted_before_the_first_entry_are_no_violation(lifec
     released = StateEntered(
         "succeeded", State.RELEASING, State.RELEASED, verdicts=dict.fromkeys(grades, unseen), memory_returned=unseen
     )
-    no_proof = replace(released, verdicts={**released.verdicts, "memory_returned": Refuted(reason="all of it stays")})
+    stays = Refuted(reason="all of it stays")
+    no_proof = replace(released, verdicts={**released.verdicts, "tags_unmapped": stays})
+    waived = replace(released, verdicts={**released.verdicts, "memory_returned": stays})
     before = (
         StateEntered("observed_drained", State.DETACHED, State.DRAINED),
         StateEntered("release", State.DRAINED, State.RELEASING),
@@ -79,6 +81,9 @@ def test_grades_that_were_accepted_before_the_first_entry_are_no_violation(lifec
             ((attached, *before, released), 0),
             ((released,), 0),
             ((no_proof,), 1),
+            ((waived,), 0),  # its driver may have waived it
+            ((attached, *before, waived), 1),
+            ((replace(attached, accept={**grades, "memory_returned": Grade.ASSERTED}), *before, waived), 0),
             ((replace(attached, accept={}), *before, released), 1),
         )
     ):

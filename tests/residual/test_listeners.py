@@ -21,6 +21,7 @@ from lifecycle.nodes.agent import Agent, application
 from lifecycle.nodes.listeners import Listener, reached
 from lifecycle.nodes.locate import find_processes
 from lifecycle.nodes.processes import by_pid, is_local, node_name
+from lifecycle.nodes.this_host import ThisHost
 
 LISTEN = """
 import socket, sys
@@ -53,20 +54,24 @@ async def found(host: str, port: int, options: str = "") -> Any:
     return await find_processes(parse(f"loopback://{host}:{port}{options}"), deadline_s=10)
 
 
+async def reached_on_this_host(host: str, port: int) -> Any:
+    return await ThisHost().find(port=port, host=host, deadline_s=10)
+
+
 async def test_a_listener_at_another_address_is_not_the_engine(listening: Listening) -> None:
     port, engine = listening("127.0.0.1", 0)
     _, other = listening("127.0.0.2", port)
     assert await found("127.0.0.1", port) == (engine,)
     assert await found("localhost", port) == (engine,)
     assert await found("0.0.0.0", port) == (engine,)
-    assert await found("127.0.0.2", port) == (other,)
-    assert await found("127.0.0.3", port) is None
+    assert await reached_on_this_host("127.0.0.2", port) == (other,)
+    assert await reached_on_this_host("127.0.0.3", port) == ()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
 async def test_one_that_listens_at_every_address_is_reached_by_each(listening: Listening, host: str) -> None:
     port, engine = listening("0.0.0.0", 0)
-    assert await found(host, port) == (engine,)
+    assert await reached_on_this_host(host, port) == (engine,)
 
 
 async def test_one_that_listens_for_ipv6_is_reached_by_ipv4_too(listening: Listening) -> None:
@@ -116,9 +121,10 @@ def test_the_name_of_this_host_means_what_it_resolves_to(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("host", "local"), [("127.0.0.2", True), ("::1", True), ("localhost", True), ("192.0.2.1", False), ("x", False)]
+    ("host", "local"),
+    [("127.0.0.1", True), ("127.0.0.2", False), ("::1", True), ("localhost", True), ("192.0.2.1", False)],
 )
-def test_the_whole_loopback_network_is_this_host(host: str, local: bool) -> None:
+def test_of_the_loopback_network_one_address_is_this_host(host: str, local: bool) -> None:
     assert is_local(host) is local
 
 
