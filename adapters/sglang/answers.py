@@ -7,6 +7,7 @@ answers of an SGLang server. `server_info` alone decides that, for connect and f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from lifecycle.core.facts import Grade
@@ -98,6 +99,22 @@ def loads(answer: Answer, *, stamped: bool = True) -> tuple[int, tuple[float, ..
     times = [number(row.get("timestamp")) for row in rows if stamped]
     known, counted = [each for each in counts if each is not None], [each for each in times if each is not None]
     return (sum(known), tuple(counted)) if len(known) == len(counts) and len(counted) == len(times) else None
+
+
+def counted_s_ago(answer: Answer) -> float | None:
+    """Seconds between the oldest count in an answer of `/v1/loads` and that answer, by the server's own clock.
+
+    None where it does not say. Source: sglang 0.5.23, entrypoints/v1_loads.py; counts are in memory of its host.
+    """
+    body = answer.json() if answer.ok else None
+    if not isinstance(body, dict):
+        return None
+    times = [number(row.get("timestamp")) for row in _rows(body.get("loads")) or ()]
+    known = [each for each in times if each is not None]
+    try:
+        return datetime.fromisoformat(body["timestamp"]).timestamp() - min(known) if known else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def generated(answer: Answer) -> Verdict:

@@ -11,11 +11,14 @@ from lifecycle.core.deadline import growing
 from lifecycle.core.facts import Admission, Fact
 
 from ..http import BODY_LIMIT, Answer, HttpClient
-from .answers import LIMITS, is_empty, loads
+from .answers import LIMITS, counted_s_ago, is_empty, loads
 from .versions import Effects
 
 #: The most seconds between two reads of the load counts, which an idle scheduler updates a few times a second.
 COUNT_S = 0.05
+
+#: Seconds after which load counts that were not updated count as standing still.
+STILL_S = 1.0
 
 
 async def together(*asks: Coroutine[Any, Any, Any] | None) -> list[Any]:
@@ -82,13 +85,14 @@ class Reads:
     async def running(self, end: float) -> int | None:
         """Requests that run or wait in the scheduler; None where the load counts are not updated within a second.
 
+        Nor are those waited for that were not updated in the second before.
         Source: sglang 0.5.23, measured: retract and in_place freeze the counts at their last value. Before 0.5.13 the
         scheduler counts when it is asked, paused or not.
         """
         first, polls = await self._loads(end), growing(COUNT_S)
         if first is not None and not self.effects.stamps_loads:
             return first[0]
-        while first is not None and time.monotonic() < min(end, first[2] + 1.0):
+        while first is not None and first[3] < STILL_S and time.monotonic() < min(end, first[2] + STILL_S):
             await asyncio.sleep(next(polls))
             again = await self._loads(end)
             if again is None or len(again[1]) != len(first[1]):
@@ -97,7 +101,8 @@ class Reads:
                 return again[0]
         return None
 
-    async def _loads(self, end: float) -> tuple[int, tuple[float, ...], float] | None:
+    async def _loads(self, end: float) -> tuple[int, tuple[float, ...], float, float] | None:
+        """Requests, when each rank counted, when that was read, and how many seconds old it was then (0: unknown)."""
         answer = await self.get("/v1/loads?include=core,queues", end - time.monotonic())
         found = loads(answer, stamped=self.effects.stamps_loads)
-        return None if found is None else (*found, time.monotonic())
+        return None if found is None else (*found, time.monotonic(), counted_s_ago(answer) or 0.0)

@@ -12,9 +12,10 @@ from ..core.record import Record
 from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
 from ..rules import knowledge
+from .edge import Edge
 from .processes import have_ended
 from .reconcile import attach
-from .session import Edge, Session
+from .session import Session
 
 
 async def connect(session: Session, *, offloads: bool, deadline_s: float) -> None:

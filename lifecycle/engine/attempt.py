@@ -49,11 +49,12 @@ from ..rules.weights import invalid_weights, is_kept
 from . import canary
 from .call import failure, send
 from .collective import Collective, CollectiveFailed
+from .edge import Edge
 from .gather import gather, residual, residual_again
 from .preempt import preemptible
 from .push import Pushes, close_cancelled, closing_call
 from .reconcile import reconcile_failed
-from .session import Edge, NotSaved, Session
+from .session import NotSaved, Session
 
 #: The guard of a release with others: all of them are ready.
 ALL_READY = "all_ready"

@@ -6,7 +6,8 @@ from ..core.errors import EngineBusy
 from ..core.states import RING, State
 from ..core.transition import Transition
 from ..rules.knowledge import asserted
-from .session import Edge, Session
+from .edge import Edge
+from .session import Session
 
 COMMAND = "override_state"
 

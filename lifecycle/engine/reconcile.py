@@ -40,10 +40,11 @@ from ..rules.decision import AskIdle, Close, Enter, ReadBytes, Stay, decide
 from ..rules.evidence import taken_as_launched
 from ..rules.identity import IDENTITY, compare, is_contested, needs_confirming, same_process, two_answer
 from .call import send
+from .edge import Edge
 from .gather import EVERYTHING, boot_anew, observe, residual, residual_again
 from .processes import ENDING_S, with_processes
 from .push import closing_call
-from .session import Edge, Session
+from .session import Session
 
 #: Why an engine that was gone is so no more: it was not seen to be gone.
 NOT_GONE = "a process may be there in its place"
@@ -354,9 +355,7 @@ async def _close(session: Session, deadline: Deadline) -> None:
     """Admission is closed where the calls that close it may be repeated; the facts say so."""
     mode = _closing_mode(session)
     session.requests.forget()  # others may have let requests in
-    if mode is None:
-        return
-    for call in session.adapter.plan(Pause(mode), session.facts):
+    for call in () if mode is None else session.adapter.plan(Pause(mode), session.facts):
         if not call.repeatable:
             return
         reply = await send(session, call, deadline_s=deadline.look_s())

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..core.capabilities import NOTHING_KNOWN, Capabilities
@@ -19,16 +18,14 @@ from ..core.commands import Command
 from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError, EngineBusy, EngineHeld, GuardRefused, InvalidTransition
 from ..core.facts import Facts, Tag
-from ..core.frozen import EMPTY, replace
+from ..core.frozen import replace
 from ..core.lease import Lease, LeaseHeld, clock
 from ..core.observer import Observers
 from ..core.policy import Policy
 from ..core.ports import EngineAdapter, LeaseHolder, ResidualProbe, StateStore, TenantLedger
 from ..core.record import NOTHING_YET, Record
-from ..core.requests import RequestFates
 from ..core.states import State
 from ..core.transition import Transition
-from ..core.verdicts import Verdict
 from ..nodes.probes import probe_for
 from ..nodes.same_address import address_of
 from ..rules.evidence import Context, Evidence
@@ -37,6 +34,7 @@ from ..rules.machine import next_state
 from ..rules.table import not_allowed
 from ..store.journal import Journal
 from ..store.sqlite import Store
+from .edge import Edge
 from .fates import Requests
 from .journaling import EngineJournal
 from .owner import Owner
@@ -51,19 +49,6 @@ Save = Literal["begin", "must", "try", "no"]
 
 class NotSaved(Exception):
     """A record that must be saved could not be; `__cause__` is what the store raised."""
-
-
-@dataclass(slots=True)
-class Edge:
-    """One edge to go along: its trigger, and what observers are told of it. `context` is for the guards."""
-
-    trigger: str
-    command: str = ""
-    verdicts: Mapping[str, Verdict] = EMPTY
-    duration_s: float = 0.0
-    reason: str = ""
-    context: Context | None = None
-    requests: RequestFates | None = None
 
 
 class Session:
@@ -191,8 +176,7 @@ class Session:
     def _transition(self, edge: Edge) -> Transition:
         source, dest = self._record.state, next_state(self._record.state, edge.trigger, edge.context)
         requests = self.requests.entered(source, dest, edge.trigger, edge.requests)
-        about, what = (self.name, self.group, edge.trigger, source, dest), (edge.command, edge.verdicts)
-        return Transition(*about, *what, edge.duration_s, edge.reason, requests)
+        return edge.transition(self.name, self.group, source, dest, requests)
 
     def go(self, trigger: str, *, reason: str, command: str = "") -> None:
         """The engine went along one edge, knowing what it knew."""

@@ -37,8 +37,9 @@ from lifecycle.core.record import Desired, Record, UncertainCall
 from lifecycle.core.sources import Source
 from lifecycle.core.units import GIB
 from lifecycle.core.verdicts import Verdict
+from lifecycle.engine.edge import Edge
 from lifecycle.engine.reconcile import _note
-from lifecycle.engine.session import Edge, NotSaved
+from lifecycle.engine.session import NotSaved
 from lifecycle.rules import guards, knowledge
 from lifecycle.rules.desired import desired_unless_touched, needs_trainer, set_desired, source_after_release, was_loaded
 from lifecycle.rules.evidence import Context

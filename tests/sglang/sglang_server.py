@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from answering_server import AnsweringServer, Request, Shape
@@ -47,6 +48,8 @@ class RecordedServer(AnsweringServer):
     label: str = "default"
     session: bool = False
     died: str = ""
+    #: When the loop counted last before it was paused.
+    counted_at: float = 0.0
 
     @property
     def url(self) -> str:
@@ -64,7 +67,7 @@ class RecordedServer(AnsweringServer):
         known: dict[str, Callable[[Request], Shape]] = {
             "GET /server_info": lambda _: (200, self._info()),
             "GET /model_info": lambda _: (200, {"model_path": self.path, "weight_version": self.label}),
-            "GET /v1/loads": lambda _: (200, {"loads": [self._load()]}),
+            "GET /v1/loads": lambda _: (200, {"timestamp": datetime.now(UTC).isoformat(), "loads": [self._load()]}),
             "GET /ping": lambda _: (200 if self.healthy or not effects.ping_is_health else 503, EMPTY),
             "GET /health": self._health,
             "POST /generate": self._generate,
@@ -110,7 +113,7 @@ class RecordedServer(AnsweringServer):
         counts = {"dp_rank": 0, "num_running_reqs": self.running, "num_waiting_reqs": self.waiting}
         if not self.effects.stamps_loads:
             return counts
-        return {**counts, "timestamp": 1796032187.46 if self.paused else time.time()}
+        return {**counts, "timestamp": self.counted_at if self.paused else time.time()}
 
     def _health(self, _: Request) -> Shape:
         self.healthy = not self.gate_closed
@@ -128,6 +131,7 @@ class RecordedServer(AnsweringServer):
     def _pause(self, request: Request) -> Shape:
         mode = (request.body or {}).get("mode", "abort")
         self.gate_closed = True
+        self.counted_at = self.counted_at if self.paused else time.time()
         if mode == "abort":
             self._end(everything=True)
         else:

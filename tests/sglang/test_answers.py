@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -103,6 +104,15 @@ def test_counts_of_requests() -> None:
         assert answers.loads(ok({"loads": [LOAD, {**LOAD, **odd}]})) is None
     for rows in ([], {}, [1], None, "x"):
         assert answers.loads(ok({"loads": rows})) is None
+
+
+def test_how_old_the_oldest_count_is_by_the_servers_own_clock() -> None:
+    rows = [{**LOAD, "timestamp": 1796032187.5}, {**LOAD, "timestamp": 1796032180.0}]
+    answered = datetime.fromtimestamp(1796032188.0, UTC).isoformat()
+    assert answers.counted_s_ago(ok({"timestamp": answered, "loads": rows})) == 8.0
+    for odd in ({"loads": rows}, {"timestamp": "today", "loads": rows}, {"timestamp": 7, "loads": rows}, []):
+        assert answers.counted_s_ago(ok(odd)) is None
+    assert answers.counted_s_ago(ok({"timestamp": answered, "loads": [{}]})) is None
 
 
 def test_tokens() -> None:

@@ -77,6 +77,16 @@ async def test_an_abort_ends_every_request_and_leaves_it_idle(version: str) -> N
         assert adapter._known().pause["abort"].drains
 
 
+async def test_counts_that_stand_still_are_waited_for_by_nobody() -> None:
+    """Those of a scheduler that was paused a while ago say how old they are."""
+    async with driven("0.5.23", running=2) as (server, adapter):
+        assert (await adapter.observe(frozenset({Fact.RUNNING}), deadline_s=5)).running == 2
+        await carried_out(adapter, Pause("keep"))
+        asked, server.counted_at = len(server.sent("/v1/loads")), server.counted_at - 5
+        assert (await adapter.observe(frozenset({Fact.RUNNING}), deadline_s=5)).running is None
+        assert len(server.sent("/v1/loads")) == asked + 1
+
+
 @pytest.mark.parametrize("version", RELEASES)
 async def test_kept_requests_drain_only_where_a_queue_counts_as_idle(version: str) -> None:
     """Where they do not, keep is no mode of it: the release that would follow ends the server."""
