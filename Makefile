@@ -72,6 +72,7 @@ long: $(BENCH)
 
 real: $(READY)
 	$(BIN)/python tests/real/run_routers.py
+	$(BIN)/python tests/real/run_tokenspeed.py
 	$(BIN)/python tests/real/run_vllm.py
 	$(BIN)/python tests/real/run.py
 	$(BIN)/python tests/real/run_in_process.py

@@ -13,7 +13,6 @@ from vllm_lane import POLICY, VLLMLane, address, ask, fleet, outputs, source, un
 from vllm_real import RealVLLM
 
 from lifecycle import FleetError, Grade, Kept, State
-from lifecycle.core import policy
 from lifecycle.core.facts import Contents
 from lifecycle.core.sources import Source
 from lifecycle.core.verdicts import Refuted
@@ -96,7 +95,6 @@ async def test_other_weights_and_back_by_the_whole_ring_where_its_memory_is_take
     assert vllm_lane.expected(0) != vllm_lane.expected(1)
 
 
-@pytest.mark.skipif(not hasattr(policy, "WAIVABLE"), reason="needs a claim that can be waived (ADR 32)")
 async def test_other_weights_and_back_by_the_whole_ring_where_that_it_frees_nothing_is_accepted(
     vllm: RealVLLM, vllm_lane: VLLMLane
 ) -> None:
