@@ -26,8 +26,7 @@ RUN_S, REFUSED_S = 0.35, 0.8
 #: Seconds of the 90th percentile that is aimed for.
 TARGET_S = 0.1
 FLUSH, WAIT = clients.post("/flush_cache"), clients.post("/flush_cache?timeout=60")
-SENT = {"wait": "abort", "abort": "retract", "keep": "retract"}
-ABORT_ALL = clients.post("/abort_request", abort_all=True)
+SENT = {"wait": "abort", "abort": "abort", "keep": "retract"}
 
 
 async def polled(session: aiohttp.ClientSession, base: str, every_s: float) -> None:
@@ -42,8 +41,6 @@ async def bare(session: aiohttp.ClientSession, base: str, mode: str, every_s: fl
     if mode == "wait":
         await (clients.ask(session, base, WAIT) if every_s is None else polled(session, base, every_s))
     await clients.ask(session, base, pause)
-    if mode == "abort":
-        await clients.ask(session, base, ABORT_ALL)
     await polled(session, base, 0.005 if every_s is None else every_s)
 
 

@@ -137,8 +137,6 @@ class FalseReply:
 
 
 BACKUP = {"weights_backup": True}
-#: A pause of one call, which alone can be ignored: an abort of all requests after a retract leaves none that runs.
-OWN_ABORT = "abort=own"
 CANARY = replace(POLICY, canary_tokens=8)
 FALSE_REPLIES = (
     FalseReply("answers 200, then dies", ("pause=die_after",), "Unreachable", "gone", dead),
@@ -152,17 +150,8 @@ FALSE_REPLIES = (
         "proof memory_returned",
         options={"memory_saver": False},
     ),
-    FalseReply(
-        "counts frozen at 0, pause ignored",
-        ("loads=frozen", "pause=mode"),
-        "proof idle",
-        "paused",
-        busy,
-        query=OWN_ABORT,
-    ),
-    FalseReply(
-        "ignores the pause's mode", ("pause=mode",), "proof idle", "paused", busy, query=OWN_ABORT, like_another=True
-    ),
+    FalseReply("counts frozen at 0, pause ignored", ("loads=frozen", "pause=mode"), "proof idle", "paused", busy),
+    FalseReply("ignores the pause's mode", ("pause=mode",), "proof idle", "paused", busy, like_another=True),
     FalseReply("ignores the tags", ("release=all",), "proof tags_unmapped", "released", only_kv),
     FalseReply("ignores the version", ("update=unnamed",), "proof weights_match", "weights_restored"),
     FalseReply("keeps more each cycle", ("resume=grow:40",), "condition residual_slope", "serving", many_times),

@@ -29,7 +29,7 @@ from lifecycle.rules.identity import boot_identity
 
 from ..home import HomeClosed, LentLoop, Outcome
 from ..sglang.answers import token_in, version_of, whole
-from ..sglang.capabilities import aborts_by_retract, boot_of, capabilities_of, counts_requests_alone, disaggregated
+from ..sglang.capabilities import boot_of, capabilities_of, counts_requests_alone, disaggregated
 from ..sglang.plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
 from ..sglang.versions import VERSIONS, Effects
 from .calls import SGLangCalls
@@ -107,7 +107,8 @@ class InProcessSGLang:
         known = VERSIONS.nearest(own)
         self._effects = known.effects
         notes = () if unknown is None else (f"{unknown}: driven as {known}",)
-        found = capabilities_of(self._info, self._tags, self._sizes, model=self._calls.model_info(), notes=notes)
+        model = self._calls.model_info()
+        found = capabilities_of(self._info, self._tags, self._sizes, model=model, notes=notes, own_abort=True)
         self._capabilities = replace(
             found,
             pause={mode: traits for mode, traits in found.pause.items() if mode != "wait"},
@@ -122,8 +123,7 @@ class InProcessSGLang:
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
         """The calls of a command, in order; `send` makes each of them one coroutine."""
-        retracts = aborts_by_retract(self._info, self._effects)
-        return plan(command, facts, self._known(), retracts=retracts, sessions=self._effects.sessions)
+        return plan(command, facts, self._known(), sessions=self._effects.sessions)
 
     def push_call(self, how: str, args: Mapping[str, Any], version: str) -> Call:
         """One call of a push: `how` is `tensor` or `distributed`."""
@@ -182,7 +182,7 @@ class InProcessSGLang:
 
     async def idle_within(self, facts: Facts, *, wait_s: float, deadline_s: float) -> Verdict:
         """As `prove_idle`. The scheduler holds a flush back until it is idle: not after a retract, which never is."""
-        retracted = facts.paused_by != "abort" or aborts_by_retract(self._info, self._effects)
+        retracted = facts.paused_by != "abort"
         waits = not retracted and self._ranks() == 1 and deadline_s > 2 * wait_s
         return await self._flushed(wait_s if waits else None, deadline_s)
 

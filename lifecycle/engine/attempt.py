@@ -159,13 +159,13 @@ class Attempt:
         kinds = self._kinds(acted_on)
         evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
         await self._deny(evidence)
-        if acted_on and session.record.calibration.reading_all_mapped is not None:
-            again, reads = Deadline(self.deadline.work_s / 2), True
-            while _unread(evidence, kinds) and reads and again.left_s > 0:
-                reads = isinstance(await residual_again(session, deadline_s=again.left_s), Reading)
-                # The rest is asked anew after that wait, and not in it.
-                evidence = await gather(session, kinds, self.command, deadline_s=self.deadline.work_s)
-                await self._deny(evidence)
+        was_read = acted_on and session.record.calibration.reading_all_mapped is not None
+        if was_read and _unread(evidence, kinds):  # the rest is asked anew after that wait, and not in it
+            reading = await residual_again(session, deadline_s=self.deadline.work_s / 2)
+            rest = kinds - {EvidenceKind.RESIDUAL}
+            evidence = await gather(session, rest, self.command, deadline_s=self.deadline.work_s)
+            evidence = replace(evidence, residual=reading)
+            await self._deny(evidence)
         self._requests = await session.requests.before(self.command, session.state, self.deadline)
         return session.context(self.command, targets=acted_on, evidence=evidence, baseline=evidence)
 

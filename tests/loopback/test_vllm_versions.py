@@ -66,7 +66,7 @@ def test_a_dialect_and_its_version(text: str, dialect: Dialect) -> None:
         ("vllm:0.31", "0.24, 0.25, 0.30, 0.32, 0.33"),
         ("vllm:", "0.24, 0.25, 0.30, 0.32, 0.33"),
         ("tgi", "sglang, vllm"),
-        ("sglang:0.5.12", "0.5.23"),
+        ("sglang:0.5.10", "0.5.11, 0.5.12, 0.5.15"),
     ],
 )
 def test_what_is_not_spoken_is_refused_with_what_is(text: str, names: str) -> None:

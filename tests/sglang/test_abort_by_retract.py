@@ -32,7 +32,7 @@ async def flight(process: LoopbackProcess, engine: Any, tokens: int = 300) -> as
 
 async def test_it_does_not_wait_for_the_poll_of_the_engine(start: Any, policy: Policy) -> None:
     process = start(arguments=(*SLOW, *NEVER))
-    async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:
+    async with Fleet.connect([url(process, name="e", abort="retract")], policy=policy) as fleet:
         engine = fleet["e"]
         request = await flight(process, engine)
         await engine.pause("abort")
@@ -44,7 +44,7 @@ async def test_it_does_not_wait_for_the_poll_of_the_engine(start: Any, policy: P
 
 async def test_an_abort_that_is_refused_leaves_its_requests_kept(start: Any, policy: Policy) -> None:
     process = start(arguments=SLOW, faults=["abort=error:503"])
-    async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:
+    async with Fleet.connect([url(process, name="e", abort="retract")], policy=policy) as fleet:
         engine = fleet["e"]
         request = await flight(process, engine, 60)
         with pytest.raises(Rejected, match="abort_request"):
@@ -57,7 +57,7 @@ async def test_an_abort_that_is_refused_leaves_its_requests_kept(start: Any, pol
 
 async def test_a_lost_answer_to_the_abort_leaves_open_what_it_was_paused_by(start: Any, policy: Policy) -> None:
     process = start(arguments=SLOW, faults=["abort=lost"])
-    async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:
+    async with Fleet.connect([url(process, name="e", abort="retract")], policy=policy) as fleet:
         engine = fleet["e"]
         request = await flight(process, engine)
         with pytest.raises(Unreachable, match="abort_request"):
@@ -73,7 +73,7 @@ async def test_a_lost_answer_to_the_abort_leaves_open_what_it_was_paused_by(star
 
 async def test_a_request_that_comes_between_the_two_is_held_and_runs_whole(start: Any, policy: Policy) -> None:
     process = start(arguments=SLOW)
-    async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:
+    async with Fleet.connect([url(process, name="e", abort="retract")], policy=policy) as fleet:
         engine = fleet["e"]
         request, came, send = await flight(process, engine), list[asyncio.Task[list[int]]](), engine.adapter.send
 
@@ -94,7 +94,7 @@ async def test_a_request_that_comes_between_the_two_is_held_and_runs_whole(start
 
 async def test_what_a_keep_has_put_back_is_ended_by_an_abort(start: Any, policy: Policy) -> None:
     process = start(arguments=SLOW)
-    async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:
+    async with Fleet.connect([url(process, name="e", abort="retract")], policy=policy) as fleet:
         engine = fleet["e"]
         request = await flight(process, engine)
         await engine.pause("keep")
@@ -108,7 +108,7 @@ async def test_what_a_keep_has_put_back_is_ended_by_an_abort(start: Any, policy:
 async def test_what_is_frozen_is_ended_by_an_abort(start: Any, policy: Policy) -> None:
     """Its own abort would hang then, and every later call with it."""
     process = start(arguments=SLOW)
-    async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:
+    async with Fleet.connect([url(process, name="e", abort="retract")], policy=policy) as fleet:
         engine = fleet["e"]
         request = await flight(process, engine)
         await engine.pause("freeze")
@@ -151,7 +151,7 @@ async def test_a_driver_killed_between_the_two_leaves_an_engine_that_is_paused_a
     process = start(arguments=SLOW)
     async with Fleet.connect([url(process, name="other")], policy=policy) as fleet:
         request = await flight(process, fleet["other"])
-    address, path = url(process, name="e"), str(tmp_path / "store.sqlite3")
+    address, path = url(process, name="e", abort="retract"), str(tmp_path / "store.sqlite3")
     driver = await asyncio.to_thread(
         subprocess.run, [sys.executable, "-c", DRIVER, address, path], env=os.environ, timeout=60, check=False
     )

@@ -113,7 +113,7 @@ async def test_the_first_look_is_the_answer_that_connect_was_given_and_the_next_
 
 
 OFFLOAD = [
-    *("ready", "server_info", "pause_generation", "abort_request", "ready"),
+    *("ready", "server_info", "pause_generation", "ready"),
     *("flush_cache",),
     *("flush_cache", "release_memory_occupation", "release_memory_occupation", "server_info"),
 ]
@@ -125,7 +125,7 @@ ONLOAD = [
 ]
 
 
-async def test_a_whole_cycle_is_twenty_one_requests(start: Start, sent: list[str], policy: Policy) -> None:
+async def test_a_whole_cycle_is_twenty_requests(start: Start, sent: list[str], policy: Policy) -> None:
     engine = start()
     async with Fleet.connect([engine.url.replace("http://", "loopback://")], policy=policy) as fleet:
         assert sorted(sent) == ["abort_request", "model_info", "ready", "server_info", "server_info", "server_info"]
@@ -135,7 +135,7 @@ async def test_a_whole_cycle_is_twenty_one_requests(start: Start, sent: list[str
         sent.clear()
         await fleet.onload()
         assert sorted(sent) == sorted(ONLOAD)
-    assert len(OFFLOAD) + len(ONLOAD) == 21
+    assert len(OFFLOAD) + len(ONLOAD) == 20
 
 
 async def test_where_it_must_say_itself_that_it_is_closed_it_is_asked(start: Start, sent: list[str]) -> None:
@@ -159,7 +159,7 @@ async def test_what_was_to_be_asked_after_a_read_that_was_given_up_is_not() -> N
 
 # waiting until it is idle
 
-HELD = Facts(paused_by="wait")
+HELD = Facts(paused_by="abort")
 
 
 async def busy(adapter: SGLangAdapter, tokens: int) -> asyncio.Task[Answer]:
@@ -192,7 +192,7 @@ async def test_it_waits_no_longer_than_it_was_given(slow_engine: LoopbackProcess
     await adapter.aclose()
 
 
-@pytest.mark.parametrize("paused_by", ["abort", "keep", "freeze", None])
+@pytest.mark.parametrize("paused_by", ["keep", "freeze", None])
 async def test_it_does_not_wait_where_it_would_wait_for_ever(slow_engine: LoopbackProcess, paused_by: Any) -> None:
     adapter = await adapter_of(slow_engine)
     asking = await busy(adapter, 200)

@@ -67,7 +67,7 @@ def test_there_is_a_release_here_for_each_range() -> None:
 
 @pytest.mark.parametrize("version", RELEASES)
 async def test_an_abort_ends_every_request_and_leaves_it_idle(version: str) -> None:
-    async with driven(version, running=4, waiting=1) as (server, adapter):
+    async with driven(version, "?abort=retract", running=4, waiting=1) as (server, adapter):
         assert set(await carried_out(adapter, Pause("abort"))) == {"done"}
         assert (server.aborted, server.running, server.waiting) == (5, 0, 0)
         idle = await adapter.idle_within(Facts(paused_by="abort"), wait_s=1.0, deadline_s=5)
@@ -252,12 +252,13 @@ async def test_the_doctor_says_which_ranges_there_are_and_which_it_is_in(version
     ids=["alone", "ranks", "decode", "tokenizers"],
 )
 async def test_where_it_was_not_seen_to_be_the_same_an_abort_is_its_own(settings: dict[str, Any], own: bool) -> None:
-    async with driven("0.5.23", settings=settings) as (_, adapter):
+    async with driven("0.5.23", "?abort=retract", settings=settings) as (_, adapter):
         (first, *more) = adapter.plan(Pause("abort"), SERVING)
         assert (first.args["mode"], len(more)) == (("abort", 0) if own else ("retract", 1))
         assert any("is its own: it takes a second" in note for note in adapter._known().notes) is own
 
 
-async def test_its_own_abort_can_be_asked_for() -> None:
-    async with driven("0.5.23", "?abort=own") as (_, adapter):
+@pytest.mark.parametrize("options", ["", "?abort=own"])
+async def test_its_own_abort_is_asked_for_unless_another_is(options: str) -> None:
+    async with driven("0.5.23", options) as (_, adapter):
         assert [call.args for call in adapter.plan(Pause("abort"), SERVING)] == [{"mode": "abort"}]
