@@ -13,7 +13,7 @@ from lifecycle.core.facts import PauseMode
 from lifecycle.core.requests import RequestFates
 
 FOUR = len(PROMPTS)
-TOKENS = 500
+TOKENS = 1500
 
 
 @pytest.fixture

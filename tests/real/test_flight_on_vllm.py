@@ -12,7 +12,7 @@ from lifecycle import FleetError, Kept, State
 from lifecycle.core.facts import PauseMode
 from lifecycle.core.verdicts import Refuted
 
-TOKENS = 500
+TOKENS = 1500
 
 
 @pytest.fixture
