@@ -28,8 +28,8 @@ def sglang(lane: Lane) -> RealSGLang:
 
 
 @asynccontextmanager
-async def driven(server: RealSGLang, **options: str) -> AsyncIterator[Engine]:
-    async with Fleet.connect([address(server, **options)], policy=POLICY) as fleet:
+async def driven(server: RealSGLang, abort: str = "retract") -> AsyncIterator[Engine]:
+    async with Fleet.connect([address(server, abort=abort)], policy=POLICY) as fleet:
         yield fleet["e"]
 
 

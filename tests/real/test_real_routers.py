@@ -120,8 +120,8 @@ async def test_sixteen_clients_over_five_cycles_get_all_their_tokens(kind: str, 
             running = [asyncio.create_task(client.run(session, stop)) for client in clients]
             for _ in range(CYCLES):
                 before = [len(client.ended) for client in clients]
-                async with asyncio.timeout(30):
-                    while [len(client.ended) for client in clients] == before:  # noqa: ASYNC110
+                async with asyncio.timeout(60):  # each client has ended one more
+                    while any(len(each.ended) == count for each, count in zip(clients, before, strict=True)):
                         await asyncio.sleep(0.02)
                 async with fleet.offloaded(weights=Kept(), mode="wait"):
                     assert [await fleet.router.is_open(each.name) for each in fleet] == [False, False]
@@ -137,7 +137,7 @@ async def test_sixteen_clients_over_five_cycles_get_all_their_tokens(kind: str, 
     for number in range(4):
         outputs = {tuple(each) for client in clients[number::4] for each in client.ended}
         assert [len(each) for each in outputs] == [TOKENS]
-    assert all(len(client.ended) > CYCLES for client in clients)
+    assert all(len(client.ended) >= CYCLES for client in clients)
 
 
 @pytest.mark.parametrize("kind", KINDS)

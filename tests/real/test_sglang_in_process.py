@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from sglang_object import PROMPTS, TOKENS, EngineThread, Request, StopsBeforeACall, engine_of, greedy, source
+from engine_thread import PROMPTS, Alone, StopsBeforeACall, fates
+from sglang_object import TOKENS, SGLangThread, engine_of, greedy, source
 
 from lifecycle import DeadlineExceeded, Fleet, State
 from lifecycle.core.facts import PauseMode
@@ -14,33 +15,22 @@ from lifecycle.core.verdicts import Proved
 from lifecycle.sync import Fleet as BlockingFleet
 from lifecycle.sync import Loop
 
-Alone = dict[str, tuple[int, ...]]
-
 
 @pytest.fixture(scope="module")
-def sglang() -> Iterator[EngineThread]:
+def sglang() -> Iterator[SGLangThread]:
     """An engine that every test leaves serving the first checkpoint. Its shutdown ends every child of this process."""
-    running = EngineThread()
+    running = SGLangThread()
     yield running
     running.engine.shutdown()
 
 
 @pytest.fixture(scope="module")
-def alone(sglang: EngineThread) -> Alone:
+def alone(sglang: SGLangThread) -> Alone:
     """What each prompt is answered with while nothing disturbs it."""
     return sglang.alone(TOKENS)
 
 
-def fates(ended: list[Request], alone: Alone) -> set[tuple[str | None, bool]]:
-    """Why each ended, and whether it got all its tokens. Those that it got must be those that it gets when alone."""
-    for each in ended:
-        each.join()
-        print(f"{each.prompt}: {len(each.ids)} of {TOKENS} tokens, {each.reason}")
-        assert each.ids == alone[each.prompt][: len(each.ids)], f"{each.prompt}: not what it gets when alone"
-    return {(each.reason, len(each.ids) == TOKENS) for each in ended}
-
-
-async def test_what_it_can_do(sglang: EngineThread) -> None:
+async def test_what_it_can_do(sglang: SGLangThread) -> None:
     async with Fleet([engine_of(sglang.engine)]) as fleet:
         engine = fleet["e"]
         told = engine.capabilities
@@ -57,7 +47,7 @@ async def test_what_it_can_do(sglang: EngineThread) -> None:
 
 @pytest.mark.parametrize(("mode", "fate"), [("keep", ("length", True)), ("abort", ("abort", False))])
 async def test_the_whole_ring_with_requests_in_flight(
-    sglang: EngineThread, alone: Alone, mode: PauseMode, fate: tuple[str, bool]
+    sglang: SGLangThread, alone: Alone, mode: PauseMode, fate: tuple[str, bool]
 ) -> None:
     """The stand-in really gives memory back, and destroys what was in it: the weights come from disk again."""
     running = await asyncio.to_thread(sglang.in_flight)
@@ -72,7 +62,7 @@ async def test_the_whole_ring_with_requests_in_flight(
     assert await asyncio.to_thread(fates, running, alone) == {fate}
 
 
-async def test_the_ring_on_the_loop_of_the_engine(sglang: EngineThread, alone: Alone) -> None:
+async def test_the_ring_on_the_loop_of_the_engine(sglang: SGLangThread, alone: Alone) -> None:
     """The commands come from the loop on which requests run; their clients read on meanwhile."""
 
     async def moved() -> State:
@@ -86,7 +76,7 @@ async def test_the_ring_on_the_loop_of_the_engine(sglang: EngineThread, alone: A
     assert await asyncio.to_thread(fates, running, alone) == {("length", True)}
 
 
-async def test_a_cancelled_command_returns_after_its_call_has_ended(sglang: EngineThread) -> None:
+async def test_a_cancelled_command_returns_after_its_call_has_ended(sglang: SGLangThread) -> None:
     """A release that was given up half-way would have the next call take its answer."""
     stops = StopsBeforeACall(sglang.scheduler, State.RELEASING)
     async with Fleet([engine_of(sglang.engine, stops)]) as fleet:
@@ -109,7 +99,7 @@ async def test_a_cancelled_command_returns_after_its_call_has_ended(sglang: Engi
         assert engine.state is State.SERVING
 
 
-async def test_a_deadline_shorter_than_a_call(sglang: EngineThread, alone: Alone) -> None:
+async def test_a_deadline_shorter_than_a_call(sglang: SGLangThread, alone: Alone) -> None:
     """What it did is unknown until it has ended; then it is found out, and nothing was asked before."""
     stops = StopsBeforeACall(sglang.scheduler, State.RELEASING)
     async with Fleet([engine_of(sglang.engine, stops)]) as fleet:
@@ -131,7 +121,7 @@ async def test_a_deadline_shorter_than_a_call(sglang: EngineThread, alone: Alone
     assert await asyncio.to_thread(sglang.alone, TOKENS) == alone
 
 
-def test_the_blocking_fleet_where_nobody_runs_the_loop(sglang: EngineThread, alone: Alone) -> None:
+def test_the_blocking_fleet_where_nobody_runs_the_loop(sglang: SGLangThread, alone: Alone) -> None:
     """As in a program of blocking calls alone: the engine's loop rests between them, and this library runs it."""
     sglang.loop.call_soon_threadsafe(sglang.loop.stop)
     with BlockingFleet(Fleet([engine_of(sglang.engine)]), Loop()) as fleet:

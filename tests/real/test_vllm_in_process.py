@@ -8,16 +8,8 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from vllm_object import (
-    PROMPTS,
-    TOKENS,
-    AsyncLLMThread,
-    Request,
-    StopsBeforeACall,
-    engine_of,
-    source,
-    until,
-)
+from engine_thread import PROMPTS, Alone, StopsBeforeACall, fates, until
+from vllm_object import TOKENS, AsyncLLMThread, engine_of, source
 
 from lifecycle import DeadlineExceeded, Fleet, FleetError, Kept, NotProved, State
 from lifecycle.core.facts import PauseMode
@@ -29,7 +21,6 @@ from lifecycle.sync import Loop
 LONG = 1500
 
 BOTH = frozenset({"weights", "kv_cache"})
-Alone = dict[str, tuple[int, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +37,8 @@ def alone(vllm: AsyncLLMThread) -> Alone:
     return vllm.alone(TOKENS)
 
 
-def fates(ended: list[Request], alone: Alone) -> set[tuple[str | None, bool]]:
-    """Why each ended, and whether it got all its tokens. Those that it got must be those that it gets when alone."""
-    for each in ended:
-        each.join()
-        print(f"{each.prompt}: {len(each.ids)} of {TOKENS} tokens, {each.reason}")
-        assert each.ids == alone[each.prompt][: len(each.ids)], f"{each.prompt}: not what it gets when alone"
-    return {(each.reason, len(each.ids) == TOKENS) for each in ended}
-
-
 async def test_what_it_can_do(vllm: AsyncLLMThread) -> None:
-    async with Fleet([engine_of(vllm.llm)]) as fleet:
+    async with Fleet([engine_of(vllm.engine)]) as fleet:
         engine = fleet["e"]
         told = engine.capabilities
         assert (told.engine, told.version, told.device, told.ranks) == ("vLLM", "0.32.0", "cpu", 1)
@@ -79,11 +61,11 @@ async def test_the_whole_ring_with_requests_in_flight(
     vllm: AsyncLLMThread, alone: Alone, mode: PauseMode, fate: tuple[str, bool]
 ) -> None:
     running = await asyncio.to_thread(vllm.in_flight)
-    async with Fleet([engine_of(vllm.llm)]) as fleet:
+    async with Fleet([engine_of(vllm.engine)]) as fleet:
         async with fleet.offloaded(weights=Kept(), mode=mode):
             assert fleet["e"].state is State.RELEASED
             assert fleet["e"].facts.unmapped() == BOTH
-            assert vllm.llm.get_num_unfinished_requests() == (len(PROMPTS) if mode == "keep" else 0)
+            assert vllm.engine.get_num_unfinished_requests() == (len(PROMPTS) if mode == "keep" else 0)
         assert fleet["e"].state is State.SERVING
     assert await asyncio.to_thread(fates, running, alone) == {fate}
 
@@ -92,7 +74,7 @@ async def test_the_whole_ring_on_the_loop_of_the_engine(vllm: AsyncLLMThread, al
     """The commands come from the loop on which requests run; their clients read on meanwhile."""
 
     async def moved() -> State:
-        async with Fleet([engine_of(vllm.llm)]) as fleet:
+        async with Fleet([engine_of(vllm.engine)]) as fleet:
             async with fleet.offloaded(weights=Kept(), mode="keep"):
                 assert fleet["e"].state is State.RELEASED
             return fleet["e"].state
@@ -104,7 +86,7 @@ async def test_the_whole_ring_on_the_loop_of_the_engine(vllm: AsyncLLMThread, al
 
 def test_the_blocking_fleet(vllm: AsyncLLMThread, alone: Alone) -> None:
     running = vllm.in_flight()
-    with BlockingFleet(Fleet([engine_of(vllm.llm)]), Loop()) as fleet:
+    with BlockingFleet(Fleet([engine_of(vllm.engine)]), Loop()) as fleet:
         with fleet.offloaded(weights=Kept(), mode="keep"):
             assert fleet["e"].state is State.RELEASED
         assert fleet["e"].state is State.SERVING
@@ -113,7 +95,7 @@ def test_the_blocking_fleet(vllm: AsyncLLMThread, alone: Alone) -> None:
 
 async def test_a_sleep_that_frees_nothing_is_no_release(vllm: AsyncLLMThread, alone: Alone) -> None:
     running = await asyncio.to_thread(vllm.in_flight)
-    async with Fleet([engine_of(vllm.llm, seen=True)]) as fleet:
+    async with Fleet([engine_of(vllm.engine, seen=True)]) as fleet:
         engine = fleet["e"]
         with pytest.raises(FleetError, match="memory_returned"):
             await fleet.offload(weights=Kept(), mode="keep")
@@ -126,7 +108,7 @@ async def test_a_sleep_that_frees_nothing_is_no_release(vllm: AsyncLLMThread, al
 
 
 async def test_other_weights_and_back(vllm: AsyncLLMThread, alone: Alone) -> None:
-    async with Fleet([engine_of(vllm.llm)]) as fleet:
+    async with Fleet([engine_of(vllm.engine)]) as fleet:
         for seed in (1, 0):
             async with fleet.offloaded(weights=source(seed)):
                 assert str(fleet["e"].facts.contents["weights"]) == "garbage"
@@ -137,14 +119,14 @@ async def test_other_weights_and_back(vllm: AsyncLLMThread, alone: Alone) -> Non
 
 async def vllm_label(vllm: AsyncLLMThread) -> str:
     """The label of its weights, asked on its own loop."""
-    label: str = await asyncio.to_thread(vllm.on_loop, vllm.llm.get_weight_version())
+    label: str = await asyncio.to_thread(vllm.on_loop, vllm.engine.get_weight_version())
     return label
 
 
 async def test_a_drain_whose_deadline_passes_settles_to_paused(vllm: AsyncLLMThread, alone: Alone) -> None:
     """A pause that waits stays when its caller has left, and its call is not cancelled."""
     running = await asyncio.to_thread(vllm.in_flight, LONG)
-    async with Fleet([engine_of(vllm.llm)]) as fleet:
+    async with Fleet([engine_of(vllm.engine)]) as fleet:
         engine = fleet["e"]
         await engine.pause("wait")
         with pytest.raises(NotProved, match="requests still run"):
@@ -162,7 +144,7 @@ async def test_a_drain_whose_deadline_passes_settles_to_paused(vllm: AsyncLLMThr
 @pytest.fixture
 def stops(vllm: AsyncLLMThread) -> Iterator[StopsBeforeACall]:
     """Stops the engine core before the first call of a pause."""
-    core = StopsBeforeACall(vllm.core)
+    core = StopsBeforeACall(vllm.core, State.PAUSING)
     yield core
     core.go_on()
 
@@ -170,7 +152,7 @@ def stops(vllm: AsyncLLMThread) -> Iterator[StopsBeforeACall]:
 async def test_a_cancelled_command_returns_after_its_call_has_ended(
     vllm: AsyncLLMThread, stops: StopsBeforeACall
 ) -> None:
-    async with Fleet([engine_of(vllm.llm, stops)]) as fleet:
+    async with Fleet([engine_of(vllm.engine, stops)]) as fleet:
         engine = fleet["e"]
         pausing = asyncio.create_task(engine.pause("keep"))
         assert await asyncio.to_thread(stops.stopped.wait, 30)
@@ -181,7 +163,7 @@ async def test_a_cancelled_command_returns_after_its_call_has_ended(
         with pytest.raises(asyncio.CancelledError):
             await pausing
         assert engine.facts.admission == "closed", "its answer counts"
-        assert await asyncio.to_thread(vllm.on_loop, vllm.llm.is_paused())
+        assert await asyncio.to_thread(vllm.on_loop, vllm.engine.is_paused())
         found = await engine.recover()
         assert found.state in (State.PAUSED, State.DRAINED)
         await engine.resume()
@@ -189,7 +171,7 @@ async def test_a_cancelled_command_returns_after_its_call_has_ended(
 
 async def test_a_deadline_shorter_than_a_call(vllm: AsyncLLMThread, stops: StopsBeforeACall) -> None:
     """What it did is unknown until it has ended; then it is found out, and nothing was asked before."""
-    async with Fleet([engine_of(vllm.llm, stops)]) as fleet:
+    async with Fleet([engine_of(vllm.engine, stops)]) as fleet:
         engine = fleet["e"]
         with pytest.raises(DeadlineExceeded):
             await engine.pause("keep", deadline_s=10.0)
@@ -204,10 +186,10 @@ async def test_a_deadline_shorter_than_a_call(vllm: AsyncLLMThread, stops: Stops
 
 
 async def test_an_engine_core_that_is_killed_is_gone(vllm: AsyncLLMThread) -> None:
-    async with Fleet([engine_of(vllm.llm)]) as fleet:
+    async with Fleet([engine_of(vllm.engine)]) as fleet:
         engine = fleet["e"]
         await engine.pause("keep")
         os.kill(vllm.core, signal.SIGKILL)
-        await asyncio.to_thread(until, lambda: vllm.llm.errored)
+        await asyncio.to_thread(until, lambda: vllm.engine.errored)
         assert await engine.verify() is State.GONE
         assert await engine.adapter.barrier(deadline_s=5)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from vllm_object import PROMPTS, TOKENS, StopsBeforeACall, arguments, engine_of, greedy, source, until
+from engine_thread import PROMPTS, Alone, StopsBeforeACall, until
+from vllm_object import TOKENS, arguments, engine_of, greedy, source
 
 from lifecycle import DeadlineExceeded, Fleet, FleetError, Kept, State
 from lifecycle.core.facts import PauseMode
@@ -17,7 +18,6 @@ from lifecycle.sync import Fleet as BlockingFleet
 from lifecycle.sync import Loop
 
 BOTH = frozenset({"weights", "kv_cache"})
-Alone = dict[str, tuple[int, ...]]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_other_weights_and_back(llm: Any, alone: Alone) -> None:
 
 def test_a_deadline_shorter_than_a_call(llm: Any, alone: Alone) -> None:
     """The call runs on in its thread, and nothing is asked of the engine before it has ended."""
-    stops = StopsBeforeACall(core_of(llm))
+    stops = StopsBeforeACall(core_of(llm), State.PAUSING)
     with blocking(llm, stops) as fleet:
         try:
             with pytest.raises(DeadlineExceeded):

@@ -223,10 +223,9 @@ BUSY: dict[str, Sequence[Row]] = {
     "abort_requests": [("abort_requests_busy", "POST", "/abort_requests", {})],
 }
 
-#: What ends the engine core, and what is asked while the server goes.
+#: What ends the engine core.
 KILL: Sequence[Row] = [
     ("reload_bad_path", "POST", RPC, reload("/no/such/checkpoint")),
     ("health_after_bad_reload", "GET", "/health"),
     ("completion_on_meta", "POST", COMPLETIONS, greedy("hello")),
-    ("health_dead", "GET", "/health"),
 ]

@@ -7,6 +7,7 @@ checkpoint that the server has, SECOND another one.
 from __future__ import annotations
 
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,15 @@ def unauthorized(recorder: Recorder) -> None:
 
 
 def kill(recorder: Recorder) -> None:
-    """The server was asked what ends it."""
+    """The server was asked what ends it, and for its health until nobody answers any more.
+
+    The last answer is kept: how often a front end says 503 before its end is a matter of milliseconds.
+    """
     play(recorder, KILL)
+    end = time.monotonic() + 60
+    while not (refused := recorder.ask("health_dead", "GET", "/health").error or "").startswith("ConnectionRefused"):
+        assert time.monotonic() < end, f"the front end has not ended: {refused}"
+        time.sleep(0.1)
 
 
 def _bodies(tokens: int) -> list[dict[str, Any]]:
