@@ -119,9 +119,9 @@ async def test_sixteen_clients_over_five_cycles_get_all_their_tokens(kind: str, 
         async with fleet, aiohttp.ClientSession() as session:
             running = [asyncio.create_task(client.run(session, stop)) for client in clients]
             for _ in range(CYCLES):
-                before = [len(client.ended) for client in clients]
-                async with asyncio.timeout(60):  # each client has ended one more
-                    while any(len(each.ended) == count for each, count in zip(clients, before, strict=True)):
+                before = [(client, len(client.ended)) for client in clients]
+                async with asyncio.timeout(60):
+                    while not all(len(client.ended) > count for client, count in before):  # noqa: ASYNC110
                         await asyncio.sleep(0.02)
                 async with fleet.offloaded(weights=Kept(), mode="wait"):
                     assert [await fleet.router.is_open(each.name) for each in fleet] == [False, False]
