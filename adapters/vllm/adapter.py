@@ -233,8 +233,8 @@ class VLLMAdapter:
             parts["boot"] = await self._processes.boot(boot_of(config), clock)
             self._config = config
         if "/load" in answers:
-            count = self._counts(answers["/load"])
-            parts["running"] = count if count == 0 or admission == "open" else None
+            # no count of a closed server is one of requests that run, and 0 is none where it has drifted
+            parts["running"] = (self._counts(answers["/load"]) or None) if admission == "open" else None
         if "/weight_info" in answers:
             parts["weights_label"] = weights_label(answers["/weight_info"])
         if Fact.CHECKSUM in want & self._observable():

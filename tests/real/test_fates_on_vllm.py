@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 
 import pytest
-from vllm_lane import PROMPTS, Stream, VLLMLane, fleet, streams, until_load
+from vllm_lane import PROMPTS, Load, Stream, VLLMLane, fleet, streams
 from vllm_real import RealVLLM
 
 from lifecycle.core.facts import PauseMode
@@ -20,6 +20,12 @@ TOKENS = 1500
 def vllm(vllm_lane: VLLMLane) -> RealVLLM:
     """The running server. Each test leaves it serving."""
     return vllm_lane.serve("plain")
+
+
+@pytest.fixture
+def load(vllm: RealVLLM) -> Load:
+    """Its open requests, of which there are none yet."""
+    return Load(vllm)
 
 
 def ended(running: list[Stream]) -> Counter[str]:
@@ -37,27 +43,29 @@ def ended(running: list[Stream]) -> Counter[str]:
         ("keep", RequestFates(0, 0, 0, FOUR, 0, "engine"), "length"),
     ],
 )
-async def test_four_streams_and_a_pause_are_told(vllm: RealVLLM, mode: PauseMode, told: RequestFates, got: str) -> None:
+async def test_four_streams_and_a_pause_are_told(
+    vllm: RealVLLM, load: Load, mode: PauseMode, told: RequestFates, got: str
+) -> None:
     async with fleet(vllm) as engines:
         engine = engines["e"]
         running = await asyncio.to_thread(streams, vllm, TOKENS)
         await engine.pause(mode)
         drained = await engine.drain()
-        await asyncio.to_thread(until_load, vllm, told.kept or 0)
+        await asyncio.to_thread(load.until, told.kept or 0)
         resumed = await engine.resume()
         assert await asyncio.to_thread(ended, running) == Counter({got: FOUR})
     print(f"{mode}: drained: {drained.requests}; serving: {resumed.requests}")
     assert drained.requests == resumed.requests == told
 
 
-async def test_those_that_come_while_it_is_paused_are_told_as_kept(vllm: RealVLLM) -> None:
+async def test_those_that_come_while_it_is_paused_are_told_as_kept(vllm: RealVLLM, load: Load) -> None:
     async with fleet(vllm) as engines:
         engine = engines["e"]
         running = await asyncio.to_thread(streams, vllm, TOKENS)
         await engine.pause("abort")
         drained = await engine.drain()
         late = Stream(vllm, PROMPTS[0], 20).start()
-        await asyncio.to_thread(until_load, vllm, 1)
+        await asyncio.to_thread(load.until, 1)
         resumed = await engine.resume()
         assert await asyncio.to_thread(ended, [*running, late]) == Counter(abort=FOUR, length=1)
     assert drained.requests == RequestFates(FOUR, 0, FOUR, 0, 0, "engine")

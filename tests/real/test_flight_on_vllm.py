@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from vllm_lane import PROMPTS, Stream, VLLMLane, fleet, output, source, streams, unseen, until_load
+from vllm_lane import PROMPTS, Load, Stream, VLLMLane, fleet, output, source, streams, unseen
 from vllm_real import RealVLLM
 
 from lifecycle import FleetError, Kept, State
@@ -19,6 +19,12 @@ TOKENS = 1500
 def vllm(vllm_lane: VLLMLane) -> RealVLLM:
     """The running server. Each test leaves it serving the first checkpoint."""
     return vllm_lane.serve("plain")
+
+
+@pytest.fixture
+def load(vllm: RealVLLM) -> Load:
+    """Its open requests, of which there are none yet."""
+    return Load(vllm)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,7 @@ def fates(ended: list[Stream], alone: dict[str, list[int]]) -> set[tuple[str | N
     ],
 )
 async def test_four_streams_and_a_pause(
-    vllm: RealVLLM, alone: dict[str, list[int]], mode: PauseMode, while_paused: int, fate: tuple[str, bool]
+    vllm: RealVLLM, load: Load, alone: dict[str, list[int]], mode: PauseMode, while_paused: int, fate: tuple[str, bool]
 ) -> None:
     async with fleet(vllm) as engines:
         engine = engines["e"]
@@ -55,7 +61,7 @@ async def test_four_streams_and_a_pause(
         if mode != "freeze":
             await engine.drain()
             assert engine.facts.running == 0
-        await asyncio.to_thread(until_load, vllm, while_paused)
+        await asyncio.to_thread(load.until, while_paused)
         assert while_paused == 0 or all(each.in_flight for each in running)
         await engine.resume()
         assert engine.state is State.SERVING
@@ -66,13 +72,13 @@ async def test_four_streams_and_a_pause(
 
 @pytest.mark.parametrize("mode", ["abort", "keep"])
 async def test_a_request_that_comes_while_it_is_paused_runs_after_the_resume(
-    vllm: RealVLLM, alone: dict[str, list[int]], mode: PauseMode
+    vllm: RealVLLM, load: Load, alone: dict[str, list[int]], mode: PauseMode
 ) -> None:
     async with fleet(vllm) as engines:
         await engines.pause(mode=mode)
         await engines.drain()
         late = Stream(vllm, PROMPTS[0], TOKENS).start()
-        await asyncio.to_thread(until_load, vllm, 1)
+        await asyncio.to_thread(load.until, 1)
         assert late.in_flight
         assert late.ids == []
         assert await engines["e"].verify() is State.DRAINED, "a request that queues is none that runs"
@@ -84,7 +90,7 @@ async def test_a_request_that_comes_while_it_is_paused_runs_after_the_resume(
 
 @pytest.mark.parametrize("weights", ["kept", "from disk"])
 async def test_four_streams_and_one_that_queues_go_through_two_rings(
-    vllm: RealVLLM, alone: dict[str, list[int]], weights: str
+    vllm: RealVLLM, load: Load, alone: dict[str, list[int]], weights: str
 ) -> None:
     where = Kept() if weights == "kept" else source(0)
     async with unseen(vllm) as engines:
@@ -94,7 +100,7 @@ async def test_four_streams_and_one_that_queues_go_through_two_rings(
                 assert engines["e"].facts.unmapped() == {"weights", "kv_cache"}
                 if not turn:
                     running.append(Stream(vllm, PROMPTS[0], TOKENS).start())
-                    await asyncio.to_thread(until_load, vllm, 5)
+                    await asyncio.to_thread(load.until, 5)
                     assert running[-1].ids == []
             assert engines["e"].state is State.SERVING
     for each in running:
@@ -102,7 +108,9 @@ async def test_four_streams_and_one_that_queues_go_through_two_rings(
     assert fates(running, alone) == {("length", True)}
 
 
-async def test_a_release_that_frees_nothing_loses_no_request(vllm: RealVLLM, alone: dict[str, list[int]]) -> None:
+async def test_a_release_that_frees_nothing_loses_no_request(
+    vllm: RealVLLM, load: Load, alone: dict[str, list[int]]
+) -> None:
     async with fleet(vllm) as engines:
         engine = engines["e"]
         running = await asyncio.to_thread(streams, vllm, TOKENS)
@@ -111,7 +119,7 @@ async def test_a_release_that_frees_nothing_loses_no_request(vllm: RealVLLM, alo
         assert engine.state is State.RELEASED
         assert isinstance(engine.conditions["memory_returned"].verdict, Refuted)
         assert not engine.memory_is_free
-        await asyncio.to_thread(until_load, vllm, len(running))
+        await asyncio.to_thread(load.until, len(running))
         assert all(each.in_flight for each in running)
         await engines.onload()
         assert engine.state is State.SERVING

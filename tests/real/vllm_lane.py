@@ -119,18 +119,27 @@ def outputs(server: RealVLLM, *, key: str | None = None) -> list[list[int]]:
     return [output(server, prompt, key=key) for prompt in PROMPTS]
 
 
-def load(server: RealVLLM) -> int:
-    """The open requests, which `/load` counts."""
-    count: int = ask(server, "/load")[1]["server_load"]
-    return count
+class Load:
+    """How many requests more than at the start `/load` counts. What it counts of none drifts (docs/adapters.md)."""
 
+    def __init__(self, server: RealVLLM) -> None:
+        self._server, self._before = server, self._count(server)
+        time.sleep(0.1)  # the end of a request is counted after its client has seen it
+        while (now := self._count(server)) != self._before:
+            self._before = now
+            time.sleep(0.1)
 
-def until_load(server: RealVLLM, count: int, deadline_s: float = 30.0) -> None:
-    """So many requests are open; AssertionError where they are not in time."""
-    end = time.monotonic() + deadline_s
-    while load(server) != count:
-        assert time.monotonic() < end, f"{load(server)} requests are open, not {count}"
-        time.sleep(0.02)
+    def until(self, count: int, deadline_s: float = 30.0) -> None:
+        """So many more requests are open; AssertionError where they are not in time."""
+        end = time.monotonic() + deadline_s
+        while (more := self._count(self._server) - self._before) != count:
+            assert time.monotonic() < end, f"{more} requests are open, not {count}"
+            time.sleep(0.02)
+
+    @staticmethod
+    def _count(server: RealVLLM) -> int:
+        count: int = ask(server, "/load")[1]["server_load"]
+        return count
 
 
 @dataclass(slots=True)

@@ -100,27 +100,36 @@ async def answered(adapter: VLLMAdapter, server: RecordedServer) -> None:
 
 
 @pytest.mark.parametrize("tracks", [True, False])
-async def test_a_load_of_none_is_believed_only_of_a_server_that_was_seen_to_count(tracks: bool) -> None:
+async def test_a_load_of_none_says_nothing_and_one_of_some_says_that_they_run_where_it_is_open(tracks: bool) -> None:
+    """The count drifts: a stream that its client drops as it begins is taken off twice. Found by `make real`."""
     async with driven(tracks_load=tracks) as (server, adapter):
-        server.paused = "abort"
-        assert (await adapter.observe(EVERYTHING, deadline_s=5)).running is None, "nothing is known of /load yet"
-        server.paused = None
         await answered(adapter, server)
-        assert (await adapter.observe(EVERYTHING, deadline_s=5)).running == (0 if tracks else None)
+        assert (await adapter.observe(EVERYTHING, deadline_s=5)).running is None
         server.paused = "abort"
-        assert (await adapter.observe(EVERYTHING, deadline_s=5)).running == (0 if tracks else None)
+        assert (await adapter.observe(EVERYTHING, deadline_s=5)).running is None
         server.open_requests = 3
         assert (await adapter.observe(EVERYTHING, deadline_s=5)).running is None, "kept and queued ones are counted too"
         server.paused = None
         assert (await adapter.observe(EVERYTHING, deadline_s=5)).running == (3 if tracks else None)
 
 
-async def test_what_was_seen_of_one_process_says_nothing_of_the_next() -> None:
-    async with driven(tracks_load=True) as (server, adapter):
+@pytest.mark.parametrize("tracks", [True, False])
+async def test_open_requests_are_told_once_load_was_seen_to_count_and_not_of_the_next_process(tracks: bool) -> None:
+    async def opened() -> int | None:
+        await adapter.observe(EVERYTHING, deadline_s=5)
+        counts = await adapter.request_counts(deadline_s=5)
+        assert counts is not None
+        return counts.open
+
+    async with driven(tracks_load=tracks) as (server, adapter):
+        assert await opened() is None, "nothing is known of /load yet"
         await answered(adapter, server)
-        server.paused = "abort"
+        assert await opened() == (0 if tracks else None)
+        server.open_requests = -1
+        assert await opened() is None, "it has drifted"
+        server.open_requests = 0
         server.config["instance_id"] = "77aa0"
-        assert (await adapter.observe(EVERYTHING, deadline_s=5)).running is None
+        assert await opened() is None
 
 
 async def test_a_load_of_one_of_several_front_ends_is_not_believed() -> None:

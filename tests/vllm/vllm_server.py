@@ -237,5 +237,7 @@ class RecordedServer(AnsweringServer):
             "# TYPE vllm:generation_tokens_total counter",
             f'vllm:generation_tokens_total{{engine="0",model_name="tiny"}} {float(self.tokens)}',
             'vllm:num_requests_running{engine="0",model_name="tiny"} 8.0',
+            'vllm:request_success_total{engine="0",finished_reason="length"} 2.0',
+            "process_start_time_seconds 1.79603e+09",
         ]
         return 200, "\n".join(lines).encode()
