@@ -81,11 +81,13 @@ class Batch:
     def abort(self, prefix: str, *, everything: bool) -> None:
         """Aborts requests whose id starts with `prefix`: waiting ones now, running ones at their next step.
 
+        Of one that waits after a retract the front end answers what it was told, and not all that was generated.
         Source: sglang 0.5.23, measured: the scheduler compares with startswith, so that aborting "p-1" ends "p-10" too.
         """
         aborted = [each for each in self.waiting if everything or each.rid.startswith(prefix)]
         for sequence in aborted:
             self.waiting.remove(sequence)
+            sequence.keep_told()
             sequence.finish = _ABORTED_WAITING
         self._emit([each.snapshot(self.version) for each in aborted])
         for sequence in self.running:

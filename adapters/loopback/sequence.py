@@ -15,6 +15,9 @@ Span = tuple[str, int, int]
 
 HEALTH_PREFIX = "HEALTH_CHECK"
 PREFILL_CHUNK = 32  # tokens of a row in one step, so that control messages do not wait for a long prompt
+#: After so many tokens SGLang's front end is told of a request that is no stream.
+#: Source: sglang 0.5.23, environ.py SGLANG_FORCE_STREAM_INTERVAL.
+TOLD_EVERY = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,14 @@ class Sequence:
         self.tokens.append(choice.token)
         self.choices.append(choice)
         self.finish = _finish(self.request.sampling, self.output, choice.token)
+
+    def keep_told(self) -> None:
+        """Drops the output tokens of which SGLang's front end has not been told."""
+        if not self.request.stream:
+            told = len(self.output) // TOLD_EVERY * TOLD_EVERY
+            del self.tokens[len(self.request.prompt) + told :]
+            del self.choices[told:]
+            self.relabellings = [(version, min(told, end)) for version, end in self.relabellings]
 
     def relabelled(self, old: str) -> None:
         """The tokens so far are of weights of the version `old` at the latest."""

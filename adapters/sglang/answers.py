@@ -71,8 +71,9 @@ def whole(value: Any) -> int | None:
 
 
 def number(value: Any) -> float | None:
-    """This value where it is a finite number of 0 or more, else None."""
-    return float(value) if type(value) in (int, float) and 0 <= value <= MOST else None
+    """This value where it is a finite number of 0 or more, else None. In SGLang's process some are of NumPy's float64."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value <= MOST else None
 
 
 def is_empty(answer: Answer, status: int) -> bool:

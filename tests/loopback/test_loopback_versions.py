@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -16,12 +17,14 @@ from loopback_client import (
     GONE,
     SLOW_STEPS,
     SMALL,
+    background,
     fresh,
     get,
     ids,
     load,
     pause,
     post,
+    prompt_body,
     release,
     running,
     start_generate,
@@ -167,20 +170,24 @@ def test_checksums(old: LoopbackProcess, traits: Traits) -> None:
 
 
 def test_a_retract_and_an_abort_of_all_end_what_was_there_and_hold_what_comes(slow_engine: LoopbackProcess) -> None:
-    """As a real 0.5.23: see tests/real/test_abort_on_sglang.py."""
-    truth = ids(slow_engine, "abort me", 70)
-    flights = [start_generate(slow_engine, "abort me", 70) for _ in range(2)]
+    """As a real 0.5.23 (tests/real/test_abort_on_sglang.py): a call that is no stream gets tokens by the fifty."""
+    truth = ids(slow_engine, "abort me", 180)
+    cached = load(slow_engine)["num_used_tokens"]
+    call = start_generate(slow_engine, "abort me", 180)
+    stream = background(lambda: post(slow_engine, "/generate", prompt_body("abort me", 180, stream=True)))
     running(slow_engine, 2)
-    until(lambda: slow_engine and load(slow_engine)["num_used_tokens"] > 16)
+    until(lambda: load(slow_engine)["num_used_tokens"] > cached + 2 * 64)
     pause(slow_engine, "retract")
     between = start_generate(slow_engine, "between", 4)
     stays_silent(between, 0.1)
     assert post(slow_engine, "/abort_request", {"abort_all": True}).status == 200
-    for flight in flights:
-        reply = flight.result(5)
+    events = [line for line in stream.result(5).text.splitlines() if line.startswith("data: {")]
+    for reply in (told := call.result(5), streamed := json.loads(events[-1].removeprefix("data: "))):
         assert reply["meta_info"]["finish_reason"] == {"type": "abort", "message": "Abort in waiting queue"}
-        assert 0 < len(reply["output_ids"]) < 70
+        assert 50 <= len(reply["output_ids"]) < 180
         assert reply["output_ids"] == truth[: len(reply["output_ids"])]
+    assert len(told["output_ids"]) % 50 == 0
+    assert len(streamed["output_ids"]) % 50 != 0 or streamed == told
     assert post(slow_engine, "/flush_cache").status == 200
     stays_silent(between, 0.1)
     unpause(slow_engine)

@@ -135,4 +135,4 @@ def test_an_engine_core_that_is_killed_is_gone(llm: Any) -> None:
         fleet.pause("keep")
         os.kill(core_of(llm), signal.SIGKILL)
         until(lambda: llm.llm_engine.engine_core.resources.engine_dead)
-        assert fleet["e"].verify() is State.GONE
+        until(lambda: fleet["e"].verify() is State.GONE, 30)  # its worker ends after it, and holds memory until then

@@ -26,6 +26,10 @@ REQUESTS = (
 )
 
 
+class Float64(float):
+    """NumPy's, which some of a real engine's figures are: found by `tests/real/run_in_process.py`."""
+
+
 class FakeManager:
     """The tokenizer manager: it belongs to the loop on which it is first used, where alone it gets answers."""
 
@@ -102,7 +106,7 @@ class FakeManager:
 
     async def get_internal_state(self) -> list[dict[str, Any]]:
         await self._called("get_state")
-        return [{"memory_usage": {"weight": 0.1, "kvcache": 0.2}}]
+        return [{"memory_usage": {"weight": 0.1, "kvcache": Float64(0.2)}}]
 
     async def generate(self, params: dict[str, Any]) -> Any:
         await self._called("get_tokens")

@@ -67,6 +67,7 @@ def engine_of(sglang: Any, **options: Any) -> Engine:
     return Engine(InProcessSGLang(sglang, name="e", **options), name="e", policy=UNSEEN, probe=NoProbe("no memory"))
 
 
+GIB = 1 << 30
 LOAD = "load('/models/b', 'v1')"
 
 
@@ -74,6 +75,7 @@ async def test_the_ring(sglang: FakeEngine) -> None:
     manager = sglang.tokenizer_manager
     async with Fleet([engine_of(sglang)]) as fleet:
         assert fleet["e"].state is State.SERVING
+        assert [tag.expected_bytes for tag in fleet["e"].capabilities.tags] == [round(0.1 * GIB), round(0.2 * GIB)]
         async with fleet.offloaded(weights=NEW):
             assert fleet["e"].state is State.RELEASED
             assert manager.released == {"weights", "kv_cache"}
