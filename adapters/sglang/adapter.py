@@ -65,7 +65,7 @@ class SGLangAdapter:
     - `sizes`: TAG:BYTES,... for each rank, where the figures of `/server_info` are wrong.
     - `checksum=true`: weights are compared by checksum, from 0.5.12 on. Every load then reads all weights twice.
     - `abort=retract`: a pause by abort is a retract and an abort of all requests, from 0.5.23 on. It takes some ten
-      milliseconds; SGLang's own (`abort=own`) takes a second where requests run.
+      milliseconds, and SGLang's own (`abort=own`) a second where requests run. Calls that are no streams lose tokens.
     - `unknown_version=warn`: a version that is not in `versions.VERSIONS` is driven as the one before it.
     """
 

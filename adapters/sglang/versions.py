@@ -35,8 +35,8 @@ class Effects:
       with them, and a release ends it.
     - `sessions`: tensors are taken between `/begin_weight_update` and `/end_weight_update` only; else there is neither.
     - `ping_is_health`: `/ping` is 503 after a `/health` that failed; else always 200, and says nothing beside `/ready`.
-    - `abort_by_retract`: a retract and an abort of all requests were seen to do to every client what its own abort
-      does, which asks once a second whether all have ended.
+    - `abort_by_retract`: a retract and an abort of all requests were seen to do to every stream what its own abort
+      does, which asks once a second whether all have ended. Of a call that is no stream it loses tokens (ADR 33).
     """
 
     broadcasts_pause: bool = False

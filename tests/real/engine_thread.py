@@ -42,15 +42,24 @@ class Request:
 
 
 class EngineThread(ABC):
-    """An engine whose event loop runs in a thread of its own. `tokens` is how many a request in flight asks for."""
+    """An engine whose event loop runs in a thread of its own. `tokens` is how many a request in flight asks for.
+
+    The thread lives until `close`, also when its loop rests: the kernel kills SGLang's scheduler when the thread ends
+    that started it (prctl PR_SET_PDEATHSIG).
+    """
 
     tokens: int
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self.engine: Any = self.on_loop(self.made(), 400)
+
+    def _run(self) -> None:
+        self.loop.run_forever()
+        self._over.wait()
 
     @abstractmethod
     async def made(self) -> Any:
@@ -64,9 +73,16 @@ class EngineThread(ABC):
         """What the coroutine returns, on the engine's loop."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(deadline_s)
 
-    def stop(self) -> None:
-        """The loop and its thread have ended."""
+    def rest(self) -> None:
+        """Nobody runs the loop."""
         self.loop.call_soon_threadsafe(self.loop.stop)
+        until(lambda: not self.loop.is_running())
+
+    def close(self) -> None:
+        """Its processes, its loop and its thread have ended."""
+        self.engine.shutdown()
+        self.rest()
+        self._over.set()
         self._thread.join(10)
 
     def ask(self, prompt: str, tokens: int) -> Request:

@@ -75,6 +75,25 @@ async def test_streams_end_with_what_they_have_and_queued_ones_with_nothing(sgla
         await engine.resume()
 
 
+@pytest.mark.parametrize("way", ["own", "retract"])
+async def test_calls_that_are_no_streams_lose_what_was_not_told_to_a_retract(sglang: RealSGLang, way: str) -> None:
+    """Why an abort is SGLang's own by default: of such a call the front end is told every 50 tokens."""
+    alone = {prompt: await asyncio.to_thread(output, sglang, prompt, TOKENS) for prompt in PROMPTS}
+    calls = {prompt: asked(sglang, prompt, TOKENS, stream=False) for prompt in PROMPTS}
+    await asyncio.to_thread(until_running, sglang, len(PROMPTS))
+    async with driven(sglang, abort=way) as engine:
+        await engine.pause("abort")
+        await engine.drain()
+        got = {prompt: (await asyncio.wrap_future(call)) for prompt, call in calls.items()}
+        await engine.resume()
+    for prompt, answer in got.items():
+        assert reason(answer) == "abort"
+        assert answer["output_ids"] == alone[prompt][: len(answer["output_ids"])]
+    told = [len(answer["output_ids"]) for answer in got.values()]
+    print(f"{way}: {told} tokens")
+    assert all(told) if way == "own" else not any(count % 50 for count in told)
+
+
 async def test_a_request_that_comes_between_the_two_calls_is_held_and_runs_whole(sglang: RealSGLang) -> None:
     alone = await asyncio.to_thread(output, sglang, "between", 40)
     async with driven(sglang) as engine:

@@ -21,7 +21,7 @@ def sglang() -> Iterator[SGLangThread]:
     """An engine that every test leaves serving the first checkpoint. Its shutdown ends every child of this process."""
     running = SGLangThread()
     yield running
-    running.engine.shutdown()
+    running.close()
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ async def test_a_deadline_shorter_than_a_call(sglang: SGLangThread, alone: Alone
 
 def test_the_blocking_fleet_where_nobody_runs_the_loop(sglang: SGLangThread, alone: Alone) -> None:
     """As in a program of blocking calls alone: the engine's loop rests between them, and this library runs it."""
-    sglang.loop.call_soon_threadsafe(sglang.loop.stop)
+    sglang.rest()
     with BlockingFleet(Fleet([engine_of(sglang.engine)]), Loop()) as fleet:
         with fleet.offloaded(weights=source(1)):
             assert fleet["e"].memory_is_free

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from engine_thread import PROMPTS, Alone, StopsBeforeACall, until
-from vllm_object import TOKENS, arguments, engine_of, greedy, source
+from vllm_object import TOKENS, arguments, end, engine_of, greedy, kill_core, source
 
 from lifecycle import DeadlineExceeded, Fleet, FleetError, Kept, State
 from lifecycle.core.facts import PauseMode
@@ -130,9 +128,10 @@ def test_a_deadline_shorter_than_a_call(llm: Any, alone: Alone) -> None:
     assert asked(llm, TOKENS) == alone
 
 
-def test_an_engine_core_that_is_killed_is_gone(llm: Any) -> None:
+def test_an_engine_core_that_is_killed_is_gone_once_its_worker_has_ended_too(llm: Any) -> None:
     with blocking(llm) as fleet:
         fleet.pause("keep")
-        os.kill(core_of(llm), signal.SIGKILL)
+        workers = kill_core(core_of(llm))
         until(lambda: llm.llm_engine.engine_core.resources.engine_dead)
-        until(lambda: fleet["e"].verify() is State.GONE, 30)  # its worker ends after it, and holds memory until then
+        end(workers)
+        assert fleet["e"].verify() is State.GONE

@@ -5,11 +5,13 @@ This runs inside vLLM's own environment (`in_process.py`).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from engine_thread import EngineThread
 from lifecycle.adapters.vllm_in_process import InProcessVLLM
 
@@ -72,11 +74,6 @@ class AsyncLLMThread(EngineThread):
 
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments()))
 
-    def close(self) -> None:
-        """Its processes have ended."""
-        self.engine.shutdown()
-        self.stop()
-
     @property
     def core(self) -> int:
         """The pid of its engine core."""
@@ -97,3 +94,21 @@ def engine_of(llm: Any, *observers: BaseObserver, seen: bool = False) -> Engine:
     if seen:
         return Engine(adapter, name="e", policy=POLICY)
     return Engine(adapter, name="e", policy=UNSEEN, probe=NoProbe("vLLM frees nothing on a CPU"), observers=observers)
+
+
+def kill_core(pid: int) -> list[psutil.Process]:
+    """The engine core of this pid is killed. Its workers, which are not ended by that."""
+    core = psutil.Process(pid)
+    workers = core.children(recursive=True)
+    core.kill()
+    core.wait(10)
+    return workers
+
+
+def end(processes: Sequence[psutil.Process]) -> None:
+    """These processes have ended."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert not alive
