@@ -21,6 +21,7 @@ from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Ver
 from lifecycle.nodes.address import Address
 
 from ..http import Answer, HttpClient
+from ..kinds import other_kind
 from ..server_processes import ServerProcesses
 from ..url_options import choice_of, key_of, sizes_of
 from .answers import LIMITS, generated, model_info, server_info, version_of, weights_label, whole, why_not
@@ -125,7 +126,8 @@ class SGLangAdapter:
         info = server_info(answer)
         if info is None:
             kind = NothingListens if answer.refused else ConfigurationError
-            raise kind(f"{self.url}: {why_not(answer)}")
+            other = await other_kind("sglang", self._http, {"/server_info": answer}, self._key, clock.left_s)
+            raise kind(f"{self.url}: {why_not(answer)}{other}")
         unknown = VERSIONS.unknown(version_of(info))
         if unknown is not None and not self._warns:
             raise ConfigurationError(f"{self.url}: {unknown}; unknown_version=warn drives it as the nearest of them")

@@ -19,6 +19,7 @@ from lifecycle.core.verdicts import REQUESTS_RUN, Pending, Proved, Verdict
 from lifecycle.nodes.address import Address
 
 from ..http import Answer, HttpClient, together
+from ..kinds import other_kind
 from ..server_processes import ServerProcesses
 from ..url_options import choice_of, key_of, sizes_of
 from .answers import generated, info_of, replied, requests_of, was_resumed, weights_label, why_not
@@ -115,7 +116,8 @@ class TokenspeedAdapter:
         info = info_of(answer)
         if info is None or weights_label(control) is None:
             kind = NothingListens if answer.refused else ConfigurationError
-            raise kind(f"{self.url}: {why_not(answer, control)}")
+            other = await other_kind("tokenspeed", self._http, {SERVER_INFO: answer}, self._key, clock.left_s)
+            raise kind(f"{self.url}: {why_not(answer, control)}{other}")
         own = str(info["tokenspeed_version"])
         unknown = VERSIONS.unknown(own)
         if unknown is not None and not self._warns:

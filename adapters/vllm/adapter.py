@@ -22,6 +22,7 @@ from lifecycle.core.verdicts import Proved, Verdict
 from lifecycle.nodes.address import Address
 
 from ..http import Answer, HttpClient, together
+from ..kinds import other_kind
 from ..server_processes import ServerProcesses
 from ..url_options import choice_of, key_of, sizes_of
 from .answers import (
@@ -139,7 +140,8 @@ class VLLMAdapter:
         config, own = config_of(info), version_of(version)
         if config is None or own is None:
             kind = NothingListens if info.refused else ConfigurationError
-            raise kind(f"{self.url}: {why_not(info if config is None else version, version)}")
+            other = await other_kind("vllm", self._http, {"/server_info": info}, self._key, clock.left_s)
+            raise kind(f"{self.url}: {why_not(info if config is None else version, version)}{other}")
         unknown = VERSIONS.unknown(own)
         if unknown is not None and not self._warns:
             raise ConfigurationError(f"{self.url}: {unknown}; unknown_version=warn drives it as the nearest of them")
