@@ -65,8 +65,19 @@ def worst(findings: Iterable[Finding]) -> Level:
 
 
 async def connection(engine: Engine) -> Finding:
-    """It answers and accepts the keys. Connecting has called a control endpoint with them."""
-    return Finding("connection", "ok", f"{engine.capabilities.engine} answers, and accepts the keys")
+    """It answers, and accepts the keys that are given. Connecting has called a control endpoint with them.
+
+    Of a key that it does not ask for nothing can be said: any other would be taken as well.
+    """
+    answers, asks = f"{engine.capabilities.engine} answers", getattr(engine.adapter, "keys_needed", None)
+    if asks is None:
+        return Finding("connection", "ok", answers)
+    needed = await asks(deadline_s=DEADLINE_S)
+    unneeded = [name for name, each in needed.items() if not each]
+    if unneeded:
+        said = f"{answers}, and needs no {' and no '.join(unneeded)}: what was given was compared with nothing"
+        return Finding("connection", "warning", said, "leave it out, or start the engine with its key")
+    return Finding("connection", "ok", f"{answers}, and accepts the keys" if needed else f"{answers} without a key")
 
 
 async def version(engine: Engine) -> Finding:

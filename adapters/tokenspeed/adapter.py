@@ -21,8 +21,8 @@ from lifecycle.nodes.address import Address
 from ..http import Answer, HttpClient, together
 from ..kinds import other_kind
 from ..server_processes import ServerProcesses
-from ..url_options import choice_of, key_of, sizes_of
-from .answers import generated, info_of, replied, requests_of, was_resumed, weights_label, why_not
+from ..url_options import choice_of, key_of, keys_needed, sizes_of
+from .answers import KEY_REFUSED, generated, info_of, replied, requests_of, was_resumed, weights_label, why_not
 from .capabilities import TAGS, boot_of, capabilities_of
 from .plan import CONTINUE, NOT_SENT, PAUSE, PUSHES, plan, push
 from .reads import KINDS, LOADS, SERVER_INFO, WEIGHT_VERSION, Reads
@@ -132,6 +132,11 @@ class TokenspeedAdapter:
         await self._processes.find(boot_of(info), deadline_s=clock.left_s)
         await self._have_token(clock)
         return self._capabilities
+
+    async def keys_needed(self, *, deadline_s: float) -> Mapping[str, bool]:
+        """By name, whether each key that the URL gives is needed."""
+        guarded = {"api_key": [("GET", "/v1/models")], "control_key": [("GET", WEIGHT_VERSION)]}
+        return await keys_needed(self._address, self._http, guarded, deadline_s)
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
         """The calls of a command, in order; `send` makes each of them one request."""
@@ -338,8 +343,11 @@ class TokenspeedAdapter:
         )
 
     async def _have_token(self, clock: Deadline) -> None:
-        """Has the engine generate a token, if it does. A request that nothing counts waits at a closed front end."""
-        asking = asyncio.ensure_future(self.answers(Probe(), deadline_s=min(TOKEN_S, clock.left_s / 2)))
+        """Has the engine generate a token, if it does. A request that nothing counts waits at a closed front end.
+
+        Raises ConfigurationError where its gateway refuses the key, which it asks for generations alone.
+        """
+        asking = asyncio.ensure_future(self._generate(Probe(), min(TOKEN_S, clock.left_s / 2)))
         trying = Deadline(TOKEN_S)
         try:
             while not asking.done():
@@ -348,9 +356,14 @@ class TokenspeedAdapter:
                     continue
                 if await self._requests(clock) == 0 and not asking.done():
                     return
+            answer = asking.result()
         finally:
             asking.cancel()
             await asyncio.wait({asking})
+        if answer.status in KEY_REFUSED:
+            raise ConfigurationError(f"{self.url}: {why_not(answer)}")
+        if isinstance(generated(answer), Proved):
+            self._is_open()
 
     def _is_open(self) -> None:
         """An answer has said that the engine admits requests."""

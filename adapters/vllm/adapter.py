@@ -24,7 +24,7 @@ from lifecycle.nodes.address import Address
 from ..http import Answer, HttpClient, together
 from ..kinds import other_kind
 from ..server_processes import ServerProcesses
-from ..url_options import choice_of, key_of, sizes_of
+from ..url_options import choice_of, key_of, keys_needed, sizes_of
 from .answers import (
     RANKS_DISAGREE,
     config_of,
@@ -160,6 +160,10 @@ class VLLMAdapter:
         await self._processes.find(boot_of(config), deadline_s=clock.left_s)
         self._at_connect = info, time.monotonic()
         return self._capabilities
+
+    async def keys_needed(self, *, deadline_s: float) -> Mapping[str, bool]:
+        """By name, whether each key that the URL gives is needed."""
+        return await keys_needed(self._address, self._http, {"api_key": [("GET", "/v1/models")]}, deadline_s)
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
         """The calls of a command, in order; `send` makes each of them one request."""

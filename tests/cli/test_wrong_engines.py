@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import permutations
 
 import pytest
+from lifecycle.adapters.http import HttpClient
 from lifecycle.adapters.loopback import LoopbackProcess
+from lifecycle.adapters.url_options import keys_needed
+
+from lifecycle.nodes.address import parse
 
 Start = Callable[..., str]
 
@@ -46,3 +51,57 @@ def test_an_engine_of_another_kind_is_named_with_the_scheme_to_write(
 def test_an_engine_of_another_kind_is_named_where_nothing_can_drive_it(lifecycle, start: Start) -> None:
     at = start("vllm", arguments=("--no-dev-mode",))
     assert f"write vllm://{at}" in lifecycle("pause", f"sglang://{at}").stderr
+
+
+@pytest.mark.parametrize(
+    ("scheme", "key"),
+    [
+        ("sglang", "api_key"),
+        ("sglang", "admin_api_key"),
+        ("vllm", "api_key"),
+        ("tokenspeed", "api_key"),
+        ("tokenspeed", "control_key"),
+    ],
+)
+def test_a_key_where_none_is_needed_is_not_said_to_be_accepted(lifecycle, start: Start, scheme: str, key: str) -> None:
+    at = start(scheme)
+    assert re.search("ok +connection .* answers without a key", lifecycle("doctor", f"{scheme}://{at}").stdout)
+    result = lifecycle("doctor", f"{scheme}://{at}?{key}=wrong")
+    assert result.returncode == 4
+    assert re.search(f"warning +connection .* needs no {key}: .* compared with nothing; leave it out", result.stdout)
+    assert "serving" in lifecycle("status", f"{scheme}://{at}?{key}=wrong").stdout
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_key_that_is_needed_is_said_to_be_accepted(lifecycle, start: Start, scheme: str) -> None:
+    at = start(scheme, api_key="k", admin_api_key="k" if scheme == "vllm" else "a")
+    control = {"sglang": "&admin_api_key=a", "vllm": "", "tokenspeed": "&control_key=a"}[scheme]
+    told = lifecycle("doctor", f"{scheme}://{at}?api_key=k{control}").stdout
+    assert re.search("ok +connection .* answers, and accepts the keys", told)
+    for wrong, named in ((f"api_key=x{control}", "api_key_env=NAME"), ("api_key=k", "_key_env=NAME")):
+        result = lifecycle("pause", f"{scheme}://{at}?{wrong}")
+        if scheme != "vllm" or "x" in wrong:
+            assert result.returncode == 2, result.stdout
+            assert "refuse" in result.stderr
+            assert named in result.stderr
+
+
+def test_a_key_in_a_url_is_in_no_message(lifecycle, start: Start) -> None:
+    at = start("tokenspeed", api_key="k-secret", admin_api_key="a-secret")
+    url = f"tokenspeed://{at}?api_key=k-secret&control_key=a-secret&unknown_version=warn"
+    result = lifecycle("pause", url, "--mode", "abort")
+    assert result.returncode == 3
+    assert "unknown_version=warn' --mode wait" in result.stderr, "what leads on"
+    assert "secret" not in result.stderr
+
+
+def test_a_key_that_control_endpoints_alone_ask_for_is_needed(lifecycle, start: Start) -> None:
+    at = start("sglang", admin_api_key="k")
+    told = lifecycle("doctor", f"sglang://{at}?api_key=k").stdout
+    assert re.search("ok +connection .* answers, and accepts the keys", told)
+
+
+async def test_a_key_that_could_not_be_asked_for_is_not_said_to_be_unneeded() -> None:
+    address, http = parse("vllm://127.0.0.1:9?api_key=k"), HttpClient("http://127.0.0.1:9")
+    assert await keys_needed(address, http, {"api_key": [("GET", "/v1/models")]}, 1.0) == {"api_key": True}
+    await http.aclose()
