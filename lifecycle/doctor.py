@@ -105,10 +105,11 @@ async def state(engine: Engine) -> Finding:
     if facts.admission == "closed":
         return Finding("state", "warning", f"{engine.state}: it admits no requests", str(engine.advice))
     harmful = getattr(engine.adapter, "poisoned_by", None)
-    remedy = "read its log"
+    remedy = str(engine.advice)
     if harmful:
         remedy = f"a monitor may have called {harmful} while it was paused; call {harmful} once"
-    return Finding("state", "failure", "whether it admits requests is unknown", remedy)
+    because = f" ({engine.reason})" if engine.state is State.FAILED else ""
+    return Finding("state", "failure", f"whether it admits requests is unknown{because}", remedy)
 
 
 async def lease(engine: Engine) -> Finding:

@@ -143,7 +143,7 @@ class SGLangAdapter:
         return self._known()
 
     async def keys_needed(self, *, deadline_s: float) -> Mapping[str, bool]:
-        """By name, whether each key that the URL gives is needed. Control endpoints take the other's if none is theirs."""
+        """By name, whether each key that the URL gives is needed. Control endpoints take either where one is given."""
         guarded = {"api_key": [("GET", "/server_info")], "admin_api_key": [("POST", "/abort_request")]}
         if self._admin_key == self._key:
             guarded["api_key"] += guarded["admin_api_key"]

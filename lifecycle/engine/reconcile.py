@@ -36,7 +36,7 @@ from ..core.verdicts import Unmeasurable
 from ..nodes.clock import set_since_s
 from ..rules import knowledge, mapping
 from ..rules.contradiction import contradiction
-from ..rules.decision import AskIdle, Close, Enter, ReadBytes, Stay, decide
+from ..rules.decision import AskIdle, Close, Enter, ReadBytes, Stay, decide, why_none
 from ..rules.evidence import taken_as_launched
 from ..rules.identity import IDENTITY, compare, is_contested, needs_confirming, same_process, two_answer
 from .call import send
@@ -106,7 +106,8 @@ async def attach(
     session.commit(await with_processes(session, record))
     session.journal.attached(session.adapter.url, session.group, session.policy)
     step = await _decided(session, deadline, may_close=False)
-    state, reason = (step.state, "attached") if isinstance(step, Enter) else (State.FAILED, step.reason)
+    state = step.state if isinstance(step, Enter) else State.FAILED
+    reason = "attached" if isinstance(step, Enter) else why_none(step, seen, session.facts)
     reading = await residual(session, deadline_s=deadline.left_s) if reads else None
     if seen.released_tags is None and isinstance(reading, Reading) and await _was_moved(session, reading, deadline):
         return await attach(session, deadline, known_here=known_here, reads=reads)  # nothing that was seen counts
@@ -257,7 +258,7 @@ async def _found(session: Session, deadline: Deadline, must_close: bool) -> Foun
         await send(session, open_push, deadline_s=deadline.look_s(0.5))
     step = await _decided(session, deadline, may_close=True, must_close=must_close)
     if isinstance(step, Stay):
-        return Found(session.state, step.reason, step.candidates)
+        return Found(session.state, why_none(step, seen, session.facts), step.candidates)
     record = knowledge.command_ended(session.record)
     session.commit(record, Edge(f"observed_{step.state}", reason="its facts make this state"))
     return Found(session.state)

@@ -17,6 +17,7 @@ from typing import get_args
 from ..core.capabilities import Capabilities
 from ..core.facts import Admission, Facts
 from ..core.frozen import replace
+from ..core.observation import Observation
 from ..core.record import Record
 from ..core.states import State
 from .evidence import believed_only, taken_as_launched
@@ -95,6 +96,12 @@ def decide(
         return AskIdle()
     state = fits(facts, capabilities, weights_are_valid=valid)
     return _none_fits(record, capabilities, invalid, undecided) if state is None else Enter(state)
+
+
+def why_none(step: Stay, seen: Observation, facts: Facts) -> str:
+    """Why no state was entered; where ranks disagree on whether they admit requests, what they said too."""
+    disagree = bool(seen.disagreement) and facts.admission is None
+    return f"{seen.disagreement}; {step.reason}" if disagree else step.reason
 
 
 def _none_fits(record: Record, capabilities: Capabilities, invalid: str | None, undecided: Undecided) -> Stay:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 from lifecycle.adapters.http import HttpClient
@@ -105,3 +107,25 @@ async def test_a_key_that_could_not_be_asked_for_is_not_said_to_be_unneeded() ->
     address, http = parse("vllm://127.0.0.1:9?api_key=k"), HttpClient("http://127.0.0.1:9")
     assert await keys_needed(address, http, {"api_key": [("GET", "/v1/models")]}, 1.0) == {"api_key": True}
     await http.aclose()
+
+
+def test_ranks_that_disagree_are_named_by_every_command_until_all_are_paused(
+    lifecycle, start: Start, tmp_path: Path
+) -> None:
+    options = ("--data-parallel-size", "2", "--fault", "pause=stuck:1")
+    at = start("vllm", arguments=options, allow_faults=True)
+    url = f"vllm://{at}"
+    for command, code in (("pause", 1), ("status", 1), ("doctor", 1), ("recover", 1), ("cycle", 3)):
+        result = lifecycle(command, url, *(["--deadline", "5"] if command == "pause" else []))
+        told = result.stdout + result.stderr
+        assert result.returncode == code, told
+        assert "its data-parallel ranks disagree" in told, command
+        assert "[True, False]" in told, command
+        assert f"lifecycle recover {url}" in told, command
+        assert "Traceback" not in told
+    first_sight = lifecycle("status", url, state=tmp_path)
+    assert first_sight.returncode == 1
+    assert "its data-parallel ranks disagree" in first_sight.stdout
+    urllib.request.urlopen(f"http://{at}/_fault", b'{"pause": null}', timeout=10).close()
+    assert lifecycle("recover", url, "--to", "serving").returncode == 0
+    assert "serving" in lifecycle("status", url).stdout
