@@ -193,8 +193,21 @@ async def tags(engine: Engine) -> Finding:
     if not specs:
         return Finding("tags", "failure", "it has nothing to release")
     if None in sizes.values():
-        return Finding("tags", "warning", listed, "an unknown size is learned in the first proved cycle")
+        return Finding("tags", "warning", listed, _sizes_remedy(engine))
     return Finding("tags", "ok", f"{listed} per rank, {engine.capabilities.ranks} ranks")
+
+
+def _sizes_remedy(engine: Engine) -> str:
+    """What to do about tags of unknown size."""
+    remedy, option = (
+        "an unknown size is learned in the first proved cycle",
+        getattr(engine.adapter, "sizes_option", None),
+    )
+    if option is None:
+        return remedy
+    unknown = [spec.name for spec in engine.capabilities.tags if spec.expected_bytes is None]
+    given = ",".join(f"{name}:BYTES" for name in unknown)
+    return f"{remedy}, or is given by an option of its URL, in bytes for each rank: {option}={given}"
 
 
 def _size(spec: TagSpec) -> str:

@@ -74,6 +74,8 @@ class SGLangAdapter:
     measured_on = ("0.5.23",)
     #: The ranges of versions that it knows, in words.
     version_ranges = VERSIONS.known
+    #: The option of its URL that gives the sizes of tags.
+    sizes_option = "sizes"
     #: A GET of this path while the server is paused makes `/ready` and `/ping` answer 503, until one succeeds.
     poisoned_by = "/health"
 

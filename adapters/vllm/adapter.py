@@ -95,6 +95,8 @@ class VLLMAdapter:
     measured_on = ("0.32.0",)
     #: The ranges of versions that it knows, in words.
     version_ranges = VERSIONS.known
+    #: The option of its URL that gives the sizes of tags.
+    sizes_option = "sizes"
 
     def __init__(self, address: Address) -> None:
         self._address = address.only(*OPTIONS)

@@ -129,3 +129,13 @@ def test_ranks_that_disagree_are_named_by_every_command_until_all_are_paused(
     urllib.request.urlopen(f"http://{at}/_fault", b'{"pause": null}', timeout=10).close()
     assert lifecycle("recover", url, "--to", "serving").returncode == 0
     assert "serving" in lifecycle("status", url).stdout
+
+
+@pytest.mark.parametrize("scheme", ["vllm", "tokenspeed"])
+def test_sizes_that_are_unknown_can_be_given(lifecycle, start: Start, scheme: str) -> None:
+    at = start(scheme)
+    told = lifecycle("doctor", f"{scheme}://{at}").stdout
+    option = "sizes=weights:BYTES,kv_cache:BYTES"
+    assert re.search(f"warning +tags .* option of its URL, in bytes for each rank: {option}", told)
+    sized = lifecycle("doctor", f"{scheme}://{at}?{option.replace('BYTES', '67108864')}").stdout
+    assert re.search("ok +tags +weights 64 MiB, kv_cache 64 MiB per rank", sized)
