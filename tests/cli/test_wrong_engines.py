@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import permutations
 from pathlib import Path
 
@@ -139,3 +141,71 @@ def test_sizes_that_are_unknown_can_be_given(lifecycle, start: Start, scheme: st
     assert re.search(f"warning +tags .* option of its URL, in bytes for each rank: {option}", told)
     sized = lifecycle("doctor", f"{scheme}://{at}?{option.replace('BYTES', '67108864')}").stdout
     assert re.search("ok +tags +weights 64 MiB, kv_cache 64 MiB per rank", sized)
+
+
+def test_a_vllm_without_its_development_mode_says_how_to_start_it(lifecycle, start: Start) -> None:
+    url = f"vllm://{start('vllm', arguments=('--no-dev-mode',))}"
+    for command, code in (("doctor", 1), ("status", 1), ("pause", 2), ("cycle", 2), ("recover", 2)):
+        result = lifecycle(command, url)
+        assert result.returncode == code, result.stderr
+        told = result.stdout + result.stderr
+        assert (
+            "without its development mode, so that nothing can drive it; start it with VLLM_SERVER_DEV_MODE=1" in told
+        )
+        assert "Traceback" not in told
+
+
+def test_a_vllm_without_its_sleep_mode_frees_nothing_and_serves_again(lifecycle, start: Start) -> None:
+    url = f"vllm://{start('vllm', memory_saver=False)}"
+    result = lifecycle("cycle", url, "--weights", "kept", "--deadline", "3", "--threshold-gib", "0.1")
+    assert result.returncode == 1
+    assert "(was it started with --enable-sleep-mode?)" in result.stderr
+    assert "memory_returned is refuted: its device is not free for others" in result.stderr
+    assert f"lifecycle onload {url}" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert lifecycle("onload", url, "--threshold-gib", "0.1").returncode == 0
+    assert re.search(r"serving +open .* weights,kv_cache +\S+\(default\)", lifecycle("status", url).stdout)
+
+
+@pytest.fixture
+def another_version(start: Start) -> Iterator[Callable[[str], str]]:
+    """The address of an engine as it is, but for the version that it tells: 9.9.9."""
+    told = {"sglang": "0.5.23", "vllm": "0.32.0", "tokenspeed": "0.1.1"}
+    with ExitStack() as stack:
+
+        def at(scheme: str) -> str:
+            engine = start(scheme)
+
+            class Answers(BaseHTTPRequestHandler):
+                def do_GET(self) -> None:
+                    with urllib.request.urlopen(f"http://{engine}{self.path}", timeout=10) as answer:
+                        body = answer.read().replace(f'"{told[scheme]}"'.encode(), b'"9.9.9"')
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+                def log_message(self, *_: object) -> None:
+                    pass
+
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Answers))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            return f"127.0.0.1:{server.server_port}"
+
+        yield at
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_version_that_nobody_knows_is_refused_naming_those_that_are_known(
+    lifecycle, another_version: Callable[[str], str], scheme: str
+) -> None:
+    first = {"sglang": "0.5.11 to before", "vllm": "0.22 to before", "tokenspeed": "0.1.0 to before"}[scheme]
+    url = f"{scheme}://{another_version(scheme)}"
+    for command, code in (("doctor", 1), ("status", 1), ("pause", 2), ("cycle", 2)):
+        result = lifecycle(command, url)
+        assert result.returncode == code, result.stderr
+        told = result.stdout + result.stderr
+        assert f" 9.9.9 is not among the versions that are known here ({first}" in told
+        assert "unknown_version=warn drives it as the nearest" in told
+        assert "Traceback" not in told
