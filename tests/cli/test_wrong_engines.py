@@ -209,3 +209,14 @@ def test_a_version_that_nobody_knows_is_refused_naming_those_that_are_known(
         assert f" 9.9.9 is not among the versions that are known here ({first}" in told
         assert "unknown_version=warn drives it as the nearest" in told
         assert "Traceback" not in told
+
+
+def test_a_source_that_an_engine_cannot_load_is_refused_before_it_is_touched(lifecycle, start: Start) -> None:
+    """Its weights are kept, and would come back; what was named for it to serve then would not."""
+    url = f"tokenspeed://{start('tokenspeed')}"
+    named = ("--weights", "/models/step-2", "--version", "v2", "--mode", "wait", "--threshold-gib", "0.1")
+    for command in ("offload", "cycle"):
+        result = lifecycle(command, url, *named)
+        assert result.returncode == 3, result.stderr
+        assert "weights_recoverable: tokenspeed cannot load weights from /models/step-2 (v2); it can:" in result.stderr
+    assert "serving" in lifecycle("status", url).stdout
