@@ -24,7 +24,7 @@ from ..server_processes import ServerProcesses
 from ..url_options import choice_of, key_of, keys_needed, sizes_of
 from .answers import KEY_REFUSED, generated, info_of, replied, requests_of, was_resumed, weights_label, why_not
 from .capabilities import TAGS, boot_of, capabilities_of
-from .plan import CONTINUE, NOT_SENT, PAUSE, PUSHES, plan, push
+from .plan import CONTINUE, NOT_SENT, PAUSE, PUSHES, plan, push, thaws
 from .reads import KINDS, LOADS, SERVER_INFO, WEIGHT_VERSION, Reads
 from .versions import VERSIONS
 
@@ -309,7 +309,7 @@ class TokenspeedAdapter:
     async def _idle(self, facts: Facts, wait_s: float, clock: Deadline) -> Verdict:
         if facts.admission != "closed":
             return Pending(reason="it is not known to be paused, and asking would pause it")
-        if facts.unmapped():
+        if thaws(facts):
             return await self._frozen(clock)
         call = Call(PAUSE, {"mode": "wait"}, repeatable=True)
         answer = await self._paused(call, wait_s)
@@ -322,13 +322,13 @@ class TokenspeedAdapter:
         return Pending(reason=f"/{PAUSE}: {reply.status or ''} {reply.detail[:160]}", figures={REQUESTS_RUN: resumed})
 
     async def _frozen(self, clock: Deadline) -> Verdict:
-        """Whether an engine is idle whose memory was released: its scheduler is frozen, and a pause would thaw it."""
+        """Whether an engine is idle whose memory is, or may be, released: a pause would thaw its scheduler."""
         requests = await self._requests(clock)
         if requests == 0:
-            return Proved(grade=Grade.REPORTED, reason="memory is released, and no request is counted")
+            return Proved(grade=Grade.REPORTED, reason="memory may be released, and no request is counted")
         if requests is None:
             return Pending(reason="it does not say how many requests it has")
-        return Pending(reason=f"memory is released, and it has {requests} requests")
+        return Pending(reason=f"memory may be released, and it has {requests} requests")
 
     async def _requests(self, clock: Deadline) -> int | None:
         info, loads = await together(self._reads.get(SERVER_INFO, clock.left_s), self._reads.get(LOADS, clock.left_s))

@@ -9,8 +9,10 @@ from rig import context_of, engine_in, facts
 
 from lifecycle import NotProved, Pending, Policy, Proved, RestoreWeights, State, TagSpec
 from lifecycle.core.readings import Reading
+from lifecycle.core.record import Calibration
 from lifecycle.rules import proofs as p
 from lifecycle.rules.evidence import Context, Evidence
+from lifecycle.rules.mapping import mapping_from_resident_bytes
 from lifecycle.testing import capabilities
 
 MIB = 1 << 20
@@ -67,3 +69,14 @@ async def test_an_engine_whose_release_frees_nothing_comes_back() -> None:
     await engine.restore_kv()
     await engine.resume()
     assert engine.state is State.SERVING
+
+
+@pytest.mark.parametrize(("mib", "weights_mib", "mapped"), [(300, None, None), (300, 200, None), (100, 4000, False)])
+def test_what_is_resident_under_the_threshold_may_be_tags_of_unknown_size(
+    mib: float, weights_mib: int | None, mapped: bool | None
+) -> None:
+    weights = TagSpec("weights", "weights", "kept", weights_mib and weights_mib * MIB)
+    kv = TagSpec("kv_cache", "kv", "discarded", None if mapped is None else 4000 * MIB)
+    known = facts(mapped={"weights": None, "kv_cache": None})
+    found = mapping_from_resident_bytes(known, held(mib), capabilities(weights, kv), Calibration(), Policy())
+    assert found == ({} if mapped is None else {"weights": mapped, "kv_cache": mapped})
