@@ -23,7 +23,7 @@ from ..kinds import other_kind
 from ..server_processes import ServerProcesses
 from ..url_options import choice_of, key_of, keys_needed, sizes_of
 from .answers import KEY_REFUSED, generated, info_of, replied, requests_of, was_resumed, weights_label, why_not
-from .capabilities import TAGS, boot_of, capabilities_of
+from .capabilities import TAGS, boot_of, capabilities_of, one_reply_of
 from .plan import CONTINUE, NOT_SENT, PAUSE, PUSHES, plan, push, thaws
 from .reads import KINDS, LOADS, SERVER_INFO, WEIGHT_VERSION, Reads
 from .versions import VERSIONS
@@ -128,6 +128,9 @@ class TokenspeedAdapter:
         if known.effects.undrivable is not None:
             why = f"tokenspeed {own} cannot be driven: {known.effects.undrivable}"
             raise ConfigurationError(f"{self.url}: {why}; use a later one ({VERSIONS.known})")
+        several = one_reply_of(info)
+        if several:
+            raise ConfigurationError(f"{self.url}: {several}")
         self._known_by = f"{known}, {known.source}"
         notes = () if unknown is None else (f"{unknown}: driven as {known}",)
         self._capabilities = capabilities_of(info, own, sizes=self._sizes, notes=notes)
