@@ -3,11 +3,13 @@
 An object that is driven in this process is at home somewhere: calls from elsewhere race, or never return. A call that
 has begun always runs to its end. A caller whose deadline passes stops waiting for it, and `all_ended` waits for it. A
 caller that is cancelled still waits until it has ended or the deadline has passed, since the call cannot be undone.
+Calls that a user declared (`HomeInTurn`) are at home nowhere: they are made one at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -15,8 +17,12 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Literal
+
+from lifecycle.core.deadline import Deadline
+from lifecycle.nodes.in_thread import in_thread
 
 #: Seconds between two checks whether somebody else, who ran a loop, has stopped running it.
 TURN_S = 0.05
@@ -234,3 +240,93 @@ async def _wait(future: Future[Outcome], timeout_s: float) -> None:
             await done.wait()
     except TimeoutError:
         return
+
+
+# one call at a time
+
+#: Seconds after which a call in a thread is given up: none is, as long as a program runs.
+NEVER_S = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of a call: it `returned`, `raised`, `runs` still, or `waited` behind another and never began."""
+
+    what: Literal["returned", "raised", "runs", "waited"]
+    value: Any = None
+    error: Exception | None = None
+
+
+class HomeInTurn:
+    """Makes one call at a time: nothing is begun until the one before has ended, whoever still waits for that.
+
+    A sync actor runs one call at a time, and what comes behind a call that hangs would run long after its own deadline.
+    A function runs in a thread, a coroutine function on the loop of its caller.
+    """
+
+    def __init__(self) -> None:
+        self._last: asyncio.Future[Any] | None = None
+        #: The name of the call that was begun last.
+        self.last_name = ""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call runs."""
+        return self._last is not None and not self._last.done()
+
+    async def run(self, name: str, call: Callable[[], Any], deadline_s: float) -> Ended:
+        """What became of this call by the deadline."""
+        clock = Deadline(deadline_s)
+        while self.busy:
+            if not await self.all_ended(clock.left_s):
+                return Ended("waited")
+        made = self._last = asyncio.ensure_future(_made(call))
+        made.add_done_callback(_seen)
+        self.last_name = name
+        await asyncio.wait({made}, timeout=clock.left_s)
+        if not made.done():
+            return Ended("runs")
+        if made.cancelled():
+            return Ended("raised", error=RuntimeError("it was cancelled, by whom it ran under"))
+        error = made.exception()
+        if error is None:
+            return Ended("returned", made.result())
+        if not isinstance(error, Exception):
+            raise error
+        return Ended("raised", error=error)
+
+    async def all_ended(self, deadline_s: float) -> bool:
+        """Whether every call that was begun has ended by the deadline."""
+        if self._last is not None and not self._last.done():
+            await asyncio.wait({self._last}, timeout=deadline_s)
+        return not self.busy
+
+
+async def _made(call: Callable[[], Any]) -> Any:
+    """What the call returned; where that can be awaited, alone or as a list of it, what came of that."""
+    value = call() if _is_coroutine_function(call) else await in_thread(partial(_called, call), deadline_s=NEVER_S)
+    if inspect.isawaitable(value):
+        return await value
+    if isinstance(value, list | tuple) and value and all(inspect.isawaitable(each) for each in value):
+        return list(await asyncio.gather(*value, return_exceptions=True))
+    return value
+
+
+def _called(call: Callable[[], Any]) -> Any:
+    """What the call returned. What ends a program or an iteration ends neither here: it is an error like any other."""
+    try:
+        return call()
+    except (SystemExit, StopIteration) as error:
+        raise RuntimeError(f"it raised {type(error).__name__}: {error}") from error
+
+
+def _is_coroutine_function(call: Callable[..., Any]) -> bool:
+    while isinstance(call, partial):
+        call = call.func
+    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(getattr(call, "__call__", None))  # noqa: B004
+
+
+def _seen(ended: asyncio.Future[Any]) -> None:
+    """What it raised is no surprise, where nobody waits for it any more."""
+    if not ended.cancelled():
+        ended.exception()

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lifecycle.core.errors import ConfigurationError
 from lifecycle.nodes.address import Address
+
+from .http import HttpClient, together
+
+#: A request that changes nothing, by method and path, and that a key may be asked for.
+Guarded = tuple[str, str]
+
+#: What a server answers without the right key.
+KEY_REFUSED = (401, 403)
 
 
 def key_of(address: Address, name: str) -> str | None:
@@ -17,6 +25,22 @@ def key_of(address: Address, name: str) -> str | None:
     if not os.environ.get(variable):
         raise ConfigurationError(f"{address}: {name}_env names {variable}, which is not set")
     return os.environ[variable]
+
+
+async def keys_needed(
+    address: Address, http: HttpClient, guarded: Mapping[str, Sequence[Guarded]], deadline_s: float
+) -> dict[str, bool]:
+    """By name, whether each key that the URL gives is needed: one of the requests that take it is refused without one.
+
+    A request that gets no answer says nothing: its key counts as needed.
+    """
+    needed = {}
+    for name, requests in guarded.items():
+        if {name, f"{name}_env"} & set(address.options):
+            asks = [http.request(method, path, deadline_s=deadline_s) for method, path in requests]
+            statuses = [answer.status for answer in await together(*asks)]
+            needed[name] = any(status is None or status in KEY_REFUSED for status in statuses)
+    return needed
 
 
 def choice_of(address: Address, name: str, choices: tuple[str, ...]) -> str:

@@ -65,8 +65,19 @@ def worst(findings: Iterable[Finding]) -> Level:
 
 
 async def connection(engine: Engine) -> Finding:
-    """It answers and accepts the keys. Connecting has called a control endpoint with them."""
-    return Finding("connection", "ok", f"{engine.capabilities.engine} answers, and accepts the keys")
+    """It answers, and accepts the keys that are given. Connecting has called a control endpoint with them.
+
+    Of a key that it does not ask for nothing can be said: any other would be taken as well.
+    """
+    answers, asks = f"{engine.capabilities.engine} answers", getattr(engine.adapter, "keys_needed", None)
+    if asks is None:
+        return Finding("connection", "ok", answers)
+    needed = await asks(deadline_s=DEADLINE_S)
+    unneeded = [name for name, each in needed.items() if not each]
+    if unneeded:
+        said = f"{answers}, and needs no {' and no '.join(unneeded)}: what was given was compared with nothing"
+        return Finding("connection", "warning", said, "leave it out, or start the engine with its key")
+    return Finding("connection", "ok", f"{answers}, and accepts the keys" if needed else f"{answers} without a key")
 
 
 async def version(engine: Engine) -> Finding:
@@ -94,10 +105,11 @@ async def state(engine: Engine) -> Finding:
     if facts.admission == "closed":
         return Finding("state", "warning", f"{engine.state}: it admits no requests", str(engine.advice))
     harmful = getattr(engine.adapter, "poisoned_by", None)
-    remedy = "read its log"
+    remedy = str(engine.advice)
     if harmful:
         remedy = f"a monitor may have called {harmful} while it was paused; call {harmful} once"
-    return Finding("state", "failure", "whether it admits requests is unknown", remedy)
+    because = f" ({engine.reason})" if engine.state is State.FAILED else ""
+    return Finding("state", "failure", f"whether it admits requests is unknown{because}", remedy)
 
 
 async def lease(engine: Engine) -> Finding:
@@ -181,8 +193,21 @@ async def tags(engine: Engine) -> Finding:
     if not specs:
         return Finding("tags", "failure", "it has nothing to release")
     if None in sizes.values():
-        return Finding("tags", "warning", listed, "an unknown size is learned in the first proved cycle")
+        return Finding("tags", "warning", listed, _sizes_remedy(engine))
     return Finding("tags", "ok", f"{listed} per rank, {engine.capabilities.ranks} ranks")
+
+
+def _sizes_remedy(engine: Engine) -> str:
+    """What to do about tags of unknown size."""
+    remedy, option = (
+        "an unknown size is learned in the first proved cycle",
+        getattr(engine.adapter, "sizes_option", None),
+    )
+    if option is None:
+        return remedy
+    unknown = [spec.name for spec in engine.capabilities.tags if spec.expected_bytes is None]
+    given = ",".join(f"{name}:BYTES" for name in unknown)
+    return f"{remedy}, or is given by an option of its URL, in bytes for each rank: {option}={given}"
 
 
 def _size(spec: TagSpec) -> str:

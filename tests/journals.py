@@ -23,7 +23,8 @@ import pytest
 from lifecycle.core.journal import Attached, Entry
 from lifecycle.engine.session import Session
 from lifecycle.rules.violations import Checker
-from lifecycle.store.journal import Journal, UnreadableJournal, entry_of, is_sqlite
+from lifecycle.store.journal import Journal, entry_of, is_sqlite
+from lifecycle.store.reading import UnreadableJournal
 
 _NEXT = "SELECT number, at, driver, engine, key, kind, event, format FROM journal WHERE number > ? ORDER BY number"
 

@@ -18,9 +18,9 @@ from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
 from lifecycle.core.verdicts import REQUESTS_RUN, Pending, Proved, Refuted, Unmeasurable, Verdict
 
+from ..home import Ended, HomeInTurn
 from ..server_processes import ServerProcesses
 from .declaration import DEADLINE, FACTS, About, Declaration, Placed, Verbs
-from .home import Home, Outcome
 from .plan import NOT_SENT, PUSH_BEGINS, PUSH_ENDS, plan, push
 from .processes import Declared, finder
 from .verbs import judged
@@ -51,7 +51,7 @@ class DeclaredAdapter:
         except ConfigurationError as wrong:
             raise ConfigurationError(f"{name}: {wrong}") from None
         self._name = name
-        self._home = Home()
+        self._home = HomeInTurn()
         self._processes = ServerProcesses(finder(processes, name, self._home))
         self._capabilities = self.declared.capabilities()
         #: Whether a call got no answer since the last barrier: what it did may not have ended with it.
@@ -209,17 +209,17 @@ class DeclaredAdapter:
 
     # what a subclass may use
 
-    async def _call(self, placed: Placed, deadline_s: float, offered: Mapping[str, Any] | None = None) -> Outcome:
+    async def _call(self, placed: Placed, deadline_s: float, offered: Mapping[str, Any] | None = None) -> Ended:
         """What became of a verb that changes nothing."""
         given = {name: value for name, value in (offered or {}).items() if name in placed.takes}
         return await self._run(placed, given, min(deadline_s, placed.verb.deadline_s or math.inf))
 
-    async def _run(self, placed: Placed, args: Mapping[str, Any], limit_s: float) -> Outcome:
+    async def _run(self, placed: Placed, args: Mapping[str, Any], limit_s: float) -> Ended:
         """What became of a verb that is given these arguments, and its deadline where it takes that."""
         given = {**args, DEADLINE: OWN_SHARE * limit_s} if DEADLINE in placed.takes else args
         return await self._home.run(placed.name, partial(placed.verb.call, **given), limit_s)
 
-    async def _ask(self, name: str, deadline_s: float) -> Outcome | None:
+    async def _ask(self, name: str, deadline_s: float) -> Ended | None:
         """The answer to a question; None where there is none that counts, and `_silence` says why."""
         placed = self.declared.placed[name]
         outcome = await self._call(placed, deadline_s)
@@ -251,7 +251,7 @@ class DeclaredAdapter:
         detail = self._silence if ended is None else ended
         return Observation(alive=None if ended is None else False, detail=detail, sampled_at=time.monotonic())
 
-    def _raised(self, placed: Placed, outcome: Outcome) -> Reply:
+    def _raised(self, placed: Placed, outcome: Ended) -> Reply:
         if isinstance(outcome.error, placed.verb.unanswered):
             self._unanswered = True
             return Reply("lost", detail=_of(outcome))
@@ -281,7 +281,7 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _of(outcome: Outcome) -> str:
+def _of(outcome: Ended) -> str:
     """What became of a call that returned nothing, in words."""
     if outcome.error is not None:
         return f"{type(outcome.error).__name__}: {outcome.error}"

@@ -13,14 +13,14 @@ from lifecycle.nodes.address import parse
 from lifecycle.nodes.locate import find_processes
 from lifecycle.nodes.processes import by_pid
 
+from ..home import HomeInTurn
 from ..server_processes import Find
-from .home import Home
 
 #: What is declared of them. A URL may have the options `pid` and `agent`.
 Declared = int | Process | str | Sequence[int | Process] | Callable[[], Any]
 
 
-def finder(declared: Declared | None, name: str, home: Home) -> Find:
+def finder(declared: Declared | None, name: str, home: HomeInTurn) -> Find:
     """A function of a deadline that finds them; ConfigurationError where what was declared is no process."""
 
     async def find(deadline_s: float) -> tuple[Process, ...] | None:

@@ -21,11 +21,12 @@ from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Ver
 from lifecycle.nodes.address import Address
 
 from ..http import Answer, HttpClient
+from ..kinds import other_kind
 from ..server_processes import ServerProcesses
-from ..url_options import choice_of, key_of, sizes_of
-from .answers import LIMITS, generated, model_info, server_info, version_of, weights_label, whole, why_not
+from ..url_options import choice_of, key_of, keys_needed, sizes_of
+from .answers import generated, model_info, server_info, version_of, weights_label, whole, why_not
 from .capabilities import aborts_by_retract, boot_of, capabilities_of, counts_requests_alone, disaggregated, tags_of
-from .checksums import by_role, of_engine
+from .checksums import read_checksums
 from .counts import SETTLED_S, request_counts
 from .idle import Idle
 from .plan import CLOSE_PUSH, NO_SESSION, close_push, explained, plan, push
@@ -73,6 +74,8 @@ class SGLangAdapter:
     measured_on = ("0.5.23",)
     #: The ranges of versions that it knows, in words.
     version_ranges = VERSIONS.known
+    #: The option of its URL that gives the sizes of tags.
+    sizes_option = "sizes"
     #: A GET of this path while the server is paused makes `/ready` and `/ping` answer 503, until one succeeds.
     poisoned_by = "/health"
 
@@ -125,7 +128,8 @@ class SGLangAdapter:
         info = server_info(answer)
         if info is None:
             kind = NothingListens if answer.refused else ConfigurationError
-            raise kind(f"{self.url}: {why_not(answer)}")
+            other = await other_kind("sglang", self._http, {"/server_info": answer}, self._key, clock.left_s)
+            raise kind(f"{self.url}: {why_not(answer)}{other}")
         unknown = VERSIONS.unknown(version_of(info))
         if unknown is not None and not self._warns:
             raise ConfigurationError(f"{self.url}: {unknown}; unknown_version=warn drives it as the nearest of them")
@@ -139,6 +143,13 @@ class SGLangAdapter:
         await self._processes.find(boot_of(info), deadline_s=clock.left_s, early=early)
         self._at_connect = {"/server_info": answer, "/model_info": model}, time.monotonic()
         return self._known()
+
+    async def keys_needed(self, *, deadline_s: float) -> Mapping[str, bool]:
+        """By name, whether each key that the URL gives is needed. Control endpoints take either where one is given."""
+        guarded = {"api_key": [("GET", "/server_info")], "admin_api_key": [("POST", "/abort_request")]}
+        if self._admin_key == self._key:
+            guarded["api_key"] += guarded["admin_api_key"]
+        return await keys_needed(self._address, self._http, guarded, deadline_s)
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
         """The calls of a command, in order; `send` makes each of them one request."""
@@ -209,7 +220,7 @@ class SGLangAdapter:
         if model is not None:
             parts["weights_label"] = weights_label(model)
         if Fact.CHECKSUM in want and self._checksums and self._effects.checksums:
-            parts |= await self._checksums_now(whole_s.left_s)
+            parts |= await read_checksums(self._http, self._admin_key, whole_s.left_s)
         return Observation(alive=True, sampled_at=time.monotonic(), **parts)
 
     async def boot_anew(self, *, deadline_s: float) -> Observation:
@@ -352,21 +363,6 @@ class SGLangAdapter:
         """
         running = await self._reads.running(time.monotonic() + min(clock.left_s, READ_S))
         return bool(running) and (await self._reads.get("/health", clock.left_s)).ok
-
-    async def _checksums_now(self, deadline_s: float) -> dict[str, Any]:
-        """The checksum of all weights and those of each model role, from one response."""
-        body = {"action": "checksum"}
-        answer = await self._http.request(
-            "POST",
-            "/weights_checker",
-            deadline_s=deadline_s,
-            repeatable=True,
-            json_body=body,
-            key=self._admin_key,
-            limit=LIMITS["/weights_checker"],
-        )
-        report = answer.json() if answer.ok else None
-        return {"checksum": of_engine(report), "checksums": by_role(report)} if isinstance(report, dict) else {}
 
     # configuration
 

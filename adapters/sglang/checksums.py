@@ -1,4 +1,4 @@
-"""Splits the response of `/weights_checker` by model role: `target`, and `draft` for all draft models together.
+"""Reads `/weights_checker`, and splits its response by model role: `target`, and `draft` for all draft models together.
 
 Source: sglang 0.5.23, weight_updater. In a rank's report `parallelism_info` has one entry for each role (`target`, and
 `draft` or `draft_step_N` where the rank has a draft model). The names of a draft model's tensors begin with its role.
@@ -12,6 +12,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from ..http import HttpClient
+from .answers import LIMITS
+
+PATH = "/weights_checker"
+
+
+async def read_checksums(http: HttpClient, key: str | None, deadline_s: float) -> dict[str, Any]:
+    """The checksum of all weights and those of each model role, from one response; nothing where there is none."""
+    body = {"action": "checksum"}
+    answer = await http.request(
+        "POST", PATH, deadline_s=deadline_s, repeatable=True, json_body=body, key=key, limit=LIMITS[PATH]
+    )
+    report = answer.json() if answer.ok else None
+    return {"checksum": of_engine(report), "checksums": by_role(report)} if isinstance(report, dict) else {}
 
 
 def of_engine(report: Mapping[str, Any]) -> str | None:

@@ -19,11 +19,12 @@ from lifecycle.core.verdicts import REQUESTS_RUN, Pending, Proved, Verdict
 from lifecycle.nodes.address import Address
 
 from ..http import Answer, HttpClient, together
+from ..kinds import other_kind
 from ..server_processes import ServerProcesses
-from ..url_options import choice_of, key_of, sizes_of
-from .answers import generated, info_of, replied, requests_of, was_resumed, weights_label, why_not
-from .capabilities import TAGS, boot_of, capabilities_of
-from .plan import CONTINUE, NOT_SENT, PAUSE, PUSHES, plan, push
+from ..url_options import choice_of, key_of, keys_needed, sizes_of
+from .answers import KEY_REFUSED, generated, info_of, replied, requests_of, was_resumed, weights_label, why_not
+from .capabilities import TAGS, boot_of, capabilities_of, one_reply_of
+from .plan import CONTINUE, NOT_SENT, PAUSE, PUSHES, plan, push, thaws
 from .reads import KINDS, LOADS, SERVER_INFO, WEIGHT_VERSION, Reads
 from .versions import VERSIONS
 
@@ -70,6 +71,8 @@ class TokenspeedAdapter:
 
     #: The ranges of versions that it knows, in words.
     version_ranges = VERSIONS.known
+    #: The option of its URL that gives the sizes of tags.
+    sizes_option = "sizes"
 
     def __init__(self, address: Address) -> None:
         self._address = address.only(*OPTIONS)
@@ -115,7 +118,8 @@ class TokenspeedAdapter:
         info = info_of(answer)
         if info is None or weights_label(control) is None:
             kind = NothingListens if answer.refused else ConfigurationError
-            raise kind(f"{self.url}: {why_not(answer, control)}")
+            other = await other_kind("tokenspeed", self._http, {SERVER_INFO: answer}, self._key, clock.left_s)
+            raise kind(f"{self.url}: {why_not(answer, control)}{other}")
         own = str(info["tokenspeed_version"])
         unknown = VERSIONS.unknown(own)
         if unknown is not None and not self._warns:
@@ -124,12 +128,20 @@ class TokenspeedAdapter:
         if known.effects.undrivable is not None:
             why = f"tokenspeed {own} cannot be driven: {known.effects.undrivable}"
             raise ConfigurationError(f"{self.url}: {why}; use a later one ({VERSIONS.known})")
+        several = one_reply_of(info)
+        if several:
+            raise ConfigurationError(f"{self.url}: {several}")
         self._known_by = f"{known}, {known.source}"
         notes = () if unknown is None else (f"{unknown}: driven as {known}",)
         self._capabilities = capabilities_of(info, own, sizes=self._sizes, notes=notes)
         await self._processes.find(boot_of(info), deadline_s=clock.left_s)
         await self._have_token(clock)
         return self._capabilities
+
+    async def keys_needed(self, *, deadline_s: float) -> Mapping[str, bool]:
+        """By name, whether each key that the URL gives is needed."""
+        guarded = {"api_key": [("GET", "/v1/models")], "control_key": [("GET", WEIGHT_VERSION)]}
+        return await keys_needed(self._address, self._http, guarded, deadline_s)
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
         """The calls of a command, in order; `send` makes each of them one request."""
@@ -300,7 +312,7 @@ class TokenspeedAdapter:
     async def _idle(self, facts: Facts, wait_s: float, clock: Deadline) -> Verdict:
         if facts.admission != "closed":
             return Pending(reason="it is not known to be paused, and asking would pause it")
-        if facts.unmapped():
+        if thaws(facts):
             return await self._frozen(clock)
         call = Call(PAUSE, {"mode": "wait"}, repeatable=True)
         answer = await self._paused(call, wait_s)
@@ -313,13 +325,13 @@ class TokenspeedAdapter:
         return Pending(reason=f"/{PAUSE}: {reply.status or ''} {reply.detail[:160]}", figures={REQUESTS_RUN: resumed})
 
     async def _frozen(self, clock: Deadline) -> Verdict:
-        """Whether an engine is idle whose memory was released: its scheduler is frozen, and a pause would thaw it."""
+        """Whether an engine is idle whose memory is, or may be, released: a pause would thaw its scheduler."""
         requests = await self._requests(clock)
         if requests == 0:
-            return Proved(grade=Grade.REPORTED, reason="memory is released, and no request is counted")
+            return Proved(grade=Grade.REPORTED, reason="memory may be released, and no request is counted")
         if requests is None:
             return Pending(reason="it does not say how many requests it has")
-        return Pending(reason=f"memory is released, and it has {requests} requests")
+        return Pending(reason=f"memory may be released, and it has {requests} requests")
 
     async def _requests(self, clock: Deadline) -> int | None:
         info, loads = await together(self._reads.get(SERVER_INFO, clock.left_s), self._reads.get(LOADS, clock.left_s))
@@ -336,8 +348,11 @@ class TokenspeedAdapter:
         )
 
     async def _have_token(self, clock: Deadline) -> None:
-        """Has the engine generate a token, if it does. A request that nothing counts waits at a closed front end."""
-        asking = asyncio.ensure_future(self.answers(Probe(), deadline_s=min(TOKEN_S, clock.left_s / 2)))
+        """Has the engine generate a token, if it does. A request that nothing counts waits at a closed front end.
+
+        Raises ConfigurationError where its gateway refuses the key, which it asks for generations alone.
+        """
+        asking = asyncio.ensure_future(self._generate(Probe(), min(TOKEN_S, clock.left_s / 2)))
         trying = Deadline(TOKEN_S)
         try:
             while not asking.done():
@@ -346,9 +361,14 @@ class TokenspeedAdapter:
                     continue
                 if await self._requests(clock) == 0 and not asking.done():
                     return
+            answer = asking.result()
         finally:
             asking.cancel()
             await asyncio.wait({asking})
+        if answer.status in KEY_REFUSED:
+            raise ConfigurationError(f"{self.url}: {why_not(answer)}")
+        if isinstance(generated(answer), Proved):
+            self._is_open()
 
     def _is_open(self) -> None:
         """An answer has said that the engine admits requests."""

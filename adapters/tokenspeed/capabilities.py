@@ -67,6 +67,24 @@ def boot_of(info: Mapping[str, Any]) -> str:
     return str(info["start_time"])[:80]
 
 
+def one_reply_of(info: Mapping[str, Any]) -> str | None:
+    """Why a server of several data-parallel ranks is not driven; None where it has one.
+
+    A pause, a release and a restore go to every rank, and the answer is the reply of the rank that was first: that
+    another refused nobody is told. Source: runtime/engine/data_parallel_controller.py, `send_control_message`;
+    scheduler_control_client.py, where each of them ends in `[0]`.
+    """
+    world, tensor = count(info.get("world_size")), count(info.get("attn_tp_size"))
+    given, stages = count(info.get("data_parallel_size")), count(info.get("pipeline_parallel_size")) or 1
+    ranks = given or (world // stages // tensor if world and tensor else 1)
+    if ranks <= 1:
+        return None
+    return (
+        f"it has {ranks} data-parallel ranks, and answers a pause or a release with the reply of one of them, whatever "
+        "the others said; start a server for each rank, and give the fleet all of them"
+    )
+
+
 def _device(info: Mapping[str, Any]) -> Literal["cuda", "cpu"] | None:
     device = str(info.get("device")).partition(":")[0]
     return "cpu" if device == "cpu" else "cuda" if device == "cuda" else None

@@ -8,7 +8,7 @@
   `/continue_generation`, but requests that were past it when the pause came run: a pause follows, which is answered
   once they have ended.
 - `/abort_request` for all ends with a resume, and opens the front end even where that fails: it is never sent.
-- A pause over a release would thaw the scheduler: it is never sent where a tag is known to be released.
+- A pause over a release would thaw the scheduler: it is sent only where every tag is known to be mapped.
 - `/flush_cache` is answered with success whatever came of it: nothing is believed of it, and it is not sent. A release
   of KV drops the prefix cache or waits; a push drops it as it is told to.
 """
@@ -76,9 +76,28 @@ def push(how: str, args: Mapping[str, Any], version: str) -> Call:
 
 def _pause(facts: Facts) -> Call:
     """A pause that fails opens the front end again: after a refusal nothing is known of admission."""
-    if facts.unmapped():
-        return _not_sent(f"{', '.join(sorted(facts.unmapped()))} released: a pause would thaw its scheduler")
+    why = thaws(facts)
+    if why:
+        return _not_sent(why)
     return Call(PAUSE, {"mode": "wait"}, call_effects.paused("wait"), repeatable=True)
+
+
+def thaws(facts: Facts) -> str | None:
+    """Why a pause may thaw the scheduler that a release has frozen; None where every tag is known to be mapped.
+
+    Requests that it kept back would run on memory that is gone. Source: runtime/engine/pause.py, `request_drain`.
+    """
+    unmapped = sorted(facts.unmapped())
+    if unmapped:
+        return f"{', '.join(unmapped)} released: a pause would thaw its scheduler"
+    unknown = sorted(tag for tag, mapped in facts.mapped.items() if mapped is None)
+    if unknown or not facts.mapped:
+        what = ", ".join(unknown) or "memory"
+        return (
+            f"whether {what} is released is not known, and a pause would thaw its scheduler over memory that is gone; "
+            "where its sizes are known (the option sizes= of its URL), what is resident may tell"
+        )
+    return None
 
 
 def _release(tags: frozenset[Tag], facts: Facts, capabilities: Capabilities) -> Call:

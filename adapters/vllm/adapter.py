@@ -22,8 +22,9 @@ from lifecycle.core.verdicts import Proved, Verdict
 from lifecycle.nodes.address import Address
 
 from ..http import Answer, HttpClient, together
+from ..kinds import other_kind
 from ..server_processes import ServerProcesses
-from ..url_options import choice_of, key_of, sizes_of
+from ..url_options import choice_of, key_of, keys_needed, sizes_of
 from .answers import (
     RANKS_DISAGREE,
     config_of,
@@ -94,6 +95,8 @@ class VLLMAdapter:
     measured_on = ("0.32.0",)
     #: The ranges of versions that it knows, in words.
     version_ranges = VERSIONS.known
+    #: The option of its URL that gives the sizes of tags.
+    sizes_option = "sizes"
 
     def __init__(self, address: Address) -> None:
         self._address = address.only(*OPTIONS)
@@ -139,7 +142,8 @@ class VLLMAdapter:
         config, own = config_of(info), version_of(version)
         if config is None or own is None:
             kind = NothingListens if info.refused else ConfigurationError
-            raise kind(f"{self.url}: {why_not(info if config is None else version, version)}")
+            other = await other_kind("vllm", self._http, {"/server_info": info}, self._key, clock.left_s)
+            raise kind(f"{self.url}: {why_not(info if config is None else version, version)}{other}")
         unknown = VERSIONS.unknown(own)
         if unknown is not None and not self._warns:
             raise ConfigurationError(f"{self.url}: {unknown}; unknown_version=warn drives it as the nearest of them")
@@ -158,6 +162,10 @@ class VLLMAdapter:
         await self._processes.find(boot_of(config), deadline_s=clock.left_s)
         self._at_connect = info, time.monotonic()
         return self._capabilities
+
+    async def keys_needed(self, *, deadline_s: float) -> Mapping[str, bool]:
+        """By name, whether each key that the URL gives is needed."""
+        return await keys_needed(self._address, self._http, {"api_key": [("GET", "/v1/models")]}, deadline_s)
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
         """The calls of a command, in order; `send` makes each of them one request."""

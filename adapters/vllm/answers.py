@@ -89,10 +89,7 @@ def why_not(info: Answer, version: Answer | None = None) -> str:
     own = None if version is None else version_of(version)
     if info.status == 404 and own is not None:
         return f"vLLM {own} listens there without its development mode, so that nothing can drive it; {DEV_MODE}"
-    body = info.json() if info.ok else None
-    is_sglang = isinstance(body, dict) and "internal_states" in body
-    kind = "; it answers as SGLang does: write sglang://" if is_sglang else ""
-    return f"what listens there is no vLLM server (/server_info answered {info.status}: {info.detail[:80]!r}){kind}"
+    return f"what listens there is no vLLM server (/server_info answered {info.status}: {info.detail[:80]!r})"
 
 
 def refusal(call: Call, answer: Answer, effects: Effects) -> str | None:

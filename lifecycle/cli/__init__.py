@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..core.errors import CommandRefused, ConfigurationError, FleetError, LifecycleError, RouterError
+from ..core.errors import CommandRefused, ConfigurationError, FleetError, LifecycleError, RouterError, RouterNotClosed
 from .output import complain, guarded
 
 OK, FAILED, USAGE, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -67,7 +67,7 @@ def code_of(error: Exception) -> int:
     if isinstance(error, Interrupted):
         return error.code
     parts = error.exceptions if isinstance(error, FleetError) else (error,)
-    untouched = all(isinstance(part, CommandRefused) for part in parts)
+    untouched = all(isinstance(part, CommandRefused | RouterNotClosed) for part in parts)
     return REFUSED if untouched and not getattr(error, "succeeded", ()) else FAILED
 
 

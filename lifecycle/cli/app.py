@@ -69,9 +69,9 @@ def status(options: Options) -> int:
     """Show the state of each engine, observed now. Changes nothing. Exit 1 if one is failed or cannot be observed."""
 
     async def show() -> int:
-        fleet = options.fleet(accept_unprovable=True)
+        fleet = options.fleet(accept_unprovable=True, reads_only=True)
         if options.of_file:
-            say_differences(fleet)
+            say_differences(fleet, options.kept)
         try:
             records = await asyncio.gather(*(status_record(each) for each in fleet))
         finally:

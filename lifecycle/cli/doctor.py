@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 async def _examine_all(options: Options) -> list[tuple[str, list[Finding]]]:
     """The findings on each engine, by its name, and after them those on the router, by its URL."""
-    fleet = options.fleet(accept_unprovable=True)
+    fleet = options.fleet(accept_unprovable=True, reads_only=True)
     try:
         found = await asyncio.gather(*(examine(engine) for engine in fleet))
         named = [(engine.name, findings) for engine, findings in zip(fleet, found, strict=True)]

@@ -31,7 +31,8 @@ from ..nodes.same_address import address_of
 from ..render.redacted import Redaction
 from ..render.trace import trace
 from ..rules.violations import RULES, Checker
-from ..store.journal import UnreadableJournal, follow_file, has_journal, read_file, to_line
+from ..store.journal import follow_file, has_journal, read_file, to_line
+from ..store.reading import UnreadableJournal
 from ..store.sqlite import default_path
 from . import FAILED, INTERRUPTED, signals
 from .options import one_of

@@ -6,15 +6,19 @@ from ..core.lease import LeasedEngine
 from ..fleet.fleet import Fleet
 from ..nodes.same_address import address_of
 from ..rules.membership import Left, Member, differences
-from ..store.journal import UnreadableJournal, has_journal, read_kind
+from ..store.journal import has_journal, read_kind
 from ..store.leases import Leases
+from ..store.reading import UnreadableJournal
 from ..store.sqlite import Store
 from .output import complain
 
 
-def say_differences(fleet: Fleet) -> None:
-    """Each difference between this fleet, which a file describes, and what is known here is one line on stderr."""
-    store, leases = Store(), Leases()
+def say_differences(fleet: Fleet, kept: tuple[Store, Leases] | None = None) -> None:
+    """Each difference between this fleet, which a file describes, and what is known here is one line on stderr.
+
+    `kept` is what is known, where it was opened; it stays open.
+    """
+    store, leases = kept or (Store(), Leases())
     try:
         if not has_journal(store.path):
             return
@@ -31,6 +35,7 @@ def say_differences(fleet: Fleet) -> None:
     except UnreadableJournal:  # `history` says what is wrong with it
         return
     finally:
-        store.close()
+        if kept is None:
+            store.close()
     for line in found:
         complain(line)

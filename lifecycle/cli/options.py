@@ -20,8 +20,11 @@ from ..core.sources import FromDisk, Kept, Source
 from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
 from ..fleet.recovery import RecoverTo
-from ..store.sqlite import Store
+from ..store.leases import Leases
+from ..store.reading import can_be_written
+from ..store.sqlite import Store, default_path
 from ..store.tenants import Tenants
+from .output import complain
 
 if TYPE_CHECKING:
     from ..settings.schema import Loaded
@@ -107,16 +110,32 @@ class Options:
         policy = self.loaded.policy
         return policy if self.threshold_gib is None else replace(policy, residual_threshold_gib=self.threshold_gib)
 
-    def fleet(self, observers: Sequence[Observer] = (), *, accept_unprovable: bool = False) -> Fleet:
+    @cached_property
+    def kept(self) -> tuple[Store, Leases]:
+        """What is known of engines and who has them, for a command that only reads.
+
+        It is read without writing anything where nothing can be written; that is said then.
+        """
+        path = default_path()
+        if can_be_written(path):
+            return Store(), Leases()
+        what = "nothing can be written there: what it has is read, and what is seen now is not kept"
+        complain(f"{path}: {what} (LIFECYCLE_STATE_DIR names another folder)")
+        return Store(reads_only=True), Leases(reads_only=True)
+
+    def fleet(
+        self, observers: Sequence[Observer] = (), *, accept_unprovable: bool = False, reads_only: bool = False
+    ) -> Fleet:
         """The fleet, not yet connected. What is known of its engines is kept from one command to the next.
 
         With `accept_unprovable` it also has engines that cannot give the evidence that the policy asks for: a command
         that observes an engine is no reason to refuse it. Any other command is bound by the ledger of tenants, where
-        this user has one.
+        this user has one. With `reads_only` it needs no place to write to.
         """
         policy = replace(self.policy, unprovable="warn") if accept_unprovable else self.policy
         urls, groups = self.loaded.urls or self.urls, self.loaded.groups
         ledger = Tenants()
+        store, lease = self.kept if reads_only else (Store(), Leases())
         tenants = None if accept_unprovable or not ledger.path.exists() else ledger
         return Fleet.connect(
             urls,
@@ -124,7 +143,8 @@ class Options:
             router=self.router or self.loaded.router,
             policy=policy,
             observers=observers,
-            store=Store(),
+            store=store,
+            lease=lease,
             tenants=tenants,
         )
 

@@ -14,6 +14,7 @@ LifecycleError              .engine .command .state
     Preempted               .by
 FleetError                  an ExceptionGroup; .succeeded
 RouterError                 a router did not confirm what it was asked
+  RouterNotClosed           it may still send to engines, so that nothing was sent to any of them
 ConfigurationError          a setting, a URL or an engine that cannot give the evidence asked for
 """
 
@@ -41,6 +42,10 @@ class ConfigurationError(ValueError, RuntimeError):
 
 class RouterError(Exception):
     """A router did not confirm what it was asked; the message says why, and what to do."""
+
+
+class RouterNotClosed(RouterError):
+    """A router did not confirm that it sends no more to some engines: no lifecycle call was sent to any of them."""
 
 
 class NothingListens(ConfigurationError):

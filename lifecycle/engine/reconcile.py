@@ -26,7 +26,7 @@ from typing import Any
 from ..core.commands import Command, Pause, Resume
 from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError, EngineHeld, OperationFailed, Unreachable
-from ..core.facts import Fact, PauseMode
+from ..core.facts import Fact
 from ..core.lease import Lease
 from ..core.observation import Observation
 from ..core.readings import Reading
@@ -36,7 +36,7 @@ from ..core.verdicts import Unmeasurable
 from ..nodes.clock import set_since_s
 from ..rules import knowledge, mapping
 from ..rules.contradiction import contradiction
-from ..rules.decision import AskIdle, Close, Enter, ReadBytes, Stay, decide
+from ..rules.decision import AskIdle, Close, Enter, ReadBytes, Stay, closing_mode, decide, why_none
 from ..rules.evidence import taken_as_launched
 from ..rules.identity import IDENTITY, compare, is_contested, needs_confirming, same_process, two_answer
 from .call import send
@@ -106,7 +106,8 @@ async def attach(
     session.commit(await with_processes(session, record))
     session.journal.attached(session.adapter.url, session.group, session.policy)
     step = await _decided(session, deadline, may_close=False)
-    state, reason = (step.state, "attached") if isinstance(step, Enter) else (State.FAILED, step.reason)
+    state = step.state if isinstance(step, Enter) else State.FAILED
+    reason = "attached" if isinstance(step, Enter) else why_none(step, seen, session.facts)
     reading = await residual(session, deadline_s=deadline.left_s) if reads else None
     if seen.released_tags is None and isinstance(reading, Reading) and await _was_moved(session, reading, deadline):
         return await attach(session, deadline, known_here=known_here, reads=reads)  # nothing that was seen counts
@@ -257,7 +258,7 @@ async def _found(session: Session, deadline: Deadline, must_close: bool) -> Foun
         await send(session, open_push, deadline_s=deadline.look_s(0.5))
     step = await _decided(session, deadline, may_close=True, must_close=must_close)
     if isinstance(step, Stay):
-        return Found(session.state, step.reason, step.candidates)
+        return Found(session.state, why_none(step, seen, session.facts), step.candidates)
     record = knowledge.command_ended(session.record)
     session.commit(record, Edge(f"observed_{step.state}", reason="its facts make this state"))
     return Found(session.state)
@@ -304,7 +305,7 @@ async def _decided(session: Session, deadline: Deadline, *, may_close: bool, mus
             case Close():
                 if not _may_act(session, deadline):
                     return Stay("it is to be closed, and another driver has it or used it since it was looked at")
-                await _close(session, deadline)
+                undecided = replace(undecided, unclosed=await _close(session, deadline))
                 if session.record.uncertain.needs_barrier:
                     return Stay("the call that closes it got no answer, and may still run")
                 if not await _confirmed(session, deadline):
@@ -351,26 +352,21 @@ async def _resident(session: Session, deadline: Deadline) -> Reading | Unmeasura
         return Unmeasurable(reason=other.why)
 
 
-async def _close(session: Session, deadline: Deadline) -> None:
-    """Admission is closed where the calls that close it may be repeated; the facts say so."""
-    mode = _closing_mode(session)
+async def _close(session: Session, deadline: Deadline) -> str:
+    """Admission is closed where the calls that close it may be repeated; the facts say so.
+
+    Returns why a call that closes it must not be sent, where its adapter says so.
+    """
+    mode = closing_mode(session.facts, session.capabilities, session.policy)
     session.requests.forget()  # others may have let requests in
     for call in () if mode is None else session.adapter.plan(Pause(mode), session.facts):
         if not call.repeatable:
-            return
+            return str(call.args.get("why", ""))
         reply = await send(session, call, deadline_s=deadline.look_s())
         if reply.outcome != "done":
             session.commit(knowledge.not_closed(session.record, call))
-            return
-
-
-def _closing_mode(session: Session) -> PauseMode | None:
-    """The policy's mode where the engine is surely open; else one that can be entered from whatever it is in."""
-    modes = session.capabilities.pause
-    if session.facts.admission == "open" and session.policy.pause_mode in modes:
-        return session.policy.pause_mode
-    safe = [mode for mode, traits in modes.items() if traits.drains and not traits.unsafe_from]
-    return next((mode for mode in safe if not modes[mode].needs_router), None)
+            return ""
+    return ""
 
 
 async def _confirmed(session: Session, deadline: Deadline) -> bool:

@@ -143,9 +143,9 @@ class EngineView:
 
     @property
     def keeps_away(self) -> str | None:
-        """Which other drivers its lease keeps away, in words; None where it takes none."""
+        """Which other drivers its lease keeps away, in words; None where it takes none, or can take none."""
         holder = self._session.owner.holder
-        return None if holder is None else str(holder)
+        return None if holder is None or getattr(holder, "reads_only", False) else str(holder)
 
     @property
     def driven_by(self) -> str | None:

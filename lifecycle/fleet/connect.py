@@ -20,8 +20,8 @@ from ..rules.identity import own_identity, processes_of, same_process
 from .groups import Group
 from .registry import adapter_for
 
-#: Options of a URL that no message repeats.
-SECRETS = ("api_key", "admin_api_key")
+#: How the options of a URL end that no message repeats, of whatever adapter: api_key, admin_api_key, control_key.
+SECRET = "_key"
 
 
 def member(
@@ -42,7 +42,7 @@ def member(
     given = groups.get(group, Group())
     offload = _offload(url, options)
     after = tuple(each for each in options.pop("drain_after", "").split(",") if each)
-    typed = {name: value for name, value in options.items() if name not in SECRETS}
+    typed = {name: value for name, value in options.items() if not name.endswith(SECRET)}
     options.pop("worker", None)  # for the router alone: `routing.router_of`
     groups[group] = replace(given, drain_after=tuple(dict.fromkeys(given.drain_after + after)))
     return Engine(

@@ -52,7 +52,8 @@ class Course:
         last = {outcome.engine.name: outcome.transition for outcome in self.done if outcome.transition is not None}
         succeeded = [transition for name, transition in last.items() if name not in lost]
         errors = [outcome.error for outcome in self.failed if outcome.error is not None]
-        return FleetError.of(f"{len(lost)} of {len(lost) + len(succeeded)} engines", [*errors, *more], succeeded)
+        what = f"{len(lost)} of {len(lost) + len(succeeded)} engines" if lost else "no engine failed"
+        return FleetError.of(what, [*errors, *more], succeeded)
 
 
 async def at_once(

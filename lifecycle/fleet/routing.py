@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..core.errors import ConfigurationError
+from ..core.errors import ConfigurationError, RouterError, RouterNotClosed
 from ..core.facts import Grade
 from ..core.ports import Router, RoutesToWorkers, WorkerURL
 from ..core.verdicts import Proved, Refuted, Verdict
@@ -46,7 +46,8 @@ class Routing:
     async def close(self, engines: Sequence[Engine]) -> None:
         """The router has confirmed that it sends nothing more to these engines.
 
-        Where that fails all of them are opened again, and what the router raised comes through.
+        Where that fails all of them are opened again, and what the router raised comes through; RouterNotClosed where
+        it raised a RouterError.
         """
         if self.router is None or not engines:
             return
@@ -59,6 +60,8 @@ class Routing:
                 _note(engine, None, Refuted(reason=f"the router could not be closed: {error or type(error).__name__}"))
             with suppress(Exception):
                 await self.open(engines)
+            if isinstance(error, RouterError):
+                raise RouterNotClosed(f"{error}. Nothing was sent to the engines: they are as they were") from error
             raise
         for engine in engines:
             _closed(engine, sending[engine.name])

@@ -15,8 +15,10 @@ from itertools import product
 from typing import get_args
 
 from ..core.capabilities import Capabilities
-from ..core.facts import Admission, Facts
+from ..core.facts import Admission, Facts, PauseMode
 from ..core.frozen import replace
+from ..core.observation import Observation
+from ..core.policy import Policy
 from ..core.record import Record
 from ..core.states import State
 from .evidence import believed_only, taken_as_launched
@@ -97,6 +99,21 @@ def decide(
     return _none_fits(record, capabilities, invalid, undecided) if state is None else Enter(state)
 
 
+def closing_mode(facts: Facts, capabilities: Capabilities, policy: Policy) -> PauseMode | None:
+    """The policy's mode where the engine is surely open; else one that can be entered from whatever it is in."""
+    modes = capabilities.pause
+    if facts.admission == "open" and policy.pause_mode in modes:
+        return policy.pause_mode
+    safe = [mode for mode, traits in modes.items() if traits.drains and not traits.unsafe_from]
+    return next((mode for mode in safe if not modes[mode].needs_router), None)
+
+
+def why_none(step: Stay, seen: Observation, facts: Facts) -> str:
+    """Why no state was entered; where ranks disagree on whether they admit requests, what they said too."""
+    disagree = bool(seen.disagreement) and facts.admission is None
+    return f"{seen.disagreement}; {step.reason}" if disagree else step.reason
+
+
 def _none_fits(record: Record, capabilities: Capabilities, invalid: str | None, undecided: Undecided) -> Stay:
     """Which states the engine may be in, what leaves that open, and what would decide."""
     facts, valid = record.facts, invalid is None
@@ -121,6 +138,8 @@ def _none_fits(record: Record, capabilities: Capabilities, invalid: str | None, 
         because = f": {undecided.why}" if undecided.why else ""
         open_questions.append(f"whether {', '.join(unknown)} is mapped is not known{because}")
         answers.append("a report of which tags are released")
+    if undecided.unclosed:
+        open_questions.append(f"it was not closed: {undecided.unclosed}")
     names, why = " or ".join(candidates) or "no state", "; ".join(open_questions) or str(facts)
     reason = f"{names}: {why}; what would decide: {', and '.join(answers) or 'nothing that is known here'}"
     return Stay(reason, tuple(candidates))

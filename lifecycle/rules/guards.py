@@ -145,9 +145,11 @@ def tags_releasable(context: Context) -> str | None:
 
 @guard(static=True)
 def weights_recoverable(context: Context) -> str | None:
-    """A release that discards weights names where they will come from.
+    """A release that discards weights names where they will come from, and what it names can be loaded.
 
-    Those that are not worth serving, and that a push is to replace anyway, are no loss: it need not be at hand yet.
+    Weights that are kept come back as they were: where another source is named, it is loaded over them afterwards, and
+    an engine that could not would stay without what it is to serve. Those that are not worth serving, and that a push
+    is to replace anyway, are no loss: it need not be at hand yet.
     """
     command, capabilities = context.command, context.capabilities
     assert isinstance(command, Release)
@@ -157,21 +159,20 @@ def weights_recoverable(context: Context) -> str | None:
         for spec in capabilities.tags
         if spec.name in named and spec.stage == "weights" and not is_kept(spec, command.weights)
     ]
-    if not lost:
-        return None
     match command.weights:
-        case None:
+        case FromDisk() | Pushed() as source:
+            awaited = isinstance(source, Pushed) and source == context.record.desired.source
+            if awaited and invalid_weights(context.record, capabilities) is not None:
+                return None
+            return None if not lost and _holds(context, source.version) else unloadable(context, source)
+        case None if lost:
             return f"{', '.join(lost)} would be lost; name a source: weights=FromDisk(...), Pushed(...) or Kept()"
-        case Kept():
+        case Kept() if lost:
             return (
                 f"weights=Kept(), but the engine keeps no backup of {', '.join(lost)}; "
                 "start it with its weights backup, or name FromDisk(...) or Pushed(...)"
             )
-        case FromDisk() | Pushed():
-            awaited = isinstance(command.weights, Pushed) and command.weights == context.record.desired.source
-            if awaited and invalid_weights(context.record, capabilities) is not None:
-                return None
-            return unloadable(context, command.weights)
+    return None
 
 
 #: The device of an engine of which nothing was read yet: all its ranks are taken to share one.
@@ -320,9 +321,13 @@ def _unless_accepted(context: Context, claim: str, verdict: Verdict) -> str | No
 def _serves_all(context: Context, version: str) -> bool:
     """Whether every weights tag is mapped and holds this version, as weights that are worth serving."""
     tags = context.capabilities.stage("weights")
+    return bool(tags) and all(context.facts.mapped.get(tag) for tag in tags) and _holds(context, version)
+
+
+def _holds(context: Context, version: str) -> bool:
+    """Whether every weights tag, mapped or kept, holds this version, as weights that are worth serving."""
     wanting = replace(context.record, desired=replace(context.desired, version=version))
-    mapped = bool(tags) and all(context.facts.mapped.get(tag) for tag in tags)
-    return mapped and invalid_weights(wanting, context.capabilities) is None
+    return invalid_weights(wanting, context.capabilities) is None
 
 
 def unloadable(context: Context, source: FromDisk | Pushed | Kept) -> str | None:

@@ -43,6 +43,7 @@ class Undecided:
 
     why: str = ""
     fitting: tuple[Choice, ...] = ()
+    unclosed: str = ""  # why the engine must not be told to close meanwhile, where it must not
 
 
 def mapping_from_freed_bytes(
@@ -374,12 +375,12 @@ def _without_hidden(level: _Level, fitting: tuple[Choice, ...], least: int) -> t
 def _level_fits(level: _Level) -> tuple[Choice, ...]:
     """The choices of unmapped tags beside which the mapped ones and no more than the threshold are resident.
 
-    An engine small beside what it holds anyway (a CPU engine under a threshold for GPUs) fits several.
+    One small beside what it holds anyway (a CPU engine under a threshold for GPUs), or of unknown sizes, fits several.
     """
     fitting = []
     for choice in level.choices():
         share = level.size(frozenset(level.tags) - choice)
-        if share is not None and all(
+        if share is None or all(
             level.policy.returned_fraction * share <= held <= share + level.policy.threshold_bytes
             for held in level.reading.devices.values()
         ):

@@ -90,7 +90,8 @@ def judge_release(context: Context, before: Reading, after: Reading, expected: S
                 return Pending(reason=f"{summary}{missing}{less}; {kept}", figures=figures)
             least = 0
     if returned < least:
-        return Pending(reason=f"{summary}{_missing_tags(context, before, returned)}; {kept}", figures=figures)
+        missing = f"{_missing_tags(context, before, returned)}{_saver_in_doubt(context, returned < least / 2)}"
+        return Pending(reason=f"{summary}{missing}; {kept}", figures=figures)
     unseen = _not_seen_to_go(context, before, by_call, (total or 0) - returned) or _held_since(context, after)
     if unseen:
         return Pending(reason=f"{summary}, and the release of {unseen} gave nothing back; {kept}", figures=figures)
@@ -98,6 +99,13 @@ def judge_release(context: Context, before: Reading, after: Reading, expected: S
         exceeds = f"{mib(after.resident_bytes)} resident exceeds {mib(allowed)} allowed"
         return Pending(reason=f"{exceeds}; {kept}; the threshold is set by {SET_THRESHOLD}", figures=figures)
     return Proved(grade=Grade.MEASURED, reason=summary, figures=figures)
+
+
+def _saver_in_doubt(context: Context, little: bool) -> str:
+    """What an engine may lack that gave little back, where nothing told at connect whether it has it."""
+    if not little or context.capabilities.memory_saver is not None:
+        return ""
+    return f" (was it started with {context.capabilities.saver_option or 'its memory saver'}?)"
 
 
 def _less_than_hinted(context: Context, before: Reading, after: Reading, by_call: Mapping[str, int]) -> str:
@@ -282,9 +290,22 @@ def resident_as_before(context: Context, after: Reading) -> bool:
     A release that freed nothing leaves nothing to grow by: its tags are seen to be there by the level alone.
     """
     share = context.share_bytes(context.targets, after)
-    if share is None or share < visible_bytes(context.policy, after):
+    if share is None:
+        return _nothing_is_missing(context, after)
+    if share < visible_bytes(context.policy, after):
         return False
     return _at_level(context, after, slack=(1 - context.policy.returned_fraction) * share) is True
+
+
+def _nothing_is_missing(context: Context, after: Reading) -> bool:
+    """Whether as much is resident as when all was mapped, of an engine whose sizes nobody knows.
+
+    They are learned from the first release that is proved, so that none was, and nothing is expected to be missing.
+    """
+    full, every = context.calibration.reading_all_mapped, frozenset(context.facts.mapped)
+    if full is None or context.size(every, full) is not None:
+        return False
+    return max(freed_by_device(full, after).values(), default=0) < visible_bytes(context.policy, full) / 2
 
 
 def resident_as_a_whole(context: Context, before: Reading | Unmeasurable, after: Reading) -> bool | None:

@@ -14,10 +14,8 @@ import asyncio
 import io
 import json
 import logging
-import shutil
 import sqlite3
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,10 +25,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..core.encoding import decode, encode
-from ..core.errors import ConfigurationError
 from ..core.journal import EVENTS, JOURNAL_FORMAT, NEVER_S, Entry, Event
 from ..core.json_text import JsonWriter
 from ..core.units import MIB
+from .reading import UnreadableJournal, opened
 
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS journal (number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, "
@@ -53,10 +51,6 @@ WAITS_S = 0.1
 
 #: The most that is buffered while the file cannot be written; what comes after it is dropped.
 _MOST_BUFFERED = 10_000
-
-
-class UnreadableJournal(ConfigurationError):
-    """A journal, or an entry of it, that this version cannot read; the message says where and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +216,7 @@ def is_sqlite(path: Path) -> bool:
 
 def read_kind(path: Path, kind: str) -> list[Entry]:
     """The entries of this kind in a journal in SQLite."""
-    with closing(_opened(path)) as db:
+    with closing(opened(path)) as db:
         try:
             rows = db.execute(f"{_SELECT} WHERE kind = ? ORDER BY number", (kind,)).fetchall()
         except sqlite3.Error as error:
@@ -234,7 +228,7 @@ def has_journal(path: Path) -> bool:
     """False where no driver has written there yet: there is no file, or it is of a version that kept no journal."""
     if not path.exists():
         return False
-    db = _opened(path)
+    db = opened(path)
     try:
         return bool(db.execute("SELECT 1 FROM sqlite_master WHERE name = 'journal'").fetchone())
     except sqlite3.Error:
@@ -252,7 +246,7 @@ def follow_file(path: Path, *, poll_s: float = 0.2, ends: Callable[[], bool] = l
         if ends():
             return
         time.sleep(poll_s)
-    db = _opened(path)
+    db = opened(path)
     try:
         last = 0
         while not ends():
@@ -280,57 +274,10 @@ def entry_of(row: Sequence[Any], where: str) -> Entry:
 
 
 def _of_sqlite(path: Path, others: list[str] | None) -> Iterator[Entry]:
-    with closing(_opened(path)) as db:
+    with closing(opened(path)) as db:
         for row in _rows(db, path, 0):
             if not _left_out(row[-1], f"{path}, entry {row[0]}", others):
                 yield entry_of(row, str(path))
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    """Read without writing anything: neither a table nor a journal mode is made.
-
-    A journal whose folder cannot be written to, and that no process has open, is read as it stands. Where a part of it
-    lies in the file beside it (`-wal`), that takes a copy: SQLite reads both only where it may write.
-    """
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    try:
-        db = sqlite3.connect(uri, uri=True, timeout=5.0)
-        try:
-            db.execute("SELECT 1 FROM sqlite_master")
-        except sqlite3.OperationalError as error:
-            db.close()
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-                raise
-            if path.with_name(f"{path.name}-shm").exists():  # it may be in use: a copy would be of two moments
-                raise
-            if path.with_name(f"{path.name}-wal").exists():
-                return _copied(path)
-            return sqlite3.connect(f"{uri}&immutable=1", uri=True)
-        except sqlite3.Error:
-            db.close()
-            raise
-        return db
-    except sqlite3.Error as error:
-        raise UnreadableJournal(f"{path}: no journal can be read there: {error}") from error
-
-
-def _copied(path: Path) -> sqlite3.Connection:
-    """The file with what lies beside it, in memory."""
-    memory = sqlite3.connect(":memory:")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for each in (path, path.with_name(f"{path.name}-wal")):
-                shutil.copyfile(each, Path(folder) / each.name)
-            with closing(sqlite3.connect(Path(folder) / path.name)) as copy:
-                copy.backup(memory)
-    except OSError as error:
-        memory.close()
-        why = f"its folder cannot be written to, and no copy could be made ({error})"
-        raise UnreadableJournal(f"{path}: {why}; copy it with its -wal file to a folder that can be") from error
-    except BaseException:
-        memory.close()
-        raise
-    return memory
 
 
 def _rows(db: sqlite3.Connection, path: Path, after: int) -> list[tuple[Any, ...]]:

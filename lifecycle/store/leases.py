@@ -48,12 +48,14 @@ _collected_at_s = float("-inf")
 class Leases:
     """The leases of one file (a `LeaseHolder`); None: the file of this user. What is known is kept there too.
 
-    The file is opened when it is first asked. ConfigurationError says why it cannot be.
+    The file is opened when it is first asked. ConfigurationError says why it cannot be. With `reads_only` it tells who
+    has an engine, from what stood there then, and keeps nobody away.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, reads_only: bool = False) -> None:
         self._path = path
-        self._file = SharedFile(lambda: self.path, _upgraded, _unusable)
+        self.reads_only = reads_only
+        self._file = SharedFile(lambda: self.path, _upgraded, _unusable, reads_only=reads_only)
         self._records: Store | None = None
 
     def __str__(self) -> str:
@@ -73,7 +75,7 @@ class Leases:
     def records(self) -> Store:
         """What is known of engines, kept in the same file."""
         if self._records is None:
-            self._records = Store(self.path)
+            self._records = Store(self.path, reads_only=self.reads_only)
         return self._records
 
     def take(self, driver: Driver, engine: LeasedEngine, use: LeaseUse) -> Lease:

@@ -9,22 +9,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .reading import in_memory
+
 #: Seconds to wait while another process writes. A process that was killed holds no lock; one that was stopped does.
 BUSY_S = 5.0
 
 
 class SharedFile:
-    """The file at `path`. `prepare` makes its tables, `unusable` what is raised where it cannot be used."""
+    """The file at `path`. `prepare` makes its tables, `unusable` what is raised where it cannot be used.
+
+    With `reads_only` it is what stood there when it was first asked, in memory.
+    """
 
     def __init__(
         self,
         path: Callable[[], Path],
         prepare: Callable[[sqlite3.Connection], object],
         unusable: Callable[[Path, Exception], Exception],
+        *,
+        reads_only: bool = False,
     ) -> None:
         self._path = path
         self._prepare = prepare
         self._unusable = unusable
+        self._reads_only = reads_only
         self._db: sqlite3.Connection | None = None
         self._pid = 0
         self._lock, self._lock_pid = threading.Lock(), os.getpid()
@@ -56,8 +64,11 @@ class SharedFile:
     def _opened(self) -> sqlite3.Connection:
         if self._db is None or self._pid != os.getpid():  # a connection must not be used across a fork
             path = self._path()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S, check_same_thread=False)
+            if self._reads_only:
+                db = in_memory(path)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S, check_same_thread=False)
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")  # of processes of this host: a loss of power ends them all
             self._prepare(db)

@@ -26,6 +26,7 @@ from ..nodes.state_folder import in_state_folder, state_folder
 from . import journal
 from .codec import Rows, UnreadableRow, from_text
 from .journal import Bounds, Journal
+from .reading import in_memory
 from .reserve import Reserve, disk_is_full
 
 _SCHEMA = (
@@ -54,18 +55,18 @@ def default_path() -> Path:
 class Store:
     """The SQLite file (a `StateStore`). Several processes may have it open; the later of two writers is refused.
 
-    `journal` is beside the rows, in the same file: what was noted there is written with the next row.
+    `journal` is beside the rows, in the same file: what was noted there is written with the next row. With `reads_only`
+    the file is read once, and what is saved is in memory alone.
     """
 
-    def __init__(self, path: Path | None = None, *, bounds: Bounds | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, bounds: Bounds | None = None, reads_only: bool = False) -> None:
         self.path = path or default_path()
         self._generations: dict[str, int] = {}
         self._rows = Rows()
         self._lock = threading.RLock()
         self._reserve = Reserve(self.path)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, isolation_level=None, timeout=5.0, check_same_thread=False)
+            self._db = in_memory(self.path) if reads_only else self._opened()
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")  # survives the end of the process, whatever ends it
             self._db.execute(_SCHEMA)
@@ -73,6 +74,10 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             raise _unusable(self.path, error) from error
         self.journal = Journal(self._db, self.path, self._lock, bounds or Bounds())
+
+    def _opened(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return sqlite3.connect(self.path, isolation_level=None, timeout=5.0, check_same_thread=False)
 
     def ready(self) -> None:
         """A command that begins now can be written down to its end. Raises OSError where the disk is too full."""

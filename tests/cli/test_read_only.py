@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -16,7 +17,10 @@ import pytest
 from journal_files import copied
 from lifecycle.adapters.loopback import LoopbackProcess
 
+from lifecycle.core.lease import Driver, LeasedEngine, LeaseUse
+from lifecycle.nodes.same_address import address_of
 from lifecycle.store.journal import read_file
+from lifecycle.store.leases import Leases
 from lifecycle.store.sqlite import Store
 
 ReadOnly = Callable[[Path], Path]
@@ -172,3 +176,58 @@ def test_a_file_that_is_in_use_and_cannot_be_opened_is_not_copied(
     result = lifecycle("history", "--file", str(killed / "engines.sqlite3"))
     assert (result.returncode, result.stdout) == (2, "")
     assert "no journal can be read there: unable to open database file" in result.stderr
+
+
+@pytest.mark.parametrize("left", ["clean", "killed"])
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_what_only_reads_needs_no_place_to_write_to(
+    command: str, left: str, request: pytest.FixtureRequest, lifecycle, driven, address: str, read_only: ReadOnly
+) -> None:
+    folder = read_only(request.getfixturevalue(left))
+    before = {each.name: each.read_bytes() for each in folder.iterdir()}
+    for state in (folder, folder / "below"):
+        result = lifecycle(command, address, "--threshold-gib", "0.125", state=state)
+        assert result.returncode == (0 if command == "status" else 4), result.stderr
+        assert "serving" in result.stdout
+        assert f"{state}/engines.sqlite3: nothing can be written there: what it has is read" in result.stderr
+        assert "LIFECYCLE_STATE_DIR names another folder" in result.stderr
+    assert {each.name: each.read_bytes() for each in folder.iterdir()} == before
+    if command == "doctor":  # who drives it is not kept away, and that is not said to be so
+        assert re.search("warning +lease +none is taken: no other driver is kept away", result.stdout)
+
+
+def test_what_is_kept_there_counts_and_who_has_the_engine(
+    lifecycle, engine: LoopbackProcess, address: str, kept: Path, read_only: ReadOnly
+) -> None:
+    assert lifecycle("pause", address).returncode == 0
+    try:
+        folder = read_only(kept)
+        for state, found in ((folder, "drained|paused"), (folder / "below", "failed")):
+            assert re.search(f" ({found}) ", lifecycle("status", address, state=state).stdout)
+    finally:
+        assert lifecycle("resume", address).returncode == 0
+
+
+def test_of_a_file_that_describes_a_fleet_too(lifecycle, clean: Path, address: str, read_only: ReadOnly) -> None:
+    (clean / "fleet.toml").write_text(f'[[engines]]\nurl = "{address}"\n')
+    result = lifecycle("status", str(clean / "fleet.toml"), state=read_only(clean))
+    assert result.returncode == 0, result.stderr
+    assert "serving" in result.stdout
+
+
+def test_the_driver_that_has_an_engine_is_named_from_there(
+    lifecycle, address: str, tmp_path: Path, read_only: ReadOnly
+) -> None:
+    source, driver = tmp_path / "leased", Driver("a-token", "the driver of a test")
+    key = address_of(address)
+    assert key is not None
+    Leases(source / "engines.sqlite3").take(driver, LeasedEngine(key, None), LeaseUse("a window", None))
+    result = lifecycle("doctor", address, "--threshold-gib", "0.125", state=read_only(source))
+    assert re.search("warning +lease +.*the driver of a test", result.stdout), result.stdout
+
+
+def test_leases_that_only_read_make_no_file(tmp_path: Path) -> None:
+    leases = Leases(tmp_path / "none" / "engines.sqlite3", reads_only=True)
+    assert leases.seen(LeasedEngine("127.0.0.1:1", None)) is None
+    assert leases.records().load("127.0.0.1:1") is None
+    assert not (tmp_path / "none").exists()

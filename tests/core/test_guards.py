@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rig import V1, context_of, facts
+from rig import V1, V2, context_of, facts
 
 from lifecycle import (
     Contents,
@@ -49,6 +49,7 @@ async def nothing(engines: Sequence[Engine]) -> None:
 
 
 PUSH = Pushed(nothing, "v1")
+V0 = FromDisk("/models/step-0", "v0")
 YES = Proved(grade=Grade.MEASURED)
 
 
@@ -95,6 +96,7 @@ def _reading(held_gib: float) -> Reading:
 ALL_RELEASED: dict[str, bool | None] = {"weights": False, "kv_cache": False}
 KEPT = capabilities(KEPT_WEIGHTS, KV_CACHE)
 NO_DISK = capabilities(update=frozenset({"push"}))
+KEPT_NO_DISK = capabilities(KEPT_WEIGHTS, KV_CACHE, update=frozenset({"push"}))
 NO_PUSH = capabilities(update=frozenset({"disk"}))
 NO_SAVER = capabilities(memory_saver=False, saver_option="--enable-memory-saver")
 ONE_BY_ONE = capabilities(releasable=frozenset({frozenset({"weights"}), frozenset({"kv_cache"})}))
@@ -129,6 +131,11 @@ REFUSES: list[tuple[Guard, Context, str]] = [
     (g.weights_recoverable, context(Release(None, Kept())), "keeps no backup of weights"),
     (g.weights_recoverable, context(Release(None, V1), caps=NO_DISK), "cannot load weights from"),
     (g.weights_recoverable, context(Release(None, PUSH), caps=NO_PUSH), "it can: disk"),
+    (g.weights_recoverable, context(Release(None, V0), caps=NO_DISK), "cannot load weights from"),  # it holds them now
+    # what is kept comes back, and what was named could not be loaded over it
+    (g.weights_recoverable, context(Release(None, V2), caps=KEPT_NO_DISK), "cannot load weights from"),
+    (g.weights_recoverable, context(Release(frozenset({"kv_cache"}), V2), caps=KEPT_NO_DISK), "it can: push"),
+    (g.weights_recoverable, context(Release(None, Pushed(None, "v2")), caps=KEPT), "has no callback in this process"),
     (g.bytes_visible, context(Release(None, V1), caps=TINY), "kv_cache, weights hold 60 MiB, too little to see"),
     (
         g.bytes_visible,
@@ -188,6 +195,10 @@ PASSES: list[tuple[Guard, Context]] = [
     (g.weights_recoverable, context(Release(frozenset({"kv_cache"})))),
     (g.weights_recoverable, context(Release(None, Kept()), caps=KEPT)),
     (g.weights_recoverable, context(Release(), caps=KEPT)),
+    (g.weights_recoverable, context(Release(None, V0), caps=KEPT_NO_DISK)),  # what it keeps is what is named
+    (g.weights_recoverable, context(Release(None, V0), caps=KEPT_NO_DISK, mapped={"weights": False})),
+    (g.weights_recoverable, context(Release(None, PUSH), caps=KEPT_NO_DISK)),
+    (g.weights_recoverable, context(Release(None, V2), caps=KEPT)),
     (g.bytes_visible, context(Release(None, V1))),
     (g.bytes_visible, context(Release(None, V1), caps=SMALL_KV, residual=HELD_70_GIB)),
     (g.bytes_visible, context(Release(frozenset({"kv_cache"}), V1), caps=SMALL_KV)),

@@ -34,8 +34,9 @@ from lifecycle.core.journal import (
 )
 from lifecycle.core.lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
 from lifecycle.nodes.processes import by_pid
-from lifecycle.store.journal import UnreadableJournal, read_file, to_line
+from lifecycle.store.journal import read_file, to_line
 from lifecycle.store.leases import Leases
+from lifecycle.store.reading import UnreadableJournal
 from lifecycle.store.sqlite import Store
 from lifecycle.testing import HANG, LOST, ScriptedAdapter
 

@@ -112,6 +112,7 @@ EVERY_ERROR = [
     ConfigurationError("mend it"),
     errors.NothingListens("start it"),
     errors.RouterError("start it"),
+    errors.RouterNotClosed("start it"),
     InvalidTransition(**WHO, allowed=("pause", "drain")),
     GuardRefused({"still_idle": "1 runs"}, **WHO),
     EngineBusy("offload", **WHO),

@@ -198,6 +198,13 @@ def test_kv_that_is_kept_leaves_the_prefix_cache_as_it_was() -> None:
     assert len(adapter.plan(RestoreKV(), gone.learn({Fact.CACHE_FRESH: True}, Grade.ASSERTED))) == 2
 
 
+def test_a_verb_that_drops_the_prefix_cache_is_followed_by_none_that_does() -> None:
+    restore = Verb(call=of_tags, effects=BACK, drops_cache=True)
+    gone = serving().learn({Fact.MAPPED: {"kv_cache": False}, Fact.CACHE_FRESH: None}, Grade.ACKNOWLEDGED)
+    (call,) = declared(restore=restore).plan(RestoreKV(), gone)
+    assert call.effect[Fact.CACHE_FRESH] is True
+
+
 def test_requests_never_go_on_with_kv_of_other_weights_unless_that_is_meant() -> None:
     effects = {"weights": "discarded", "kv_cache": "kept_on_host"}
     changes = {"release": Verb(call=of_tags, effects=effects), "pause": {"freeze": nothing}, "load": load}

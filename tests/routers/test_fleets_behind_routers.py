@@ -118,10 +118,40 @@ def test_without_a_router_a_wait_pause_is_refused(url: str, capsys: pytest.Captu
 
 
 def test_a_router_that_is_down_leaves_the_engines_serving(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["offload", url, *WAY_HOME, "--router", "smg://127.0.0.1:1?api_key=secret"]) == 1
-    error = capsys.readouterr().err
-    assert "the router smg://127.0.0.1:1: nothing listens there" in error
-    assert "secret" not in error
+    down = ["--router", "smg://127.0.0.1:1?api_key=secret"]
+    for command in (["offload", url, *WAY_HOME], ["cycle", url, *WAY_HOME], ["pause", url]):
+        assert main([*command, *down]) == 3, "no engine was touched"
+        error = capsys.readouterr().err
+        assert "the router smg://127.0.0.1:1: nothing listens there" in error
+        assert "start it, or correct its URL. Nothing was sent to the engines: they are as they were" in error
+        assert "secret" not in error
+    assert main(["doctor", url, "--threshold-gib", "0.05", *down]) == 1
+    assert "failure  router          the router smg://127.0.0.1:1: nothing listens there" in capsys.readouterr().out
+    assert main(["status", url]) == 0
+    assert "serving" in capsys.readouterr().out
+
+
+def test_a_router_that_goes_down_meanwhile_leaves_the_engines_serving(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["offload", url, *WAY_HOME]) == 0
+    assert main(["onload", url, "--router", "smg://127.0.0.1:1"]) == 1, "the engine was touched"
+    assert "no engine failed: the router smg://127.0.0.1:1: nothing listens there" in capsys.readouterr().err
+    assert main(["status", url]) == 0
+    assert "serving" in capsys.readouterr().out
+
+
+def test_an_engine_that_the_router_may_know_by_another_url_is_left_serving(
+    url: str, router: RecordedRouter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    router.workers.clear()
+    router.has("http://engine-0.pod:30000")
+    for command in (["offload", url, *WAY_HOME], ["cycle", url, *WAY_HOME], ["pause", url]):
+        assert main([*command, "--router", router.url()]) == 3, "no engine was touched"
+        error = capsys.readouterr().err
+        assert "does not list e (loopback://127.0.0.1:" in error
+        assert "it lists http://engine-0.pod:30000. Give the engine's URL the option worker=" in error
+    assert router.open() == ["http://engine-0.pod:30000"]
     assert main(["status", url]) == 0
     assert "serving" in capsys.readouterr().out
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from lifecycle.adapters.http import Answer
 from lifecycle.adapters.sglang import SGLangAdapter
+from lifecycle.adapters.sglang.checksums import read_checksums
 
 from lifecycle import Call
 from lifecycle.core.facts import Facts
@@ -38,5 +39,5 @@ async def test_what_only_asks(adapter: tuple[SGLangAdapter, dict[str, Any]]) -> 
     made, said = adapter
     await made.prove_idle(Facts(), deadline_s=1.0)
     await made._token(Probe(), 1.0)
-    await made._checksums_now(1.0)
+    await read_checksums(made._http, made._admin_key, 1.0)
     assert said == {"/flush_cache": True, "/generate": True, "/weights_checker": True}

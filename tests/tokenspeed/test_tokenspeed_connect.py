@@ -109,7 +109,7 @@ async def test_a_missing_control_key_is_named() -> None:
 
 
 async def test_what_it_can_do() -> None:
-    asked = arguments(world_size=None, attn_tp_size=2.0, data_parallel_size=2.0)
+    asked = arguments(world_size=None, attn_tp_size=2.0, pipeline_parallel_size=2.0)
     async with driven(options="sizes=weights:7,kv_cache:9", arguments=asked) as (_, adapter):
         known = adapter._known()
         assert (known.engine, known.version, known.ranks, known.device) == ("tokenspeed", "0.1.1", 4, "cuda")
@@ -122,6 +122,22 @@ async def test_what_it_can_do() -> None:
         assert known.evidence["admission_closed"] is Grade.ACKNOWLEDGED
         assert Fact.MAPPED not in known.observable
         assert "read in 0.1.1" in adapter.version_known_by
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"data_parallel_size": 2.0},
+        {"world_size": 4.0, "attn_tp_size": 2.0},
+        {"world_size": 8.0, "attn_tp_size": 2.0, "pipeline_parallel_size": 2.0},
+    ],
+    ids=str,
+)
+async def test_several_data_parallel_ranks_are_refused(sizes: dict[str, float]) -> None:
+    unset = dict.fromkeys(("world_size", "attn_tp_size", "data_parallel_size", "pipeline_parallel_size"))
+    said = await refusal(RecordedServer(arguments=arguments(**{**unset, **sizes})))
+    assert "it has 2 data-parallel ranks, and answers a pause or a release with the reply of one of them" in said
+    assert "start a server for each rank" in said
 
 
 async def test_without_a_memory_saver_it_says_so() -> None:

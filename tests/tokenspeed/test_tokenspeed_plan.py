@@ -42,6 +42,13 @@ def test_a_pause_over_a_release_is_not_sent() -> None:
     assert "kv_cache released: a pause would thaw its scheduler" in call.args["why"]
 
 
+@pytest.mark.parametrize("mapped", [{"weights": True, "kv_cache": None}, {}])
+def test_a_pause_over_what_may_be_released_is_not_sent(mapped: dict[str, bool | None]) -> None:
+    (call,) = plan(Pause("wait"), Facts().learn({Fact.MAPPED: mapped}, Grade.REPORTED), CAPABILITIES)
+    assert (call.name, call.repeatable) == ("not_sent", False)
+    assert "is released is not known, and a pause would thaw its scheduler" in call.args["why"]
+
+
 def test_a_release_is_one_call_that_names_all_tags() -> None:
     assert calls(Release(), closed()) == ["release_memory_occupation(tags=['weights', 'kv_cache'])"]
     released = after(Release(), closed())

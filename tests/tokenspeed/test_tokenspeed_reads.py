@@ -9,7 +9,7 @@ import pytest
 from lifecycle.adapters.http import Answer
 from lifecycle.adapters.tokenspeed import adapter as adapter_module
 from lifecycle.adapters.tokenspeed.answers import count, generated, refused_tags, requests_of
-from tokenspeed_driving import driven, facts
+from tokenspeed_driving import closed, driven, facts
 from tokenspeed_server import ENGINE_GONE
 
 from lifecycle import Fact, Pause, Probe
@@ -124,3 +124,12 @@ def test_tags_that_a_refusal_names() -> None:
 )
 def test_numbers_of_protobuf(value: Any, number: int | None) -> None:
     assert count(value) == number
+
+
+@pytest.mark.parametrize("mapped", [False, None])
+async def test_whether_it_is_idle_is_read_where_memory_may_be_released(mapped: bool | None) -> None:
+    async with driven() as (server, adapter):
+        known = closed(mapped={"weights": True, "kv_cache": mapped})
+        for asked in (adapter.prove_idle(known, deadline_s=5), adapter.idle_within(known, wait_s=1, deadline_s=5)):
+            assert isinstance(await asked, Proved)
+        assert not server.sent("/pause_generation"), "it would thaw the scheduler"
