@@ -93,6 +93,11 @@ class ServerProcesses:
             return None
         return f"pid {', '.join(str(process.pid) for process in self._family)} has ended"
 
+    def left(self) -> str:
+        """Those of them that live on this host while nothing of them answers, in words; empty where none does."""
+        pids = [str(each.pid) for each in self._family if each.agent is None and is_alive(each)]
+        return f"pid {', '.join(pids)} has not ended, and holds its memory until then" if pids else ""
+
     async def _has(self, processes: tuple[Process, ...] | None) -> None:
         self.roots, self._family = processes, await _family(processes or ())
 

@@ -48,6 +48,10 @@ class AnsweringServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.stop_listening()
+
+    async def stop_listening(self) -> None:
+        """Its port is refused, and its connections are closed."""
         self._server.close()
         for task in list(self._tasks):
             task.cancel()

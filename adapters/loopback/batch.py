@@ -87,7 +87,7 @@ class Batch:
         aborted = [each for each in self.waiting if everything or each.rid.startswith(prefix)]
         for sequence in aborted:
             self.waiting.remove(sequence)
-            sequence.keep_told()
+            sequence.keep_reported()
             sequence.finish = _ABORTED_WAITING
         self._emit([each.snapshot(self.version) for each in aborted])
         for sequence in self.running:

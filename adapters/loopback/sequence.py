@@ -17,7 +17,7 @@ HEALTH_PREFIX = "HEALTH_CHECK"
 PREFILL_CHUNK = 32  # tokens of a row in one step, so that control messages do not wait for a long prompt
 #: After so many tokens SGLang's front end is told of a request that is no stream.
 #: Source: sglang 0.5.23, environ.py SGLANG_FORCE_STREAM_INTERVAL.
-TOLD_EVERY = 50
+REPORTED_EVERY = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +99,13 @@ class Sequence:
         self.choices.append(choice)
         self.finish = _finish(self.request.sampling, self.output, choice.token)
 
-    def keep_told(self) -> None:
+    def keep_reported(self) -> None:
         """Drops the output tokens of which SGLang's front end has not been told."""
         if not self.request.stream:
-            told = len(self.output) // TOLD_EVERY * TOLD_EVERY
-            del self.tokens[len(self.request.prompt) + told :]
-            del self.choices[told:]
-            self.relabellings = [(version, min(told, end)) for version, end in self.relabellings]
+            reported = len(self.output) // REPORTED_EVERY * REPORTED_EVERY
+            del self.tokens[len(self.request.prompt) + reported :]
+            del self.choices[reported:]
+            self.relabellings = [(version, min(reported, end)) for version, end in self.relabellings]
 
     def relabelled(self, old: str) -> None:
         """The tokens so far are of weights of the version `old` at the latest."""

@@ -71,7 +71,7 @@ def whole(value: Any) -> int | None:
 
 
 def number(value: Any) -> float | None:
-    """This value where it is a finite number of 0 or more, else None. In SGLang's own process it may be a float64."""
+    """This value where it is a finite number of 0 or more, else None. In its own process it may be a float64."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and 0 <= value <= MOST else None
 

@@ -381,7 +381,10 @@ class VLLMAdapter:
         ended = await self._processes.end(clock) if answer.refused else None
         if ended is not None:
             return Observation(alive=False, detail=ended, sampled_at=time.monotonic())
-        return Observation(detail=why_not(answer), sampled_at=time.monotonic())
+        # a front end never ends by itself where its engine process died while it carried out a call
+        left = self._processes.left() if answer.refused else ""
+        why = why_not(answer) + (f"; {left}: end it, unless it is starting" if left else "")
+        return Observation(detail=why, sampled_at=time.monotonic())
 
     async def _fault(self, clock: Deadline) -> str:
         """What is wrong with its engine process, where the server tells; empty where nothing is."""

@@ -145,6 +145,15 @@ async def test_a_load_of_one_of_several_front_ends_is_not_believed() -> None:
 # silence, and what is wrong with its ranks
 
 
+async def test_a_front_end_that_listens_no_more_and_lives_is_named() -> None:
+    """So a real one stays that carried out a call when its engine process was killed (test_death_on_vllm.py)."""
+    async with driven() as (server, adapter):
+        await server.stop_listening()
+        seen = await adapter.observe(EVERYTHING, deadline_s=5)
+        assert seen.alive is None
+        assert f"pid {os.getpid()} has not ended, and holds its memory until then: end it" in seen.detail
+
+
 async def test_a_front_end_without_its_engine_is_silent() -> None:
     async with driven() as (server, adapter):
         server.script("GET /is_paused", DIED)
