@@ -16,7 +16,7 @@ from ..rules.planner import Goal, next_command
 
 #: So many commands begin in one turn of the event loop. What the first of a large fleet send is on its way before the
 #: last have begun, and those that have ended take no room while the others begin.
-PER_TURN = 32
+PER_TURN = 64
 
 
 @dataclass(frozen=True, slots=True)
