@@ -137,7 +137,7 @@ class SGLangAdapter:
             raise ConfigurationError(f"{self.url}: the control endpoints refuse the key; give admin_api_key_env=NAME")
         model = await self._reads.get("/model_info", clock.left_s)
         self._knows(info, None if unknown is None else f"{unknown}: driven as {{}}", model)
-        own = self._boots.told(answer, info) or ""
+        own = self._boots.read(answer, info) or ""
         await self._processes.find(own, deadline_s=clock.left_s, early=early)
         self._at_connect = {"/server_info": answer, "/model_info": model}, time.monotonic()
         return self._known()
@@ -218,7 +218,7 @@ class SGLangAdapter:
         """The boot that `/server_info` tells over a new connection."""
         clock = Deadline(min(deadline_s, READ_S))
         answer = await self._reads.get("/server_info", clock.left_s, fresh=True)
-        boot = self._boots.told(answer)
+        boot = self._boots.read(answer)
         if boot is None:
             return await self._unanswered(answer, clock)
         return Observation(boot=await self._processes.boot(boot, clock), alive=True, sampled_at=time.monotonic())
@@ -247,7 +247,7 @@ class SGLangAdapter:
         after a release whose client had disconnected, it returned when the release had run.
         """
         answer = await self._reads.get("/server_info", deadline_s)
-        return answer.refused or self._boots.told(answer) is not None
+        return answer.refused or self._boots.read(answer) is not None
 
     async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
         """Generates a token, then checks `/ready`, where there is one.
@@ -295,7 +295,7 @@ class SGLangAdapter:
     async def _server_info(self, met: Mapping[str, Answer], clock: Deadline) -> tuple[Answer, str | None]:
         """The answer of `/server_info`, and the boot that it tells."""
         answer = met.get("/server_info") or await self._reads.get("/server_info", clock.left_s)
-        return answer, self._boots.told(answer)
+        return answer, self._boots.read(answer)
 
     async def _model_info(self, met: Mapping[str, Answer], clock: Deadline) -> Answer:
         return met.get("/model_info") or await self._reads.get("/model_info", clock.left_s)

@@ -47,7 +47,7 @@ class Boots:
         self._hash = b""
         self._boot: str | None = None
 
-    def told(self, answer: Answer, info: Mapping[str, Any] | None = None) -> str | None:
+    def read(self, answer: Answer, info: Mapping[str, Any] | None = None) -> str | None:
         """The boot; None where this is no answer of an SGLang server. `info` is the answer parsed, where it was."""
         if not answer.ok:
             return None

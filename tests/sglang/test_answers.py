@@ -142,18 +142,18 @@ def test_a_check_has_no_body() -> None:
 def test_an_answer_of_other_bytes_is_read_anew_and_one_of_the_same_tells_the_same() -> None:
     boots = Boots()
     first, other = ok(INFO), ok({**INFO, "random_seed": 4711})
-    assert boots.told(first) == boot_of(INFO)
-    assert boots.told(other) == boot_of({**INFO, "random_seed": 4711}) != boot_of(INFO)
-    assert boots.told(ok({"internal_states": []})) is None
-    assert boots.told(ok({"internal_states": []})) is None
-    assert boots.told(first) == boot_of(INFO)
-    assert boots.told(Answer(503, first.body)) is None
-    assert boots.told(Answer(None, error="it broke")) is None
+    assert boots.read(first) == boot_of(INFO)
+    assert boots.read(other) == boot_of({**INFO, "random_seed": 4711}) != boot_of(INFO)
+    assert boots.read(ok({"internal_states": []})) is None
+    assert boots.read(ok({"internal_states": []})) is None
+    assert boots.read(first) == boot_of(INFO)
+    assert boots.read(Answer(503, first.body)) is None
+    assert boots.read(Answer(None, error="it broke")) is None
 
 
 def test_what_has_the_same_bytes_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[Answer] = []
     monkeypatch.setattr(capabilities, "server_info", lambda answer: parsed.append(answer) or INFO)
     boots, again = Boots(), ok(INFO)
-    assert len({boots.told(ok(INFO)), boots.told(again), boots.told(again)}) == 1
+    assert len({boots.read(ok(INFO)), boots.read(again), boots.read(again)}) == 1
     assert len(parsed) == 1
