@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 Effects = TypeVar("Effects")
@@ -19,6 +20,7 @@ Release = tuple[int, ...]
 _NUMBERS = re.compile(r"v?(\d+(?:\.\d+)*)")
 
 
+@lru_cache(maxsize=256)
 def release_of(version: str) -> Release | None:
     """The numbers with which a version begins; None where it begins with none."""
     found = _NUMBERS.match(version.strip())

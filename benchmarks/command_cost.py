@@ -1,6 +1,7 @@
 """What one command costs this library itself, and a whole cycle of many engines: adapters that do nothing.
 
     python benchmarks/command_cost.py [--rounds 200] [--engines 100 1000 10000] [--only p3]
+    python benchmarks/command_cost.py --only gc    # objects that full collections walk through, an engine: a count
 
 P3: one command, as often as the `transitions` events that it fires, in turns in one run. The figure is the ratio of
 their medians. P4: a cycle of a fleet of N engines, where the figures are ratios between sizes and counts.
@@ -250,12 +251,33 @@ def p4(sizes: tuple[int, ...] = (100, 1000, 10_000), *, of_memory: int = 2000) -
     }
 
 
+def walked(count: int) -> dict[str, float]:
+    """Objects that the full collections of connect and cycle walk through, by engine; and how many those are."""
+    seen: list[int] = []
+
+    def count_objects(phase: str, about: Mapping[str, int]) -> None:
+        if phase == "start" and about["generation"] == 2:
+            seen.append(len(gc.get_objects()))
+
+    gc.collect()
+    gc.callbacks.append(count_objects)
+    try:
+        asyncio.run(_cycle(count))
+    finally:
+        gc.callbacks.remove(count_objects)
+    return {"full_collections": len(seen), "objects_walked_an_engine": sum(seen) / count}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--engines", type=int, nargs="+", default=[100, 1000, 10_000])
-    parser.add_argument("--only", choices=("p3", "p4"))
+    parser.add_argument("--only", choices=("p3", "p4", "gc"))
     options = parser.parse_args()
+    if options.only == "gc":
+        for name, value in walked(max(options.engines)).items():
+            print(f"gc {name}: {value:g}")
+        return 0
     if options.only != "p4":
         for name, value in p3(options.rounds).items():
             if isinstance(value, Mapping):

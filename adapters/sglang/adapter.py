@@ -25,7 +25,7 @@ from ..kinds import other_kind
 from ..server_processes import ServerProcesses
 from ..url_options import choice_of, key_of, keys_needed, sizes_of
 from .answers import generated, model_info, server_info, version_of, weights_label, whole, why_not
-from .capabilities import aborts_by_retract, boot_of, capabilities_of, counts_requests_alone, disaggregated, tags_of
+from .capabilities import Boots, aborts_by_retract, capabilities_of, counts_requests_alone, disaggregated, tags_of
 from .checksums import read_checksums
 from .counts import SETTLED_S, request_counts
 from .idle import Idle
@@ -92,6 +92,7 @@ class SGLangAdapter:
         self._tags = tags_of(address)
         self._sizes = sizes_of(address, self._tags)
         self._processes = ServerProcesses(address)
+        self._boots = Boots()
         self._capabilities: Capabilities | None = None
         self._effects = Effects()
         self._known_by = ""
@@ -140,7 +141,8 @@ class SGLangAdapter:
             raise ConfigurationError(f"{self.url}: the control endpoints refuse the key; give admin_api_key_env=NAME")
         model = await self._reads.get("/model_info", clock.left_s)
         self._knows(info, None if unknown is None else f"{unknown}: driven as {{}}", model)
-        await self._processes.find(boot_of(info), deadline_s=clock.left_s, early=early)
+        own = self._boots.read(answer, info) or ""
+        await self._processes.find(own, deadline_s=clock.left_s, early=early)
         self._at_connect = {"/server_info": answer, "/model_info": model}, time.monotonic()
         return self._known()
 
@@ -208,15 +210,15 @@ class SGLangAdapter:
         ready, admission, running = traffic or (None, None, None)
         if Fact.ADMISSION in want and not self._effects.ready:
             admission = await self._admits(clock)
-        answer, info = said or (None, None)
-        if answer is not None and info is None:
+        answer, boot = said or (None, None)
+        if answer is not None and boot is None:
             return await self._unanswered(answer, clock)
         silent = next((each for each in (model, ready) if each is not None and each.status is None), None)
-        if silent is not None and info is None:
+        if silent is not None and boot is None:
             return await self._unanswered(silent, clock)
         parts: dict[str, Any] = {"admission": admission, "running": running}
-        if info is not None:
-            parts["boot"] = await self._processes.boot(boot_of(info), clock)
+        if boot is not None:
+            parts["boot"] = await self._processes.boot(boot, clock)
         if model is not None:
             parts["weights_label"] = weights_label(model)
         if Fact.CHECKSUM in want and self._checksums and self._effects.checksums:
@@ -227,12 +229,10 @@ class SGLangAdapter:
         """The boot that `/server_info` tells over a new connection."""
         clock = Deadline(min(deadline_s, READ_S))
         answer = await self._reads.get("/server_info", clock.left_s, fresh=True)
-        info = server_info(answer)
-        if info is None:
+        boot = self._boots.read(answer)
+        if boot is None:
             return await self._unanswered(answer, clock)
-        return Observation(
-            boot=await self._processes.boot(boot_of(info), clock), alive=True, sampled_at=time.monotonic()
-        )
+        return Observation(boot=await self._processes.boot(boot, clock), alive=True, sampled_at=time.monotonic())
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
         """Proved where `/flush_cache` answers 200, which needs an idle scheduler. Drops the prefix cache.
@@ -258,7 +258,7 @@ class SGLangAdapter:
         after a release whose client had disconnected, it returned when the release had run.
         """
         answer = await self._reads.get("/server_info", deadline_s)
-        return answer.refused or server_info(answer) is not None
+        return answer.refused or self._boots.read(answer) is not None
 
     async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
         """Generates a token, then checks `/ready`, where there is one.
@@ -303,10 +303,10 @@ class SGLangAdapter:
         young = at_connect is not None and time.monotonic() - at_connect[1] < YOUNG_S
         return at_connect[0] if at_connect is not None and young else {}
 
-    async def _server_info(self, met: Mapping[str, Answer], clock: Deadline) -> tuple[Answer, Mapping[str, Any] | None]:
-        """The answer of `/server_info`, and what it says."""
+    async def _server_info(self, met: Mapping[str, Answer], clock: Deadline) -> tuple[Answer, str | None]:
+        """The answer of `/server_info`, and the boot that it tells."""
         answer = met.get("/server_info") or await self._reads.get("/server_info", clock.left_s)
-        return answer, server_info(answer)
+        return answer, self._boots.read(answer)
 
     async def _model_info(self, met: Mapping[str, Answer], clock: Deadline) -> Answer:
         return met.get("/model_info") or await self._reads.get("/model_info", clock.left_s)

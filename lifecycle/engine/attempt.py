@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any
 
@@ -94,10 +94,10 @@ class Attempt:
         self._readings: list[tuple[frozenset[Tag], Reading | Unmeasurable]] = []
         self._requests: RequestFates | None = None
 
-    async def run(self) -> Transition:
-        """The engine is in the row's destination, on evidence; otherwise this raises and says where it is."""
+    def run(self) -> Coroutine[Any, Any, Transition]:
+        """Awaited: the engine is in the row's destination, on evidence; else this raises and says where it is."""
         steps = self._steps()
-        return await (preemptible(self.session, steps) if isinstance(self.command, Drain) else steps)
+        return preemptible(self.session, steps) if isinstance(self.command, Drain) else steps
 
     async def _steps(self) -> Transition:
         try:
@@ -215,14 +215,13 @@ class Attempt:
         """
         if self.collective is None or not isinstance(self.command, Release) or refusals(self.row.guards, context):
             return context
-        waiting = Deadline(self.deadline.work_s)
+        begun_s, limit_s = self.deadline.elapsed_s, self.deadline.work_s
         try:
-            async with asyncio.timeout(waiting.total_s):
-                await self.collective.arrive(self.session.name)
+            await self.collective.arrive(self.session.name, deadline_s=limit_s)
         except (CollectiveFailed, TimeoutError) as error:
-            why = str(error) or f"the others are not ready in {waiting.total_s:.1f} s"
+            why = str(error) or f"the others are not ready in {limit_s:.1f} s"
             raise GuardRefused({ALL_READY: why}, **self._about) from error
-        return await self._ask() if waiting.elapsed_s > ASKED_BEFORE_S else context
+        return await self._ask() if self.deadline.elapsed_s - begun_s > ASKED_BEFORE_S else context
 
     # 2. fire
 
@@ -298,8 +297,7 @@ class Attempt:
             raise Unreachable("a push needs its collective; update through updating_weights()", **self._about)
         try:
             with self._pushes.allowed(self.deadline):
-                async with asyncio.timeout(self.deadline.work_s):
-                    await self.collective.arrive(self.session.name)
+                await self.collective.arrive(self.session.name, deadline_s=self.deadline.work_s)
         except BaseException as error:
             self.session.commit(knowledge.after_push(self.session.record, call, failed=True))
             self._fail_collective(error)

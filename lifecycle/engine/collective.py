@@ -25,30 +25,73 @@ class Collective:
         self._source = source
         self._parties = parties
         self._missing = {engine.name for engine in parties}
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ended = False
+        self._failure: CollectiveFailed | None = None
+        #: Who waits, each by a future of its own, which becomes False where it waited for too long; and until when.
+        self._waiting: dict[asyncio.Future[bool], float] = {}
+        #: Goes off when the first of them has waited for too long. One for all: 10,000 engines wait at once.
+        self._timer: asyncio.TimerHandle | None = None
         self._pushing: asyncio.Task[None] | None = None
 
-    async def arrive(self, name: str) -> None:
-        """Returns when all have arrived and the push has ended; raises CollectiveFailed where any part of it failed."""
+    async def arrive(self, name: str, *, deadline_s: float) -> None:
+        """Returns when all have arrived and the push has ended.
+
+        Raises CollectiveFailed where any part of it failed, and TimeoutError where it has not ended in `deadline_s`.
+        """
         self._missing.discard(name)
-        if not self._missing and self._pushing is None and not self._done.done():
+        if not self._missing and self._pushing is None and not self._ended:
             if self._source is None:
-                self._done.set_result(None)
+                self._end()
             else:
                 self._pushing = asyncio.create_task(self._push(self._source))
-        await asyncio.shield(self._done)
+        if not self._ended and not await self._wait(deadline_s):
+            raise TimeoutError
+        if self._failure is not None:
+            raise self._failure
 
     def fail(self, error: BaseException, *, who: str) -> None:
         """Fails the collective for everyone, unless it has ended already."""
-        if self._done.done():
+        if self._ended:
             return
         what = "the others are not ready" if self._source is None else "the push failed for every engine"
-        failure = CollectiveFailed(f"{what}: {who}: {error or type(error).__name__}")
-        failure.__cause__ = error
-        self._done.set_exception(failure)
-        self._done.exception()  # marks it as seen: a collective that nobody waits for is no leak
+        self._failure = CollectiveFailed(f"{what}: {who}: {error or type(error).__name__}")
+        self._failure.__cause__ = error
+        self._end()
         if self._pushing is not None:
             self._pushing.cancel()
+
+    def _end(self) -> None:
+        self._ended = True
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(True)
+
+    def _wait(self, deadline_s: float) -> asyncio.Future[bool]:
+        """Becomes True once the collective has ended, and False where that takes longer."""
+        loop = asyncio.get_running_loop()
+        waiting, until_s = loop.create_future(), loop.time() + deadline_s
+        self._waiting[waiting] = until_s
+        waiting.add_done_callback(self._waits_no_more)
+        if self._timer is None or until_s < self._timer.when():
+            self._set_timer(until_s)
+        return waiting
+
+    def _waits_no_more(self, waiting: asyncio.Future[bool]) -> None:
+        del self._waiting[waiting]
+        if not self._waiting:
+            self._set_timer(None)
+
+    def _set_timer(self, when: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if when is None else asyncio.get_running_loop().call_at(when, self._late, when)
+
+    def _late(self, when: float) -> None:
+        """Those who wait until then have waited for too long."""
+        for waiting, until_s in self._waiting.items():
+            if until_s <= when and not waiting.done():
+                waiting.set_result(False)
+        self._set_timer(min((until_s for until_s in self._waiting.values() if until_s > when), default=None))
 
     async def _push(self, source: Pushed) -> None:
         try:
@@ -60,5 +103,5 @@ class Collective:
             if not isinstance(error, Exception):
                 raise
         else:
-            if not self._done.done():
-                self._done.set_result(None)
+            if not self._ended:
+                self._end()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from ..core.advice import Recovery
@@ -41,7 +41,7 @@ from .push import Pushes
 from .reconcile import reconcile
 from .session import Session
 from .verify import VERIFY_S, verify
-from .view import EngineView
+from .view import Advising, EngineView
 
 #: Seconds that finding out where an engine is may take unless the caller says.
 RECOVER_S = 30.0
@@ -292,28 +292,23 @@ class Engine(EngineView):
         """As `claimed_for`, of all of these engines: where one cannot be claimed, none is."""
         asked = {"offload": Goal(State.RELEASED), "onload": Goal(State.SERVING)}.get(move)
         sessions = [engine._session for engine in engines]
-        with ExitStack() as advising:
-            for engine in engines:
-                advising.enter_context(engine.advising(asked))
-            with ownership.of_move(sessions, move):
+        with Advising(engines, asked), ownership.of_move(sessions, move):
+            for session in sessions:
+                session.in_move = move
+            try:
+                yield
+            finally:
                 for session in sessions:
-                    session.in_move = move
-                try:
-                    yield
-                finally:
-                    for session in sessions:
-                        session.in_move = None
-                        session.let_go()
+                    session.in_move = None
+                    session.let_go()
 
     @staticmethod
     @contextmanager
     def leased_together(engines: Sequence[Engine], what: str) -> Iterator[None]:
         """The leases of these engines are this driver's, for several moves; EngineHeld where another driver has one."""
-        with ExitStack() as advising:
-            for engine in engines:
-                advising.enter_context(engine.advising(Goal(State.RELEASED)))
-            with ownership.of_move([engine._session for engine in engines], what):
-                yield
+        sessions = [engine._session for engine in engines]
+        with Advising(engines, Goal(State.RELEASED)), ownership.of_move(sessions, what):
+            yield
 
     @staticmethod
     def say_answered(engines: Sequence[Engine]) -> None:
@@ -326,6 +321,11 @@ class Engine(EngineView):
     def forget_observed(self) -> None:
         """What was observed of it in its move serves no command that is still to come."""
         self._session.forget_observed()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether `caught_up` has anything to find out."""
+        return ownership.is_behind(self._session)
 
     async def caught_up(self, deadline_s: float | None = None) -> None:
         """What is known of it is of now, where another driver used it since this one looked. For its move."""

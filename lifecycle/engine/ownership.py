@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 from ..core.deadline import Deadline
@@ -64,16 +64,14 @@ def _path(store: object) -> str | None:
     return None if path is None else str(path)
 
 
-@contextmanager
-def of_command(session: Session, what: str, deadline: Deadline, *, for_move: bool = False) -> Iterator[None]:
-    """The engine belongs to this command, which begins with `caught_up`.
+def of_command(
+    session: Session, what: str, deadline: Deadline, *, for_move: bool = False
+) -> AbstractContextManager[None]:
+    """Inside, the engine belongs to this command, which begins with `caught_up`.
 
     EngineBusy where another command or move of this process has it, EngineHeld where another driver does.
     """
-    with session.claimed(what, for_move=for_move), _Held(session, what, deadline.left_s, for_move=for_move):
-        if not for_move:
-            session.forget_observed()
-        yield
+    return _OfCommand(session, what, deadline.left_s, for_move=for_move)
 
 
 @contextmanager
@@ -141,6 +139,11 @@ def of_assertion(session: Session) -> Iterator[None]:
         yield
 
 
+def is_behind(session: Session) -> bool:
+    """Whether another driver used the engine since this one looked, or a ledger is to be told what it holds."""
+    return session.owner.missed is not None or session.tenancy.ledger is not None
+
+
 async def caught_up(session: Session, deadline: Deadline) -> None:
     """What is known is of now, where another driver used the engine since this one looked."""
     owner = session.owner
@@ -183,3 +186,26 @@ class _Held:
         unused = kind is not None and not self._had and not session.owner.sent
         if not self._for_move:  # a move keeps what its commands have, until it ends
             session.rest(keep=not unused and session.state is not State.SERVING)
+
+
+class _OfCommand(_Held):
+    """Inside, the engine belongs to a command, and so does its lease."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        session = self._session
+        session.claim(self._what, for_move=self._for_move)
+        try:
+            super().__enter__()
+        except BaseException:
+            session.unclaim()
+            raise
+        if not self._for_move:
+            session.forget_observed()
+
+    def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
+        try:
+            super().__exit__(kind, *about)
+        finally:
+            self._session.unclaim()

@@ -258,15 +258,23 @@ class Session:
     @contextmanager
     def claimed(self, command: str, *, for_move: bool = False) -> Iterator[None]:
         """The engine belongs to this command; EngineBusy where another command or a move has it."""
+        self.claim(command, for_move=for_move)
+        try:
+            yield
+        finally:
+            self.unclaim()
+
+    def claim(self, command: str, *, for_move: bool = False) -> None:
+        """The engine belongs to this command until `unclaim`; EngineBusy where another command or a move has it."""
         holder = self.holder(for_move=for_move)
         if holder is not None:
             raise EngineBusy(holder, **self.about(command))
         self.busy = command
-        try:
-            yield
-        finally:
-            self.busy = None
-            self.let_go()
+
+    def unclaim(self) -> None:
+        """No command has the engine any more."""
+        self.busy = None
+        self.let_go()
 
     def let_go(self) -> None:
         """Wakes whoever waits for the engine: a command or a move has left it."""

@@ -42,6 +42,9 @@ from .owner import Owner
 
 _log = logging.getLogger("lifecycle")
 
+#: Where there is no ledger.
+_NOTHING_RESERVED = nullcontext()
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
@@ -193,7 +196,7 @@ class EngineTenancy:
 
         What was found out about the engine meanwhile counts.
         """
-        return nullcontext() if self.ledger is None else self._until_begun()
+        return _NOTHING_RESERVED if self.ledger is None else self._until_begun()
 
     @contextmanager
     def _until_begun(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from ..core.advice import Advice
@@ -30,19 +30,22 @@ E = TypeVar("E", bound=LifecycleError)
 
 
 class Advising:
-    """Inside, an error about the engine is told what leads on."""
+    """Inside, an error about one of these engines is told what leads on."""
 
-    __slots__ = ("_asked", "_engine")
+    __slots__ = ("_asked", "_engines")
 
-    def __init__(self, engine: EngineView, asked: Asked | None) -> None:
-        self._engine, self._asked = engine, asked
+    def __init__(self, engines: Sequence[EngineView], asked: Asked | None) -> None:
+        self._engines, self._asked = engines, asked
 
     def __enter__(self) -> None:
         """Nothing is told before there is an error."""
 
     def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
-        if isinstance(error, LifecycleError) and error.engine == self._engine.name and error.advice is None:
-            self._engine.advised(error, self._asked)
+        if not isinstance(error, LifecycleError) or error.advice is not None:
+            return
+        about = next((engine for engine in self._engines if engine.name == error.engine), None)
+        if about is not None:
+            about.advised(error, self._asked)
 
 
 class EngineView:
@@ -204,7 +207,7 @@ class EngineView:
 
     def advising(self, asked: Asked | None = None) -> Advising:
         """An error about the engine comes through with what leads on."""
-        return Advising(self, asked)
+        return Advising((self,), asked)
 
     def about(self, command: str) -> dict[str, Any]:
         """Engine, command and state, as errors take them."""

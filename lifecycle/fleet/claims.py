@@ -31,7 +31,8 @@ async def claimed(engines: Sequence[Engine], move: str, deadline_s: float | None
 
 async def _caught_up(engines: Sequence[Engine], deadline_s: float | None) -> None:
     """What is known of all these engines is of now; raises once all have ended."""
-    ended = await asyncio.gather(*(engine.caught_up(deadline_s) for engine in engines), return_exceptions=True)
+    behind = [engine for engine in engines if engine.is_behind]
+    ended = await asyncio.gather(*(engine.caught_up(deadline_s) for engine in behind), return_exceptions=True)
     for problem in ended:
         if isinstance(problem, BaseException):
             raise problem

@@ -14,6 +14,10 @@ from ..engine.collective import Collective, CollectiveFailed
 from ..engine.engine import Engine
 from ..rules.planner import Goal, next_command
 
+#: So many commands begin in one turn of the event loop. What the first of a large fleet send is on its way before the
+#: last have begun, and those that have ended take no room while the others begin.
+PER_TURN = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -27,16 +31,16 @@ class Outcome:
 
 @dataclass(slots=True)
 class Course:
-    """How a move went so far: who takes part still, who failed, and what was done for the others."""
+    """How a move went so far: who takes part still, who failed, and the last transition of each engine, by its name."""
 
     active: list[Engine]
-    done: list[Outcome] = field(default_factory=list)
+    done: dict[str, Transition] = field(default_factory=dict)
     failed: list[Outcome] = field(default_factory=list)
 
     def ended(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """Takes in one phase; returns those that failed in it, which take part no more."""
         lost = [outcome for outcome in outcomes if outcome.error is not None]
-        self.done += [outcome for outcome in outcomes if outcome.error is None]
+        self.done |= {each.engine.name: each.transition for each in outcomes if each.transition is not None}
         self.failed += lost
         gone = {outcome.engine.name for outcome in lost}
         self.active = [engine for engine in self.active if engine.name not in gone]
@@ -49,8 +53,7 @@ class Course:
     def error(self, more: Sequence[Exception] = ()) -> FleetError:
         """Names all that failed, and what else went wrong; `succeeded` are the last transitions of the others."""
         lost = {outcome.engine.name for outcome in self.failed}
-        last = {outcome.engine.name: outcome.transition for outcome in self.done if outcome.transition is not None}
-        succeeded = [transition for name, transition in last.items() if name not in lost]
+        succeeded = [transition for name, transition in self.done.items() if name not in lost]
         errors = [outcome.error for outcome in self.failed if outcome.error is not None]
         what = f"{len(lost)} of {len(lost) + len(succeeded)} engines" if lost else "no engine failed"
         return FleetError.of(what, [*errors, *more], succeeded)
@@ -67,20 +70,25 @@ async def at_once(
     collectives = {} if each_by_itself else _collectives(commands)
     Engine.say_answered([engine for engine, _ in commands])
 
-    async def one(engine: Engine, command: Command) -> Outcome:
+    outcomes: list[Outcome | None] = [None] * len(commands)
+
+    async def give(number: int, engine: Engine, command: Command) -> None:
         collective = collectives.get(_together(command))
         try:
             done = await engine.execute(command, deadline_s=deadline_s, for_move=True, collective=collective)
-            return Outcome(engine, command, done)
+            outcomes[number] = Outcome(engine, command, done)
         except Exception as error:
             if collective is not None:
                 collective.fail(error, who=engine.name)  # also where it was refused before it arrived
             kept_by_another = isinstance(error, GuardRefused) and isinstance(error.__cause__, CollectiveFailed)
-            return Outcome(engine, command, error=None if kept_by_another else error)
+            outcomes[number] = Outcome(engine, command, error=None if kept_by_another else error)
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(engine, command)) for engine, command in commands]
-    return [task.result() for task in tasks]
+        for number, (engine, command) in enumerate(commands):
+            if number and not number % PER_TURN:
+                await asyncio.sleep(0)
+            group.create_task(give(number, engine, command))
+    return [outcome for outcome in outcomes if outcome is not None]
 
 
 async def at_their_own_pace(

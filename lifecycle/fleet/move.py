@@ -205,8 +205,8 @@ class Move:
             self._ended(begun, course.failed)
         if course.failed or problems:
             raise self._error(course, problems)
-        resumed = [each.transition for each in course.done if each.transition is not None]
-        return [transition for transition in resumed if transition.command == Resume.name]
+        last = [course.done[engine.name] for engine in self.engines if engine.name in course.done]
+        return [transition for transition in last if transition.command == Resume.name]
 
     # what is believed
 

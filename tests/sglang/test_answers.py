@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lifecycle.adapters.http import MOST_CONTAINERS, Answer
-from lifecycle.adapters.sglang import answers
-from lifecycle.adapters.sglang.capabilities import boot_of, capabilities_of
+from lifecycle.adapters.sglang import answers, capabilities
+from lifecycle.adapters.sglang.capabilities import Boots, boot_of, capabilities_of
 from lifecycle.adapters.sglang.checksums import by_role, of_engine
 
 from lifecycle import Proved, Refuted
@@ -137,3 +137,23 @@ def test_a_check_has_no_body() -> None:
     assert answers.is_empty(Answer(200), 200)
     assert not answers.is_empty(Answer(200, b"<html></html>"), 200)
     assert not answers.is_empty(Answer(503), 200)
+
+
+def test_an_answer_of_other_bytes_is_read_anew_and_one_of_the_same_tells_the_same() -> None:
+    boots = Boots()
+    first, other = ok(INFO), ok({**INFO, "random_seed": 4711})
+    assert boots.read(first) == boot_of(INFO)
+    assert boots.read(other) == boot_of({**INFO, "random_seed": 4711}) != boot_of(INFO)
+    assert boots.read(ok({"internal_states": []})) is None
+    assert boots.read(ok({"internal_states": []})) is None
+    assert boots.read(first) == boot_of(INFO)
+    assert boots.read(Answer(503, first.body)) is None
+    assert boots.read(Answer(None, error="it broke")) is None
+
+
+def test_what_has_the_same_bytes_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[Answer] = []
+    monkeypatch.setattr(capabilities, "server_info", lambda answer: parsed.append(answer) or INFO)
+    boots, again = Boots(), ok(INFO)
+    assert len({boots.read(ok(INFO)), boots.read(again), boots.read(again)}) == 1
+    assert len(parsed) == 1
