@@ -38,7 +38,7 @@ async def test_it_does_not_wait_for_the_poll_of_the_engine(start: Any, policy: P
         await engine.pause("abort")
         await engine.drain()
         assert (engine.state, engine.facts.paused_by) == (State.DRAINED, "abort")
-        assert 0 < len(await asyncio.wait_for(request, 5)) < 300
+        assert len(await asyncio.wait_for(request, 5)) in range(0, 300, 50)  # what was reported of a call (ADR 33)
         await engine.resume()
 
 
