@@ -93,6 +93,7 @@ async def test_an_addition_that_is_not_confirmed_is_an_error(kind: str) -> None:
             await asks.close(["a"])
         router.stuck = frozenset()
         router.jobs.clear()  # the addition has failed after all
+        asks._deadline_s = 10.0
         await asks.open(["a"])
         await asks.close(["a"])
         assert await asks.is_open("a") is False
