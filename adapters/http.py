@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import json
 from collections.abc import Coroutine, Mapping
@@ -34,15 +35,16 @@ _JSON = json.JSONDecoder(parse_constant=lambda constant: None)
 class Answer:
     """The response to one request, or the reason why there is none.
 
-    `status` is None where no complete response arrived. `refused` then says that the request was never sent: no
-    process listened on the port, or no time was left to send it. `late` says that the deadline passed. Where neither is
-    set, the connection broke.
+    `status` is None where no complete response arrived. `refused` then says that the request was never sent: it could
+    not connect, or no time was left to send it. `nothing_listens` says that the host refused the connection, as it does
+    where no process listens on the port. `late` says that the deadline passed. Where none is set, the connection broke.
     """
 
     status: int | None
     body: bytes = b""
     error: str = ""
     refused: bool = False
+    nothing_listens: bool = False
     late: bool = False
 
     @property
@@ -127,7 +129,7 @@ class HttpClient:
             why = f"could not connect: {error.os_error.strerror or error.os_error}"
             if sent_before:
                 return Answer(None, error=f"the connection broke, and then it {why}")
-            return Answer(None, error=why, refused=True)
+            return Answer(None, error=why, refused=True, nothing_listens=error.os_error.errno == errno.ECONNREFUSED)
         except (aiohttp.ClientError, OSError) as error:
             return Answer(None, error=f"the connection broke ({str(error) or type(error).__name__})")
 

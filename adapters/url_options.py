@@ -16,6 +16,9 @@ Guarded = tuple[str, str]
 #: What a server answers without the right key.
 KEY_REFUSED = (401, 403)
 
+#: What it answers to a request that it has admitted, and that asks for nothing.
+BAD_REQUEST = (400, 422)
+
 
 def key_of(address: Address, name: str) -> str | None:
     """The key in the environment variable that `NAME_env` names, else the one in `NAME`."""
@@ -30,17 +33,16 @@ def key_of(address: Address, name: str) -> str | None:
 async def keys_needed(
     address: Address, http: HttpClient, guarded: Mapping[str, Sequence[Guarded]], deadline_s: float
 ) -> dict[str, bool]:
-    """By name, whether each key that the URL gives is needed: one of the requests that take it is refused without one.
+    """By name, whether each key that the URL gives is needed, all of them asked for at once.
 
-    A request that gets no answer says nothing: its key counts as needed.
+    It is not where every request that takes it is answered without one, or is found wrong in what it asks for. An error
+    of the server, or no answer, says nothing: the key counts as needed then.
     """
-    needed = {}
-    for name, requests in guarded.items():
-        if {name, f"{name}_env"} & set(address.options):
-            asks = [http.request(method, path, deadline_s=deadline_s) for method, path in requests]
-            statuses = [answer.status for answer in await together(*asks)]
-            needed[name] = any(status is None or status in KEY_REFUSED for status in statuses)
-    return needed
+    given = [name for name in guarded if {name, f"{name}_env"} & set(address.options)]
+    asks = [(name, method, path) for name in given for method, path in guarded[name]]
+    answers = await together(*(http.request(method, path, deadline_s=deadline_s) for _, method, path in asks))
+    unguarded = [answer.ok or answer.status in BAD_REQUEST for answer in answers]
+    return {name: not all(each for (of, *_), each in zip(asks, unguarded, strict=True) if of == name) for name in given}
 
 
 def choice_of(address: Address, name: str, choices: tuple[str, ...]) -> str:

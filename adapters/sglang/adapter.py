@@ -128,7 +128,7 @@ class SGLangAdapter:
         )
         info = server_info(answer)
         if info is None:
-            kind = NothingListens if answer.refused else ConfigurationError
+            kind = NothingListens if answer.nothing_listens else ConfigurationError
             other = await other_kind("sglang", self._http, {"/server_info": answer}, self._key, clock.left_s)
             raise kind(f"{self.url}: {why_not(answer)}{other}")
         unknown = VERSIONS.unknown(version_of(info))
@@ -258,7 +258,7 @@ class SGLangAdapter:
         after a release whose client had disconnected, it returned when the release had run.
         """
         answer = await self._reads.get("/server_info", deadline_s)
-        return answer.refused or self._boots.read(answer) is not None
+        return answer.nothing_listens or self._boots.read(answer) is not None
 
     async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
         """Generates a token, then checks `/ready`, where there is one.
@@ -333,7 +333,7 @@ class SGLangAdapter:
 
     async def _unanswered(self, answer: Answer, clock: Deadline) -> Observation:
         """The observation of a server that did not answer: not alive where its processes have ended, else unknown."""
-        ended = await self._processes.end(clock) if answer.refused else None
+        ended = await self._processes.end(clock) if answer.nothing_listens else None
         if ended is not None:
             return Observation(alive=False, detail=ended, sampled_at=time.monotonic())
         return Observation(detail=why_not(answer), sampled_at=time.monotonic())

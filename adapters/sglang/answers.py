@@ -58,7 +58,7 @@ def why_not(answer: Answer) -> str:
     """Why this is no `/server_info` of an SGLang server, in words."""
     if answer.status in (401, 403):
         return "it refuses the key; give api_key_env=NAME"
-    if answer.refused:
+    if answer.nothing_listens:
         return f"nothing listens there ({answer.error}); start the engine, or correct the address"
     if answer.status is None:
         return f"it did not answer: {answer.error}"

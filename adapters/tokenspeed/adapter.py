@@ -21,8 +21,8 @@ from lifecycle.nodes.address import Address
 from ..http import Answer, HttpClient, together
 from ..kinds import other_kind
 from ..server_processes import ServerProcesses
-from ..url_options import choice_of, key_of, keys_needed, sizes_of
-from .answers import KEY_REFUSED, generated, info_of, replied, requests_of, was_resumed, weights_label, why_not
+from ..url_options import KEY_REFUSED, choice_of, key_of, keys_needed, sizes_of
+from .answers import generated, info_of, replied, requests_of, was_resumed, weights_label, why_not
 from .capabilities import TAGS, boot_of, capabilities_of, one_reply_of
 from .plan import CONTINUE, NOT_SENT, PAUSE, PUSHES, plan, push, thaws
 from .reads import KINDS, LOADS, SERVER_INFO, WEIGHT_VERSION, Reads
@@ -117,7 +117,7 @@ class TokenspeedAdapter:
         )
         info = info_of(answer)
         if info is None or weights_label(control) is None:
-            kind = NothingListens if answer.refused else ConfigurationError
+            kind = NothingListens if answer.nothing_listens else ConfigurationError
             other = await other_kind("tokenspeed", self._http, {SERVER_INFO: answer}, self._key, clock.left_s)
             raise kind(f"{self.url}: {why_not(answer, control)}{other}")
         own = str(info["tokenspeed_version"])
@@ -139,8 +139,11 @@ class TokenspeedAdapter:
         return self._capabilities
 
     async def keys_needed(self, *, deadline_s: float) -> Mapping[str, bool]:
-        """By name, whether each key that the URL gives is needed."""
-        guarded = {"api_key": [("GET", "/v1/models")], "control_key": [("GET", WEIGHT_VERSION)]}
+        """By name, whether each key that the URL gives is needed. Its gateway asks for one where it generates alone.
+
+        Source: smg, the gateway of tokenspeed 0.1.1, server.rs: `/v1/models` is one of its public routes.
+        """
+        guarded = {"api_key": [("POST", "/generate")], "control_key": [("GET", WEIGHT_VERSION)]}
         return await keys_needed(self._address, self._http, guarded, deadline_s)
 
     def plan(self, command: Command, facts: Facts) -> tuple[Call, ...]:
@@ -376,7 +379,7 @@ class TokenspeedAdapter:
 
     async def _unanswered(self, answer: Answer, clock: Deadline) -> Observation:
         """The observation of a server that did not answer: not alive where its processes have ended, else unknown."""
-        ended = await self._processes.end(clock) if answer.refused else None
+        ended = await self._processes.end(clock) if answer.nothing_listens else None
         if ended is not None:
             return Observation(alive=False, detail=ended, sampled_at=time.monotonic())
         return Observation(detail=why_not(answer), sampled_at=time.monotonic())

@@ -17,6 +17,7 @@ from lifecycle.core.units import MIB
 from lifecycle.core.verdicts import Proved, Refuted, Verdict
 
 from ..http import Answer
+from ..url_options import KEY_REFUSED
 from .plan import RELEASE, RESTORE
 
 #: The most bytes of an answer that are read, by path; of other paths `http.BODY_LIMIT`.
@@ -33,9 +34,6 @@ RESUMED = "resumed before"
 
 #: What a release is refused with while another driver's waits, or a pause does.
 IN_PROGRESS = "already in progress"
-
-#: What the RL control app and the gateway answer without the right key.
-KEY_REFUSED = (401, 403)
 
 _QUOTED = re.compile(r"'([^']*)'")
 
@@ -56,7 +54,7 @@ def why_not(info: Answer, control: Answer | None = None) -> str:
     """Why these answers of `/get_server_info` and `/get_weight_version` are not those of a server to be driven."""
     if info.status in KEY_REFUSED:
         return "its gateway refuses the key; give api_key_env=NAME"
-    if info.refused:
+    if info.nothing_listens:
         return f"nothing listens there ({info.error}); start the engine, or correct the address"
     if info.status is None:
         return f"it did not answer: {info.error}"

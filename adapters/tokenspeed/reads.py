@@ -48,7 +48,7 @@ class Reads:
             key=self._control_key,
         )
         no_saver = name == RELEASE and is_refusal(answer, _NO_SAVER)
-        return answer.refused or no_saver or is_refusal(answer, _INVALID)
+        return answer.nothing_listens or no_saver or is_refusal(answer, _INVALID)
 
 
 #: The calls that move memory: what was sent of each has ended once a refused one behind it is answered.

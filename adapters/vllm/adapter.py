@@ -141,7 +141,7 @@ class VLLMAdapter:
         )
         config, own = config_of(info), version_of(version)
         if config is None or own is None:
-            kind = NothingListens if info.refused else ConfigurationError
+            kind = NothingListens if info.nothing_listens else ConfigurationError
             other = await other_kind("vllm", self._http, {"/server_info": info}, self._key, clock.left_s)
             raise kind(f"{self.url}: {why_not(info if config is None else version, version)}{other}")
         unknown = VERSIONS.unknown(own)
@@ -282,7 +282,7 @@ class VLLMAdapter:
         if await self._fault(clock):
             return False
         answer = await self._reads.get("/is_paused", clock.left_s)
-        return answer.refused or paused(answer) is not None or RANKS_DISAGREE in answer.detail
+        return answer.nothing_listens or paused(answer) is not None or RANKS_DISAGREE in answer.detail
 
     async def answers(self, probe: Probe, *, deadline_s: float) -> Verdict:
         """Generates a token. Where the request only queues behind kept ones, tokens of those count.
@@ -378,11 +378,11 @@ class VLLMAdapter:
 
     async def _unanswered(self, answer: Answer, clock: Deadline) -> Observation:
         """The observation of a server that did not answer: not alive where its processes have ended, else unknown."""
-        ended = await self._processes.end(clock) if answer.refused else None
+        ended = await self._processes.end(clock) if answer.nothing_listens else None
         if ended is not None:
             return Observation(alive=False, detail=ended, sampled_at=time.monotonic())
         # a front end never ends by itself where its engine process died while it carried out a call
-        left = self._processes.left() if answer.refused else ""
+        left = self._processes.left() if answer.nothing_listens else ""
         why = why_not(answer) + (f"; {left}: end it, unless it is starting" if left else "")
         return Observation(detail=why, sampled_at=time.monotonic())
 

@@ -82,7 +82,7 @@ def why_not(info: Answer, version: Answer | None = None) -> str:
     """Why this `/server_info`, and `/version` beside it, are no answers of a vLLM server that can be driven."""
     if info.status in (401, 403):
         return "it refuses the key; give api_key_env=NAME"
-    if info.refused:
+    if info.nothing_listens:
         return f"nothing listens there ({info.error}); start the engine, or correct the address"
     if info.status is None:
         return f"it did not answer: {info.error}"

@@ -44,10 +44,10 @@ class Collective:
                 self._end()
             else:
                 self._pushing = asyncio.create_task(self._push(self._source))
-        if not self._ended and not await self._wait(deadline_s):
+        if not self._ended and not await self._wait(deadline_s) and not self._ended:
             raise TimeoutError
-        if self._failure is not None:
-            raise self._failure
+        if self._failure is not None:  # each waiter raises its own: a traceback keeps every frame that it has passed
+            raise CollectiveFailed(str(self._failure)) from self._failure.__cause__
 
     def fail(self, error: BaseException, *, who: str) -> None:
         """Fails the collective for everyone, unless it has ended already."""

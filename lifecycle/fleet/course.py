@@ -88,6 +88,8 @@ async def at_once(
             if number and not number % PER_TURN:
                 await asyncio.sleep(0)
             group.create_task(give(number, engine, command))
+    if None in outcomes:  # a command was cancelled from within: by whoever closed its adapter, say
+        raise asyncio.CancelledError
     return [outcome for outcome in outcomes if outcome is not None]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from ..core.errors import ConfigurationError, RouterError, RouterNotClosed
 from ..core.facts import Grade
 from ..core.ports import Router, RoutesToWorkers, WorkerURL
+from ..core.states import State
 from ..core.verdicts import Proved, Refuted, Verdict
 from ..engine.engine import Engine
 from ..nodes.address import parse
@@ -46,8 +46,8 @@ class Routing:
     async def close(self, engines: Sequence[Engine]) -> None:
         """The router has confirmed that it sends nothing more to these engines.
 
-        Where that fails all of them are opened again, and what the router raised comes through; RouterNotClosed where
-        it raised a RouterError.
+        Where that fails those that serve are opened again, and what the router raised comes through; RouterNotClosed
+        where it is a RouterError.
         """
         if self.router is None or not engines:
             return
@@ -58,10 +58,14 @@ class Routing:
         except BaseException as error:
             for engine in engines:
                 _note(engine, None, Refuted(reason=f"the router could not be closed: {error or type(error).__name__}"))
-            with suppress(Exception):
-                await self.open(engines)
+            left = ""
+            try:  # not to those that were closed before: they may hold no memory
+                await self.open([engine for engine in engines if engine.state is State.SERVING])
+            except Exception as again:
+                left = f". What it was closed for could not be opened again ({again})"
             if isinstance(error, RouterError):
-                raise RouterNotClosed(f"{error}. Nothing was sent to the engines: they are as they were") from error
+                why = f"{error}. Nothing was sent to the engines: they are as they were{left}"
+                raise RouterNotClosed(why) from error
             raise
         for engine in engines:
             _closed(engine, sending[engine.name])

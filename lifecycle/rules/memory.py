@@ -300,12 +300,13 @@ def resident_as_before(context: Context, after: Reading) -> bool:
 def _nothing_is_missing(context: Context, after: Reading) -> bool:
     """Whether as much is resident as when all was mapped, of an engine whose sizes nobody knows.
 
-    They are learned from the first release that is proved, so that none was, and nothing is expected to be missing.
+    No more than half of the least that `Policy.visible_bytes` takes for a change may be missing, however much is
+    resident: a small tag may be all that was released of a large engine.
     """
     full, every = context.calibration.reading_all_mapped, frozenset(context.facts.mapped)
     if full is None or context.size(every, full) is not None:
         return False
-    return max(freed_by_device(full, after).values(), default=0) < visible_bytes(context.policy, full) / 2
+    return max(freed_by_device(full, after).values(), default=0) < context.policy.visible_bytes / 2
 
 
 def resident_as_a_whole(context: Context, before: Reading | Unmeasurable, after: Reading) -> bool | None:

@@ -19,6 +19,7 @@ from lifecycle import (
     Refuted,
     State,
 )
+from lifecycle.core.errors import RouterError, RouterNotClosed
 from lifecycle.fleet.connect import check_distinct
 from lifecycle.fleet.groups import Group
 from lifecycle.testing import KEPT_WEIGHTS, KV_CACHE, Journal
@@ -235,6 +236,15 @@ async def test_a_router_that_cannot_close_is_reopened_and_nothing_is_paused() ->
     assert not any(engine.in_move for engine in fleet)
     fleet.router.close_fails = None
     await fleet.offload(weights=V1)
+
+
+async def test_a_router_that_cannot_close_is_not_opened_for_an_engine_that_was_closed_before() -> None:
+    fleet, journal = await fleet_of("a", "b", router=True)
+    await fleet.pause("abort", engines=["a"])
+    fleet.router.close_fails = fleet.router.open_fails = RouterError("the router is away")
+    with pytest.raises(RouterNotClosed, match=r"could not be opened again \(the router is away\)"):
+        await fleet.offload(weights=V1)
+    assert journal.kinds("router")[-3:] == ["a: router close", "b: router close", "b: router open"]
 
 
 async def test_a_close_that_is_not_confirmed_refuses_and_the_fleet_serves_on() -> None:

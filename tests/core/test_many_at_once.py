@@ -31,6 +31,20 @@ async def test_more_than_begin_in_one_turn_all_get_their_command_and_answer_in_o
     assert {engine.state for engine in engines} == {State.PAUSED}
 
 
+async def test_a_command_that_is_cancelled_from_within_is_no_success() -> None:
+    """As one is that waits for what its adapter cancels when it is closed."""
+    engines = await many(2)
+
+    async def cancelled(call: Any, *, deadline_s: float) -> Any:
+        answer = asyncio.get_running_loop().create_future()
+        answer.cancel()
+        return await answer
+
+    engines[0].adapter.send = cancelled
+    with pytest.raises(asyncio.CancelledError):
+        await at_once([(engine, Pause("abort")) for engine in engines])
+
+
 async def test_the_first_have_begun_before_the_last_are_asked() -> None:
     engines = await many(2 * PER_TURN + 1)
     begun: list[int] = []

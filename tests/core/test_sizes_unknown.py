@@ -47,6 +47,7 @@ def restored(mib: float, *, full: Reading | None, learned: Any = None, visible_m
         (restored(970, full=held(1000)), Proved),
         (restored(967, full=held(1000)), Pending),  # half of what can be seen is missing
         (restored(967, full=held(1000), visible_mib=128), Proved),
+        (restored(77_000 - 1_200, full=held(77_000)), Pending),  # the weights alone were released, and are not back
         (restored(1000, full=held(1000, "gpu-1")), Pending),  # another device says nothing of this one
         (restored(1000, full=None), Pending),
         (restored(1000, full=held(1000), learned={BOTH: 800 * MIB}), Pending),  # a release was proved: they went

@@ -156,6 +156,14 @@ async def test_a_front_end_that_listens_no_more_and_lives_is_named() -> None:
         assert re.search(family, seen.detail)
 
 
+async def test_what_there_was_no_time_to_ask_says_nothing_of_who_listens() -> None:
+    async with driven() as (_, adapter):
+        assert not await adapter.barrier(deadline_s=0)
+        seen = await adapter.observe(EVERYTHING, deadline_s=0)
+        assert (seen.alive, seen.detail) == (None, "it did not answer: no time was left to send it")
+        await adapter.aclose()
+
+
 async def test_a_front_end_without_its_engine_is_silent() -> None:
     async with driven() as (server, adapter):
         server.script("GET /is_paused", DIED)

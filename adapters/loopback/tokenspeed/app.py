@@ -48,7 +48,7 @@ OTHERS: tuple[Endpoint[TokenspeedEngine], ...] = (
     Endpoint("/get_model_info", GET, status_routes.model),
 )
 #: What the gateway asks its key for.
-_GATEWAY = frozenset({"/generate", "/v1/models"})
+_GATEWAY = frozenset({"/generate"})
 _CONTROL = frozenset(each.path for each in CONTROL)
 
 
