@@ -211,9 +211,10 @@ class VLLMAdapter:
         """Makes the reads that tell what is wanted, all at once.
 
         `/is_paused` tells whether it is open or closed. `/is_sleeping` is not asked: it is true after a mere pause.
-        Requests are counted by `/load`, once that is known to count. It counts kept and queued ones too, so that of a
-        closed engine only none says anything. An answer that connect() would refuse is silence. So is an engine process
-        that says of itself that it is broken: it answers nothing until it is repaired, and releases nothing.
+        Requests are counted by `/load`, once that is known to count. Of a closed engine it says nothing, since it
+        counts kept and queued ones too, and never that there are none, since it drifts (ADR 25). An answer that
+        connect() would refuse is silence. So is an engine process that says of itself that it is broken: it answers
+        nothing until it is repaired, and releases nothing.
         """
         whole_s, clock = Deadline(deadline_s), Deadline(min(deadline_s, READ_S))
         fault = await self._fault(clock)
@@ -362,7 +363,7 @@ class VLLMAdapter:
         return count if self._counted == boot_of(self._config) else None
 
     async def _test_load(self, asking: asyncio.Future[Answer], clock: Deadline) -> None:
-        """Whether `/load` counts the request that is under way; where it does, its 0 says that there is none.
+        """Whether `/load` counts the request that is under way.
 
         Asked once of each process: one that does not count says 0 for ever.
         """

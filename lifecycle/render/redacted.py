@@ -32,7 +32,7 @@ _SHORTEST = 3
 
 _QUOTED = r"(?<![\w'\"])(?P<quote>['\"])(?P<inside>(?:(?!(?P=quote))[^\\]|\\.)*)(?:(?P=quote)|$)"
 _SECRET = (
-    r"(?P<secret>(?i:api[_-]?key|admin[_-]?key|token|secret|password|authorization|bearer))(?:\s*[=:]\s*|\s+(?=\S*\d))"
+    r"(?P<secret>(?i:(?:\w+[_-]|api|admin)key|token|secret|password|authorization|bearer))(?:\s*[=:]\s*|\s+(?=\S*\d))"
     r"(?:(?i:bearer)\s+)?[^\s,;)\]}]+"
 )
 _URL = r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>\[[0-9A-Fa-f:]+\](?::\d+)?|[^\s/?#'\",)\]]+)[^\s'\",)\]]*"

@@ -27,10 +27,14 @@ def can_be_written(path: Path) -> bool:
 def in_memory(path: Path) -> sqlite3.Connection:
     """What stands in this file now, in memory: what is written there is kept nowhere. Empty where there is no file."""
     memory = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    with suppress(OSError):
-        if path.exists():
-            with closing(opened(path)) as db:
-                db.backup(memory)
+    try:
+        with suppress(OSError):
+            if path.exists():
+                with closing(opened(path)) as db:
+                    db.backup(memory)
+    except BaseException:
+        memory.close()
+        raise
     return memory
 
 

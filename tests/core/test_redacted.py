@@ -60,6 +60,7 @@ def said(reason: str) -> str:
         ('{"message": "hello Bob", "ok": false}', '{"text-1": "text-2", "text-3": false}'),
         ("Authorization: Bearer abc-DEF", "Authorization=(left out)"),
         ("api_key=abc, then", "api_key=(left out), then"),
+        ("control_key=abc, then", "control_key=(left out), then"),
         (f"held by {WHO} since then", "held by pid 1 on host-1 (left out) since then"),
         ("pid 9 (python x.py (a) holds 1) holds 3 MiB of cpu; next", "pid 3 (left out) holds 3 MiB of cpu; next"),
         ("pid 9 (python x.py", "pid 3 (left out)"),
