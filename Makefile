@@ -1,5 +1,9 @@
 # Every target does its own set-up: a fresh machine needs Python 3.11 or later and make.
 
+# Bytecode is kept, also where the environment says not to: the tests start hundreds of processes, and each would compile
+# all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
