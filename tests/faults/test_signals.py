@@ -20,6 +20,7 @@ from lifecycle import Fleet, FleetError, FromDisk, State
 from lifecycle.cli import OK, REFUSED, main
 from lifecycle.demo.clients import Answer, Lost, Target, new_session, stream
 from lifecycle.store import Store
+from lifecycle.testing.conformance.in_flight import until_running
 
 pytestmark = pytest.mark.slow
 
@@ -219,6 +220,8 @@ async def test_an_engine_that_is_shut_down_in_the_middle_is_gone(
             targets = [Target(name, each.url, "m") for name, each in engines.engines.items()]
             length = 3 if phase in ONLOAD else 1000
             streams = [asyncio.create_task(stream(session, each, "a poem on A:", tokens=length)) for each in targets]
+            if phase not in ONLOAD:  # one that came after the pause would be kept, and take its time when all is over
+                await asyncio.gather(*(until_running(each, 1) for each in fleet))
             engines.hold(phase)
             move = fleet.onload() if phase in ONLOAD else fleet.offload(weights=engines.source)
             moving = asyncio.create_task(move)
