@@ -172,6 +172,7 @@ async def test_requests_that_come_all_the_while_end_or_are_held_and_none_hangs(s
         await engine.release(["kv_cache"])
         stop.set()
         await coming
+        await engine.restore_weights()
         await engine.restore_kv()
         await engine.resume()
         answers = [await asyncio.wrap_future(each) for each in came]
