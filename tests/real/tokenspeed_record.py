@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from questions import Row
 
 PROMPTS = ("hello", "zebra", "what is")
-TOKENS = 120
+TOKENS = 400  # 2 s: they must run on when the question comes, some 0.7 s after the first
 
 
 def everything(recorder: Recorder) -> None:
