@@ -172,7 +172,7 @@ class DeclaredAdapter:
         Without that verb only the end of its processes tells that such a call runs no more.
         """
         clock = Deadline(deadline_s)
-        if not await self._home.all_ended(clock.left_s / 2):
+        if not await self._home.all_ended(clock.left_s / 2) or self._home.busy:
             return False
         if not self._unanswered:
             return True

@@ -111,6 +111,20 @@ async def test_an_answer_that_cannot_be_read_leaves_all_unknown() -> None:
     assert "7, of which succeeded= raised TypeError" in reply.detail
 
 
+async def test_a_call_that_waited_for_another_and_runs_now_is_before_the_barrier_too() -> None:
+    first, second = asyncio.Event(), asyncio.Event()
+    adapter = driven(resume=first.wait, drop_cache=second.wait)
+    calls = [asyncio.create_task(adapter.send(Call(name), deadline_s=10.0)) for name in ("resume", "drop_cache")]
+    await asyncio.sleep(0)
+    barrier = asyncio.create_task(adapter.barrier(deadline_s=10.0))
+    await asyncio.sleep(0)
+    first.set()
+    assert not await barrier
+    second.set()
+    assert [(await each).outcome for each in calls] == ["done", "done"]
+    assert await adapter.barrier(deadline_s=10.0)
+
+
 async def test_after_no_answer_a_barrier_that_is_declared_tells_that_nothing_runs() -> None:
     asked: list[str] = []
     adapter = driven(resume=unanswered("resume"), barrier=lambda: asked.append("asked"))
