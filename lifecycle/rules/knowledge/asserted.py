@@ -15,10 +15,13 @@ from ..identity import IDENTITY
 ASSERTED = "override_state"
 
 
-def asserted(record: Record, state: State, capabilities: Capabilities, paused_by: PauseMode) -> Record:
+def asserted(
+    record: Record, state: State, capabilities: Capabilities, paused_by: PauseMode, version: str | None = None
+) -> Record:
     """The facts that a person asserts who overrides the state; nothing of what was measured or in doubt is kept.
 
-    A closed engine is taken to have been paused by `paused_by`.
+    A closed engine is taken to have been paused by `paused_by`. `version` is that of its weights: without it those of
+    an engine whose state does not claim that they are valid stay unknown.
     """
     tags = frozenset(spec.name for spec in capabilities.tags)
     weights = capabilities.stage("weights")
@@ -31,8 +34,9 @@ def asserted(record: Record, state: State, capabilities: Capabilities, paused_by
         effect[Fact.PAUSED_BY] = paused_by
     if state not in (State.SERVING, State.PAUSED):
         effect[Fact.RUNNING] = 0
+    if state in (State.SERVING, State.KV_RESTORED) or (version is not None and state is not State.RELEASED):
+        effect[Fact.CONTENTS] = {tag: Contents("loaded", version or record.desired.version) for tag in weights}
     if state in (State.SERVING, State.KV_RESTORED):
-        effect[Fact.CONTENTS] = {tag: Contents("loaded", record.desired.version) for tag in weights}
         effect[Fact.CACHE_FRESH] = True
     facts = record.facts.learn(effect, Grade.ASSERTED, cause=ASSERTED)
     record = replace(record, facts=facts, uncertain=replace(record.uncertain, call=None))
