@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from lifecycle import Engine, TagSpec
 from lifecycle.frameworks.server import AsyncRolloutServer
 from lifecycle.frameworks.slots import SlotMembers
-from lifecycle.testing import KV_CACHE, QUICK, WEIGHTS, Journal, ScriptedAdapter, ScriptedRouter, capabilities, scripted
+from lifecycle.testing import KV_CACHE, QUICK, WEIGHTS, Journal, ScriptedAdapter, ScriptedRouter, capabilities
 
 
 @dataclass
@@ -33,7 +34,8 @@ class Actors:
 
     def engine_of(self, handle: str) -> Engine:
         adapter = ScriptedAdapter(handle, capabilities(*self.tags, **self.caps), journal=self.journal)
-        self.made[handle] = scripted(adapter, policy=self.policy, has_router=self.router)
+        options: dict[str, Any] = {"policy": self.policy, "has_router": self.router, "lease": None}
+        self.made[handle] = Engine(adapter, name=handle, probe=adapter.probe, **options)
         return self.made[handle]
 
     def members(self, groups: Sequence[Group]) -> SlotMembers:
@@ -57,6 +59,13 @@ class Actors:
 
     def calls(self, handle: str | None = None) -> list[str]:
         return self.journal.calls(handle) if handle else self.journal.calls()
+
+
+async def until(journal: Journal, begins: str, deadline_s: float = 5.0) -> None:
+    """The journal has a line that begins so."""
+    async with asyncio.timeout(deadline_s):
+        for _ in iter(lambda: any(str(entry).startswith(begins) for entry in journal), True):
+            await asyncio.sleep(0)
 
 
 async def push(engines: Sequence[Engine]) -> None:

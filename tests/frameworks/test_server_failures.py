@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from frameworks.servers import Actors, Group, cycle, push
+from frameworks.servers import Actors, Group, cycle, push, until
 
 from lifecycle import FleetError, FromDisk, Refuted, State
 from lifecycle.testing import HANG, LOST_AFTER, QUICK, REJECTED, REJECTED_AFTER, Act
+
+pytestmark = pytest.mark.virtual_time
 
 V1 = FromDisk("/models/step-1", "v1")
 
@@ -152,8 +154,7 @@ async def test_an_offload_that_is_given_up_comes_back_first(call: str) -> None:
         await engine.verify()
     actors.made["b"].adapter.script(call, HANG)
     task = asyncio.create_task(server.offload(weights=V1, deadline_s=2.0))
-    while not any(str(entry).startswith(f"b: call {call}") for entry in actors.journal):
-        await asyncio.sleep(0)
+    await until(actors.journal, f"b: call {call}")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -167,8 +168,7 @@ async def test_with_the_policy_hold_who_gives_up_leaves_them_where_they_are() ->
     await server.engines()
     actors.made["b"].adapter.script("release", HANG)
     task = asyncio.create_task(server.offload(weights=V1, deadline_s=2.0))
-    while not any(str(entry).startswith("b: call release") for entry in actors.journal):
-        await asyncio.sleep(0)
+    await until(actors.journal, "b: call release")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
