@@ -21,8 +21,8 @@ def engine_of(actor, policy=None, device="cuda", tags=("weights", "kv_cache")):
         label=actor.get_weight_version,
         barrier=actor.get_url,
     )
-    about = About(engine="slime", device=device)
-    return Engine(DeclaredAdapter(actor.get_url(), verbs, processes=actor.get_url(), about=about), policy=policy)
+    url, about = actor.get_url(), About(engine="slime", device=device)
+    return Engine(DeclaredAdapter(f"slime:{url}", verbs, processes=url, about=about), policy=policy)
 
 
 def rollout_server(server_groups, **options):

@@ -266,8 +266,8 @@ class Engine(EngineView):
     def override_state(self, state: State, *, by: str, reason: str, version: str | None = None) -> Transition:
         """The engine is taken to be in `state` because a person says so; every fact of it is graded asserted.
 
-        `version`: its weights are there, and are of this version. Only from failed. Refused while what was sent before
-        may still run: nobody can say what is so after it.
+        `version`: its weights are of this version. Only from failed, or in that state itself where nothing is known of
+        its weights. Refused while what was sent before may still run: nobody can say what is so after it.
         """
         with self.advising(), ownership.of_assertion(self._session):
             return override(self._session, state, by=by, reason=reason, version=version)

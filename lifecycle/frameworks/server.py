@@ -22,13 +22,13 @@ from weakref import WeakSet
 
 from ..core.commands import RestoreKV, RestoreWeights
 from ..core.errors import ConfigurationError, FleetError, GuardRefused, LifecycleError
-from ..core.facts import Contents, Fact, Grade, PauseMode, Tag
-from ..core.frozen import replace
+from ..core.facts import PauseMode, Tag
 from ..core.readings import Reading
 from ..core.sources import Kept, Pushed, PushTarget, Source
 from ..core.states import State
 from ..engine.engine import Engine
 from ..fleet.preflight import REFUSED
+from ..rules import knowledge
 from ..rules.decision import DECIDED, ReadBytes, Stay, decide
 from ..rules.desired import needs_trainer
 from ..rules.mapping import undecided
@@ -210,7 +210,7 @@ class AsyncRolloutServer:
         """Who is there. One that nobody here drove before, and that nothing can observe, is as the verb implies."""
         present = await self._members.present()
         for engine in [] if present is None else self._new(present):
-            if engine.state is State.FAILED and self._by is not None:
+            if self._by is not None:
                 await self._assert(engine, implied, version)
             self._driven.add(engine)
         return present
@@ -219,10 +219,14 @@ class AsyncRolloutServer:
         return [engine for engine in present.engines if engine not in self._driven]
 
     async def _assert(self, engine: Engine, implied: State, version: str | None) -> None:
-        if implied not in await _candidates(engine):
+        unknown = _without_known_weights(engine)
+        if engine.state is implied and version is not None and unknown:
+            why = f"its weights hold contents that are not known ({', '.join(unknown)})"
+        elif engine.state is State.FAILED and implied in await _candidates(engine):
+            why = engine.reason
+        else:
             return
         assert self._by is not None
-        why = engine.reason
         reason = f"its framework's verb implies it, and nothing can observe it ({why})"
         engine.override_state(implied, by=self._by, reason=reason, version=version)
         _log.warning("%s is taken to be %s, as %s answers for: %s", engine.name, implied, self._by, why)
@@ -255,15 +259,19 @@ def _without_weights(engine: Engine) -> LifecycleError | None:
     return None
 
 
+def _without_known_weights(engine: Engine) -> list[Tag]:
+    """The tags of its weights of which nothing is known."""
+    tags = engine.capabilities.stage("weights")
+    return sorted(tag for tag in tags if engine.facts.contents.get(tag) is None)
+
+
 async def _candidates(engine: Engine) -> tuple[State, ...]:
     """The states in which a failed engine may be, by what was observed of it and what is resident now.
 
     Weights of which nothing is known may be worth serving.
     """
     capabilities, record = engine.capabilities, engine.record
-    unknown = [tag for tag in capabilities.stage("weights") if record.facts.contents.get(tag) is None]
-    may_hold = dict.fromkeys(unknown, Contents("loaded", record.desired.version))
-    supposed = replace(record, facts=record.facts.learn({Fact.CONTENTS: may_hold}, Grade.ASSERTED))
+    supposed = knowledge.weights_supposed(record, capabilities)
     reading = await engine.read_residual()
     open_still = undecided(record, reading, capabilities, engine.policy) if isinstance(reading, Reading) else DECIDED
     step = decide(supposed, capabilities, tried=frozenset({ReadBytes}), may_close=False, undecided=open_still)

@@ -119,18 +119,18 @@ def suspends(monitors: Iterable[Monitor]) -> HealthCheckPause:
 
     One observer for all of the engines that the monitors watch: Engine(..., observers=[observer]).
     """
-    watched, away = list(monitors), set[str]()
+    asleep, away = list(monitors), set[str]()
 
     def suspend(engine: str) -> None:
         if not away:
-            for monitor in watched:
+            for monitor in asleep:
                 monitor.pause()
         away.add(engine)
 
     def resume(engine: str) -> None:
         away.discard(engine)
         if not away:
-            for monitor in watched:
+            for monitor in asleep:
                 monitor.resume()
 
     return HealthCheckPause(suspend, resume)

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from frameworks.rlix_rig import V1, V2, Rig, resident
 from frameworks.servers import push, until
 
 from lifecycle import (
     ConfigurationError,
     Engine,
     FleetError,
-    FromDisk,
     Group,
-    NotProved,
     Pushed,
     Refuted,
     State,
-    Unmeasurable,
 )
 from lifecycle import Fleet as AsyncFleet
 from lifecycle.core.errors import RouterError, RouterNotClosed
-from lifecycle.core.readings import Holder, Reading
 from lifecycle.core.units import GIB
 from lifecycle.frameworks.rlix import _STATES, BlockingRolloutManager, RolloutManager
-from lifecycle.settings.schema import load
 from lifecycle.store import Tenants
 from lifecycle.sync import Fleet, Loop
 from lifecycle.testing import (
@@ -39,57 +34,11 @@ from lifecycle.testing import (
     LOST_AFTER,
     QUICK,
     REJECTED,
-    WEIGHTS,
     Journal,
     ScriptedAdapter,
-    ScriptedRouter,
-    capabilities,
 )
 
 pytestmark = pytest.mark.virtual_time
-
-V1, V2 = FromDisk("/models/step-1", "v1"), FromDisk("/models/step-2", "v2")
-
-
-class Rig:
-    """A manager of four engines behind a router, and their journal."""
-
-    def __init__(self, *names: str, policy: Any = QUICK, tags: Sequence[Any] = (WEIGHTS, KV_CACHE), **how: Any) -> None:
-        self.journal = Journal()
-        self.router = ScriptedRouter(self.journal)
-        self.engines = []
-        for name in names or ("e0", "e1", "e2", "e3"):
-            adapter = ScriptedAdapter(name, capabilities(*tags), journal=self.journal, devices=(f"gpu-{name}",))
-            options: dict[str, Any] = {
-                "probe": adapter.probe,
-                "has_router": True,
-                "policy": policy,
-                "lease": None,
-                **how,
-            }
-            self.engines.append(Engine(adapter, name=name, **options))
-        self.fleet = AsyncFleet(self.engines, router=self.router, policy=policy)
-        self.manager = RolloutManager(self.fleet)
-
-    async def __aenter__(self) -> Rig:
-        await self.fleet.__aenter__()
-        self.journal.clear()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.fleet.aclose()
-
-    def __getitem__(self, index: int) -> Any:
-        return self.engines[index]
-
-    @property
-    def states(self) -> list[str]:
-        return [str(engine.state) for engine in self.engines]
-
-    def lines(self, name: str, *kinds: str) -> list[str]:
-        found = [str(entry).removeprefix(f"{name}: ") for entry in self.journal if str(entry).startswith(f"{name}:")]
-        return [line for line in found if line.startswith(kinds)]
-
 
 # shrink
 
@@ -149,104 +98,6 @@ async def test_an_engine_of_a_group_that_is_never_offloaded_is_refused_by_name()
         with pytest.raises(ConfigurationError, match=r"engine_index 0 \(e0\) is of group default, which has off"):
             await rig.manager.shrink_engines([0])
         assert rig.journal.calls() == []
-
-
-# the gate
-
-
-def resident(rig: Rig, index: int, beside: int) -> None:
-    """From here on an engine holds so many bytes beside its tags: they stay resident after a release."""
-    adapter, device = rig[index].adapter, f"gpu-{rig[index].name}"
-    read = adapter.probe._read
-
-    def reading(pids: Any) -> Any:
-        found = read(pids)
-        if not isinstance(found, Reading):
-            return found
-        engine = adapter.engine
-        held = beside + sum(engine.sizes[tag] for tag in engine.sizes.keys() - engine.unmapped)
-        return Reading({device: held}, (Holder(engine.pid, device, held, engine.name),), "scripted")
-
-    adapter.probe._read = reading
-
-
-@pytest.mark.parametrize("gib", [0.5, 1.75, 3.0])
-async def test_a_residual_of_just_the_threshold_passes_and_a_byte_more_is_refused(gib: float) -> None:
-    async with Rig() as rig:
-        resident(rig, 0, round(gib * GIB))
-        assert await rig.manager.shrink_engines([0], post_sleep_vram_threshold_gb=gib, weights=V1) == [0]
-        resident(rig, 1, round(gib * GIB) + 1)
-        with pytest.raises(FleetError, match=r"e1: release failed.*exceeds") as failed:
-            await rig.manager.shrink_engines([1], post_sleep_vram_threshold_gb=gib, weights=V1, deadline_s=0.3)
-        assert isinstance(failed.value.exceptions[0], NotProved)
-
-
-async def test_without_an_argument_the_threshold_is_that_of_the_policy_which_is_3_gib() -> None:
-    async with Rig() as rig:
-        resident(rig, 0, 3 * GIB)
-        assert await rig.manager.shrink_engines([0], weights=V1) == [0]
-        resident(rig, 1, 3 * GIB + 1)
-        with pytest.raises(FleetError, match="exceeds"):
-            await rig.manager.shrink_engines([1], weights=V1, deadline_s=0.3)
-
-
-async def test_the_variable_of_miles_reaches_the_gate(monkeypatch: pytest.MonkeyPatch, bare_environment: None) -> None:
-    monkeypatch.setenv("MILES_MAX_RESIDUAL_GPU_MEM_GB", "1.5")
-    policy = replace(QUICK, residual_threshold_gib=load().settings.residual_threshold_gib)
-    async with Rig(policy=policy) as rig:
-        resident(rig, 0, round(1.5 * GIB))
-        assert await rig.manager.shrink_engines([0], weights=V1) == [0]
-        resident(rig, 1, round(1.5 * GIB) + 1)
-        with pytest.raises(FleetError, match="exceeds"):
-            await rig.manager.shrink_engines([1], weights=V1, deadline_s=0.3)
-
-
-@pytest.mark.parametrize("gib", [float("nan"), float("inf"), 0.0, -1.0])
-async def test_a_threshold_that_every_residual_would_pass_is_refused(gib: float) -> None:
-    async with Rig() as rig:
-        with pytest.raises(ConfigurationError, match="post_sleep_vram_threshold_gb must be a finite number > 0"):
-            await rig.manager.shrink_engines([0], post_sleep_vram_threshold_gb=gib, weights=V1)
-        assert rig.journal.calls() == []
-        assert rig[0].policy.residual_threshold_gib == 3.0
-
-
-async def test_the_threshold_holds_from_there_on_and_not_after_a_shrink_that_failed() -> None:
-    async with Rig() as rig:
-        await rig.manager.shrink_engines([0], post_sleep_vram_threshold_gb=5.0, weights=V1)
-        resident(rig, 0, 4 * GIB)
-        await rig[0].verify()
-        assert rig[0].memory_is_free, "4 GiB are within the 5 that it was let keep"
-        rig[1].adapter.script("release", REJECTED)
-        with pytest.raises(FleetError):
-            await rig.manager.shrink_engines([1], post_sleep_vram_threshold_gb=5.0, weights=V1)
-        assert rig[1].policy.residual_threshold_gib == 3.0
-
-
-async def test_an_engine_that_cannot_be_measured_is_told_from_one_that_is_gone() -> None:
-    async with Rig() as rig:
-        await rig.manager.shrink_engines([0, 1], weights=V1)
-        rig[0].adapter.engine.die("killed")
-        await rig[0].verify()
-        assert await rig.manager.get_engine_states([0]) == {0: "shell"}
-        assert await rig.manager.check_residual([0]) == {0: 0.0}, "its devices are free"
-        rig[1].adapter.probe.always = Unmeasurable(reason="no process of the tree is on any GPU")
-        with pytest.raises(FleetError, match="cannot be read now: no process of the tree is on any GPU"):
-            await rig.manager.check_residual([1])
-        assert await rig.manager.get_engine_states([1]) == {1: "disabling"}
-
-
-async def test_the_liveness_gate_waits_until_all_are_offloaded_and_then_measures() -> None:
-    async with Rig() as rig:
-        gate = asyncio.create_task(rig.manager.check_residual([0], post_sleep_vram_threshold_gb=3.0))
-        await asyncio.sleep(0)
-        await rig.manager.shrink_engines([0], weights=V1)
-        (kept,) = (await gate).values()
-        assert 0 <= kept < 3.0
-        resident(rig, 0, 4 * GIB)
-        with pytest.raises(FleetError, match=r"1 of 1 engines keep their devices: .*exceeds"):
-            await rig.manager.check_residual([0])
-        with pytest.raises(TimeoutError, match=r"not offloaded within 0\.05 s, so nothing was measured: e1 serving"):
-            await rig.manager.check_residual([0, 1], deadline_s=0.05)
 
 
 # the way back

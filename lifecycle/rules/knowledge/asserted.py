@@ -41,3 +41,13 @@ def asserted(
     facts = record.facts.learn(effect, Grade.ASSERTED, cause=ASSERTED)
     record = replace(record, facts=facts, uncertain=replace(record.uncertain, call=None))
     return record.with_condition("memory_returned", None).with_condition(IDENTITY, None)
+
+
+def weights_supposed(record: Record, capabilities: Capabilities) -> Record:
+    """What would be known of an engine if its weights, where nothing is known of them, were those that it is to serve.
+
+    For the question in which states it may be; it is no record of any engine.
+    """
+    tags = [tag for tag in capabilities.stage("weights") if record.facts.contents.get(tag) is None]
+    supposed = {tag: Contents("loaded", record.desired.version) for tag in tags}
+    return replace(record, facts=record.facts.learn({Fact.CONTENTS: supposed}, Grade.ASSERTED, cause=ASSERTED))
