@@ -123,17 +123,21 @@ class RolloutManager:
         *,
         post_sleep_vram_threshold_gb: float | None = None,
         weights: Source | None = None,
+        deadline_s: float | None = None,
     ) -> list[int]:
-        """One of the two, whichever is not empty; ValueError where both are, or none is."""
+        """One of the two, whichever is not empty; ValueError where both are, or none is. Else as those verbs."""
         if bool(dp_ranks_to_remove) == bool(dp_ranks_to_add):
             raise ValueError(
                 f"exactly one of dp_ranks_to_remove and dp_ranks_to_add must be non-empty, got {dp_ranks_to_remove!r} "
                 f"and {dp_ranks_to_add!r}"
             )
         if dp_ranks_to_add:
-            return await self.expand_engines(dp_ranks_to_add, weights=weights)
+            return await self.expand_engines(dp_ranks_to_add, weights=weights, deadline_s=deadline_s)
         return await self.shrink_engines(
-            dp_ranks_to_remove, post_sleep_vram_threshold_gb=post_sleep_vram_threshold_gb, weights=weights
+            dp_ranks_to_remove,
+            post_sleep_vram_threshold_gb=post_sleep_vram_threshold_gb,
+            weights=weights,
+            deadline_s=SHRINK_S if deadline_s is None else deadline_s,
         )
 
     async def get_engine_states(self, engine_indices: Iterable[int] | None = None) -> dict[int, EngineState]:

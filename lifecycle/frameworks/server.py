@@ -166,9 +166,9 @@ class AsyncRolloutServer:
         Each is drained, released, and has its weights mapped. None: those whose slots were filled since the last verb.
         Returns what each answered to the restore.
         """
-        present = await self._members.present()
-        new = [] if present is None else self._new(present)
-        await self._present(State.SERVING)
+        before = await self._members.present()
+        new = [] if before is None else self._new(before)
+        present = await self._present(State.SERVING)
         chosen = self._chosen(present, new if engines is None else engines)
         if present is None or not chosen:
             return []

@@ -167,11 +167,16 @@ class SlotMembers:
 
 
 def there(engines: Iterable[Engine]) -> list[Engine]:
-    """Those whose process is there. The others hold nothing, and are passed over as empty slots are."""
+    """Those that take part; the others are passed over as empty slots are, and logged.
+
+    One whose process is gone holds nothing, and one in quarantine is left out of every move until it is recovered.
+    """
     found = []
     for engine in engines:
         if engine.state is State.GONE:
             _log.warning("%s is passed over: its process is gone (%s)", engine.name, engine.reason)
+        elif engine.quarantined is not None:
+            _log.warning("%s is passed over: in quarantine %s", engine.name, engine.quarantined.reason)
         else:
             found.append(engine)
     return found

@@ -33,7 +33,8 @@ class Actors:
     made: dict[str, Engine] = field(default_factory=dict)
 
     def engine_of(self, handle: str) -> Engine:
-        adapter = ScriptedAdapter(handle, capabilities(*self.tags, **self.caps), journal=self.journal)
+        can, devices = capabilities(*self.tags, **self.caps), (f"gpu-{handle}",)
+        adapter = ScriptedAdapter(handle, can, journal=self.journal, devices=devices)
         options: dict[str, Any] = {"policy": self.policy, "has_router": self.router, "lease": None}
         self.made[handle] = Engine(adapter, name=handle, probe=adapter.probe, **options)
         return self.made[handle]

@@ -175,6 +175,25 @@ async def test_with_the_policy_hold_who_gives_up_leaves_them_where_they_are() ->
     assert "serving" not in actors.states.values()
 
 
+async def test_with_the_policy_quarantine_the_others_go_through_the_window(caplog: pytest.LogCaptureFixture) -> None:
+    actors = Actors(router=True, policy=replace(QUICK, on_failure="quarantine"))
+    server = actors.server(Group(["a", "b"]))
+    await server.engines()
+    actors.made["b"].adapter.script("pause", REJECTED)
+    actors.made["b"].adapter.always("answers", Refuted(reason="no token"))
+    assert len(await server.offload(weights=V1, deadline_s=0.3)) == 1
+    assert actors.made["b"].quarantined is not None
+    assert len(await server.onload_weights()) == 1
+    async with server.updating_weights("v1") as engines:
+        assert [engine.name for engine in engines] == ["a"]
+        await push(engines)
+    assert len(await server.onload_kv()) == 1
+    assert actors.states["a"] == "serving"
+    assert "b is passed over: in quarantine" in caplog.text
+    await actors.made["b"].recover()
+    assert [engine.name for engine in await server.engines()] == ["a", "b"]
+
+
 async def test_a_window_after_one_that_failed() -> None:
     actors = Actors()
     server = actors.server(Group(["a", "b"]))
