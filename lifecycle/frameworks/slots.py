@@ -72,8 +72,7 @@ class FleetMembers:
 
     async def present(self) -> Present | None:
         """Those of the fleet whose process is there."""
-        engines = there(self._fleet.participants())
-        return Present(self._fleet, engines) if engines else None
+        return Present(self._fleet, there(self._fleet.participants()))
 
     def name_of(self, engine: Any) -> str:
         """Its name, where it is not given by that."""

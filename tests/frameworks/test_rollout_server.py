@@ -266,6 +266,21 @@ async def test_one_engine_in_two_slots_is_refused_before_anything_is_sent() -> N
     assert actors.calls() == []
 
 
+async def test_one_engine_in_a_slot_that_is_filled_later_is_refused_too() -> None:
+    class Alias(str):
+        """Another handle of the same engine."""
+
+    actors, group = Actors(), Group(["a", None])
+    server = actors.server(group)
+    await server.offload()
+    actors.journal.clear()
+    group.engines[1] = Alias("a")
+    with pytest.raises(ConfigurationError, match=r"a .* and a .* are one engine"):
+        await server.onload_weights()
+    group.engines[1] = None
+    assert len(await server.onload_weights()) == 1, "the one that was there is driven on"
+
+
 async def test_nobody_answers_for_it() -> None:
     with pytest.raises(ConfigurationError, match="by= must name who answers for it"):
         Actors().server(Group([]), by=" ")
@@ -283,6 +298,18 @@ async def test_over_a_fleet_which_stays_its_owners() -> None:
         assert "aclose" not in "".join(map(str, actors.journal))
         await fleet.offload(weights=Kept(), tags=["kv_cache"])
     assert actors.states == dict.fromkeys("ab", "released")
+
+
+async def test_a_fleet_of_which_nobody_offloads_has_nothing_to_do() -> None:
+    actors = Actors()
+    engine = actors.engine_of("a")
+    engine.offloads = False
+    async with Fleet([engine]) as fleet:
+        server = AsyncRolloutServer(FleetMembers(fleet))
+        assert [await server.engines(), await server.offload(), await server.onload()] == [[], [], []]
+        async with server.updating_weights("v1") as engines:
+            assert engines == []
+    assert actors.calls() == []
 
 
 async def test_an_engine_that_dies_in_the_window_is_said_once_and_then_passed_over() -> None:

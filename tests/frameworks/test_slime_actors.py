@@ -88,6 +88,8 @@ def test_the_orders_of_a_window_on_recorded_calls(processes: list[LoopbackProces
         assert (len(restores), len(continued)) == (3, 3)
         assert notes.all_before_any(restores, continued), "all are mapped before any generates"
         assert [engine.state for engine in server.engines] == [State.SERVING] * 3
+    asked = [each.method for each in notes.calls if each.actor == "a" and each not in early]
+    assert len(asked) - asked.count("update_weights_from_tensor") == 9, asked
     assert {actor.get_weight_version() for actor in (a, b, c)} == {"7"}
     assert all(actor.health_generate() for actor in (a, b, c))
     report(f"slime over this library: {len(SHIM.read_text().splitlines())} lines")

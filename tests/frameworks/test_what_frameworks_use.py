@@ -16,7 +16,7 @@ from lifecycle.core.frozen import replace
 from lifecycle.core.observer import BaseObserver, Observers
 from lifecycle.core.transition import Transition
 from lifecycle.engine.owner import own_identity
-from lifecycle.testing import QUICK
+from lifecycle.testing import KV_CACHE, QUICK, WEIGHTS
 
 
 async def failed_engine(actors: Actors, name: str = "e") -> Engine:
@@ -92,14 +92,26 @@ async def test_what_a_verb_implies_is_asserted_where_the_evidence_leaves_it_open
     assert engine.facts.contents["weights"] == Contents("loaded", "v9")
 
 
+#: Tags of one size: what is resident does not tell which of them is released.
+ALIKE = (replace(WEIGHTS, expected_bytes=KV_CACHE.expected_bytes), KV_CACHE)
+
+
+async def test_of_states_that_the_evidence_leaves_open_the_verb_tells_which() -> None:
+    server, engine = await server_over(Actors(tags=ALIKE), "slime", unmapped={"kv_cache"})
+    await engine.connect()
+    assert engine.state is State.FAILED
+    assert "released or weights_restored" in engine.reason
+    await server.onload_kv(version="v9")
+    assert engine.state is State.SERVING
+
+
 async def test_nothing_is_asserted_that_the_evidence_denies() -> None:
-    """It admits requests, so its weights are not waiting for KV: restoring KV that is mapped would end it."""
-    server, engine = await server_over(Actors(), "slime", unmapped=set(), admission="open")
-    engine.adapter.engine.resident["kv_cache"] += 1 << 30
-    before = engine.adapter.engine.alive
-    await server.onload_kv()
-    assert not any("restore" in call for call in engine.adapter.journal.calls())
-    assert engine.adapter.engine.alive is before is True
+    """It is closed, and memory of it is released: whoever offloads it takes it for one that serves, and is wrong."""
+    server, engine = await server_over(Actors(tags=ALIKE), "slime", unmapped={"kv_cache"})
+    with pytest.raises(FleetError, match="it is failed: released or weights_restored"):
+        await server.offload()
+    assert engine.state is State.FAILED
+    assert engine.adapter.journal.calls() == []
 
 
 async def test_an_engine_that_failed_under_this_driver_is_never_asserted() -> None:
