@@ -136,7 +136,11 @@ def override(
     async def enter() -> int:
         async with options.fleet(accept_unprovable=True) as fleet:
             for each in options.participants(fleet):
-                say([each.override_state(State(state), by=by, reason=reason, version=version).reason])
+                try:
+                    overridden = each.override_state(State(state), by=by, reason=reason, version=version)
+                except ValueError as wrong:
+                    raise ConfigurationError(str(wrong)) from None
+                say([overridden.reason])
         return 0
 
     return asyncio.run(enter())

@@ -52,7 +52,8 @@ class RolloutServer(AsyncRolloutServer):
         """Over the slots of these groups, as they are whenever a verb is called; needs `aclose()`, or `async with`.
 
         `engine_of` makes an engine of an actor's handle, once for each. The groups of several servers, given together,
-        are offloaded with one barrier. `router`, `policy` and `groups` as of a Fleet.
+        are offloaded with one barrier. `router` and `groups` as of a Fleet, and `policy` too: that of the first engine
+        unless it is given.
         """
         slots = [_Allocated(group) for group in server_groups]
         members = SlotMembers(slots, engine_of, router=router, policy=policy, groups=groups)

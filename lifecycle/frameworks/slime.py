@@ -62,7 +62,8 @@ class RolloutServer(Blocking):
         """Over the slots of these groups, as they are filled whenever a verb is called; needs `close()`.
 
         The groups of several servers, given together, are offloaded with one barrier. `engine_of` makes an engine of a
-        handle, once for each; it is connected at the next verb. `router`, `policy` and `groups` as of a Fleet.
+        handle, once for each; it is connected at the next verb. `router` and `groups` as of a Fleet, and `policy`
+        too: that of the first engine unless it is given.
         """
         members = SlotMembers(server_groups, engine_of, router=router, policy=policy, groups=groups)
         server = cls.__new__(cls)

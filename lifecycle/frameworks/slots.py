@@ -130,7 +130,8 @@ class SlotMembers:
         engines = there(self._engine(handle) for handle in filled)
         if not engines:
             return None
-        fleet = Fleet(engines, groups=self._groups, router=self._router, policy=self._policy)
+        policy = self._policy or engines[0].policy
+        fleet = Fleet(engines, groups=self._groups, router=self._router, policy=policy)
         return Present(fleet, fleet.engines)
 
     async def _let_go(self, filled: Sequence[Any]) -> None:

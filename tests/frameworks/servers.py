@@ -41,7 +41,7 @@ class Actors:
 
     def members(self, groups: Sequence[Group]) -> SlotMembers:
         router = ScriptedRouter(self.journal) if self.router else None
-        return SlotMembers(groups, self.engine_of, router=router, policy=self.policy)
+        return SlotMembers(groups, self.engine_of, router=router)
 
     def server(self, *groups: Group, **options: Any) -> AsyncRolloutServer:
         return AsyncRolloutServer(self.members(groups), **options)
