@@ -27,6 +27,7 @@ from ..core.readings import Reading
 from ..core.sources import Kept, Pushed, PushTarget, Source
 from ..core.states import State
 from ..engine.engine import Engine
+from ..fleet.fleet import Fleet
 from ..fleet.preflight import REFUSED
 from ..rules import knowledge
 from ..rules.decision import DECIDED, ReadBytes, Stay, decide
@@ -76,6 +77,16 @@ class AsyncRolloutServer:
         """The engines that take part, in the groups' order."""
         present = await self._members.present()
         return [] if present is None else present.engines
+
+    async def fleet(self) -> Fleet:
+        """The fleet of the engines that take part now, for what no verb here does (`recover()`); not to be closed.
+
+        Raises ConfigurationError where no engine is there.
+        """
+        present = await self._members.present()
+        if present is None or not present.engines:
+            raise ConfigurationError("no engine is there: every slot is empty, or of a group that does not offload")
+        return present.fleet
 
     async def offload(
         self, tags: Iterable[Tag] | None = None, *, weights: Source | None = None, deadline_s: float | None = None

@@ -88,6 +88,11 @@ class RolloutServer(Blocking):
         """The engines that take part, in the groups' order."""
         return [Engine(each, self._loop) for each in self._loop.run(self._wrapped.engines)]
 
+    @property
+    def fleet(self) -> Fleet:
+        """The fleet of these engines, for what no verb here does (`recover()`). It is not to be closed."""
+        return Fleet(self._loop.run(self._wrapped.fleet), self._loop)
+
     def close(self) -> None:
         """What was opened here is closed; the engines are left as they are."""
         if not self._owns_loop:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from frameworks.servers import Actors, Group
 
-from lifecycle import Engine, State
+from lifecycle import ConfigurationError, Engine, FleetError, State
 from lifecycle.frameworks.slime import ClosedUntilRestored, RolloutServer, suspends
-from lifecycle.testing import ScriptedAdapter, capabilities
+from lifecycle.testing import LOST, ScriptedAdapter, capabilities
 
 
 class Monitor:
@@ -140,3 +140,19 @@ def test_the_verbs_block_in_a_thread_of_their_own_loop() -> None:
         assert actors.states == {"a": "serving"}
         assert server.release("a") == [[None, None]]
     assert "a: aclose" in map(str, actors.journal)
+
+
+def test_the_fleet_of_the_slots_does_what_no_verb_does() -> None:
+    """An error names `fleet.recover()`: here it is."""
+    actors, group = Actors(), Group(["a"])
+    with RolloutServer.of([group], actors.engine_of) as server:
+        server.offload()
+        actors.made["a"].adapter.script("restore", LOST)
+        with pytest.raises(FleetError):
+            server.onload_weights()
+        found = server.fleet.recover(engines=["a"])
+        assert found["a"].state is State.RELEASED
+        assert server.onload_weights() == [None]
+        group.engines[0] = None
+        with pytest.raises(ConfigurationError, match="no engine is there: every slot is empty"):
+            _ = server.fleet
