@@ -51,6 +51,8 @@ class DeclaredAdapter:
         except ConfigurationError as wrong:
             raise ConfigurationError(f"{name}: {wrong}") from None
         self._name = name
+        #: What tells it from other engines where no boot is asked for: of two of one kind each has its own lease.
+        self._by_name = f"{self.declared.about.engine} {name}"[:80]
         self._home = HomeInTurn()
         self._processes = ServerProcesses(finder(processes, name, self._home))
         self._capabilities = self.declared.capabilities()
@@ -140,7 +142,7 @@ class DeclaredAdapter:
                 return await self._silent(clock)
         parts = self._read(said)
         if Fact.BOOT in want:
-            parts["boot"] = await self._processes.boot(str(said.get("boot", self.declared.about.engine))[:80], clock)
+            parts["boot"] = await self._processes.boot(str(said.get("boot", self._by_name))[:80], clock)
         return Observation(alive=True, sampled_at=time.monotonic(), **parts)
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
@@ -239,9 +241,9 @@ class DeclaredAdapter:
         return None if said is None else _whole(said.value)
 
     async def _own_identity(self, clock: Deadline) -> str | None:
-        """What it says of its boot; its kind where that is not asked for."""
+        """What it says of its boot; its kind and its name where that is not asked for."""
         if "boot" not in self.declared.placed:
-            return self.declared.about.engine
+            return self._by_name
         said = await self._ask("boot", min(clock.left_s, READ_S))
         return None if said is None else str(said.value)[:80]
 

@@ -263,18 +263,23 @@ class Engine(EngineView):
             advice = after_recovery(self.where, found.candidates)
             return Recovery(found.state, session.reason, advice)
 
-    def override_state(self, state: State, *, by: str, reason: str) -> Transition:
+    def override_state(self, state: State, *, by: str, reason: str, version: str | None = None) -> Transition:
         """The engine is taken to be in `state` because a person says so; every fact of it is graded asserted.
 
-        Only from failed. Refused while what was sent before may still run: nobody can say what is so after it.
+        `version`: its weights are of this version. Only from failed, or in that state itself where nothing is known of
+        its weights. Refused while what was sent before may still run: nobody can say what is so after it.
         """
         with self.advising(), ownership.of_assertion(self._session):
-            return override(self._session, state, by=by, reason=reason)
+            return override(self._session, state, by=by, reason=reason, version=version)
 
     def declare(self, state: State, *, by: str, reason: str) -> Transition:
         """Deprecated name of `override_state`."""
         warnings.warn("declare() is now override_state()", DeprecationWarning, stacklevel=2)
         return self.override_state(state, by=by, reason=reason)
+
+    def hold_to(self, policy: Policy) -> None:
+        """It is held to this policy from here on; EngineBusy while a command or a move has it."""
+        self._session.hold_to(policy)
 
     def forget_canary(self, version: str) -> None:
         """The next answer with this version of the weights is the one to remember."""

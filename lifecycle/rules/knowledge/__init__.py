@@ -24,7 +24,7 @@ A fact that several states of the world explain is unknown: it is never decided 
 
 from __future__ import annotations
 
-from .asserted import asserted
+from .asserted import asserted, weights_supposed
 from .calls import (
     after_cancelled,
     after_push,
@@ -91,4 +91,5 @@ __all__ = [
     "unknown",
     "unproved",
     "used_by_others",
+    "weights_supposed",
 ]

@@ -15,10 +15,13 @@ from ..identity import IDENTITY
 ASSERTED = "override_state"
 
 
-def asserted(record: Record, state: State, capabilities: Capabilities, paused_by: PauseMode) -> Record:
+def asserted(
+    record: Record, state: State, capabilities: Capabilities, paused_by: PauseMode, version: str | None = None
+) -> Record:
     """The facts that a person asserts who overrides the state; nothing of what was measured or in doubt is kept.
 
-    A closed engine is taken to have been paused by `paused_by`.
+    A closed engine is taken to have been paused by `paused_by`. `version` is that of its weights: without it those of
+    an engine whose state does not claim that they are valid stay unknown.
     """
     tags = frozenset(spec.name for spec in capabilities.tags)
     weights = capabilities.stage("weights")
@@ -31,9 +34,20 @@ def asserted(record: Record, state: State, capabilities: Capabilities, paused_by
         effect[Fact.PAUSED_BY] = paused_by
     if state not in (State.SERVING, State.PAUSED):
         effect[Fact.RUNNING] = 0
+    if state in (State.SERVING, State.KV_RESTORED) or (version is not None and state is not State.RELEASED):
+        effect[Fact.CONTENTS] = {tag: Contents("loaded", version or record.desired.version) for tag in weights}
     if state in (State.SERVING, State.KV_RESTORED):
-        effect[Fact.CONTENTS] = {tag: Contents("loaded", record.desired.version) for tag in weights}
         effect[Fact.CACHE_FRESH] = True
     facts = record.facts.learn(effect, Grade.ASSERTED, cause=ASSERTED)
     record = replace(record, facts=facts, uncertain=replace(record.uncertain, call=None))
     return record.with_condition("memory_returned", None).with_condition(IDENTITY, None)
+
+
+def weights_supposed(record: Record, capabilities: Capabilities) -> Record:
+    """What would be known of an engine if its weights, where nothing is known of them, were those that it is to serve.
+
+    For the question in which states it may be; it is no record of any engine.
+    """
+    tags = [tag for tag in capabilities.stage("weights") if record.facts.contents.get(tag) is None]
+    supposed = {tag: Contents("loaded", record.desired.version) for tag in tags}
+    return replace(record, facts=record.facts.learn({Fact.CONTENTS: supposed}, Grade.ASSERTED, cause=ASSERTED))
