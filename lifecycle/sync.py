@@ -203,9 +203,9 @@ class Engine(Blocking):
         self._loop.run(partial(self._wrapped.connect, deadline_s=deadline_s))
         return self
 
-    def override_state(self, state: State, *, by: str, reason: str) -> Transition:
-        """The engine is taken to be in `state` because a person says so."""
-        return self._wrapped.override_state(state, by=by, reason=reason)
+    def override_state(self, state: State, *, version: str | None = None, by: str, reason: str) -> Transition:
+        """The engine is taken to be in `state`, with weights of `version`, because a person says so."""
+        return self._wrapped.override_state(state, version=version, by=by, reason=reason)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

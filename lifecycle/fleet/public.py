@@ -27,6 +27,7 @@ from ..core.policy import DEADLINES_S, PAUSE_MODE, Policy
 from ..core.ports import EngineAdapter, ResidualProbe, Router, StateStore
 from ..core.readings import Process
 from ..core.record import Record
+from ..core.replies import CallReply
 from ..core.sources import FromDisk, Kept, Pushed, PushTarget, Source
 from ..core.states import RING, State
 from ..core.transition import Transition
@@ -44,6 +45,7 @@ __all__ = [
     "Advice",
     "BaseObserver",
     "Call",
+    "CallReply",
     "Capabilities",
     "Choice",
     "Command",
