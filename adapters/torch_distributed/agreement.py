@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
-from lifecycle.core.agreement import RankOutcome
+from lifecycle.core.agreement import RankOutcome, why_not
 from lifecycle.core.deadline import Deadline, growing
 from lifecycle.core.errors import AgreementLost, ConfigurationError
 from lifecycle.nodes.in_thread import in_thread
@@ -80,6 +80,7 @@ class StoreAgreement:
             raise ConfigurationError(f"rank={rank} of world_size={world_size}: ranks are 0 to world_size - 1")
         self.rank = rank
         self.world_size = world_size
+        self._given = store  # it may be the server, which ends with it
         self._store = _own_connection(store)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._prefix = f"lifecycle/{attempt if name is None else name}"
@@ -87,8 +88,7 @@ class StoreAgreement:
         self._rejoins = rejoins
         self._joined = False
         self._next = 0
-        #: What this rank left at the next barrier; and its last vote, with the barrier's number, until that is decided.
-        self._left: str | None = None
+        #: The last vote of this rank and the number of its barrier, until that is known to be decided.
         self._cast: tuple[int, str] | None = None
         self._lock = threading.Lock()
 
@@ -130,7 +130,7 @@ class StoreAgreement:
         return await self._asked(partial(self._agree, outcome, clock), clock, phase)
 
     async def give_up(self, outcome: RankOutcome, *, deadline_s: float) -> None:
-        """Leaves this outcome at the next barrier, unless that was decided."""
+        """Says this to the others, without waiting for them."""
         clock = Deadline(deadline_s)
         await self._asked(partial(self._leave, outcome), clock, outcome.phase)
 
@@ -161,41 +161,39 @@ class StoreAgreement:
 
     def _agree(self, outcome: RankOutcome, clock: Deadline, stop: threading.Event) -> tuple[RankOutcome, ...]:
         self._join()
-        text = text_of(outcome, self._who)
-        while True:
-            number, left = self._next, self._left
-            decision = self._read(f"decision/{number}")
-            if decision is None:
-                self._vote(number, text)
-                decision = self._decided(number, clock, stop)
-            self._next, self._left, self._cast = number + 1, None, None
-            self._forget(number)
-            decided = outcomes_in(decision, self.world_size)
-            mine = decided[self.rank]
-            counted = left is not None and mine == outcomes_in(decision_of([left]), 1)[0] != outcome
-            if counted or mine.vote == "missing":
-                self._next = max(self._next, self._where_the_others_are())
-            if not counted:
-                return decided
+        number = self._next
+        decision = self._read(f"decision/{number}")
+        if decision is None:
+            self._vote(number, text_of(outcome, self._who))
+            decision = self._decided(number, clock, stop)
+        self._next, self._cast = number + 1, None
+        self._forget(number)
+        decided = outcomes_in(decision, self.world_size)
+        if decided[self.rank].vote == "missing":
+            self._next = max(self._next, self._where_the_others_are())
+        return decided
 
     def _leave(self, outcome: RankOutcome, _: threading.Event) -> None:
-        """Takes back a vote on which nothing was decided yet, or leaves word at the next barrier."""
+        """Replaces a vote on which nothing was decided yet; else votes at the next barrier, if others go there."""
         self._join()
-        text, cast = text_of(outcome, self._who), self._cast
-        if cast is not None and self._read(f"decision/{cast[0]}") is None:
-            self._write_once(f"vote/{cast[0]}/{self.rank}", text, cast[1])
-            if self._read(f"decision/{cast[0]}") is None:
+        text = text_of(outcome, self._who)
+        if self._cast is not None:
+            number, stands = self._cast
+            if self._read(f"decision/{number}") is None:
+                self._write_once(f"vote/{number}/{self.rank}", text, stands)
+            decision = self._read(f"decision/{number}")
+            if decision is None or why_not(outcomes_in(decision, self.world_size), self.rank, outcome.phase):
                 return
-        if self._left is None and self._read(f"decision/{self._next}") is None:
+        if self._read(f"decision/{self._next}") is None:
             self._vote(self._next, text)
-            self._next, self._left, self._cast = self._next - 1, text, None
+            self._cast = None
 
     def _vote(self, number: int, text: str) -> None:
         """This rank's vote stands there. ConfigurationError where another process has voted as this rank."""
-        stands = self._write_once(f"vote/{number}/{self.rank}", text, self._left or "")
+        stands = self._write_once(f"vote/{number}/{self.rank}", text)
         if stands != text:
             raise self._taken("another process votes as this rank")
-        self._next, self._left, self._cast = number + 1, None, (number, text)
+        self._next, self._cast = number + 1, (number, text)
         self._store.set(self._key(f"at/{self.rank}"), str(number))
 
     def _decided(self, number: int, clock: Deadline, stop: threading.Event) -> str:

@@ -280,7 +280,8 @@ class Agreement(Protocol):
         """
 
     async def give_up(self, outcome: RankOutcome, *, deadline_s: float) -> None:
-        """Leaves this outcome at the next barrier, where the others will not wait for this rank.
+        """Says this to the others, without waiting for them: the caller has left.
 
-        It counts unless this rank comes there after all, and votes.
+        A vote of this rank on which nothing was decided yet is replaced by it. Otherwise it is its vote at the next
+        barrier, unless the last one had an outcome after which the others do not go there.
         """

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
-from ..core.agreement import MISSING, RankOutcome
+from ..core.agreement import MISSING, RankOutcome, why_not
 from ..core.deadline import Deadline, growing
 
 #: Seconds between two looks at whether a barrier was decided.
@@ -60,7 +60,6 @@ class RankInMemory:
     def __init__(self, barriers: _Barriers, rank: int) -> None:
         self._barriers = barriers
         self._next = 0
-        self._left: RankOutcome | None = None
         self.rank = rank
         self.world_size = barriers.world_size
         self.phases: list[str] = []
@@ -68,29 +67,26 @@ class RankInMemory:
 
     async def agree(self, phase: str, outcome: RankOutcome, *, deadline_s: float) -> Sequence[RankOutcome]:
         """Returns the outcomes of all ranks once all voted, or the deadline of one of them has passed."""
-        clock, barriers = Deadline(deadline_s), self._barriers
+        clock, barriers, number = Deadline(deadline_s), self._barriers, self._next
         self.phases.append(phase)
-        while True:
-            number, left = self._next, self._left
-            if not self.silent:
-                barriers.vote(number, self.rank, outcome)
-            self._next, self._left = number + 1, None
-            for step_s in growing(POLL_S, longest_s=POLL_S):
-                if number in barriers.decided or not clock.left_s:
-                    break
-                await asyncio.sleep(step_s)
-            barriers.close(number)
-            decided = barriers.decided[number]
-            counted = left is not None and decided[self.rank] is left
-            if counted or decided[self.rank].vote == "missing":
-                self._next = max(self._next, barriers.open)
-            if not counted:
-                return decided
+        if not self.silent:
+            barriers.vote(number, self.rank, outcome)
+        self._next = number + 1
+        for step_s in growing(POLL_S, longest_s=POLL_S):
+            if number in barriers.decided or not clock.left_s:
+                break
+            await asyncio.sleep(step_s)
+        barriers.close(number)
+        decided = barriers.decided[number]
+        if decided[self.rank].vote == "missing":
+            self._next = max(self._next, barriers.open)
+        return decided
 
     async def give_up(self, outcome: RankOutcome, *, deadline_s: float) -> None:
-        """Takes back a vote on which nothing was decided yet, or leaves this outcome at the next barrier."""
-        cast = self._next - 1
+        """Replaces a vote on which nothing was decided yet; else votes at the next barrier, if others go there."""
+        cast, decided = self._next - 1, self._barriers.decided
         if self.silent or (cast >= 0 and self._barriers.vote(cast, self.rank, outcome)):
             return
-        if self._left is None and self._barriers.vote(self._next, self.rank, outcome):
-            self._left = outcome
+        if cast < 0 or not why_not(decided[cast], self.rank, outcome.phase):
+            self._barriers.vote(self._next, self.rank, outcome)
+            self._next += 1
