@@ -123,6 +123,11 @@ EVERY_ERROR = [
     Rejected("no", status=503, detail="\ufffd", **WHO),
     NotProved({"idle": Refuted(reason="1 runs", figures={"count": 1})}, **WHO).settle(State.PAUSED),
     Preempted("resume(preempt=True)", **WHO).settle(State.PAUSED),
+    errors.AgreementError(2, "offload: begin", "it broke"),
+    errors.RankFailed(2, "offload: drain", "e2: 1 runs", gave_up=True),
+    errors.RankMissing(2, "offload: release", late=True),
+    errors.PlansDiffer(2, "offload: begin", "the tags differ"),
+    errors.AgreementLost(2, "offload: release", "no route"),
     FleetError.of("1 of 2 engines", [Unreachable("no answer", **WHO).settle(State.GONE)], [EDGE]),
 ]
 

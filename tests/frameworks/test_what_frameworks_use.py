@@ -10,7 +10,7 @@ import pytest
 from frameworks.servers import Actors, Group
 from lifecycle.adapters.declared import About, DeclaredAdapter, Verb, Verbs
 
-from lifecycle import Engine, EngineBusy, FleetError, GuardRefused, InvalidTransition, Policy, State
+from lifecycle import ConfigurationError, Engine, EngineBusy, FleetError, GuardRefused, InvalidTransition, Policy, State
 from lifecycle.core.facts import Contents, Fact, Grade
 from lifecycle.core.frozen import replace
 from lifecycle.core.observer import BaseObserver, Observers
@@ -55,11 +55,11 @@ async def test_an_observed_state_is_asserted_again_for_weights_of_which_nothing_
 
 @pytest.mark.parametrize(
     ("state", "version", "why"),
-    [(State.RELEASED, "v7", "a released engine has no weights"), (State.SERVING, " ", "version must be the label")],
+    [(State.RELEASED, "v7", "discards weights when it is released"), (State.SERVING, " ", "is the label of weights")],
 )
 async def test_a_version_that_cannot_be_is_refused(state: State, version: str, why: str) -> None:
     engine = await failed_engine(Actors())
-    with pytest.raises(ValueError, match=why):
+    with pytest.raises(ConfigurationError, match=why):
         engine.override_state(state, by="me", reason="so", version=version)
     assert engine.state is State.FAILED
 
