@@ -23,7 +23,7 @@ from ..server_processes import ServerProcesses
 from .declaration import DEADLINE, FACTS, About, Declaration, Placed, Verbs
 from .plan import NOT_SENT, PUSH_BEGINS, PUSH_ENDS, plan, push
 from .processes import Declared, finder
-from .verbs import judged
+from .verbs import NotCalled, judged
 
 #: Seconds within which an engine that lives answers a question that does not depend on its load.
 READ_S = 10.0
@@ -252,6 +252,8 @@ class DeclaredAdapter:
         return Observation(alive=None if ended is None else False, detail=detail, sampled_at=time.monotonic())
 
     def _raised(self, placed: Placed, outcome: Ended) -> Reply:
+        if isinstance(outcome.error, NotCalled):
+            return Reply("lost", detail=f"it was not called: {outcome.error}", refused=True)
         if isinstance(outcome.error, placed.verb.unanswered):
             self._unanswered = True
             return Reply("lost", detail=_of(outcome))
@@ -283,6 +285,8 @@ def _whole(value: Any) -> int | None:
 
 def _of(outcome: Ended) -> str:
     """What became of a call that returned nothing, in words."""
+    if isinstance(outcome.error, NotCalled):
+        return f"it was not called: {outcome.error}"
     if outcome.error is not None:
         return f"{type(outcome.error).__name__}: {outcome.error}"
     return "a call before it still runs" if outcome.what == "waited" else "it still runs"

@@ -25,6 +25,10 @@ TagEffect = Literal["discarded", "kept", "kept_on_host", "as_wanted", "resident"
 Succeeded = Callable[[Any], "bool | str"]
 
 
+class NotCalled(Exception):
+    """A verb raises it where its call did not reach the engine, and never will: nothing there has changed."""
+
+
 def did(answer: Any) -> bool | str:
     """How an answer is read unless the verb says otherwise: False, and a mapping that says so, are failures.
 
@@ -54,7 +58,7 @@ class Verb:
     - `deadline_s`: the most seconds that it is given, whatever its command is.
     - `succeeded`: how its answer is read, rank by rank; `did` unless given. A rank that answers None says nothing.
     - `unanswered`: the exceptions by which the call says that it got no answer: it may have run, or run still. After
-      any other one the engine refused.
+      any other one the engine refused; after `NotCalled` it was not asked.
     - `takes`: the names that it takes, where its signature cannot be read, or has `**` for them.
     - `name`: what it is called in messages and journals; the function's own name unless given.
     """
