@@ -23,7 +23,7 @@ from ..server_processes import ServerProcesses
 from .declaration import DEADLINE, FACTS, About, Declaration, Placed, Verbs
 from .plan import NOT_SENT, PUSH_BEGINS, PUSH_ENDS, plan, push
 from .processes import Declared, finder
-from .verbs import NotCalled, judged
+from .verbs import NotCalled, judged, words
 
 #: Seconds within which an engine that lives answers a question that does not depend on its load.
 READ_S = 10.0
@@ -285,8 +285,6 @@ def _whole(value: Any) -> int | None:
 
 def _of(outcome: Ended) -> str:
     """What became of a call that returned nothing, in words."""
-    if isinstance(outcome.error, NotCalled):
-        return f"it was not called: {outcome.error}"
     if outcome.error is not None:
-        return f"{type(outcome.error).__name__}: {outcome.error}"
+        return words(outcome.error)
     return "a call before it still runs" if outcome.what == "waited" else "it still runs"

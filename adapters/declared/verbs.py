@@ -25,7 +25,11 @@ TagEffect = Literal["discarded", "kept", "kept_on_host", "as_wanted", "resident"
 Succeeded = Callable[[Any], "bool | str"]
 
 
-class NotCalled(Exception):
+class InWords(Exception):
+    """What a verb raises whose message says what happened; of any other exception its kind is said too."""
+
+
+class NotCalled(InWords):
     """A verb raises it where its call did not reach the engine, and never will: nothing there has changed."""
 
 
@@ -165,11 +169,16 @@ def judged(verb: Verb, answer: Any) -> Judged:
 def _of_rank(verb: Verb, answer: Any) -> str:
     """Why this rank did not do it; empty where it did."""
     if isinstance(answer, BaseException):
-        return f"{type(answer).__name__}: {answer}"
+        return words(answer)
     said = verb.succeeded(answer)
     if isinstance(said, str):
         return said
     return "" if said else f"it answered {answer!r:.200}"
+
+
+def words(error: BaseException) -> str:
+    """What this exception says: its message, and its kind unless that is told by the message."""
+    return str(error) if isinstance(error, InWords) else f"{type(error).__name__}: {error}"
 
 
 def _names(offered: Iterable[str]) -> str:

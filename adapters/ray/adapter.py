@@ -7,6 +7,7 @@ long after its own deadline.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 
 from lifecycle.core.calls import Call
 from lifecycle.core.capabilities import Capabilities
-from lifecycle.core.deadline import Deadline
+from lifecycle.core.deadline import Deadline, growing
 from lifecycle.core.errors import ConfigurationError, NothingListens
 from lifecycle.core.facts import Fact, Facts
 from lifecycle.core.observation import Observation, Probe
@@ -31,6 +32,9 @@ from .handles import Handles
 from .located import located, server_address
 from .methods import Methods
 from .server import Server, load_by, merged, server_of
+
+#: Seconds in which the server of an actor that has died ends, and the most between two looks whether it has.
+ENDS_S, ENDS_POLL_S = 3.0, 0.2
 
 
 class RayActors(DeclaredAdapter):
@@ -112,7 +116,7 @@ class RayActors(DeclaredAdapter):
         clock = Deadline(deadline_s)
         seen = await self._server.observe(want, deadline_s=clock.total_s * 0.8)
         if not seen.alive:
-            ended = await self._processes.end(clock)
+            ended = await self._ended(clock)
             return replace(seen, alive=None if ended is None else False, detail=ended or seen.detail)
         if seen.boot is None:
             return seen
@@ -183,6 +187,15 @@ class RayActors(DeclaredAdapter):
         clock = Deadline(deadline_s)
         serving = None if self._server is None else await self._server.processes()
         return await located(self.handles, serving, self._agents, clock)
+
+    async def _ended(self, clock: Deadline) -> str | None:
+        """That all processes of it have ended, in words. Those of a dead actor are given a moment: they end later."""
+        polls, waits = growing(ENDS_POLL_S), Deadline(ENDS_S)
+        while (ended := await self._processes.end(clock)) is None:
+            if not self.handles.dead() or not min(clock.left_s, waits.left_s):
+                return None
+            await asyncio.sleep(next(polls))
+        return ended
 
     async def _close_server(self) -> None:
         if self._server is not None:

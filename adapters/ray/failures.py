@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..declared.verbs import InWords
+
 #: The most characters of an exception's message that are repeated.
 MOST = 500
 
@@ -33,11 +35,11 @@ _SILENCE = frozenset(
 )
 
 
-class Refused(Exception):
+class Refused(InWords):
     """The method raised: the engine, or its actor, refused."""
 
 
-class Unanswered(ConnectionError):
+class Unanswered(InWords, ConnectionError):
     """The call got no answer: it may have been carried out, or be under way still."""
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from lifecycle.core.deadline import Deadline
+from lifecycle.core.deadline import Deadline, growing
 from lifecycle.core.errors import ConfigurationError, NothingListens
 from lifecycle.nodes.in_thread import in_thread
 
@@ -22,6 +22,9 @@ from .failures import MOST, Refused, Unanswered, understood
 
 #: The seconds in which Ray's control store answers.
 TABLE_S = 10.0
+
+#: The most seconds between two questions whether an actor has been started.
+START_POLL_S = 0.5
 
 #: The state of an actor that will never run a method again (ActorTableData.ActorState). Source: ray 2.60.0.
 _DEAD = 4
@@ -59,10 +62,11 @@ def actor_named(name: str, namespace: str | None = None) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where an actor runs, as Ray knows it. `dead` is why it does not; empty where it does, or is about to."""
+    """Where an actor runs, as Ray knows it. `state` is Ray's word; `dead` why it will not run again, else empty."""
 
     pid: int
     node_ip: str
+    state: str
     dead: str = ""
 
 
@@ -129,18 +133,32 @@ class Handles:
         )
 
     async def check_alive(self, clock: Deadline) -> None:
-        """Raises NothingListens where one of the actors is dead, and says why it is."""
-        try:
-            found = await self.placed(clock)
-        except TimeoutError:
-            raise ConfigurationError(f"{self.url}: Ray's control store does not say where its actor runs") from None
-        for rank, each in enumerate(found):
-            if each.dead:
-                again = "its placement group is gone: create that again, and then " if _REMOVED in each.dead else ""
-                raise NothingListens(
-                    f"{self.url}: the actor of rank {rank} is dead; {again}create the actor again, and give the new "
-                    f"handle ({each.dead})"
+        """Returns once Ray has started all of the actors. Raises NothingListens where one is dead, and says why it is.
+
+        Raises ConfigurationError where one is not started by the deadline.
+        """
+        polls = growing(START_POLL_S)
+        while True:
+            found = await self._known(clock)
+            for rank, each in enumerate(found):
+                if each.dead:
+                    raise NothingListens(f"{self.url}: the actor of rank {rank} is dead; {_again(each.dead)}")
+            waiting = [(rank, each) for rank, each in enumerate(found) if each.state != "ALIVE"]
+            if not waiting:
+                return
+            if not clock.left_s:
+                rank, each = waiting[0]
+                raise ConfigurationError(
+                    f"{self.url}: Ray has not started the actor of rank {rank} in {clock.total_s:.1f} s (it is "
+                    f"{each.state}); see whether its resources, its placement group and its runtime_env can be had"
                 )
+            await asyncio.sleep(min(next(polls), clock.left_s))
+
+    async def _known(self, clock: Deadline) -> tuple[Placed, ...]:
+        try:
+            return await self.placed(clock)
+        except TimeoutError:
+            raise ConfigurationError(f"{self.url}: Ray's control store does not say where its actors run") from None
 
     def dead(self) -> bool:
         """Whether it is known here that the actor of node 0 is dead. Asks nobody."""
@@ -163,13 +181,19 @@ class Handles:
 def _placed(ray: Any, actor: str) -> Placed:
     found = import_module("ray._private.state").actors(actor)
     if not found:
-        return Placed(0, "", "Ray does not know it any more")
+        return Placed(0, "", "DEAD", "Ray does not know it any more")
     address = found["Address"]["IPAddress"]
     if found["State"] != "DEAD":
-        return Placed(found["Pid"], address)
+        return Placed(found["Pid"], address, found["State"])
     cause = found["DeathCause"]
     said = getattr(getattr(cause, "actor_died_error_context", None), "error_message", "") or str(cause)
-    return Placed(found["Pid"], address, " ".join(said.split())[:MOST] or "Ray does not say why")
+    return Placed(found["Pid"], address, "DEAD", " ".join(said.split())[:MOST] or "Ray does not say why")
+
+
+def _again(why: str) -> str:
+    """What to do about an actor that is dead for this reason."""
+    first = "its placement group is gone: create that again, and then " if _REMOVED in why else ""
+    return f"{first}create the actor again, and give the new handle ({why})"
 
 
 def _no_handle(given: object, ray: Any) -> str:

@@ -178,3 +178,10 @@ class MilesEngine(Recorded):
             return answer.json() if answer.headers.get("content-type") == "application/json" else answer.text
 
         return await asyncio.to_thread(self._recorded, name, work, **given)
+
+
+async def until(holds: Callable[[], bool], deadline_s: float = 20.0) -> None:
+    """Returns once this holds; an error after the deadline."""
+    async with asyncio.timeout(deadline_s):
+        while not holds():  # noqa: ASYNC110 - of processes, which no event tells of
+            await asyncio.sleep(0.02)
