@@ -116,7 +116,7 @@ class Handles:
                 if not references:
                     raise NotCalled(_unsent(method, error)) from None
                 references.append(_failed(error))
-        answers: list[Any] = await asyncio.gather(*references, return_exceptions=True)
+        answers = await _ended(references)
         answers = [understood(each, self._ray) if isinstance(each, BaseException) else each for each in answers]
         silent = [f"rank {rank}: {each}" for rank, each in enumerate(answers) if isinstance(each, Unanswered)]
         if silent:
@@ -210,6 +210,16 @@ def _unsent(method: str, error: Exception) -> str:
     if isinstance(error, TypeError) and said.startswith("Could not serialize the argument"):
         return f"{said.partition(':')[0][:MOST]}: every argument of {method}() must be one that can be pickled"
     return f"{method}(): {type(error).__name__}: {said}"[:MOST]
+
+
+async def _ended(references: Sequence[Any]) -> list[Any]:
+    """What each of these references became: its value, or the exception that it ended with."""
+    if len(references) > 1:
+        return await asyncio.gather(*references, return_exceptions=True)
+    try:  # awaited without a task of its own
+        return [await references[0]]
+    except Exception as error:
+        return [error]
 
 
 async def _failed(error: Exception) -> Any:
