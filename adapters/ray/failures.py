@@ -1,4 +1,4 @@
-"""What an exception that a call of an actor ended with says: that the engine refused, or that nobody knows what it did.
+"""What an exception that a call of an actor ended with says: that the engine refused, or that what it did is unknown.
 
 Ray tells two things apart. A method that raised is a task error, whose cause is the exception of the method: the actor
 lives, and the method has ended. Everything else (the actor died or is unavailable, its node or the owner of the answer
