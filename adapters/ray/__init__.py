@@ -12,7 +12,8 @@ Source for every claim about Ray here: ray 2.60.0, run (tests/ray).
 """
 
 from .adapter import RayActors
+from .agents import Agents, agents_on
 from .handles import actor_named
 from .methods import MILES, SLIME, Method, Methods
 
-__all__ = ["MILES", "SLIME", "Method", "Methods", "RayActors", "actor_named"]
+__all__ = ["MILES", "SLIME", "Agents", "Method", "Methods", "RayActors", "actor_named", "agents_on"]

@@ -29,7 +29,7 @@ from ..declared.processes import Declared, finder
 from ..server_processes import ServerProcesses
 from .bound import takes, url_methods, verbs_of
 from .handles import Handles
-from .located import located, server_address
+from .located import agent_of, located, server_address
 from .methods import Methods
 from .server import Server, load_by, merged, server_of
 
@@ -47,7 +47,7 @@ class RayActors(DeclaredAdapter):
     - `url`: where the server of the engine listens, where no method of the actor says so.
     - `options`: those of the adapter of that server, as in its URL: `{"api_key_env": "KEY", "sizes": "weights:..."}`.
     - `processes`: what holds its memory, where that is neither what listens there nor its actors with all below them.
-    - `agents`: by the IP address of a node, where the agent of that node listens ("HOST:PORT").
+    - `agents`: by the id or the IP address of a node, where its agent listens ("HOST:PORT"); see `agents_on`.
     - `about`: what neither a method nor the server tells.
 
     It is known by the id of the actor of node 0, whatever it is called: an actor that was adopted under two names is
@@ -94,7 +94,9 @@ class RayActors(DeclaredAdapter):
             return await super().connect(deadline_s=clock.left_s)
         await self._close_server()
         address = await self._address(clock)
-        self._server = server_of(self.methods.server, address, self.methods.tags, self._options)
+        agent = agent_of((await self.handles.placed(clock))[0], self._agents)
+        options = self._options if agent is None else {"agent": agent, **self._options}
+        self._server = server_of(self.methods.server, address, self.methods.tags, options)
         try:
             seen = await self._server.connect(deadline_s=clock.left_s)
         except NothingListens as silent:

@@ -66,6 +66,7 @@ class Placed:
 
     pid: int
     node_ip: str
+    node_id: str
     state: str
     dead: str = ""
 
@@ -181,13 +182,13 @@ class Handles:
 def _placed(ray: Any, actor: str) -> Placed:
     found = import_module("ray._private.state").actors(actor)
     if not found:
-        return Placed(0, "", "DEAD", "Ray does not know it any more")
-    address = found["Address"]["IPAddress"]
+        return Placed(0, "", "", "DEAD", "Ray does not know it any more")
+    node = found["Address"]["IPAddress"], found["Address"]["NodeID"]
     if found["State"] != "DEAD":
-        return Placed(found["Pid"], address, found["State"])
+        return Placed(found["Pid"], *node, found["State"])
     cause = found["DeathCause"]
     said = getattr(getattr(cause, "actor_died_error_context", None), "error_message", "") or str(cause)
-    return Placed(found["Pid"], address, "DEAD", " ".join(said.split())[:MOST] or "Ray does not say why")
+    return Placed(found["Pid"], *node, "DEAD", " ".join(said.split())[:MOST] or "Ray does not say why")
 
 
 def _again(why: str) -> str:

@@ -52,11 +52,16 @@ async def located(
     return tuple(found) or None
 
 
+def agent_of(actor: Placed, agents: Mapping[str, str]) -> str | None:
+    """Where the agent of an actor's node listens; None where none is known. Two nodes of a test have one address."""
+    return agents.get(actor.node_id) or agents.get(actor.node_ip)
+
+
 async def _of_actor(actor: Placed, agents: Mapping[str, str], clock: Deadline, who: str) -> tuple[Process, ...]:
     """The process of an actor; none where it is dead, or is not running yet."""
     if actor.dead or not actor.pid:
         return ()
-    agent = agents.get(actor.node_ip)
+    agent = agent_of(actor, agents)
     if agent is not None:
         answer = await RemoteNode(agent).find_pid(pid=actor.pid, deadline_s=clock.look_s())
         if isinstance(answer, Unmeasurable):

@@ -12,7 +12,7 @@ import pytest
 from lifecycle.adapters.ray import MILES, SLIME, Methods, RayActors
 from ray_actors import MilesEngine, SlimeEngine, calls
 
-from lifecycle import Engine, Fleet, FromDisk, GuardRefused, Policy, Proved, State
+from lifecycle import ConfigurationError, Engine, Fleet, FromDisk, GuardRefused, Policy, Proved, State
 
 pytestmark = pytest.mark.slow
 
@@ -143,3 +143,17 @@ async def test_ranks_of_other_nodes_are_measured_and_not_called(
     assert {each["actor"] for each in calls(tmp_path / "calls")} == {0}
     assert engine.state is State.PAUSED
     await engine.aclose()
+
+
+async def test_a_pause_that_the_server_does_not_have_is_left_out(
+    ray: Any, actor_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Before 0.5.21 a release with retracted requests ends the server, whatever the actor's pause takes."""
+    actor = actor_of(MilesEngine, str(tmp_path), dialect="sglang:0.5.20")
+    engine = await Engine(RayActors(actor, MILES), name="e", policy=POLICY, lease=None).connect()
+    assert set(engine.capabilities.pause) == {"abort", "freeze"}
+    assert "its server has no pause by keep" in engine.capabilities.notes
+    await engine.aclose()
+    only_keep = replace(MILES, pause={"keep": MILES.pause["keep"]})
+    with pytest.raises(ConfigurationError, match=r"none of its pauses \(keep\) is one of SGLang 0.5.20, which has"):
+        await RayActors(actor, only_keep).connect(deadline_s=20)
