@@ -194,7 +194,7 @@ class RayActors(DeclaredAdapter):
         """That all processes of it have ended, in words. Those of a dead actor are given a moment: they end later."""
         polls, waits = growing(ENDS_POLL_S), Deadline(ENDS_S)
         while (ended := await self._processes.end(clock)) is None:
-            if not self.handles.dead() or not min(clock.left_s, waits.left_s):
+            if not min(clock.left_s, waits.left_s) or not await self.handles.is_dead(clock):
                 return None
             await asyncio.sleep(next(polls))
         return ended

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -161,9 +162,11 @@ class Handles:
         except TimeoutError:
             raise ConfigurationError(f"{self.url}: Ray's control store does not say where its actors run") from None
 
-    def dead(self) -> bool:
-        """Whether it is known here that the actor of node 0 is dead. Asks nobody."""
-        return bool(self.all[0]._get_local_state() == _DEAD)
+    async def is_dead(self, clock: Deadline) -> bool:
+        """Whether Ray knows that the actor of node 0 is dead; False where it does not answer."""
+        with suppress(ConfigurationError, TimeoutError):
+            return bool((await self.placed(clock))[0].dead)
+        return False
 
     def _check_callable(self) -> None:
         """Raises NotCalled where no call would reach its actor."""

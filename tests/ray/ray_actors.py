@@ -6,6 +6,7 @@ What is called, with what, and from when until when (seconds of this host's mono
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import time
@@ -100,8 +101,11 @@ class SlimeEngine(Recorded):
     """The signatures of slime's SGLangEngine. A sync actor: one call at a time."""
 
     def get_url(self) -> str:
-        assert self.server is not None
-        return self.server.url
+        def work() -> str:
+            assert self.server is not None, "it is not started"
+            return self.server.url
+
+        return self._recorded("get_url", work)
 
     def pause_generation(self) -> Any:
         return self._recorded("pause_generation", lambda: self._post("pause_generation", {}))
@@ -180,8 +184,11 @@ class MilesEngine(Recorded):
         return await asyncio.to_thread(self._recorded, name, work, **given)
 
 
-async def until(holds: Callable[[], bool], deadline_s: float = 20.0) -> None:
-    """Returns once this holds; an error after the deadline."""
+async def until(holds: Callable[[], Any], deadline_s: float = 20.0) -> None:
+    """Returns once this holds, or once what it returns was awaited and holds; an error after the deadline."""
     async with asyncio.timeout(deadline_s):
-        while not holds():  # noqa: ASYNC110 - of processes, which no event tells of
+        while True:
+            found = holds()
+            if await found if inspect.isawaitable(found) else found:
+                return
             await asyncio.sleep(0.02)

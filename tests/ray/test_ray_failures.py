@@ -142,7 +142,8 @@ async def test_a_server_that_outlives_its_actor_is_not_gone(
         assert engine.state is State.SERVING
         pid = (await actor.about.remote())["pid"]
         ray.kill(actor)
-        await until(lambda: adapter.handles.dead() and not os.path.exists(f"/proc/{pid}"))
+        await until(lambda: not os.path.exists(f"/proc/{pid}"))
+        await adapter.send(Call("pause_generation"), deadline_s=5)
         with pytest.raises(Unreachable, match="it was not called: the actor of rank 0 was dead before"):
             await engine.pause()
         assert engine.state is State.SERVING, "as its server says"
