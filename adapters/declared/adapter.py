@@ -77,6 +77,10 @@ class DeclaredAdapter:
         self._capabilities = self.declared.capabilities(await self.version(clock.left_s))
         return self._capabilities
 
+    def is_known(self, capabilities: Capabilities) -> None:
+        """Plans go by these capabilities, which an adapter of the same engine found out elsewhere."""
+        self._capabilities = capabilities
+
     async def version(self, deadline_s: float) -> str:
         """The version of the engine, for messages. A subclass may ask for it."""
         return self.declared.about.version

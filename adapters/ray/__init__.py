@@ -13,7 +13,21 @@ Source for every claim about Ray here: ray 2.60.0, run (tests/ray).
 
 from .adapter import RayActors
 from .agents import Agents, agents_on
+from .driver import Drivers, drivers_on
 from .handles import actor_named
 from .methods import MILES, SLIME, Method, Methods
+from .on_node import OnNode
 
-__all__ = ["MILES", "SLIME", "Agents", "Method", "Methods", "RayActors", "actor_named", "agents_on"]
+__all__ = [
+    "MILES",
+    "SLIME",
+    "Agents",
+    "Drivers",
+    "Method",
+    "Methods",
+    "OnNode",
+    "RayActors",
+    "actor_named",
+    "agents_on",
+    "drivers_on",
+]

@@ -87,12 +87,16 @@ class Agents:
 
 
 async def agents_on(
-    nodes: Iterable[str] | None = None, *, threshold_gib: float = RESIDUAL_THRESHOLD_GIB, deadline_s: float = 60.0
+    nodes: Iterable[str] | None = None,
+    *,
+    threshold_gib: float = RESIDUAL_THRESHOLD_GIB,
+    deadline_s: float = 60.0,
+    kind: type[AgentActor] = AgentActor,
 ) -> Agents:
     """An agent runs on each of these nodes, by id, or on all that live: `RayActors(..., agents=agents.addresses)`.
 
     They take the token in LIFECYCLE_AGENT_TOKEN; where this process has none, it is given one, which no other knows.
-    Raises ConfigurationError where an agent does not listen by the deadline.
+    `kind` is what an agent is an actor of. Raises ConfigurationError where one does not listen by the deadline.
     """
     ray = ray_of("agents on nodes")
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -103,9 +107,9 @@ async def agents_on(
     if gone:
         raise ConfigurationError(f"no node {gone[0]} lives; there are {', '.join(sorted(alive))}")
     token = os.environ.setdefault(TOKEN, secrets.token_urlsafe(32))
-    kind = ray.remote(num_cpus=0, max_restarts=0)(AgentActor)
+    placed = ray.remote(num_cpus=0, max_restarts=0)(kind)
     actors = {
-        each: kind.options(scheduling_strategy=NodeAffinitySchedulingStrategy(each, soft=False)).remote(
+        each: placed.options(scheduling_strategy=NodeAffinitySchedulingStrategy(each, soft=False)).remote(
             token, threshold_gib
         )
         for each in chosen

@@ -185,7 +185,7 @@ class Handles:
 def _placed(ray: Any, actor: str) -> Placed:
     found = import_module("ray._private.state").actors(actor)
     if not found:
-        return Placed(0, "", "", "DEAD", "Ray does not know it any more")
+        return Placed(0, "", "", "not known to it")  # an actor is registered a moment after its handle is there
     node = found["Address"]["IPAddress"], found["Address"]["NodeID"]
     if found["State"] != "DEAD":
         return Placed(found["Pid"], *node, found["State"])

@@ -212,6 +212,7 @@ class Rank:
         ([ValueError("no such tag"), ValueError("no such tag")], "rejected", "ValueError: no such tag"),
         ([True, ValueError("no such tag")], "lost", "rank 1: ValueError: no such tag"),
         ([True, ConnectionError("reset")], "lost", "rank 1: ConnectionError: reset"),
+        ([ConnectionError("reset"), ConnectionError("reset")], "lost", "rank 1: ConnectionError: reset"),
         ([True, "dies"], "lost", "rank 1: ActorDiedError"),
     ],
     ids=str,
