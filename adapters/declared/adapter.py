@@ -23,7 +23,7 @@ from ..server_processes import ServerProcesses
 from .declaration import DEADLINE, FACTS, About, Declaration, Placed, Verbs
 from .plan import NOT_SENT, PUSH_BEGINS, PUSH_ENDS, plan, push
 from .processes import Declared, finder
-from .verbs import judged
+from .verbs import NotCalled, judged, words
 
 #: Seconds within which an engine that lives answers a question that does not depend on its load.
 READ_S = 10.0
@@ -78,6 +78,10 @@ class DeclaredAdapter:
             raise ConfigurationError(f"{self.url}: no process of it was found, and no question boot= is declared")
         self._capabilities = self.declared.capabilities(await self.version(clock.left_s))
         return self._capabilities
+
+    def is_known(self, capabilities: Capabilities) -> None:
+        """Plans go by these capabilities, which an adapter of the same engine found out elsewhere."""
+        self._capabilities = capabilities
 
     async def version(self, deadline_s: float) -> str:
         """The version of the engine, for messages. A subclass may ask for it."""
@@ -254,6 +258,8 @@ class DeclaredAdapter:
         return Observation(alive=None if ended is None else False, detail=detail, sampled_at=time.monotonic())
 
     def _raised(self, placed: Placed, outcome: Ended) -> Reply:
+        if isinstance(outcome.error, NotCalled):
+            return Reply("lost", detail=f"it was not called: {outcome.error}", refused=True)
         if isinstance(outcome.error, placed.verb.unanswered):
             self._unanswered = True
             return Reply("lost", detail=_of(outcome))
@@ -286,5 +292,5 @@ def _whole(value: Any) -> int | None:
 def _of(outcome: Ended) -> str:
     """What became of a call that returned nothing, in words."""
     if outcome.error is not None:
-        return f"{type(outcome.error).__name__}: {outcome.error}"
+        return words(outcome.error)
     return "a call before it still runs" if outcome.what == "waited" else "it still runs"

@@ -60,6 +60,12 @@ def test_the_core_imports_no_engine_and_no_adapter(path: Path) -> None:
     assert "from ..adapters" not in text
 
 
+def test_the_adapter_over_actors_alone_imports_ray() -> None:
+    adapters = CORE.parent / "adapters"
+    asks = {path for path in sources(adapters) if "ray" in imported(path) or 'import_module("ray' in path.read_text()}
+    assert {path.relative_to(adapters).parts[0] for path in asks} == {"ray"}
+
+
 def imported_by(statement: str, modules: list[str]) -> list[str]:
     """Those of these modules that are imported in a process of its own once this was run."""
     code = f"import json, sys\n{statement}\nprint(json.dumps([m for m in {modules!r} if m in sys.modules]))"

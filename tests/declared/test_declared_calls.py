@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from lifecycle.adapters.declared import About, DeclaredAdapter, Verb, Verbs, did
+from lifecycle.adapters.declared import About, DeclaredAdapter, NotCalled, Verb, Verbs, did
 from test_declaration import BACK, BOTH, LEAST
 
 from lifecycle import ConfigurationError, Fact, Grade, Pending, Proved, Refuted, Reply, Unmeasurable
@@ -72,6 +72,14 @@ async def test_how_an_answer_is_read(answer: Any, outcome: str, said: str) -> No
     assert reply.outcome == outcome
     assert said in reply.detail
     assert not reply.refused, "it was called"
+
+
+async def test_a_call_that_never_reached_the_engine() -> None:
+    """It changes nothing of what is known, and needs no barrier."""
+    adapter, reply = await released_by(raising(NotCalled("its argument cannot be sent")))
+    assert (reply.outcome, reply.refused) == ("lost", True)
+    assert reply.detail == "it was not called: its argument cannot be sent"
+    assert await adapter.barrier(deadline_s=1.0)
 
 
 async def test_how_success_is_read_is_declared() -> None:
