@@ -45,18 +45,12 @@ class FunctionsRun:
     def found(self) -> list[Function]:
         """The functions that ran, by module and name; no body of a module or class, nor what has no name."""
         named = [each for each in self._lines if each.co_flags & inspect.CO_OPTIMIZED and "<" not in each.co_name]
-        return sorted(
-            (
-                Function(
-                    self._module(code),
-                    code.co_qualname.replace(".<locals>", ""),
-                    len(_lines(code)),
-                    len(self._lines[code] & _lines(code)),
-                )
-                for code in named
-            ),
-            key=lambda each: (each.module, each.name),
-        )
+        return sorted(map(self._function, named), key=lambda each: (each.module, each.name))
+
+    def _function(self, code: CodeType) -> Function:
+        module = code.co_filename.removeprefix(self._folder)
+        lines = _lines(code)
+        return Function(module, code.co_qualname.replace(".<locals>", ""), len(lines), len(self._lines[code] & lines))
 
     def _called(self, frame: FrameType, event: str, argument: Any) -> Any:
         if not frame.f_code.co_filename.startswith(self._folder):
@@ -69,9 +63,6 @@ class FunctionsRun:
             return line
 
         return line
-
-    def _module(self, code: CodeType) -> str:
-        return code.co_filename.removeprefix(self._folder)
 
 
 def _lines(code: CodeType) -> set[int]:

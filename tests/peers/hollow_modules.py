@@ -1,6 +1,6 @@
 """Importing a heavy requirement of a peer works and gives nothing: a class is empty, a function returns None.
 
-What the peer's own functions call of a requirement while they run stands in by a few lines of its own (`*_stand_ins.py`).
+What the peer's own functions call of a requirement while they run is replaced by a few lines (`*_stand_ins.py`).
 """
 
 from __future__ import annotations

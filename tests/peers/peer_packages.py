@@ -1,7 +1,7 @@
 """After `installed(PEER)` the released package of a peer lies in `.cache/peers`, without what it requires.
 
-Nothing of it is changed, and nothing of it is committed. What it requires and is small is installed with it, by version;
-what is heavy is empty (`hollow_modules.py`) or stands in by a few lines (`*_stand_ins.py`).
+Nothing of it is changed, and nothing of it is committed. What it requires and is small is installed with it; what is
+heavy is empty (`hollow_modules.py`) or replaced by a few lines (`*_stand_ins.py`).
 """
 
 from __future__ import annotations

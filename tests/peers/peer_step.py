@@ -1,4 +1,4 @@
-"""One step of a peer's loop on loopback engines with a fault, and what became of it: measured, not asked of the loop."""
+"""Loopback engines with a fault for a peer's loop, and what became of it: measured, not asked of the loop."""
 
 from __future__ import annotations
 

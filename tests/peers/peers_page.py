@@ -1,4 +1,4 @@
-"""docs/measured/peers.md: what each loop did with each fault, what was added to it, what ran of it, and what stood in."""
+"""docs/measured/peers.md: what each loop did with each fault, what a user adds, what ran, and what stood in."""
 
 from __future__ import annotations
 
@@ -61,14 +61,15 @@ def page(found: Mapping[str, Mapping[str, Any]], facts: Mapping[str, str]) -> st
     """The whole page."""
     parts = [
         "# Released loops of peers: with their own code, and over this library\n\n",
-        "Written by `make peers` (`tests/peers/record_peers.py`); do not edit. Each loop is the released package, installed\n"
-        "without its requirements and not changed; the engines are loopback processes. What an engine holds is read from\n"
-        "its processes, what it serves from its tokens, and neither is asked of the loop.\n\n",
+        "Written by `make peers` (`tests/peers/record_peers.py`); do not edit. Each loop is the released package,\n"
+        "installed without its requirements and not changed; the engines are loopback processes. What an engine\n"
+        "holds is read from its processes, what it serves from its tokens, and neither is asked of the loop.\n\n",
         "| | |\n|---|---|\n",
         *(f"| {name} | {value} |\n" for name, value in facts.items()),
         "\n## Loop by fault\n\n",
-        '"Held" is what the engines held when training began, in MiB beyond a bare process, the engine with the fault\n'
-        "first: 128 is everything. What ran was two steps, so that there are two figures.\n",
+        "Two steps each. What is held is in MiB beyond a bare process, by engine (the one with the fault first), at\n"
+        "the begin of each training: 128 is everything. An engine is silent where it does not generate: it sleeps, or\n"
+        "is kept from serving.\n",
         *(part for peer in found for part in _outcomes(found[peer])),
         "\n## Lines that a user adds\n\nWithout imports, docstrings and blank lines.\n\n| shim | lines |\n|---|---:|\n",
         *(f"| [{path}](../../{path}) | {count} |\n" for path, count in shims().items()),
@@ -80,7 +81,8 @@ def page(found: Mapping[str, Mapping[str, Any]], facts: Mapping[str, str]) -> st
 def _outcomes(found: Mapping[str, Any]) -> Iterator[str]:
     cells = {(each["loop"], each["fault"], each["code"]): each for each in found["outcomes"]}
     for loop in dict.fromkeys(each["loop"] for each in found["outcomes"]):
-        yield f"\n### {found['release'].replace('==', ' ')}, {loop}\n\n| fault | their own code | over the shim |\n|---|---|---|\n"
+        yield f"\n### {found['release'].replace('==', ' ')}, {loop}\n\n"
+        yield "| fault | their own code | over the shim |\n|---|---|---|\n"
         for fault, words in FAULTS.items():
             if (loop, fault, "theirs") in cells:
                 yield f"| {words} | {_cell(cells[loop, fault, 'theirs'])} | {_cell(cells[loop, fault, 'ours'])} |\n"

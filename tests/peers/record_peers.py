@@ -1,4 +1,4 @@
-"""`make peers`: runs every loop of every peer with its own code and over its shim, and writes docs/measured/peers.md."""
+"""`make peers` runs every loop with the peer's own code and over its shim, and writes docs/measured/peers.md."""
 
 from __future__ import annotations
 

@@ -108,10 +108,19 @@ def test_the_page_has_the_stand_ins_as_they_are(peer: str) -> None:
 
 def test_lines_are_counted_without_imports_and_docstrings(tmp_path: Any) -> None:
     path = tmp_path / "shim.py"
-    path.write_text(
-        '"""Words\nof two lines."""\n\nimport os\n\n\nclass A:  # a comment\n    """Words."""\n\n    b = (\n        1\n    )\n'
-    )
-    assert peers_page.code_lines(path) == {7, 10, 11, 12}
+    shim = [
+        '"""Words',
+        'of two lines."""',
+        "import os",
+        "",
+        "class A:  # a comment",
+        '    """Words."""',
+        "    b = (",
+        "        1",
+        "    )",
+    ]
+    path.write_text("\n".join(shim))
+    assert peers_page.code_lines(path) == {5, 7, 8, 9}
 
 
 def test_a_peer_that_there_is_not_is_refused() -> None:
