@@ -69,7 +69,7 @@ model: $(READY)
 mutants: $(READY)
 	$(BIN)/python tests/mutants/mutants_run.py --page docs/measured/mutants.md
 
-long: $(BENCH)
+long: $(BENCH) $(TORCH)
 	$(BIN)/python tests/model_check/model_run.py --page docs/measured/model.md
 	$(BIN)/python tests/mutants/mutants_run.py --page docs/measured/mutants.md
 	$(BIN)/python tests/lanes/record_long.py $(if $(SEED),--seed $(SEED))

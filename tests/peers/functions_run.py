@@ -6,7 +6,7 @@ import dis
 import inspect
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,8 @@ class FunctionsRun:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Inside, what runs is recorded."""
-        threading.settrace(self._called)
-        sys.settrace(self._called)
+        threading.settrace(self.called)
+        sys.settrace(self.called)
         try:
             yield
         finally:
@@ -52,7 +52,8 @@ class FunctionsRun:
         lines = _lines(code)
         return Function(module, code.co_qualname.replace(".<locals>", ""), len(lines), len(self._lines[code] & lines))
 
-    def _called(self, frame: FrameType, event: str, argument: Any) -> Any:
+    def called(self, frame: FrameType, event: str, argument: Any) -> Any:
+        """What `sys.settrace` takes."""
         if not frame.f_code.co_filename.startswith(self._folder):
             return None
         lines = self._lines.setdefault(frame.f_code, set())
@@ -67,3 +68,11 @@ class FunctionsRun:
 
 def _lines(code: CodeType) -> set[int]:
     return {number for _, number in dis.findlinestarts(code) if number != code.co_firstlineno}
+
+
+def merged(found: Iterable[Function]) -> list[Function]:
+    """Of each function that ran in several processes, the one that ran most."""
+    most: dict[tuple[str, str], Function] = {}
+    for each in sorted(found, key=lambda each: each.ran):
+        most[each.module, each.name] = each
+    return sorted(most.values(), key=lambda each: (each.module, each.name))

@@ -34,13 +34,39 @@ class Package:
         return CACHE / self.release.replace("==", "-")
 
 
+_HTTP = ("requests==2.34.2", "urllib3==2.8.0", "certifi", "charset-normalizer")
 PACKAGES = {
     "trl": Package("trl==1.16.0", "Apache-2.0"),
     "skyrl": Package(
         "skyrl==0.4.0",
         "Apache-2.0",
-        ("orjson==3.13.0", "loguru==0.7.3", "requests==2.34.2", "urllib3==2.8.0", "certifi", "charset-normalizer"),
-        overlooks_python="it asks for Python 3.12; what runs here of it has nothing that 3.11 lacks",
+        ("orjson==3.13.0", "loguru==0.7.3", *_HTTP),
+        overlooks_python="it asks for Python 3.12, of which what runs here needs only pydantic's TypedDict",
+    ),
+    "verl": Package(
+        "verl==0.9.1",
+        "Apache-2.0",
+        (
+            "ray==2.60.0",
+            "omegaconf==2.4.0",
+            "antlr4-python3-runtime==4.9.3",
+            "tensordict==0.15.3",
+            "codetiming==1.4.0",
+            "msgpack==1.2.4",
+            "pyyaml==6.0.4",
+            "jsonschema==4.26.0",
+            "jsonschema-specifications==2025.9.1",
+            "referencing==0.37.0",
+            "rpds-py==2026.9.1",
+            "protobuf==7.36.2",
+            "cloudpickle==3.1.3",
+            "pyvers==0.2.3",
+            "orjson==3.13.0",
+            "importlib_metadata==10.2.0",
+            "zipp==4.1.2",
+            "hydra-core==1.3.8",
+            *_HTTP,
+        ),
     ),
 }
 

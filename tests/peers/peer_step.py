@@ -21,10 +21,11 @@ from lifecycle.adapters.loopback.process import LoopbackProcess
 from lifecycle.core.units import MIB
 
 WEIGHTS_MIB, KV_MIB = 32, 96
+LEAST_HELD_MIB = 110  # with everything mapped; the KV cache has pages that nothing has written yet
 PROMPT, TOKENS = [72, 101, 108, 108, 111], 8
 LAUNCHED, TRAINED = 0, 7  # seeds
 #: Seconds after which an engine that does not generate is silent.
-SILENT_S = 1.5
+SILENT_S = 5.0
 
 #: What is wrong with the first engine: nothing; it answers 200 to a release and frees nothing; it dies when tensors are
 #: pushed to it.
@@ -64,18 +65,23 @@ class Engines:
 
     def held_mib(self) -> list[int]:
         """MiB that the processes of each engine hold beyond those of one that released everything."""
-        return [max(0, sum(map(_resident, each.pids)) - _BARE_MIB[0]) for each in self.processes]
+        return [self._held_of(each) for each in self.processes]
+
+    def _held_of(self, process: LoopbackProcess) -> int:
+        return max(0, sum(map(_resident, process.pids)) - _BARE_MIB[0])
 
     def what_it_is(self, tokens: Sequence[int]) -> str:
         """The weights that these tokens come from, by name."""
         return next((name for name, each in self._known.items() if list(tokens) == each), "other")
 
-    def found(self, generate: Callable[[str], list[int]]) -> list[str]:
+    def found(self, generate: Callable[[str, float], list[int]]) -> list[str]:
         """Of each engine: the weights that it serves, or that it is silent, or gone."""
 
         def ask(process: LoopbackProcess) -> str:
+            held = self._held_of(process)
+            where = "" if held > LEAST_HELD_MIB else f" on {held} of {WEIGHTS_MIB + KV_MIB} MiB"
             try:
-                return f"serves {self.what_it_is(generate(process.url))} weights"
+                return f"serves {self.what_it_is(generate(process.url, SILENT_S))} weights{where}"
             except TimeoutError:
                 return "silent"
             except OSError:
@@ -109,14 +115,17 @@ def post(url: str, body: Any = None, deadline_s: float = 30.0) -> Any:
         raise (error.reason if isinstance(error.reason, OSError) else OSError(str(error))) from error
 
 
-def vllm_tokens(url: str, deadline_s: float = SILENT_S) -> list[int]:
-    """Greedy tokens of a server of vLLM's API."""
+def vllm_tokens(url: str, deadline_s: float) -> list[int]:
+    """Greedy tokens of a server of vLLM's API. Raises TimeoutError, at once where it says that it sleeps."""
+    with urllib.request.urlopen(f"{url}/is_sleeping", timeout=deadline_s) as answer:
+        if json.loads(answer.read())["is_sleeping"]:
+            raise TimeoutError("it sleeps, or is paused")
     body = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
     answer = post(f"{url}/v1/completions", body, deadline_s)
     return list(answer["choices"][0]["token_ids"])
 
 
-def sglang_tokens(url: str, deadline_s: float = SILENT_S) -> list[int]:
+def sglang_tokens(url: str, deadline_s: float) -> list[int]:
     """Greedy tokens of a server of SGLang's API."""
     body = {
         "input_ids": PROMPT,
@@ -130,12 +139,12 @@ def trained_checkpoint() -> Path:
     return cached_weights(seed=TRAINED, weights_mib=WEIGHTS_MIB)
 
 
-def known_tokens(dialect: str | None, tokens: Callable[[str], list[int]]) -> dict[str, list[int]]:
+def known_tokens(dialect: str | None, tokens: Callable[[str, float], list[int]]) -> dict[str, list[int]]:
     """What the weights at launch and those of the trainer generate, each from an engine of its own."""
     known = {}
     for name, seed in (("launched", LAUNCHED), ("trained", TRAINED)):
         with _started(dialect, seed) as process:
-            known[name] = tokens(process.url)
+            known[name] = tokens(process.url, 30.0)
             _BARE_MIB[0] = sum(map(_resident, process.pids)) - WEIGHTS_MIB - KV_MIB
     return known
 
@@ -166,7 +175,8 @@ def recorded(outcome: Outcome, engines: Engines) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first = next(iter(str(error).splitlines()), "")
+        lines = str(error).splitlines() or [""]
+        first = lines[-1] if "ray::" in lines[0] else lines[0]  # Ray's errors end with what the task raised
         for number, url in enumerate(engines.urls):
             first = first.replace(url.partition("//")[2], f"engine-{number}")
         outcome.ended = f"raised {type(error).__name__}: {first}"

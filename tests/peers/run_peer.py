@@ -21,7 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "examples")]
 
 import peer_packages  # noqa: E402
 import peer_step  # noqa: E402
-from functions_run import FunctionsRun  # noqa: E402
+from functions_run import FunctionsRun, merged  # noqa: E402
 
 
 def run(peer: str, faults: list[str], codes: list[str]) -> dict[str, Any]:
@@ -37,16 +37,21 @@ def run(peer: str, faults: list[str], codes: list[str]) -> dict[str, Any]:
         for fault in (each for each in ways if each in faults):
             for code in codes:
                 outcome = peer_step.Outcome(name, fault, code)
+                if hasattr(loop, "prepare"):
+                    loop.prepare()
                 traced = ran.recording() if fault == "none" else nullcontext()
                 with peer_step.engines(loop.DIALECT, fault, loop.ENGINES, known) as engines:
                     with traced, peer_step.recorded(outcome, engines):
                         step(engines, outcome, shim.managed(engines) if code == "ours" else None)
                     outcome.engines = engines.found(tokens)
                 outcomes.append(asdict(outcome))
+    elsewhere = loop.functions_run() if hasattr(loop, "functions_run") else []
+    if hasattr(loop, "close"):
+        loop.close()
     return {
         "release": peer_packages.PACKAGES[peer].release,
         "outcomes": outcomes,
-        "functions": [asdict(each) for each in ran.found()],
+        "functions": [asdict(each) for each in merged([*ran.found(), *elsewhere])],
         "hollow": loop.HOLLOW.imported,
     }
 
