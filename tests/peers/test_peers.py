@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -143,27 +141,3 @@ def test_the_page_has_the_stand_ins_as_they_are(peer: str) -> None:
     text = record_peers.PAGE.read_text()
     for name, count in peers_page.stand_ins(peer).items():
         assert f"| {name} | {count} |" in text, "run make peers"
-
-
-def test_lines_are_counted_without_imports_and_docstrings(tmp_path: Any) -> None:
-    path = tmp_path / "shim.py"
-    shim = [
-        '"""Words',
-        'of two lines."""',
-        "import os",
-        "",
-        "class A:  # a comment",
-        '    """Words."""',
-        "    b = (",
-        "        1",
-        "    )",
-    ]
-    path.write_text("\n".join(shim))
-    assert peers_page.code_lines(path) == {5, 7, 8, 9}
-
-
-def test_a_peer_that_there_is_not_is_refused() -> None:
-    command = [sys.executable, str(record_peers.HERE / "run_peer.py"), "slime", "--out", os.devnull]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 2
-    assert "invalid choice: 'slime'" in ended.stderr

@@ -45,7 +45,6 @@ class Actors:
     def __init__(self) -> None:
         home = os.environ["XDG_STATE_HOME"]  # of this run, and short enough for a socket's path
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one into the user's home
-        os.environ["RAY_raylet_start_wait_time_s"] = "120"  # noqa: SIM112 - on a machine that does other work as well
         quiet = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
         ray.init(num_cpus=1, namespace="peers", _node_ip_address="127.0.0.1", _temp_dir=home, **quiet)
         server = ray.remote(verl_actors.Server)
