@@ -24,12 +24,13 @@ ENDS_S = 30.0
 
 class _Skipped(pytest.Module):
     def collect(self):
-        pytest.skip("ray is not installed; make ray installs it and runs this", allow_module_level=True)
+        pytest.skip("needs ray, and one process for all of these; make ray runs them", allow_module_level=True)
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    """Where Ray is missing, a module that only skips."""
-    return None if HAS_RAY else _Skipped.from_parent(parent, path=module_path)
+    """A module that only skips where Ray is missing, or where several processes would each start one."""
+    runs = HAS_RAY and "PYTEST_XDIST_WORKER" not in os.environ
+    return None if runs else _Skipped.from_parent(parent, path=module_path)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from lifecycle.core.observation import Probe
 pytestmark = pytest.mark.slow
 
 POLICY = Policy(residual_threshold_gib=0.2, settle_s=2.0, poll_s=0.02)
-ENGINES = 8
+ENGINES = 4
 
 
 async def on_node(actor: Any, drivers: Drivers, methods: Methods = PLAIN) -> OnNode:
@@ -35,6 +35,8 @@ async def test_what_is_asked_at_once_is_one_message(ray: Any, actor_of: Callable
         adapters = [await on_node(actor_of(Rank, number), drivers) for number in range(ENGINES)]
         await asyncio.gather(*(each.connect(deadline_s=60) for each in adapters))
         (driver,) = drivers.by_node.values()
+        of_all = [await each.processes() for each in adapters]
+        assert {each.agent for found in of_all for each in found or ()} == set(drivers.agents.addresses.values())
         before, there = driver.messages, await driver.actor.counts.remote()
         replies = await asyncio.gather(*(each.send(Call("release"), deadline_s=10) for each in adapters))
         assert [each.value for each in replies] == list(range(ENGINES)), "each has its own answer"

@@ -13,6 +13,7 @@ from lifecycle.adapters.ray import MILES, SLIME, Methods, RayActors
 from ray_actors import MilesEngine, SlimeEngine, calls
 
 from lifecycle import ConfigurationError, Engine, Fleet, FromDisk, GuardRefused, Policy, Proved, State
+from lifecycle import Fleet as AsyncFleet
 
 pytestmark = pytest.mark.slow
 
@@ -157,3 +158,24 @@ async def test_a_pause_that_the_server_does_not_have_is_left_out(
     only_keep = replace(MILES, pause={"keep": MILES.pause["keep"]})
     with pytest.raises(ConfigurationError, match=r"none of its pauses \(keep\) is one of SGLang 0.5.20, which has"):
         await RayActors(actor, only_keep).connect(deadline_s=20)
+
+
+class Manager:
+    """An actor that drives a fleet of engines in other actors by blocking calls, as slime's RolloutManager does."""
+
+    def cycle(self, actors: list[Any], weights: str) -> tuple[list[str], list[str], list[bool]]:
+        from lifecycle.sync import Fleet, Loop
+
+        engines = [Engine(RayActors(each, SLIME, options={"abort": "retract"}), policy=POLICY) for each in actors]
+        with Fleet(AsyncFleet(engines, policy=POLICY), Loop()) as fleet:
+            with fleet.offloaded(weights=FromDisk(weights, "v1")):
+                inside = [str(each.state) for each in fleet]
+                free = [each.memory_is_free for each in fleet]
+            return inside, [str(each.state) for each in fleet], free
+
+
+async def test_a_fleet_that_is_driven_by_an_actor(ray: Any, actor_of: Callable[..., Any], tmp_path: Path) -> None:
+    actors = [actor_of(SlimeEngine, str(tmp_path), number) for number in range(2)]
+    told = await actors[0].about.remote()
+    inside, after, free = await actor_of(Manager).cycle.remote(actors, told["weights"])
+    assert (inside, after, free) == (["released"] * 2, ["serving"] * 2, [True] * 2)
