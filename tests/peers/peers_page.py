@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -21,6 +21,9 @@ FAULTS = {
     "lies": "the first engine answers 200 to a release and frees nothing",
     "dies": "the first engine dies while tensors are pushed to it",
 }
+
+
+CODES = {"theirs": "with their own code", "ours": "over the shim"}
 
 
 def code_lines(path: Path) -> set[int]:
@@ -101,12 +104,16 @@ def _cell(outcome: Mapping[str, Any]) -> str:
 
 
 def _what_ran(peer: str, found: Mapping[str, Any]) -> Iterator[str]:
-    functions: Sequence[Mapping[str, Any]] = found["functions"]
-    lines, ran = (sum(each[key] for each in functions) for key in ("lines", "ran"))
-    yield f"\n## {found['release'].replace('==', ' ')}: what ran of it\n\n"
-    yield f"{len(functions)} functions, {ran} of their {lines} lines of code, in a step without a fault.\n\n"
-    yield "| module | function | ran | lines |\n|---|---|---:|---:|\n"
-    yield from (f"| {each['module']} | {each['name']} | {each['ran']} | {each['lines']} |\n" for each in functions)
+    by_code = {code: {(each["module"], each["name"]): each for each in found["functions"][code]} for code in CODES}
+    every = by_code["theirs"] | by_code["ours"]
+    yield f"\n## {found['release'].replace('==', ' ')}: what ran of it\n\nIn steps without a fault, lines of code:"
+    for code, words in CODES.items():
+        ran, lines = (sum(each[key] for each in by_code[code].values()) for key in ("ran", "lines"))
+        yield f" {words}, {ran} of the {lines} of {len(by_code[code])} functions;"
+    yield " a dash where it did not run.\n\n| module | function | lines | own | shim |\n|---|---|---:|---:|---:|\n"
+    for key, each in sorted(every.items()):
+        own, shim = (by_code[code][key]["ran"] if key in by_code[code] else "-" for code in CODES)
+        yield f"| {each['module']} | {each['name']} | {each['lines']} | {own} | {shim} |\n"
     standing = stand_ins(peer)
     yield f"\nIn place of what it requires, {sum(standing.values())} lines:\n\n| stand-in | lines |\n|---|---:|\n"
     yield from (f"| {name} | {count} |\n" for name, count in standing.items())
