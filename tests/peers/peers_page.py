@@ -106,10 +106,10 @@ def _cell(outcome: Mapping[str, Any]) -> str:
 def _what_ran(peer: str, found: Mapping[str, Any]) -> Iterator[str]:
     by_code = {code: {(each["module"], each["name"]): each for each in found["functions"][code]} for code in CODES}
     every = by_code["theirs"] | by_code["ours"]
-    yield f"\n## {found['release'].replace('==', ' ')}: what ran of it\n\nIn steps without a fault, lines of code:"
+    yield f"\n## {found['release'].replace('==', ' ')}: what ran of it\n\nLines of code that ran in steps without a fault:"
     for code, words in CODES.items():
         ran, lines = (sum(each[key] for each in by_code[code].values()) for key in ("ran", "lines"))
-        yield f" {words}, {ran} of the {lines} of {len(by_code[code])} functions;"
+        yield f" {words}, {ran} of {lines} in {len(by_code[code])} functions;"
     yield " a dash where it did not run.\n\n| module | function | lines | own | shim |\n|---|---|---:|---:|---:|\n"
     for key, each in sorted(every.items()):
         own, shim = (by_code[code][key]["ran"] if key in by_code[code] else "-" for code in CODES)
