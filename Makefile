@@ -9,13 +9,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check slow bench model mutants long peers real gpu carried clean help
+.PHONY: demo test check slow ray bench model mutants long peers real gpu carried clean help
 
 help:
 	@echo "make demo    the main job: four engines, eight clients, three cycles"
 	@echo "make test    the tests (under 4 minutes)"
 	@echo "make check   ruff, mypy --strict, the import contracts of the storeys, generated docs up to date"
 	@echo "make slow    what is too slow for make test, torch included; prints the ten slowest tests of each part"
+	@echo "make ray     engines in actors of a real Ray on this machine (its package is an extra)"
 	@echo "make model   every interleaving within a budget; TRACE=FILE writes what it finds as a test"
 	@echo "make mutants every guard, proof, barrier and doubt of the code taken out, and by what that is found (some 10 minutes)"
 	@echo "make bench   a cycle beside the calls that it needs and those that users write (under 15 minutes); writes docs/measured/bench.{json,md}"
@@ -53,6 +54,15 @@ slow: $(TORCH)
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "slow and not alone and not long" --durations=10
 	$(BIN)/python -m pytest -q -n 2 -m "slow and alone" --durations=10 tests/model_check
 	$(BIN)/python -m pytest -q -m "not slow" --durations=10 tests/torch
+
+RAY := $(VENV)/.ray
+$(RAY): $(READY)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,dev,ray]'
+	@touch $@
+
+# One Ray serves all of these tests, so that they run in one process.
+ray: $(RAY)
+	$(BIN)/python -m pytest -q -m "slow and not long" --durations=10 tests/ray
 
 # requests and httpx are what users write; the library needs neither.
 BENCH := $(VENV)/.bench

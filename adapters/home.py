@@ -296,15 +296,17 @@ class HomeInTurn:
         return Ended("raised", error=error)
 
     async def all_ended(self, deadline_s: float) -> bool:
-        """Whether every call that was begun has ended by the deadline."""
-        if self._last is not None and not self._last.done():
-            await asyncio.wait({self._last}, timeout=deadline_s)
-        return not self.busy
+        """Whether every call that was begun before has ended by the deadline. Others may have begun since."""
+        last = self._last
+        if last is not None and not last.done():
+            await asyncio.wait({last}, timeout=deadline_s)
+        return last is None or last.done()
 
 
 async def _made(call: Callable[[], Any]) -> Any:
     """What the call returned; where that can be awaited, alone or as a list of it, what came of that."""
-    value = call() if _is_coroutine_function(call) else await in_thread(partial(_called, call), deadline_s=NEVER_S)
+    plain = not inspect.iscoroutinefunction(call)
+    value = await in_thread(partial(_called, call), deadline_s=NEVER_S) if plain else call()
     if inspect.isawaitable(value):
         return await value
     if isinstance(value, list | tuple) and value and all(inspect.isawaitable(each) for each in value):
@@ -318,12 +320,6 @@ def _called(call: Callable[[], Any]) -> Any:
         return call()
     except (SystemExit, StopIteration) as error:
         raise RuntimeError(f"it raised {type(error).__name__}: {error}") from error
-
-
-def _is_coroutine_function(call: Callable[..., Any]) -> bool:
-    while isinstance(call, partial):
-        call = call.func
-    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(getattr(call, "__call__", None))  # noqa: B004
 
 
 def _seen(ended: asyncio.Future[Any]) -> None:

@@ -11,7 +11,7 @@ from lifecycle.core.errors import ConfigurationError
 from lifecycle.core.readings import Process
 from lifecycle.nodes.address import Address
 from lifecycle.nodes.locate import ended, find_processes
-from lifecycle.nodes.processes import is_alive
+from lifecycle.nodes.processes import is_alive, said_ended
 from lifecycle.nodes.trees import with_all_below
 from lifecycle.rules.identity import boot_identity
 
@@ -91,12 +91,14 @@ class ServerProcesses:
         """That all of them have ended, in words; None where one may live."""
         if not self._family or not await ended(self._family, deadline_s=clock.left_s):
             return None
-        return f"pid {', '.join(str(process.pid) for process in self._family)} has ended"
+        return said_ended(self._family)
 
     def left(self) -> str:
         """Those of them that live on this host while nothing of them answers, in words; empty where none does."""
         pids = [str(each.pid) for each in self._family if each.agent is None and is_alive(each)]
-        return f"pid {', '.join(pids)} has not ended, and holds its memory until then" if pids else ""
+        if len(pids) > 1:
+            return f"pids {', '.join(pids)} have not ended, and hold their memory until then: end them"
+        return f"pid {pids[0]} has not ended, and holds its memory until then: end it" if pids else ""
 
     async def _has(self, processes: tuple[Process, ...] | None) -> None:
         self.roots, self._family = processes, await _family(processes or ())

@@ -37,7 +37,7 @@ from anyio.from_thread import BlockingPortal
 from .core.errors import ConfigurationError
 from .core.observer import Observer
 from .core.policy import Policy
-from .core.ports import ResidualProbe, Router, StateStore, TenantLedger
+from .core.ports import Agreement, ResidualProbe, Router, StateStore, TenantLedger
 from .core.states import State
 from .core.transition import Transition
 from .core.verdicts import Verdict
@@ -203,9 +203,9 @@ class Engine(Blocking):
         self._loop.run(partial(self._wrapped.connect, deadline_s=deadline_s))
         return self
 
-    def override_state(self, state: State, *, by: str, reason: str) -> Transition:
-        """The engine is taken to be in `state` because a person says so."""
-        return self._wrapped.override_state(state, by=by, reason=reason)
+    def override_state(self, state: State, *, version: str | None = None, by: str, reason: str) -> Transition:
+        """The engine is taken to be in `state`, with weights of `version`, because a person says so."""
+        return self._wrapped.override_state(state, version=version, by=by, reason=reason)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -239,6 +239,7 @@ class Fleet(Blocking):
         lease: LeaseChoice = "user",
         tenants: TenantLedger | None = None,
         probe: ResidualProbe | None = None,
+        agreement: Agreement | None = None,
         memory: StateStore | None = None,
     ) -> Self:
         """A fleet of these URLs, as `lifecycle.Fleet.connect`; not observed yet."""
@@ -253,6 +254,7 @@ class Fleet(Blocking):
             lease=lease,
             tenants=tenants,
             probe=probe,
+            agreement=agreement,
         )
         return cls(fleet, Loop())
 

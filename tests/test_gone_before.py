@@ -65,7 +65,7 @@ async def test_it_is_gone_and_home_after_it_was_started_again(pair: list[Loopbac
     async with fleet_of(pair) as fleet:
         assert states(fleet) == {"a": "gone", "b": "released"}
         assert fleet["a"].memory_is_free
-        assert fleet["a"].reason == f"pid {', '.join(map(str, sorted(pair[0].pids)))} has ended"
+        assert fleet["a"].reason == f"pids {', '.join(map(str, sorted(pair[0].pids)))} have ended"
         found = await fleet.recover(to="serving")
         assert states(fleet) == {"a": "gone", "b": "serving"}
         assert found["a"].advice.choices[0].first == "start it anew"

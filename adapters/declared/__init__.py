@@ -18,6 +18,6 @@ What is not declared is not had. A fact that no question reads is known by what 
 
 from .adapter import DeclaredAdapter
 from .declaration import About, Verbs
-from .verbs import Succeeded, TagEffect, Verb, did
+from .verbs import InWords, NotCalled, Succeeded, TagEffect, Verb, did
 
-__all__ = ["About", "DeclaredAdapter", "Succeeded", "TagEffect", "Verb", "Verbs", "did"]
+__all__ = ["About", "DeclaredAdapter", "InWords", "NotCalled", "Succeeded", "TagEffect", "Verb", "Verbs", "did"]

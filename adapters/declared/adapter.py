@@ -23,7 +23,7 @@ from ..server_processes import ServerProcesses
 from .declaration import DEADLINE, FACTS, About, Declaration, Placed, Verbs
 from .plan import NOT_SENT, PUSH_BEGINS, PUSH_ENDS, plan, push
 from .processes import Declared, finder
-from .verbs import judged
+from .verbs import NotCalled, judged, words
 
 #: Seconds within which an engine that lives answers a question that does not depend on its load.
 READ_S = 10.0
@@ -51,6 +51,8 @@ class DeclaredAdapter:
         except ConfigurationError as wrong:
             raise ConfigurationError(f"{name}: {wrong}") from None
         self._name = name
+        #: What tells it from other engines where no boot is asked for: of two of one kind each has its own lease.
+        self._by_name = f"{self.declared.about.engine} {name}"[:80]
         self._home = HomeInTurn()
         self._processes = ServerProcesses(finder(processes, name, self._home))
         self._capabilities = self.declared.capabilities()
@@ -76,6 +78,10 @@ class DeclaredAdapter:
             raise ConfigurationError(f"{self.url}: no process of it was found, and no question boot= is declared")
         self._capabilities = self.declared.capabilities(await self.version(clock.left_s))
         return self._capabilities
+
+    def is_known(self, capabilities: Capabilities) -> None:
+        """Plans go by these capabilities, which an adapter of the same engine found out elsewhere."""
+        self._capabilities = capabilities
 
     async def version(self, deadline_s: float) -> str:
         """The version of the engine, for messages. A subclass may ask for it."""
@@ -140,7 +146,7 @@ class DeclaredAdapter:
                 return await self._silent(clock)
         parts = self._read(said)
         if Fact.BOOT in want:
-            parts["boot"] = await self._processes.boot(str(said.get("boot", self.declared.about.engine))[:80], clock)
+            parts["boot"] = await self._processes.boot(str(said.get("boot", self._by_name))[:80], clock)
         return Observation(alive=True, sampled_at=time.monotonic(), **parts)
 
     async def prove_idle(self, facts: Facts, *, deadline_s: float) -> Verdict:
@@ -172,7 +178,7 @@ class DeclaredAdapter:
         Without that verb only the end of its processes tells that such a call runs no more.
         """
         clock = Deadline(deadline_s)
-        if not await self._home.all_ended(clock.left_s / 2):
+        if not await self._home.all_ended(clock.left_s / 2) or self._home.busy:
             return False
         if not self._unanswered:
             return True
@@ -239,9 +245,9 @@ class DeclaredAdapter:
         return None if said is None else _whole(said.value)
 
     async def _own_identity(self, clock: Deadline) -> str | None:
-        """What it says of its boot; its kind where that is not asked for."""
+        """What it says of its boot; its kind and its name where that is not asked for."""
         if "boot" not in self.declared.placed:
-            return self.declared.about.engine
+            return self._by_name
         said = await self._ask("boot", min(clock.left_s, READ_S))
         return None if said is None else str(said.value)[:80]
 
@@ -252,6 +258,8 @@ class DeclaredAdapter:
         return Observation(alive=None if ended is None else False, detail=detail, sampled_at=time.monotonic())
 
     def _raised(self, placed: Placed, outcome: Ended) -> Reply:
+        if isinstance(outcome.error, NotCalled):
+            return Reply("lost", detail=f"it was not called: {outcome.error}", refused=True)
         if isinstance(outcome.error, placed.verb.unanswered):
             self._unanswered = True
             return Reply("lost", detail=_of(outcome))
@@ -284,5 +292,5 @@ def _whole(value: Any) -> int | None:
 def _of(outcome: Ended) -> str:
     """What became of a call that returned nothing, in words."""
     if outcome.error is not None:
-        return f"{type(outcome.error).__name__}: {outcome.error}"
+        return words(outcome.error)
     return "a call before it still runs" if outcome.what == "waited" else "it still runs"

@@ -137,8 +137,9 @@ class Declaration:
             if each.name in ("pause", "push"):
                 placed |= _of_table(each.name, given)
             elif each.name in ("release", "restore"):
-                placed |= _of_several(each.name, [given] if isinstance(given, Verb) else given)
-            elif given is not None:
+                several = isinstance(given, Sequence) and not isinstance(given, str)
+                placed |= _of_several(each.name, given if several else [given])
+            elif given is not None or each.name == "resume":
                 placed[each.name] = _place(each.name, given, question=each.name in _QUESTIONS)
         object.__setattr__(self, "placed", FrozenMap(_named(placed)))
         for name in ("release", "restore"):
@@ -254,14 +255,15 @@ class Declaration:
         return tuple(notes)
 
     def _check(self) -> None:
+        """What is wrong with an option comes first: a tag that is misspelt there is of another stage than was meant."""
         if not self.processes_declared and "boot" not in self.placed:
             raise ConfigurationError(
                 "nothing tells one process of the engine from the next: declare processes=, or the question boot="
             )
         if not self.verbs.pause:
             raise ConfigurationError("pause: no mode is declared, and no engine is released while it admits requests")
+        self._check_options()
         self._check_restores()
-        self._check_tags_of_options()
         self._check_cache()
         if self.about.live_update and "freeze" not in self.verbs.pause:
             raise ConfigurationError("live_update=True needs pause={'freeze': ...}: requests wait in the engine then")
@@ -280,11 +282,17 @@ class Declaration:
                         "weights come back before KV, so declare a verb for each, or one that takes tags"
                     )
 
-    def _check_tags_of_options(self) -> None:
+    def _check_options(self) -> None:
+        ranks = self.about.ranks
+        if not isinstance(ranks, int) or isinstance(ranks, bool) or ranks < 1:
+            raise ConfigurationError(f"ranks must be a whole number > 0, got {ranks!r}")
         for name in ("sizes", "stages"):
             unknown = sorted(set(getattr(self.about, name)) - set(self.tags))
             if unknown:
                 raise ConfigurationError(f"{name}: {unknown[0]} is released by no verb; it has {_list(self.tags)}")
+        for tag, stage in self.about.stages.items():
+            if stage not in get_args(Stage):
+                raise ConfigurationError(f"stages: {tag} is of {stage!r}; the stages are {', '.join(get_args(Stage))}")
         for tag, size in self.about.sizes.items():
             if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
                 raise ConfigurationError(f"sizes: {tag} must have a whole number of bytes > 0, got {size!r}")
@@ -300,7 +308,7 @@ class Declaration:
         drops = "drop_cache" in self.placed or all(
             each.verb.drops_cache for each in self.restore if each.verb.maps & set(lost)
         )
-        if lost and not drops:
+        if not drops:
             raise ConfigurationError(
                 f"restore: {', '.join(lost)} comes back with nothing in it, and nothing empties the prefix cache; "
                 "declare drop_cache=, or drops_cache=True of the verb that restores it"
@@ -323,6 +331,8 @@ def _place(place: str, given: Asked, *, question: bool = False, several: str = "
 
 
 def _of_table(place: str, given: Mapping[Any, Asked]) -> dict[str, Placed]:
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"{place}: its verbs are given as {{WORD: verb}}, got {given!r:.200}")
     known = get_args(PauseMode) if place == "pause" else None
     for word in given:
         if known is not None and word not in known:

@@ -25,6 +25,14 @@ TagEffect = Literal["discarded", "kept", "kept_on_host", "as_wanted", "resident"
 Succeeded = Callable[[Any], "bool | str"]
 
 
+class InWords(Exception):
+    """What a verb raises whose message says what happened; of any other exception its kind is said too."""
+
+
+class NotCalled(InWords):
+    """A verb raises it where its call did not reach the engine, and never will: nothing there has changed."""
+
+
 def did(answer: Any) -> bool | str:
     """How an answer is read unless the verb says otherwise: False, and a mapping that says so, are failures.
 
@@ -54,7 +62,7 @@ class Verb:
     - `deadline_s`: the most seconds that it is given, whatever its command is.
     - `succeeded`: how its answer is read, rank by rank; `did` unless given. A rank that answers None says nothing.
     - `unanswered`: the exceptions by which the call says that it got no answer: it may have run, or run still. After
-      any other one the engine refused.
+      any other one the engine refused; after `NotCalled` it was not asked.
     - `takes`: the names that it takes, where its signature cannot be read, or has `**` for them.
     - `name`: what it is called in messages and journals; the function's own name unless given.
     """
@@ -161,11 +169,16 @@ def judged(verb: Verb, answer: Any) -> Judged:
 def _of_rank(verb: Verb, answer: Any) -> str:
     """Why this rank did not do it; empty where it did."""
     if isinstance(answer, BaseException):
-        return f"{type(answer).__name__}: {answer}"
+        return words(answer)
     said = verb.succeeded(answer)
     if isinstance(said, str):
         return said
     return "" if said else f"it answered {answer!r:.200}"
+
+
+def words(error: BaseException) -> str:
+    """What this exception says: its message, and its kind unless that is told by the message."""
+    return str(error) if isinstance(error, InWords) else f"{type(error).__name__}: {error}"
 
 
 def _names(offered: Iterable[str]) -> str:

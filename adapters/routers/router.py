@@ -28,7 +28,7 @@ from lifecycle.core.units import MIB
 from lifecycle.nodes.address import Address
 
 from ..http import Answer, HttpClient
-from ..url_options import key_of
+from ..url_options import KEY_REFUSED, key_of
 from .kept import Kept, KeptWorkers
 from .workers import Worker, apart, changes, creation_of, listed, place_of
 
@@ -284,7 +284,7 @@ class WorkersRouter:
             raise self._error(f"nothing listens there ({answer.error}): start it, or correct its URL")
         if answer.status is None and not silent:
             raise self._error(f"{method} {path}: {answer.error}; is it up?")
-        if answer.status in (401, 403):
+        if answer.status in KEY_REFUSED:
             raise self._error(f"it refuses the key ({answer.status}): give its URL api_key_env=NAME")
         return answer
 

@@ -23,7 +23,7 @@ from lifecycle.nodes.address import Address
 from ..http import Answer, HttpClient
 from ..kinds import other_kind
 from ..server_processes import ServerProcesses
-from ..url_options import choice_of, key_of, keys_needed, sizes_of
+from ..url_options import KEY_REFUSED, choice_of, key_of, keys_needed, sizes_of
 from .answers import generated, model_info, server_info, version_of, weights_label, whole, why_not
 from .capabilities import Boots, aborts_by_retract, capabilities_of, counts_requests_alone, disaggregated, tags_of
 from .checksums import read_checksums
@@ -137,7 +137,7 @@ class SGLangAdapter:
         # An abort without a body passes the key check of the control endpoints and is then refused with 400. A version
         # that accepted it would abort nothing, since it names no request.
         control = await self._http.request("POST", "/abort_request", deadline_s=clock.left_s, key=self._admin_key)
-        if control.status in (401, 403):
+        if control.status in KEY_REFUSED:
             raise ConfigurationError(f"{self.url}: the control endpoints refuse the key; give admin_api_key_env=NAME")
         model = await self._reads.get("/model_info", clock.left_s)
         self._knows(info, None if unknown is None else f"{unknown}: driven as {{}}", model)

@@ -15,6 +15,7 @@ from lifecycle.core.units import MIB
 from lifecycle.core.verdicts import Proved, Refuted, Verdict
 
 from ..http import Answer
+from ..url_options import KEY_REFUSED
 
 #: The most bytes of an answer that are read, by path; of other paths `http.BODY_LIMIT`. `/server_info` repeats the
 #: options (20 KiB, measured) for each data-parallel rank; `/weights_checker` names every tensor of every rank.
@@ -56,7 +57,7 @@ def model_info(answer: Answer) -> Mapping[str, Any]:
 
 def why_not(answer: Answer) -> str:
     """Why this is no `/server_info` of an SGLang server, in words."""
-    if answer.status in (401, 403):
+    if answer.status in KEY_REFUSED:
         return "it refuses the key; give api_key_env=NAME"
     if answer.nothing_listens:
         return f"nothing listens there ({answer.error}); start the engine, or correct the address"

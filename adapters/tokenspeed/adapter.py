@@ -25,7 +25,7 @@ from ..url_options import KEY_REFUSED, choice_of, key_of, keys_needed, sizes_of
 from .answers import generated, info_of, replied, requests_of, was_resumed, weights_label, why_not
 from .capabilities import TAGS, boot_of, capabilities_of, one_reply_of
 from .plan import CONTINUE, NOT_SENT, PAUSE, PUSHES, plan, push, thaws
-from .reads import KINDS, LOADS, SERVER_INFO, WEIGHT_VERSION, Reads
+from .reads import LOADS, SERVER_INFO, WEIGHT_VERSION, Reads
 from .versions import VERSIONS
 
 OPTIONS = (
@@ -217,16 +217,13 @@ class TokenspeedAdapter:
     async def barrier(self, *, deadline_s: float) -> bool:
         """True once the pause that was sent has been answered, and calls that it always refuses, behind the others.
 
-        They are asked twice: what replaces weights ends after the calls that came with it were answered. A push that
-        got no answer may wait until no request runs, which is asked too.
+        A push that got no answer may wait until no request runs, which is asked too.
         """
         clock = Deadline(deadline_s)
         if await self._pause_answered(clock.left_s) is None and self._pausing is not None:
             return False
-        for _ in range(2):
-            for name in KINDS:
-                if not await self._reads.has_ended(name, clock.left_s):
-                    return False
+        if not await self._reads.all_ended(clock):
+            return False
         if self._push_lost:
             seen = await self.observe(frozenset({Fact.RUNNING}), deadline_s=clock.left_s)
             if seen.boot is not None and seen.running != 0:
@@ -316,7 +313,7 @@ class TokenspeedAdapter:
         if facts.admission != "closed":
             return Pending(reason="it is not known to be paused, and asking would pause it")
         if thaws(facts):
-            return await self._frozen(clock)
+            return await self._frozen(facts, clock)
         call = Call(PAUSE, {"mode": "wait"}, repeatable=True)
         answer = await self._paused(call, wait_s)
         if answer is None:
@@ -327,8 +324,14 @@ class TokenspeedAdapter:
         resumed = self._opened_at_s is not None
         return Pending(reason=f"/{PAUSE}: {reply.status or ''} {reply.detail[:160]}", figures={REQUESTS_RUN: resumed})
 
-    async def _frozen(self, clock: Deadline) -> Verdict:
-        """Whether an engine is idle whose memory is, or may be, released: a pause would thaw its scheduler."""
+    async def _frozen(self, facts: Facts, clock: Deadline) -> Verdict:
+        """Whether an engine is idle whose memory is, or may be, released: a pause would thaw its scheduler.
+
+        One that is known to be released was drained for that. Of another a count may be of seconds before: it is asked
+        for once the scheduler has gone on.
+        """
+        if not facts.unmapped() and not await self._reads.all_ended(clock):
+            return Pending(reason="memory may be released, and calls that its scheduler always refuses got no answer")
         requests = await self._requests(clock)
         if requests == 0:
             return Proved(grade=Grade.REPORTED, reason="memory may be released, and no request is counted")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lifecycle.core.deadline import Deadline
+
 from ..http import BODY_LIMIT, Answer, HttpClient
 from .answers import LIMITS, is_refusal
 from .plan import RELEASE, RESTORE
@@ -13,6 +15,10 @@ NO_TAG = "lifecycle-asks"
 
 _INVALID = "invalid tags"
 _NO_SAVER = "memory saver not enabled"
+
+
+#: The calls that move memory: what was sent of each has ended once a refused one behind it is answered.
+KINDS = (RELEASE, RESTORE)
 
 
 class Reads:
@@ -50,6 +56,13 @@ class Reads:
         no_saver = name == RELEASE and is_refusal(answer, _NO_SAVER)
         return answer.nothing_listens or no_saver or is_refusal(answer, _INVALID)
 
+    async def all_ended(self, clock: Deadline) -> bool:
+        """Whether no release and no restore that was sent before may still take effect, and its scheduler has gone on.
 
-#: The calls that move memory: what was sent of each has ended once a refused one behind it is answered.
-KINDS = (RELEASE, RESTORE)
+        Both are asked twice: what replaces weights ends after the calls that came with it were answered. And requests
+        that came before the first answer are, before the second, in the load that it hands to its publishing thread.
+        """
+        for name in (*KINDS, *KINDS):
+            if not await self.has_ended(name, clock.left_s):
+                return False
+        return True

@@ -24,7 +24,7 @@ from lifecycle.nodes.address import Address
 from ..http import Answer, HttpClient, together
 from ..kinds import other_kind
 from ..server_processes import ServerProcesses
-from ..url_options import choice_of, key_of, keys_needed, sizes_of
+from ..url_options import KEY_REFUSED, choice_of, key_of, keys_needed, sizes_of
 from .answers import (
     RANKS_DISAGREE,
     config_of,
@@ -150,7 +150,7 @@ class VLLMAdapter:
         known = VERSIONS.nearest(own)
         self._effects, self._config, self._known_by = known.effects, config, f"{known}, {known.source}"
         models = await self._reads.get("/v1/models", clock.left_s)
-        if models.status in (401, 403):
+        if models.status in KEY_REFUSED:
             raise ConfigurationError(f"{self.url}: it refuses the key; give api_key_env=NAME")
         self._model = model_name(models)
         label = None
@@ -384,7 +384,7 @@ class VLLMAdapter:
             return Observation(alive=False, detail=ended, sampled_at=time.monotonic())
         # a front end never ends by itself where its engine process died while it carried out a call
         left = self._processes.left() if answer.nothing_listens else ""
-        why = why_not(answer) + (f"; {left}: end it, unless it is starting" if left else "")
+        why = why_not(answer) + (f"; {left}, unless it is starting" if left else "")
         return Observation(detail=why, sampled_at=time.monotonic())
 
     async def _fault(self, clock: Deadline) -> str:

@@ -18,6 +18,7 @@ from lifecycle.core.verdicts import Pending, Proved, Refuted, Verdict
 
 from ..exposition import samples, total
 from ..http import Answer
+from ..url_options import KEY_REFUSED
 from .plan import CLOSE_PUSH, opens
 from .versions import Effects
 
@@ -80,7 +81,7 @@ def version_of(answer: Answer) -> str | None:
 
 def why_not(info: Answer, version: Answer | None = None) -> str:
     """Why this `/server_info`, and `/version` beside it, are no answers of a vLLM server that can be driven."""
-    if info.status in (401, 403):
+    if info.status in KEY_REFUSED:
         return "it refuses the key; give api_key_env=NAME"
     if info.nothing_listens:
         return f"nothing listens there ({info.error}); start the engine, or correct the address"

@@ -22,6 +22,7 @@ from lifecycle.core.observation import Observation, Probe
 from lifecycle.core.readings import Process
 from lifecycle.core.verdicts import NotApplicable, Pending, Proved, Refuted, Verdict
 from lifecycle.nodes.locate import ended
+from lifecycle.nodes.processes import said_ended
 from lifecycle.nodes.trees import with_all_below
 from lifecycle.rules.identity import boot_identity
 
@@ -266,8 +267,7 @@ class InProcessVLLM:
     async def _silent(self, said: str, clock: Deadline) -> Observation:
         """The observation of one that did not answer: not alive where its processes have ended, else unknown."""
         if await self._has_ended(clock):
-            pids = ", ".join(str(process.pid) for process in self._family)
-            return Observation(alive=False, detail=f"pid {pids} has ended", sampled_at=time.monotonic())
+            return Observation(alive=False, detail=said_ended(self._family), sampled_at=time.monotonic())
         return Observation(detail=said, sampled_at=time.monotonic())
 
     async def _has_ended(self, clock: Deadline) -> bool:

@@ -126,6 +126,7 @@ def override(
     by: Annotated[str, typer.Option(help="Who says so: a name for the record.")],
     reason: Annotated[str, typer.Option(help="How that is known.")],
     engines: ENGINES = None,
+    version: Annotated[str | None, typer.Option(help="The version of the weights that it holds.")] = None,
 ) -> int:
     """Say in which state a failed engine is. Its facts are only asserted then, until the next proof measures them."""
     if state not in list(RING):
@@ -135,7 +136,11 @@ def override(
     async def enter() -> int:
         async with options.fleet(accept_unprovable=True) as fleet:
             for each in options.participants(fleet):
-                say([each.override_state(State(state), by=by, reason=reason).reason])
+                try:
+                    overridden = each.override_state(State(state), version=version, by=by, reason=reason)
+                except ValueError as wrong:
+                    raise ConfigurationError(str(wrong)) from None
+                say([overridden.reason])
         return 0
 
     return asyncio.run(enter())

@@ -76,7 +76,7 @@ class _OneLine(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        complain(record.getMessage() + (f": {error or type(error).__name__}" if error else ""))
+        complain(record.getMessage() + (f": {str(error) or type(error).__name__}" if error else ""))
 
 
 @dataclass(slots=True)

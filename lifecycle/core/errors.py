@@ -15,6 +15,11 @@ LifecycleError              .engine .command .state
 FleetError                  an ExceptionGroup; .succeeded
 RouterError                 a router did not confirm what it was asked
   RouterNotClosed           it may still send to engines, so that nothing was sent to any of them
+AgreementError              why a rank does not go on, though none of its own engines failed; .rank .phase
+  RankFailed                another rank refused or failed; .gave_up
+  RankMissing               a rank did not vote in time; .late
+  PlansDiffer               another rank is about to do something else
+  AgreementLost             what the ranks decided is not known
 ConfigurationError          a setting, a URL or an engine that cannot give the evidence asked for
 """
 
@@ -241,6 +246,52 @@ class Preempted(OperationFailed):
     def __init__(self, by: str, *, engine: str, command: str, state: State) -> None:
         self.by = by
         super().__init__(f"it was given up for {by}", engine=engine, command=command, state=state)
+
+
+class AgreementError(Exception):
+    """A rank does not go on after a phase, though its own engines could; `rank` is the one that this is about."""
+
+    def __init__(self, rank: int, phase: str, why: str) -> None:
+        self.rank = rank
+        self.phase = phase
+        self.why = why
+        super().__init__(f"rank {rank}: {why}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+class RankFailed(AgreementError):
+    """Another rank refused or failed. `gave_up`: its caller left in the middle."""
+
+    def __init__(self, rank: int, phase: str, why: str, *, gave_up: bool = False) -> None:
+        self.gave_up = gave_up
+        super().__init__(rank, phase, f"{'gave up' if gave_up else 'failed'} in {phase}: {why}")
+
+
+class RankMissing(AgreementError):
+    """A rank did not vote in time. `late`: it is this one, and the others have decided without it."""
+
+    def __init__(self, rank: int, phase: str, *, late: bool = False) -> None:
+        self.late = late
+        why = f"it did not vote in time on {phase}; see whether its process lives, and call this again on all ranks"
+        if late:
+            why = f"the others decided on {phase} without this rank, which voted too late; call this again on all ranks"
+        super().__init__(rank, phase, why)
+
+
+class PlansDiffer(AgreementError):
+    """Another rank is about to do something else; nothing was agreed."""
+
+    def __init__(self, rank: int, phase: str, why: str) -> None:
+        super().__init__(rank, phase, f"{why}; make the same calls with the same arguments on all ranks")
+
+
+class AgreementLost(AgreementError):
+    """What the ranks decided on a phase is not known to this one: they may have gone on or not."""
+
+    def __init__(self, rank: int, phase: str, why: str) -> None:
+        super().__init__(rank, phase, f"whether the others go on after {phase} is not known here: {why}")
 
 
 class FleetError(ExceptionGroup[Exception]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -116,6 +117,15 @@ class Observers:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._observers)
+
+    @contextmanager
+    def joined_by(self, observer: Any) -> Iterator[None]:
+        """Inside, this observer hears too."""
+        self._observers += (observer,)
+        try:
+            yield
+        finally:
+            self._observers = tuple(each for each in self._observers if each is not observer)
 
     def notify(self, event: str, *about: object) -> None:
         """Every observer that has a method of this name was called with `about`."""

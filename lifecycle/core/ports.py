@@ -1,4 +1,4 @@
-"""The ports: what this library asks of engines, routers, stores, holders of leases, ledgers and probes of memory."""
+"""The ports: what this library asks of engines, routers, stores, holders of leases, ledgers, probes and other ranks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from .agreement import RankOutcome
 from .facts import Fact, Facts
 from .lease import Driver, Lease, LeasedEngine, LeaseHeld, LeaseUse
 from .verdicts import Verdict
@@ -255,3 +256,32 @@ class TenantLedger(Protocol):
 
     def tenancies(self) -> list[Tenancy]:
         """What every tenant that may live may hold."""
+
+
+class Agreement(Protocol):
+    """Several drivers of one job, its ranks, that go on together or not at all. Each drives engines of its own.
+
+    The n-th barrier of one rank is the n-th of all. What a barrier decided, it decided for all ranks alike.
+    """
+
+    @property
+    def rank(self) -> int:
+        """Which rank this one is, from 0."""
+
+    @property
+    def world_size(self) -> int:
+        """How many there are."""
+
+    async def agree(self, phase: str, outcome: RankOutcome, *, deadline_s: float) -> Sequence[RankOutcome]:
+        """Votes, and returns the outcomes of all ranks, in their order: the same to every rank.
+
+        Returns within `deadline_s`; a rank that did not vote by then is `MISSING` to all, also to itself. Raises
+        AgreementLost where it cannot be known what was decided, and ConfigurationError where the ranks do not fit.
+        """
+
+    async def give_up(self, outcome: RankOutcome, *, deadline_s: float) -> None:
+        """Says this to the others, without waiting for them: the caller has left.
+
+        A vote of this rank on which nothing was decided yet is replaced by it. Otherwise it is its vote at the next
+        barrier, unless the last one had an outcome after which the others do not go there.
+        """

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .frozen import EMPTY, freeze_fields
+from .replies import CallReply
 from .requests import RequestFates
 from .states import State
 from .verdicts import Proved, Verdict
@@ -17,7 +18,8 @@ class Transition:
     """One edge that an engine has gone along. `duration_s` counts from the beginning of the command.
 
     `requests` is what became of its requests since it was paused: once it is drained, and once it serves again or its
-    process has ended. Of other edges it is None.
+    process has ended. Of other edges it is None. `replies` is what the engine answered to the calls of the command, in
+    their order; empty where none was sent, and on other edges. No journal has them.
     """
 
     engine: str
@@ -30,6 +32,7 @@ class Transition:
     duration_s: float = 0.0
     reason: str = ""
     requests: RequestFates | None = None
+    replies: tuple[CallReply, ...] = ()
     at_s: float = field(default_factory=time.monotonic, compare=False)
 
     def __post_init__(self) -> None:

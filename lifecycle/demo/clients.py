@@ -80,7 +80,7 @@ async def stream(session: ClientSession, target: Target, prompt: str, *, tokens:
                 raise Lost(f"{target.name} answered {response.status}")
             return _answer(target, json.loads(await _last_event(response.content)))
     except (aiohttp.ClientError, OSError) as error:
-        raise Lost(f"{target.name}: {error or type(error).__name__}") from error
+        raise Lost(f"{target.name}: {str(error) or type(error).__name__}") from error
 
 
 async def _last_event(lines: AsyncIterable[bytes]) -> bytes:

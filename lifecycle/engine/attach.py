@@ -11,6 +11,7 @@ from ..core.readings import Reading
 from ..core.record import Record
 from ..core.states import UNCLAIMED, State
 from ..core.verdicts import Unmeasurable
+from ..nodes.processes import said_ended
 from ..rules import knowledge
 from .edge import Edge
 from .processes import have_ended
@@ -58,8 +59,8 @@ def _enter_gone(session: Session, kept: Record, silent: NothingListens) -> None:
         session.go("contradicted", command="connect", reason=str(silent))
     session.commit(knowledge.ended(kept, session.record))
     session.journal.attached(session.adapter.url, session.group, session.policy)
-    pids = ", ".join(str(each.pid) for each in kept.calibration.processes)
-    session.commit(session.record, Edge(f"observed_{State.GONE}", "connect", reason=f"pid {pids} has ended"))
+    reason = said_ended(kept.calibration.processes)
+    session.commit(session.record, Edge(f"observed_{State.GONE}", "connect", reason=reason))
 
 
 def _check_url(adapter: EngineAdapter) -> None:

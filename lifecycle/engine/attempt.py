@@ -31,6 +31,7 @@ from ..core.facts import Fact, Tag
 from ..core.frozen import EMPTY, FrozenMap, replace
 from ..core.readings import Reading
 from ..core.record import Record
+from ..core.replies import CallReply
 from ..core.requests import RequestFates
 from ..core.states import State
 from ..core.transition import Transition
@@ -93,6 +94,7 @@ class Attempt:
         #: The tags that each call of a release gave back, and what was resident after it.
         self._readings: list[tuple[frozenset[Tag], Reading | Unmeasurable]] = []
         self._requests: RequestFates | None = None
+        self._replies: tuple[CallReply, ...] = ()
 
     def run(self) -> Coroutine[Any, Any, Transition]:
         """Awaited: the engine is in the row's destination, on evidence; else this raises and says where it is."""
@@ -279,6 +281,7 @@ class Attempt:
         reply = await send(self.session, call, deadline_s=deadline_s, command=context, intent=intent, on_sent=sent)
         if reply.outcome != "done":
             raise failure(reply, call, **self._about, deadline=self.deadline)
+        self._replies += (CallReply.of(call, reply),)
 
     async def _read_after(self, call: Call, context: Context, *, last: bool) -> None:
         """What is resident between two calls of a release shows what each gave back; after the last the proof reads.
@@ -381,7 +384,7 @@ class Attempt:
             for warning in warnings:
                 _log.warning("%s: %s", self.session.name, warning)
         name, duration_s = self.command.name, self.deadline.elapsed_s
-        edge = Edge("succeeded", command=name, verdicts=verdicts, duration_s=duration_s, requests=self._requests)
+        edge = Edge("succeeded", name, verdicts, duration_s, requests=self._requests, replies=self._replies)
         transition = self.session.commit(record, edge)
         assert transition is not None
         return transition

@@ -54,7 +54,7 @@ class Collective:
         if self._ended:
             return
         what = "the others are not ready" if self._source is None else "the push failed for every engine"
-        self._failure = CollectiveFailed(f"{what}: {who}: {error or type(error).__name__}")
+        self._failure = CollectiveFailed(f"{what}: {who}: {str(error) or type(error).__name__}")
         self._failure.__cause__ = error
         self._end()
         if self._pushing is not None:
@@ -103,5 +103,4 @@ class Collective:
             if not isinstance(error, Exception):
                 raise
         else:
-            if not self._ended:
-                self._end()
+            self._end()

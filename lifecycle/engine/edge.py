@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..core.frozen import EMPTY
+from ..core.replies import CallReply
 from ..core.requests import RequestFates
 from ..core.states import State
 from ..core.transition import Transition
@@ -24,6 +25,7 @@ class Edge:
     reason: str = ""
     context: Context | None = None
     requests: RequestFates | None = None
+    replies: tuple[CallReply, ...] = ()
 
     def transition(
         self, engine: str, group: str, source: State, dest: State, requests: RequestFates | None
@@ -40,4 +42,5 @@ class Edge:
             duration_s=self.duration_s,
             reason=self.reason,
             requests=requests,
+            replies=self.replies,
         )

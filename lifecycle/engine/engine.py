@@ -263,18 +263,24 @@ class Engine(EngineView):
             advice = after_recovery(self.where, found.candidates)
             return Recovery(found.state, session.reason, advice)
 
-    def override_state(self, state: State, *, by: str, reason: str) -> Transition:
+    def override_state(self, state: State, *, version: str | None = None, by: str, reason: str) -> Transition:
         """The engine is taken to be in `state` because a person says so; every fact of it is graded asserted.
 
-        Only from failed. Refused while what was sent before may still run: nobody can say what is so after it.
+        Only from failed; in the state where it is, `version` alone, where its weights are not known. Refused while what
+        was sent before may still run. `version` is that of the weights that it holds, as a caller knows who put them
+        there.
         """
         with self.advising(), ownership.of_assertion(self._session):
-            return override(self._session, state, by=by, reason=reason)
+            return override(self._session, state, version=version, by=by, reason=reason)
 
     def declare(self, state: State, *, by: str, reason: str) -> Transition:
         """Deprecated name of `override_state`."""
         warnings.warn("declare() is now override_state()", DeprecationWarning, stacklevel=2)
         return self.override_state(state, by=by, reason=reason)
+
+    def hold_to(self, policy: Policy) -> None:
+        """It is held to this policy from here on; EngineBusy while a command or a move has it."""
+        self._session.hold_to(policy)
 
     def forget_canary(self, version: str) -> None:
         """The next answer with this version of the weights is the one to remember."""

@@ -35,7 +35,7 @@ class InFlight:
     async def request_counts(self, *, deadline_s: float) -> RequestCounts | None:
         """The requests that the router has sent to the engine and that have not ended; None where it does not count."""
         count = await self.router.in_flight(self.engine)
-        return None if count is None or count < 0 else RequestCounts("router", boot="router", open=count)
+        return None if count is None else RequestCounts("router", boot="router", open=count)
 
 
 class Requests:

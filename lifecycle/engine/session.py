@@ -52,7 +52,7 @@ class NotSaved(Exception):
 
 
 class Session:
-    """One engine as this process drives it. Everything but the record stays as it is from connect() on."""
+    """One engine as this process drives it. Everything but record and policy stays as it is from connect() on."""
 
     def __init__(
         self,
@@ -141,6 +141,13 @@ class Session:
         if self._probe is None:
             self._probe = self._adapt_probe(probe_for(self.capabilities, self.policy))
         return self._probe
+
+    def hold_to(self, policy: Policy) -> None:
+        """The engine is held to this policy from here on; EngineBusy while a command or a move has it."""
+        holder = self.holder()
+        if holder is not None:
+            raise EngineBusy(holder, **self.about("hold_to"))
+        self.policy = policy
 
     async def connect(self, *, deadline_s: float) -> None:
         """What the engine can do is known."""

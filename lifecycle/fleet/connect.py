@@ -10,7 +10,7 @@ from ..core.errors import ConfigurationError, by_reason
 from ..core.frozen import replace
 from ..core.observer import Observers
 from ..core.policy import Policy
-from ..core.ports import LeaseHolder, ResidualProbe, StateStore, TenantLedger
+from ..core.ports import LeaseHolder, ResidualProbe, Router, StateStore, TenantLedger
 from ..core.states import State
 from ..engine.engine import Engine
 from ..nodes.address import parse
@@ -19,6 +19,7 @@ from ..nodes.processes import node_name
 from ..rules.identity import own_identity, processes_of, same_process
 from .groups import Group
 from .registry import adapter_for
+from .routing import closing
 
 #: How the options of a URL end that no message repeats, of whatever adapter: api_key, admin_api_key, control_key.
 SECRET = "_key"
@@ -126,3 +127,11 @@ def _offload(url: str, options: dict[str, str]) -> bool:
     if value not in ("true", "false"):
         raise ConfigurationError(f"{url}: offload must be true or false, got {value!r}")
     return value == "true"
+
+
+async def disconnected(engines: Sequence[Engine], router: Router | None) -> None:
+    """Connections are let go; the engines are left as they are."""
+    used = [*(engine.aclose() for engine in engines), *closing(router)]
+    for problem in await asyncio.gather(*used, return_exceptions=True):
+        if isinstance(problem, BaseException):
+            raise problem

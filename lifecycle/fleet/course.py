@@ -7,12 +7,13 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..core.commands import Command, Release, UpdateWeights
-from ..core.errors import FleetError, GuardRefused
+from ..core.errors import FleetError, GuardRefused, LifecycleError, OperationFailed
 from ..core.sources import Pushed
 from ..core.transition import Transition
 from ..engine.collective import Collective, CollectiveFailed
 from ..engine.engine import Engine
 from ..rules.planner import Goal, next_command
+from ..rules.table import allowed
 
 #: So many commands begin in one turn of the event loop. What the first of a large fleet send is on its way before the
 #: last have begun, and those that have ended take no room while the others begin.
@@ -46,6 +47,11 @@ class Course:
         self.active = [engine for engine in self.active if engine.name not in gone]
         return lost
 
+    @property
+    def errors(self) -> list[Exception]:
+        """What those that failed raised."""
+        return [outcome.error for outcome in self.failed if outcome.error is not None]
+
     def goes_on_without(self, names: Collection[str]) -> None:
         """The engines of these names, which failed, are none of those that the move fails for."""
         self.failed = [outcome for outcome in self.failed if outcome.engine.name not in names]
@@ -54,9 +60,8 @@ class Course:
         """Names all that failed, and what else went wrong; `succeeded` are the last transitions of the others."""
         lost = {outcome.engine.name for outcome in self.failed}
         succeeded = [transition for name, transition in self.done.items() if name not in lost]
-        errors = [outcome.error for outcome in self.failed if outcome.error is not None]
         what = f"{len(lost)} of {len(lost) + len(succeeded)} engines" if lost else "no engine failed"
-        return FleetError.of(what, [*errors, *more], succeeded)
+        return FleetError.of(what, [*self.errors, *more], succeeded)
 
 
 async def at_once(
@@ -114,6 +119,19 @@ async def at_their_own_pace(
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(engine)) for engine in engines]
     return [outcome for task in tasks for outcome in task.result()]
+
+
+async def release_again(lost: Sequence[Outcome], deadline_s: float | None) -> None:
+    """What they may still hold is given back; where that fails too it keeps its devices, and its state says so."""
+    able = [outcome for outcome in lost if Release.name in allowed(outcome.engine.state)]
+    commands = [(outcome.engine, Release(None, outcome.engine.desired.source)) for outcome in able]
+    released = await at_once(commands, deadline_s, each_by_itself=True)
+    for outcome, again in zip(able, released, strict=True):
+        if isinstance(outcome.error, OperationFailed):
+            note = ", where it was released again" if again.error is None else f"; released again: {again.error}"
+            outcome.error.settle(outcome.engine.state, note)
+        if isinstance(outcome.error, LifecycleError):
+            outcome.engine.advised(outcome.error, outcome.command)
 
 
 def _together(command: Command) -> Hashable:

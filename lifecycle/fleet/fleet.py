@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Self, get_args
+from typing import Self
 
 from ..core.advice import Recovery
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
@@ -15,25 +15,24 @@ from ..core.facts import PauseMode, Tag
 from ..core.frozen import replace
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy, positive
-from ..core.ports import ResidualProbe, Router, StateStore, TenantLedger
+from ..core.ports import Agreement, ResidualProbe, Router, StateStore, TenantLedger
 from ..core.sources import FromDisk, Pushed, Source
 from ..core.states import IDLE, UNCLAIMED, State
 from ..core.transition import Transition
 from ..core.verdicts import Verdict
 from ..engine.engine import RECOVER_S, Engine, store_given
 from ..engine.ownership import LeaseChoice, chosen_lease
-from ..rules.desired import source_after_release
-from ..rules.planner import Goal
 from ..rules.table import allowed
 from .claims import claimed, leased, verify_all
-from .connect import connected, member
+from .connect import connected, disconnected, member
 from .desired import desired_set
 from .groups import Group, check_members, waves_of
 from .move import Between, Move
-from .preflight import check_allowed, check_deadline, check_static
+from .preflight import check_allowed, check_deadline, check_static, goals_of_offload
 from .quarantine import follow, taking_part
+from .ranks import Ranks, move_of_ranks, step_of_ranks
 from .recovery import Moves, RecoverTo, brought, recovered
-from .routing import Routing, closing, router_of
+from .routing import Routing, router_of
 from .step import together
 from .updating import updating
 from .window import CANCELLED, restore_on_error, window_lock
@@ -54,6 +53,7 @@ class Fleet:
         groups: Mapping[str, Group] | None = None,
         router: Router | str | None = None,
         policy: Policy | None = None,
+        agreement: Agreement | None = None,
     ) -> None:
         if not engines:
             raise ConfigurationError("a fleet needs at least one engine")
@@ -63,8 +63,8 @@ class Fleet:
         self._place = {engine.name: number for number, engine in enumerate(self.engines)}
         self.router = router_of(router, self.engines)
         self.policy = policy or Policy()
-        self._restores = self.policy.on_failure != "hold"
         self._in_windows: set[str] = set()
+        self.ranks = Ranks(agreement)
         check_members(self.engines, self.groups)
 
     @classmethod
@@ -80,22 +80,22 @@ class Fleet:
         lease: LeaseChoice = "user",
         tenants: TenantLedger | None = None,
         probe: ResidualProbe | None = None,
+        agreement: Agreement | None = None,
         memory: StateStore | None = None,
     ) -> Self:
         """A fleet of these URLs, observed on entering it: `async with Fleet.connect([...]) as fleet`.
 
         `store` keeps what is known across processes (`lifecycle.store.Store`); `memory` is its deprecated name.
         `lease` keeps other drivers away: "user" (the leases of this user on this host), another holder, or None.
+        `agreement` joins the ranks of an SPMD job, each with a fleet of its own: they go on together or not at all.
         `tenants` is a ledger of who may hold memory of which device (`lifecycle.store.Tenants`). `probe` measures in
         place of the one that fits each engine's device. `router` may be the URL of one (`smg://127.0.0.1:30000`).
         Options of an engine's URL beside its adapter's: `name`, `group`, `offload`, `drain_after`, `worker` (there).
         """
-        hearing, kept = Observers(observers), store_given(store, memory)
+        heard, kept = Observers(observers), store_given(store, memory)
         known, holder = dict(groups or {}), chosen_lease(lease)
-        engines = [
-            member(url, known, router is not None, policy, hearing, kept, probe, holder, tenants) for url in urls
-        ]
-        return cls(engines, groups=known, router=router, policy=policy)
+        engines = [member(url, known, router is not None, policy, heard, kept, probe, holder, tenants) for url in urls]
+        return cls(engines, groups=known, router=router, policy=policy, agreement=agreement)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -109,11 +109,7 @@ class Fleet:
 
     async def aclose(self) -> None:
         """Connections are let go; the engines are left as they are."""
-        used = [*(engine.aclose() for engine in self.engines), *closing(self.router)]
-        ended = await asyncio.gather(*used, return_exceptions=True)
-        for problem in ended:
-            if isinstance(problem, BaseException):
-                raise problem
+        await disconnected(self.engines, self.router)
 
     def __getitem__(self, name: str) -> Engine:
         if name not in self._place:
@@ -136,6 +132,7 @@ class Fleet:
 
     # step by step
 
+    @step_of_ranks
     async def pause(
         self, mode: PauseMode | None = None, *, engines: Selection = None, deadline_s: float | None = None
     ) -> list[Transition]:
@@ -147,10 +144,11 @@ class Fleet:
         async with claimed(participants, "pause", deadline_s):
             await routing.close([each for each in participants if each.state is State.SERVING])
             try:
-                return await together([(each, command) for each in participants], deadline_s)
+                return await together([(each, command) for each in participants], deadline_s, self.ranks)
             finally:
                 await routing.open([each for each in participants if each.state is State.SERVING])
 
+    @step_of_ranks
     async def drain(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
         """Every participant is idle; groups drain in the order of `drain_after`."""
         done: dict[str, Transition] = {}
@@ -159,6 +157,7 @@ class Fleet:
             done |= {each.engine: each for each in await self._step(lambda engine: Drain(), wave, deadline_s)}
         return [done[engine.name] for engine in participants if engine.name in done]
 
+    @step_of_ranks
     async def release(
         self,
         tags: Iterable[Tag] | None = None,
@@ -172,18 +171,18 @@ class Fleet:
         Where one is not ready FleetError names that one, and the others are as they were.
         """
         named = None if tags is None else frozenset(tags)
-        return await self._step(
-            lambda each: Release(named, weights or each.desired.rollback_source),
-            engines,
-            deadline_s,
-            weights,
-            all_must=True,
-        )
 
+        def command(each: Engine) -> Release:
+            return Release(named, weights or each.desired.rollback_source)
+
+        return await self._step(command, engines, deadline_s, weights, all_must=True)
+
+    @step_of_ranks
     async def restore_weights(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
         """The participants' weights are mapped again; their contents may be garbage until updated."""
         return await self._step(lambda engine: RestoreWeights(), engines, deadline_s)
 
+    @step_of_ranks
     async def update_weights(
         self,
         source: FromDisk | Pushed,
@@ -207,10 +206,12 @@ class Fleet:
         update = partial(self.update_weights, engines=engines, deadline_s=deadline_s)
         return updating(self.engines, version, update)
 
+    @step_of_ranks
     async def restore_kv(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
         """All of the participants' memory is mapped again; refused where the weights are not valid."""
         return await self._step(lambda engine: RestoreKV(), engines, deadline_s)
 
+    @step_of_ranks
     async def resume(
         self, *, preempt: bool = False, engines: Selection = None, deadline_s: float | None = None
     ) -> list[Transition]:
@@ -221,12 +222,13 @@ class Fleet:
             deadline_s = min(await asyncio.gather(*(each.preempt_drain(deadline_s) for each in participants)))
         async with claimed(participants, "resume", deadline_s):
             try:
-                return await together([(each, Resume()) for each in participants], deadline_s)
+                return await together([(each, Resume()) for each in participants], deadline_s, self.ranks)
             finally:
                 await Routing(self.router).open([each for each in participants if each.state is State.SERVING])
 
     # moves
 
+    @move_of_ranks
     async def offload(
         self,
         tags: Iterable[Tag] | None = None,
@@ -246,14 +248,11 @@ class Fleet:
         chosen, participants = self.participants(engines), self._taking_part(engines, "offload")
         named = None if tags is None else frozenset(tags)
         async with claimed(participants, "offload", deadline_s):
-            goals = {
-                engine.name: Goal(
-                    State.RELEASED, named, source_after_release(engine.record, weights), mode or self.policy.pause_mode
-                )
-                for engine in chosen
-            }
-            return await self._move(chosen, deadline_s).offload(goals) if participants else []
+            goals = goals_of_offload(chosen, named, weights, mode or self.policy.pause_mode)
+            move = self._move(chosen, deadline_s)
+            return await move.offload(goals) if participants or self.ranks.votes else []
 
+    @move_of_ranks
     async def onload(
         self,
         *,
@@ -301,20 +300,21 @@ class Fleet:
         chosen = self.participants(engines)
 
         async def back(some: Sequence[Engine]) -> None:
-            await self.onload(engines=some, deadline_s=deadline_s)
+            with self.ranks.alone():
+                await self.onload(engines=some, deadline_s=deadline_s)
 
         with window_lock(chosen, self._in_windows):
             async with leased(self._taking_part(chosen, "offloaded"), "offloaded", deadline_s):
                 before = {engine.name: engine.desired for engine in chosen}
                 restored = partial(restore_on_error, chosen, back, deadline_s=deadline_s)
-                async with restored(after=CANCELLED if self._restores else (), before=before):
+                async with restored(after=CANCELLED if self.policy.on_failure != "hold" else (), before=before):
                     released = await self.offload(
                         tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s
                     )
-                async with restored(after=(BaseException,), before=before):
+                async with restored(after=(BaseException,), before=before), self.ranks.window():
                     yield released
                 async with restored(after=CANCELLED):
-                    await back(chosen)
+                    await self.onload(engines=chosen, deadline_s=deadline_s)
 
     async def recover(
         self,
@@ -338,13 +338,12 @@ class Fleet:
         if to is None:
             lost = [each for each in self.engines if each.state in UNCLAIMED or each.quarantined is not None]
             return await recovered(lost if engines is None else self._named(engines), limit_s)
-        if to not in get_args(RecoverTo):
-            raise ConfigurationError(f"recover(to={to!r}): one of {', '.join(get_args(RecoverTo))}")
         # Where some fail to be released the others are not brought back: they are to be released too.
         policy = replace(self.policy, on_failure="hold") if self.policy.on_failure == "restore" else self.policy
         held = Fleet(self.engines, groups=self.groups, router=self.router, policy=policy)
-        moves: dict[State, Moves] = {State.SERVING: self.onload, State.RELEASED: held.offload}
-        return await brought(self.participants(engines), self.engines, State(to), moves, weights, limit_s, deadline_s)
+        moves: dict[str, Moves] = {State.SERVING: self.onload, State.RELEASED: held.offload}
+        with self.ranks.alone():
+            return await brought(self.participants(engines), self.engines, to, moves, weights, limit_s, deadline_s)
 
     # who takes part
 
@@ -377,6 +376,7 @@ class Fleet:
             waves=self.waves,
             deadline_s=deadline_s,
             on_failure=self.policy.on_failure,
+            ranks=self.ranks,
         )
 
     async def _step(
@@ -397,4 +397,4 @@ class Fleet:
                 await verify_all(there, deadline_s, for_move=True)
                 check_allowed(participants, command)
             with desired_set([each for each in participants if what in allowed(each.state)], weights):
-                return await together([(engine, command(engine)) for engine in participants], deadline_s)
+                return await together([(each, command(each)) for each in participants], deadline_s, self.ranks)

@@ -27,12 +27,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NoReturn
 
 from ..core.commands import Command, Drain, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
-from ..core.errors import FleetError, LifecycleError, OperationFailed
-from ..core.observer import MoveEvent, Observers
+from ..core.errors import FleetError, LifecycleError
+from ..core.observer import Observers
 from ..core.policy import OnFailure
 from ..core.ports import Router
 from ..core.record import Desired
@@ -42,18 +42,29 @@ from ..core.transition import Transition
 from ..engine.engine import Engine
 from ..rules.desired import source_to_serve
 from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command
-from ..rules.table import allowed
 from .claims import verify_all
-from .course import Course, Outcome, at_once, at_their_own_pace
+from .course import Course, Outcome, at_once, at_their_own_pace, release_again
 from .desired import DesiredOfMove, setting_desired
 from .failure_policy import FAILURE_POLICY, Consequence, Failed, MoveName, Others, Phase
 from .journaling import MoveJournal
-from .preflight import check_overlap, check_sources, lost_before, not_released, preflight, stays_behind
+from .preflight import (
+    check_overlap,
+    check_sources,
+    externally_modified,
+    lost_before,
+    preflight,
+    stays_behind,
+    unexpected_state,
+)
 from .quarantine import Quarantine, follow
+from .ranks import Ranks, plan_of_goals, plan_of_sources
 from .routing import Routing
 
 #: The phases of an onload that engines may go through at their own pace.
 OVERLAPPING: tuple[type[Command], ...] = (RestoreWeights, UpdateWeights, RestoreKV)
+
+#: The command whose deadline is that of waiting until all ranks have come.
+ARRIVING = Drain.name
 
 #: The caller's step between weights and KV. What it returns is awaited where that can be.
 Between = Callable[[], Awaitable[object] | object]
@@ -71,19 +82,21 @@ class Move:
         deadline_s: float | None = None,
         on_failure: OnFailure = "restore",
         left_out: Sequence[Engine] = (),
+        ranks: Ranks | None = None,
     ) -> None:
         self.engines = list(engines)
         self._routing = Routing(router)
         self._waves = waves or (lambda engines: [list(engines)])
         self._deadline_s = deadline_s
         self._policy = FAILURE_POLICY[on_failure]
-        self._journal = MoveJournal(engines)
-        self._observers = Observers({id(each): each for engine in engines for each in engine.observers}.values())
+        self._ranks = ranks or Ranks()
+        observers = Observers({id(each): each for engine in engines for each in engine.observers}.values())
+        self._journal = MoveJournal(engines, observers)
         self._quarantine = Quarantine(
             left_out,
             routing=self._routing,
             journal=self._journal,
-            observers=self._observers,
+            observers=observers,
             deadline_s=deadline_s,
         )
 
@@ -100,13 +113,15 @@ class Move:
         able = [engine for engine in self.engines if engine.name not in away]
         preflight(able or self.engines, goals)
         await self._quarantine.check(able)
-        begun, failed = self._begins("offload", "", self.engines), list[Outcome]()
+        self._ranks.phase_begins(ARRIVING, self.engines, self._deadline_s)
+        await self._ranks.begin(plan_of_goals((engine, goals[engine.name]) for engine in self.engines))
+        begun, failed = self._journal.begins("offload", "", self.engines), list[Outcome]()
         try:
             await self._routing.close(able)
             with setting_desired() as desired:
                 return await self._offload(goals, before, lost, failed, desired)
         finally:
-            self._ended(begun, failed)
+            self._journal.ended(begun, failed)
 
     async def _offload(
         self,
@@ -122,6 +137,7 @@ class Move:
         for kind in OFFLOAD:
             course, done = Course(list(self.engines)), []
             phase, lost = Phase(kind.name), course.ended(lost)
+            self._ranks.phase_begins(kind.name, self.engines, self._deadline_s)
             while True:
                 if not lost and kind is Release:
                     lost = course.ended(self._set_desired(desired, goals))
@@ -129,24 +145,36 @@ class Move:
                     ended = await self._phase("offload", kind, self.engines, goals)
                     done += [outcome for outcome in ended if outcome.error is None]
                     await self._verify_others(kind, ended, there)
-                    lost = course.ended(ended) or course.ended(self._externally_modified(kind, goals))
+                    lost = course.ended(ended) or course.ended(externally_modified(self.engines, kind, goals))
                 if not lost:
                     break
                 if not await self._goes_on_without("offload", phase, course, lost):
                     failed += course.failed
-                    row = self._row("offload", phase)
-                    raise self._error(course, await self._bring_back(row, course.failed, before))
+                    await self._fail("offload", phase, course, before)
                 lost = []
+            if kind is not Release:
+                await self._wait_for_ranks(phase, course, before)
         came_back = await self._quarantine.back(self._quarantine.engines, self.engines)
         if came_back:
             failed += came_back
-            row = self._row("offload", Phase.RELEASE)
-            course = Course([], failed=came_back)
-            raise self._error(course, await self._bring_back(row, came_back, before))
+            await self._fail("offload", Phase.RELEASE, Course([], failed=came_back), before)
+        await self._wait_for_ranks(Phase.RELEASE, course, before)
         for engine in self._quarantine.engines:
             follow([engine], goals[engine.name].weights)
         self._journal.handed_over(self.engines)
         return [outcome.transition for outcome in done if outcome.transition is not None]
+
+    async def _fail(self, move: MoveName, phase: Phase, course: Course, before: Mapping[str, Desired]) -> NoReturn:
+        """The others are brought back, where the policy says so; raises what failed, here and on other ranks."""
+        on_ranks = await self._ranks.ended(phase, course.errors)
+        raise self._error(course, [*on_ranks, *await self._bring_back(self._row(move, phase), course.failed, before)])
+
+    async def _wait_for_ranks(self, phase: Phase, course: Course, before: Mapping[str, Desired]) -> None:
+        """All ranks have ended this phase of an offload; where one failed, it is as if an engine of this one had."""
+        on_ranks = await self._ranks.ended(phase)
+        if on_ranks:
+            problems = await self._bring_back(self._row("offload", phase), course.failed, before)
+            raise self._error(course, [*on_ranks, *problems])
 
     def _set_desired(self, desired: DesiredOfMove, goals: Mapping[str, Goal]) -> list[Outcome]:
         """All engines come back with what the move names, those that are released already too; who cannot keep that."""
@@ -182,8 +210,12 @@ class Move:
         overlap = overlap and not any(engine.in_ledger for engine in self.engines)
         if overlap:
             check_overlap(self.engines, weights, between)
+        sources = [(each, weights or source_to_serve(each.record, each.capabilities)) for each in self.engines]
+        plan = plan_of_sources(sources, overlap=overlap, between=between is not None)
+        self._ranks.phase_begins(ARRIVING, self.engines, self._deadline_s)
+        on_ranks = await self._ranks.begin(plan, goes_on_alone=True)
         DesiredOfMove().set_all([each for each in self.engines if not each.view(weights).weights_are_valid], weights)
-        begun = self._begins("onload", "", self.engines)
+        begun = self._journal.begins("onload", "", self.engines)
         course = Course(list(self.engines))
         try:
             for kind in ONLOAD:
@@ -193,18 +225,23 @@ class Move:
                     continue
                 if kind is Resume and overlap:
                     lost = course.ended(await self._overlapped(course.active))
+                    on_ranks += await self._ranks.ended(Phase.RESTORE, course.errors)
                     await self._left_behind(Phase.RESTORE, course, lost)
+                self._ranks.phase_begins(kind.name, course.active, self._deadline_s)
                 lost = course.ended(await self._phase("onload", kind, course.active, self._home()))
+                if kind is not Resume:
+                    on_ranks += await self._ranks.ended(Phase(kind.name), course.errors)
                 await self._left_behind(Phase(kind.name), course, lost)
             unexpected = [engine for engine in course.active if engine.state is not State.SERVING]
-            lost = course.ended([Outcome(engine, error=_unexpected_state(engine)) for engine in unexpected])
+            lost = course.ended([Outcome(engine, error=unexpected_state(engine)) for engine in unexpected])
             await self._goes_on_without("onload", Phase.RESUME, course, lost)
             self._quarantine.follow(course.active)
             problems = await self._reopen(course.active)
+            on_ranks += await self._ranks.ended(Phase.RESUME, [*course.errors, *problems])
         finally:
-            self._ended(begun, course.failed)
-        if course.failed or problems:
-            raise self._error(course, problems)
+            self._journal.ended(begun, course.failed)
+        if course.failed or problems or on_ranks:
+            raise self._error(course, [*on_ranks, *problems])
         last = [course.done[engine.name] for engine in self.engines if engine.name in course.done]
         return [transition for transition in last if transition.command == Resume.name]
 
@@ -214,7 +251,7 @@ class Move:
         return [engine for engine in self.engines if engine.state in states]
 
     async def _verify(self, engines: Sequence[Engine]) -> None:
-        await verify_all(engines, self._deadline_s, for_move=True)
+        await verify_all(engines, self._ranks.work_s(self._deadline_s), for_move=True)
 
     # phases
 
@@ -222,34 +259,35 @@ class Move:
         self, move: MoveName, kind: type[Command], engines: Sequence[Engine], goals: Mapping[str, Goal]
     ) -> list[Outcome]:
         """Every engine whose next command is of this kind was given it, and has ended."""
-        begun = self._begins(move, kind.name, engines)
+        begun = self._journal.begins(move, kind.name, engines)
         outcomes: list[Outcome] = []
         try:
             for wave in self._waves(engines) if kind is Drain else [engines]:
                 planned = [(engine, next_command(engine.view(), goals[engine.name])) for engine in wave]
                 commands = [(engine, command) for engine, command in planned if isinstance(command, kind)]
-                outcomes += await at_once(commands, self._deadline_s)
+                outcomes += await at_once(commands, self._ranks.work_s(self._deadline_s))
                 failed = any(outcome.error for outcome in outcomes)
                 if failed and self._policy[move, Phase(kind.name)].others is not Others.GO_ON:
                     break
         finally:
-            self._ended(begun, outcomes)
+            self._journal.ended(begun, outcomes)
         place = {engine.name: index for index, engine in enumerate(self.engines)}
         return sorted(outcomes, key=lambda outcome: place[outcome.engine.name])
 
     async def _overlapped(self, engines: Sequence[Engine]) -> list[Outcome]:
         """Every engine has its weights and its KV cache back, each at its own pace."""
-        begun = self._begins("onload", Phase.RESTORE, engines)
+        begun = self._journal.begins("onload", Phase.RESTORE, engines)
+        self._ranks.phase_begins(UpdateWeights.name, engines, self._deadline_s)
         outcomes: list[Outcome] = []
         try:
-            outcomes = await at_their_own_pace(engines, OVERLAPPING, self._home(), self._deadline_s)
+            outcomes = await at_their_own_pace(engines, OVERLAPPING, self._home(), self._ranks.work_s(self._deadline_s))
         finally:
-            self._ended(begun, outcomes)
+            self._journal.ended(begun, outcomes)
         return outcomes
 
     async def _between(self, step: Between, deadline_s: float | None, course: Course) -> None:
         """The caller's step has ended."""
-        begun = self._begins("onload", Phase.BETWEEN, course.active)
+        begun = self._journal.begins("onload", Phase.BETWEEN, course.active)
         try:
             async with asyncio.timeout(deadline_s):
                 result = step()
@@ -265,7 +303,11 @@ class Move:
         finally:
             for engine in self.engines:  # the caller may have done anything to them
                 engine.forget_observed()
-            self._ended(begun)
+            self._journal.ended(begun)
+        self._ranks.phase_begins(RestoreKV.name, course.active, self._deadline_s)
+        on_ranks = await self._ranks.ended(Phase.BETWEEN, course.errors)
+        if on_ranks:
+            raise self._error(course, on_ranks)
 
     async def _reopen(self, engines: Sequence[Engine]) -> list[Exception]:
         """The router sends to these engines again; what it raised instead, beside what else went wrong."""
@@ -274,20 +316,6 @@ class Move:
         except Exception as error:
             return [error]
         return []
-
-    def _externally_modified(self, kind: type[Command], goals: Mapping[str, Goal]) -> list[Outcome]:
-        """The engines that somebody else moved meanwhile: the phases to come would pass them by."""
-        to_come = OFFLOAD[OFFLOAD.index(kind) + 1 :]
-        found = []
-        for engine in self.engines:
-            goal = goals[engine.name]
-            if engine.state is State.RELEASED:
-                refusal = not_released(engine, goal)
-                if refusal is not None:
-                    found.append(Outcome(engine, error=refusal))
-            elif not isinstance(next_command(engine.view(), goal), to_come):
-                found.append(Outcome(engine, error=_unexpected_state(engine)))
-        return found
 
     def _home(self) -> dict[str, Goal]:
         return {
@@ -327,7 +355,8 @@ class Move:
             return
         if self._row("onload", phase).failed is Failed.RELEASE_AGAIN:
             left = {outcome.engine.name for outcome in course.failed}
-            await self._release_again([outcome for outcome in lost if outcome.engine.name in left])
+            again = [outcome for outcome in lost if outcome.engine.name in left]
+            await release_again(again, self._deadline_s)
 
     def _error(self, course: Course, more: Sequence[Exception] = ()) -> FleetError:
         """Names all that failed; whom the move went on without before that, stands in its notes."""
@@ -361,36 +390,3 @@ class Move:
         except FleetError as error:
             problems += error.exceptions
         return problems
-
-    async def _release_again(self, lost: Sequence[Outcome]) -> None:
-        """What they may still hold is given back; where that fails too it keeps its devices, and its state says so."""
-        able = [outcome for outcome in lost if Release.name in allowed(outcome.engine.state)]
-        commands = [(outcome.engine, Release(None, outcome.engine.desired.source)) for outcome in able]
-        released = await at_once(commands, self._deadline_s, each_by_itself=True)
-        for outcome, again in zip(able, released, strict=True):
-            if isinstance(outcome.error, OperationFailed):
-                note = ", where it was released again" if again.error is None else f"; released again: {again.error}"
-                outcome.error.settle(outcome.engine.state, note)
-            if isinstance(outcome.error, LifecycleError):
-                outcome.engine.advised(outcome.error, outcome.command)
-
-    # what observers hear
-
-    def _begins(self, move: MoveName, phase: str, engines: Sequence[Engine]) -> tuple[MoveEvent, float]:
-        event = MoveEvent(move, tuple(engine.name for engine in engines), phase)
-        self._notify(event)
-        return event, time.monotonic()
-
-    def _ended(self, begun: tuple[MoveEvent, float], outcomes: Sequence[Outcome] = ()) -> None:
-        event, at_s = begun
-        failed = {outcome.engine.name: outcome.error for outcome in outcomes if outcome.error is not None}
-        self._notify(MoveEvent(event.move, event.engines, event.phase, time.monotonic() - at_s, failed))
-
-    def _notify(self, event: MoveEvent) -> None:
-        self._observers.notify("phase" if event.phase else "move", event)
-        self._journal.phase(event)
-
-
-def _unexpected_state(engine: Engine) -> LifecycleError:
-    hint = "; the move cannot go on with it from here"
-    return engine.advised(engine.not_allowed("a move", hint))

@@ -6,16 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..core.commands import Command, Release, UpdateWeights
 from ..core.errors import ConfigurationError, FleetError, GuardRefused, LifecycleError
+from ..core.facts import PauseMode, Tag
 from ..core.frozen import replace
 from ..core.policy import positive
 from ..core.sources import Kept, Pushed, Source
 from ..core.states import UNCLAIMED, State
 from ..engine.engine import Engine
-from ..rules.desired import needs_trainer, source_to_serve
+from ..rules.desired import needs_trainer, source_after_release, source_to_serve
 from ..rules.guards import Guard, unloadable
 from ..rules.machine import refusals
-from ..rules.planner import Goal, route
+from ..rules.planner import OFFLOAD, Goal, next_command, route
 from ..rules.table import allowed, row
+from .course import Outcome
 
 #: How the error begins that names the engines for which a move was refused.
 REFUSED = "refused before anything was sent"
@@ -24,6 +26,13 @@ REFUSED = "refused before anything was sent"
 def preflight(engines: Sequence[Engine], goals: Mapping[str, Goal]) -> None:
     """Every static guard of every route passed; FleetError names all that refused, and nothing was sent."""
     _raise_all([_refusal(engine, goals[engine.name]) for engine in engines])
+
+
+def goals_of_offload(
+    engines: Sequence[Engine], tags: frozenset[Tag] | None, weights: Source | None, mode: PauseMode
+) -> dict[str, Goal]:
+    """Where an offload brings each of these engines, by name; each comes back with what is named, or can bring it."""
+    return {each.name: Goal(State.RELEASED, tags, source_after_release(each.record, weights), mode) for each in engines}
 
 
 def check_static(engines: Sequence[Engine], command: Command) -> None:
@@ -120,6 +129,26 @@ def lost_before(engine: Engine, goal: Goal) -> LifecycleError:
     """The refusal of a move with an engine that was failed or gone before."""
     hint = "; or leave it out (engines=...)"
     return engine.advised(engine.not_allowed(f"a move to {goal.state}", hint), goal)
+
+
+def unexpected_state(engine: Engine) -> LifecycleError:
+    """The refusal to go on with an engine that somebody else moved meanwhile."""
+    return engine.advised(engine.not_allowed("a move", "; the move cannot go on with it from here"))
+
+
+def externally_modified(engines: Sequence[Engine], kind: type[Command], goals: Mapping[str, Goal]) -> list[Outcome]:
+    """Those that somebody else moved since this phase of an offload: the phases to come would pass them by."""
+    to_come = OFFLOAD[OFFLOAD.index(kind) + 1 :]
+    found = []
+    for engine in engines:
+        goal = goals[engine.name]
+        if engine.state is State.RELEASED:
+            refusal = not_released(engine, goal)
+            if refusal is not None:
+                found.append(Outcome(engine, error=refusal))
+        elif not isinstance(next_command(engine.view(), goal), to_come):
+            found.append(Outcome(engine, error=unexpected_state(engine)))
+    return found
 
 
 def _refusal(engine: Engine, goal: Goal) -> LifecycleError | None:

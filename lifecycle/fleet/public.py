@@ -1,10 +1,13 @@
 """What `import lifecycle` gives; the package imports this module when a name of it is first asked for."""
 
 from ..core.advice import Advice, Choice, Recovery
+from ..core.agreement import RankOutcome
 from ..core.calls import Call, Reply
 from ..core.capabilities import Capabilities, PauseTraits
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.errors import (
+    AgreementError,
+    AgreementLost,
     CommandRefused,
     ConfigurationError,
     DeadlineExceeded,
@@ -16,7 +19,10 @@ from ..core.errors import (
     LifecycleError,
     NotProved,
     OperationFailed,
+    PlansDiffer,
     Preempted,
+    RankFailed,
+    RankMissing,
     Rejected,
     Unreachable,
 )
@@ -24,9 +30,10 @@ from ..core.facts import Contents, Fact, Facts, Grade, PauseMode, TagSpec
 from ..core.observation import Observation, Probe
 from ..core.observer import BaseObserver, MoveEvent, Observer
 from ..core.policy import DEADLINES_S, PAUSE_MODE, Policy
-from ..core.ports import EngineAdapter, ResidualProbe, Router, StateStore
+from ..core.ports import Agreement, EngineAdapter, ResidualProbe, Router, StateStore
 from ..core.readings import Process
 from ..core.record import Record
+from ..core.replies import CallReply
 from ..core.sources import FromDisk, Kept, Pushed, PushTarget, Source
 from ..core.states import RING, State
 from ..core.transition import Transition
@@ -42,8 +49,12 @@ __all__ = [
     "PAUSE_MODE",
     "RING",
     "Advice",
+    "Agreement",
+    "AgreementError",
+    "AgreementLost",
     "BaseObserver",
     "Call",
+    "CallReply",
     "Capabilities",
     "Choice",
     "Command",
@@ -79,6 +90,7 @@ __all__ = [
     "PauseMode",
     "PauseTraits",
     "Pending",
+    "PlansDiffer",
     "Policy",
     "Preempted",
     "Probe",
@@ -86,6 +98,9 @@ __all__ = [
     "Proved",
     "PushTarget",
     "Pushed",
+    "RankFailed",
+    "RankMissing",
+    "RankOutcome",
     "Record",
     "Recovery",
     "Refuted",

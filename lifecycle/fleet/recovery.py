@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from ..core.advice import Recovery
-from ..core.errors import FleetError, LifecycleError
+from ..core.errors import ConfigurationError, FleetError, LifecycleError
 from ..core.sources import Kept, Source
 from ..core.states import UNCLAIMED, State
 from ..engine.engine import Engine
@@ -41,8 +41,8 @@ class Moves(Protocol):
 async def brought(
     engines: Sequence[Engine],
     fleet: Sequence[Engine],
-    to: State,
-    moves: Mapping[State, Moves],
+    where: RecoverTo,
+    moves: Mapping[str, Moves],
     weights: Source | None,
     limit_s: float,
     deadline_s: float | None,
@@ -53,6 +53,9 @@ async def brought(
     engine of which no version is known that it is to serve is to serve that of its `fleet`. `moves` brings nobody back
     where some fail. `limit_s` bounds finding out, `deadline_s` each phase of a move.
     """
+    if where not in get_args(RecoverTo):
+        raise ConfigurationError(f"recover(to={where!r}): one of {', '.join(get_args(RecoverTo))}")
+    to = State(where)
     lost = [engine for engine in engines if engine.state in UNCLAIMED or engine.quarantined is not None]
     found = await recovered(lost, limit_s)
     able = [engine for engine in engines if engine.state not in UNCLAIMED]

@@ -56,13 +56,14 @@ class Routing:
             await self.router.close(names)
             sending = {name: await self.router.is_open(name) for name in names}
         except BaseException as error:
+            refuted = Refuted(reason=f"the router could not be closed: {str(error) or type(error).__name__}")
             for engine in engines:
-                _note(engine, None, Refuted(reason=f"the router could not be closed: {error or type(error).__name__}"))
+                _note(engine, None, refuted)
             left = ""
             try:  # not to those that were closed before: they may hold no memory
                 await self.open([engine for engine in engines if engine.state is State.SERVING])
             except Exception as again:
-                left = f". What it was closed for could not be opened again ({again})"
+                left = f". What it was closed for could not be opened again ({str(again) or type(again).__name__})"
             if isinstance(error, RouterError):
                 why = f"{error}. Nothing was sent to the engines: they are as they were{left}"
                 raise RouterNotClosed(why) from error
@@ -79,7 +80,7 @@ class Routing:
             await self.router.close([engine.name])
             sends = await self.router.is_open(engine.name)
         except Exception as error:
-            why = f"its router could not be closed: {error or type(error).__name__}"
+            why = f"its router could not be closed: {str(error) or type(error).__name__}"
             _note(engine, None, Refuted(reason=why))
             return why
         _closed(engine, sends)
@@ -92,8 +93,9 @@ class Routing:
         try:
             await self.router.open([engine.name for engine in engines])
         except BaseException as error:
+            refuted = Refuted(reason=f"the router could not be opened: {str(error) or type(error).__name__}")
             for engine in engines:
-                _note(engine, None, Refuted(reason=f"the router could not be opened: {error or type(error).__name__}"))
+                _note(engine, None, refuted)
             raise
         for engine in engines:
             engine.counted_by(None)

@@ -10,12 +10,18 @@ from ..core.transition import Transition
 from ..engine.engine import Engine
 from .course import at_once
 from .journaling import step_noted
+from .ranks import Ranks, plan_of_commands
 
 
-async def together(commands: Sequence[tuple[Engine, Command]], deadline_s: float | None) -> list[Transition]:
-    """Every command has ended; FleetError names those that failed."""
+async def together(
+    commands: Sequence[tuple[Engine, Command]], deadline_s: float | None, ranks: Ranks
+) -> list[Transition]:
+    """Every command has ended; FleetError names those that failed. Nothing was sent unless all ranks are ready."""
+    if commands and not ranks.begun:
+        ranks.phase_begins(commands[0][1].name, [engine for engine, _ in commands], deadline_s)
+        await ranks.begin(plan_of_commands(commands))
     with step_noted(commands) as outcomes:
-        outcomes += await at_once(commands, deadline_s)
+        outcomes += await at_once(commands, ranks.work_s(deadline_s))
     failed = [outcome.error for outcome in outcomes if outcome.error is not None]
     done = [outcome.transition for outcome in outcomes if outcome.transition is not None]
     if failed:

@@ -43,7 +43,7 @@ async def updating(
             yield []
     except BaseException as error:
         if not left.done():
-            left.set_exception(CollectiveFailed(f"the push was given up: {error or type(error).__name__}"))
+            left.set_exception(CollectiveFailed(f"the push was given up: {str(error) or type(error).__name__}"))
             left.exception()  # marks it as seen, where the push was never waited for
         await _ended(update)
         failed = None if update.cancelled() else update.exception()

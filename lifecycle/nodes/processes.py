@@ -150,6 +150,12 @@ def none_left(processes: Sequence[Process]) -> Unmeasurable:
     return Unmeasurable(reason=f"no process of the engine is left to measure (pids: {pids})")
 
 
+def said_ended(processes: Sequence[Process]) -> str:
+    """That these processes have ended, in words."""
+    pids = ", ".join(str(each.pid) for each in processes)
+    return f"pids {pids} have ended" if len(processes) > 1 else f"pid {pids} has ended"
+
+
 def of_other_user(pid: int) -> Unmeasurable:
     """Returns why this process cannot be measured: /proc shows its memory and environment to its own user only."""
     return Unmeasurable(reason=f"pid {pid} belongs to another user; run as that user or as root")

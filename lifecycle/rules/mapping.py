@@ -59,7 +59,7 @@ def mapping_from_freed_bytes(
     All of them moved where at least their share did, and none where nothing did. Where a part of the share moved, the
     tags moved whose sizes make that part, if only one choice of tags does. A size that is only reported tells it of one
     tag, by more than half of it, and of several where they fit it. Only right after a barrier: a call that may still
-    run could move the bytes later.
+    run could move the bytes later. A share too small to be seen tells nothing: a process grows and shrinks by as much.
     """
     unknown = frozenset(tag for tag, mapped in facts.mapped.items() if mapped is None)
     before = call.baseline
@@ -75,7 +75,7 @@ def mapping_from_freed_bytes(
 
     acknowledged = frozenset(tag for tag in call.targets - unknown if facts.mapped[tag] != call.at_start.mapped[tag])
     share, known = size_of(unknown), size_of(acknowledged)
-    if not share or known is None or is_hint(acknowledged):
+    if not share or share < policy.visible_bytes or known is None or is_hint(acknowledged):
         return {}
     sizes = [size_of(frozenset({tag})) or 0 for tag in unknown]
     least = min((size for size in sizes if size >= policy.visible_bytes), default=share)

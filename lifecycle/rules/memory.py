@@ -91,6 +91,7 @@ def judge_release(context: Context, before: Reading, after: Reading, expected: S
             least = 0
     if returned < least:
         missing = f"{_missing_tags(context, before, returned)}{_saver_in_doubt(context, returned < least / 2)}"
+        missing += "" if expected is not None else too_few_of_unknown(returned, least)
         return Pending(reason=f"{summary}{missing}; {kept}", figures=figures)
     unseen = _not_seen_to_go(context, before, by_call, (total or 0) - returned) or _held_since(context, after)
     if unseen:
@@ -99,6 +100,19 @@ def judge_release(context: Context, before: Reading, after: Reading, expected: S
         exceeds = f"{mib(after.resident_bytes)} resident exceeds {mib(allowed)} allowed"
         return Pending(reason=f"{exceeds}; {kept}; the threshold is set by {SET_THRESHOLD}", figures=figures)
     return Proved(grade=Grade.MEASURED, reason=summary, figures=figures)
+
+
+def too_few_of_unknown(moved_bytes: int, least_bytes: float) -> str:
+    """Why bytes of tags whose sizes nobody knows are too few to show anything, and what to do; empty where hardly any.
+
+    A process takes and gives back some MiB by itself meanwhile.
+    """
+    if not least_bytes / 2 <= moved_bytes < least_bytes:
+        return ""
+    return (
+        f", and how much they hold is not known: less than {mib(least_bytes)} is not told from what a process gives "
+        "back by itself; give the sizes of its tags (sizes= in its URL), or lower Policy(visible_bytes=...)"
+    )
 
 
 def _saver_in_doubt(context: Context, little: bool) -> str:
@@ -270,6 +284,8 @@ class Moved:
 
     moved_bytes: int
     least_bytes: float
+    #: Why fewer show nothing, where that is not plain.
+    why: str = ""
 
 
 def moved(context: Context, more: Reading, less: Reading) -> Moved | None:
@@ -281,7 +297,9 @@ def moved(context: Context, more: Reading, less: Reading) -> Moved | None:
     if context.readings_per_call and least is not None:  # a release: each call is judged by itself (judge_release)
         by_call = [least_moved(context, tags, more) or 0.0 for tags, _ in context.readings_per_call]
         least = min(least, sum(by_call))
-    return Moved(went, visible if least is None else least)
+    if least is None:
+        return Moved(went, visible, too_few_of_unknown(went, visible))
+    return Moved(went, least)
 
 
 def resident_as_before(context: Context, after: Reading) -> bool:

@@ -289,7 +289,8 @@ def _bytes_moved(context: Context, moved: memory.Moved | None, otherwise: str) -
         return _reported_or_acknowledged(context)
     if moved.moved_bytes >= moved.least_bytes:
         return Proved(grade=Grade.MEASURED, reason=f"{mib(moved.moved_bytes)} moved")
-    return Pending(reason=f"acknowledged, and {otherwise}: {mib(moved.moved_bytes)} of {mib(moved.least_bytes)} moved")
+    seen = f"{mib(moved.moved_bytes)} of {mib(moved.least_bytes)} moved{moved.why}"
+    return Pending(reason=f"acknowledged, and {otherwise}: {seen}")
 
 
 def _reported_or_acknowledged(context: Context) -> Verdict:

@@ -21,6 +21,7 @@ from .acts import (
 )
 from .journal import Entry, Journal
 from .model import ScriptedEngine
+from .ranks import RankInMemory, ranks_in_memory
 from .router import ScriptedRouter
 from .scripted import (
     CUDA_GRAPH,
@@ -60,11 +61,13 @@ __all__ = [
     "Act",
     "Entry",
     "Journal",
+    "RankInMemory",
     "ScriptedAdapter",
     "ScriptedEngine",
     "ScriptedProbe",
     "ScriptedRouter",
     "capabilities",
+    "ranks_in_memory",
     "scripted",
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from .model import ScriptedEngine
@@ -19,6 +19,7 @@ class Act:
 
     A `late` effect takes place at the next barrier, or before the `after_calls`-th call that follows. `hang` gives no
     reply before the deadline, and then a lost one that is late. `then` is applied to the engine before the reply.
+    `value` is what a reply carries beside that, as an engine's parsed JSON.
     For `observe`, `prove_idle`, `answers` and `barrier`, which are no calls, `lost` means that the engine is silent.
     """
 
@@ -28,6 +29,7 @@ class Act:
     then: Callable[[ScriptedEngine], object] | None = None
     status: int | None = None
     detail: str = ""
+    value: Any = None
 
 
 def die(engine: ScriptedEngine) -> None:

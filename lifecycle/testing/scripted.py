@@ -257,7 +257,7 @@ class ScriptedAdapter:
         if act.answer == "hang":
             await asyncio.sleep(deadline_s)
             return Reply("lost", detail=f"no answer in {deadline_s:.2f} s", late=True)
-        return Reply(act.answer, status=act.status, detail=act.detail)
+        return Reply(act.answer, status=act.status, detail=act.detail, value=act.value)
 
     async def _await_idle(self, act: Act, deadline_s: float) -> Reply:
         if act != DONE:

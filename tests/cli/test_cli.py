@@ -63,6 +63,20 @@ def test_a_forgotten_engine_is_not_guessed_at(lifecycle, address: str, tmp_path:
     assert lifecycle("resume", address).returncode == 0, "whoever paused it knows"
 
 
+def test_who_overrides_a_state_may_say_which_weights_it_has(lifecycle, address: str, tmp_path: Path) -> None:
+    assert lifecycle("pause", address).returncode == 0
+    said = ("--by", "me", "--reason", "I paused it", "--version")
+    for state, version, why in (
+        ("released", "v7", "so that it holds no version"),
+        ("drained", " ", "is the label of weights"),
+    ):
+        wrong = lifecycle("override", state, address, *said, version, state=tmp_path)
+        assert (wrong.returncode, why in wrong.stderr) == (2, True), wrong.stderr
+    overridden = lifecycle("override", "drained", address, *said, "v7", state=tmp_path)
+    assert (overridden.returncode, overridden.stdout.strip()) == (0, "asserted by me, with weights v7: I paused it")
+    assert lifecycle("resume", address).returncode == 0, "whoever paused it knows"
+
+
 def test_recover_and_declare(lifecycle, address: str) -> None:
     assert lifecycle("recover", address).stdout.split()[-1] == "serving"
     refused = lifecycle("override", "serving", address, "--by", "me", "--reason", "I looked")

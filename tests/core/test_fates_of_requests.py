@@ -70,6 +70,8 @@ def test_two_counts_of_one_boot_make_the_fates(before: Any, now: Any, fates: tup
         (by_router(2), by_router(4)),  # it sent more meanwhile
         (by_router(None), by_router(4)),
         (by_router(4), by_router(None)),
+        (by_router(4), by_router(-1)),  # no router has fewer than none
+        (by_router(-1), by_router(-1)),
     ],
 )
 def test_two_counts_that_do_not_belong_together_say_nothing(before: Any, now: Any) -> None:
@@ -358,7 +360,7 @@ async def test_a_router_that_is_open_again_is_not_asked() -> None:
     assert list(router.counts) == [9, 9]
 
 
-@pytest.mark.parametrize("nothing", [None, RuntimeError("it is down"), -1])
+@pytest.mark.parametrize("nothing", [None, RuntimeError("it is down")])
 async def test_a_router_that_does_not_tell_is_asked_once_and_fails_nothing(nothing: Any) -> None:
     fleet, router = await routed(nothing)
     seen = await edges_of(fleet.engines[0])
@@ -366,6 +368,26 @@ async def test_a_router_that_does_not_tell_is_asked_once_and_fails_nothing(nothi
     await fleet.onload()
     assert not router.counts
     assert told(seen) == [(State.DRAINED, NOT_KNOWN), (State.SERVING, NOT_KNOWN)]
+
+
+@pytest.mark.parametrize(
+    ("told_then", "drained", "resumed"),
+    [
+        ((-1, 4, 3), NOT_KNOWN, NOT_KNOWN),
+        ((-1, -1, -1), NOT_KNOWN, NOT_KNOWN),
+        ((5, -1, 2), NOT_KNOWN, RequestFates(ended=3, kept=2, source="router")),
+        ((5, 2, -1), RequestFates(ended=3, kept=2, source="router"), NOT_KNOWN),
+    ],
+)
+async def test_a_router_that_tells_of_fewer_than_none_tells_nothing(
+    told_then: tuple[int, ...], drained: RequestFates, resumed: RequestFates
+) -> None:
+    fleet, router = await routed(*told_then)
+    seen = await edges_of(fleet.engines[0])
+    await fleet.offload(weights=V1)
+    await fleet.onload()
+    assert not router.counts
+    assert told(seen) == [(State.DRAINED, drained), (State.SERVING, resumed)]
 
 
 async def test_a_move_that_fails_tells_once_its_engines_serve_again() -> None:

@@ -268,6 +268,21 @@ async def test_a_router_that_fails_to_open_says_so() -> None:
     assert not fleet["a"].in_move
 
 
+async def test_an_error_of_a_router_that_says_nothing_is_named() -> None:
+    """As the one of a wait that took too long."""
+    fleet, _ = await fleet_of("a", "b", router=True)
+    await fleet.pause("abort", engines=["a"])
+    fleet.router.close_fails = fleet.router.open_fails = TimeoutError()
+    with pytest.raises(TimeoutError):
+        await fleet.offload(weights=V1)
+    said = {engine.name: engine.conditions["routed"].verdict.reason for engine in fleet}
+    assert said["a"] == "the router could not be closed: TimeoutError"
+    assert said["b"] == "the router could not be opened: TimeoutError"
+    fleet.router.close_fails = RouterError("the router is away")
+    with pytest.raises(RouterNotClosed, match=r"could not be opened again \(TimeoutError\)"):
+        await fleet.offload(weights=V1)
+
+
 async def test_the_mode_that_needs_a_router_waits_for_the_requests() -> None:
     fleet, journal = await fleet_of("a", router=True)
     model = fleet["a"].adapter.engine

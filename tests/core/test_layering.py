@@ -60,6 +60,12 @@ def test_the_core_imports_no_engine_and_no_adapter(path: Path) -> None:
     assert "from ..adapters" not in text
 
 
+def test_the_adapter_over_actors_alone_imports_ray() -> None:
+    adapters = CORE.parent / "adapters"
+    asks = {path for path in sources(adapters) if "ray" in imported(path) or 'import_module("ray' in path.read_text()}
+    assert {path.relative_to(adapters).parts[0] for path in asks} == {"ray"}
+
+
 def imported_by(statement: str, modules: list[str]) -> list[str]:
     """Those of these modules that are imported in a process of its own once this was run."""
     code = f"import json, sys\n{statement}\nprint(json.dumps([m for m in {modules!r} if m in sys.modules]))"
@@ -123,6 +129,11 @@ EVERY_ERROR = [
     Rejected("no", status=503, detail="\ufffd", **WHO),
     NotProved({"idle": Refuted(reason="1 runs", figures={"count": 1})}, **WHO).settle(State.PAUSED),
     Preempted("resume(preempt=True)", **WHO).settle(State.PAUSED),
+    errors.AgreementError(2, "offload: begin", "it broke"),
+    errors.RankFailed(2, "offload: drain", "e2: 1 runs", gave_up=True),
+    errors.RankMissing(2, "offload: release", late=True),
+    errors.PlansDiffer(2, "offload: begin", "the tags differ"),
+    errors.AgreementLost(2, "offload: release", "no route"),
     FleetError.of("1 of 2 engines", [Unreachable("no answer", **WHO).settle(State.GONE)], [EDGE]),
 ]
 

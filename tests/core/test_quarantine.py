@@ -127,13 +127,18 @@ async def test_an_engine_that_lives_is_not_left_behind_where_no_router_keeps_req
     assert fleet.quarantined == {}
 
 
+@pytest.mark.parametrize(
+    ("away", "said"), [(OSError("the router is away"), "the router is away"), (TimeoutError(), "TimeoutError")]
+)
 @pytest.mark.parametrize("killed", [True, False])
-async def test_an_engine_is_not_left_behind_where_its_router_cannot_be_closed(killed: bool) -> None:
+async def test_an_engine_is_not_left_behind_where_its_router_cannot_be_closed(
+    killed: bool, away: Exception, said: str
+) -> None:
     fleet = await fleet_with(OWN)
     await fleet.offload(weights=V1)
     fleet["a"].adapter.script("restore", DIE if killed else LOST_AFTER)
-    fleet.router.close_fails = OSError("the router is away")
-    with pytest.raises(FleetError, match="its router could not be closed: the router is away"):
+    fleet.router.close_fails = away
+    with pytest.raises(FleetError, match=f"its router could not be closed: {said}"):
         await fleet.onload(deadline_s=0.3)
     assert fleet.quarantined == {}
     assert where(fleet) == SERVE

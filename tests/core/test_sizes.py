@@ -270,6 +270,14 @@ def test_bytes_decide_about_a_lost_release_as_well_as_the_size_is_known(
     assert found == decided
 
 
+@pytest.mark.parametrize("moved_mib", [0, 160, 389])
+def test_bytes_of_a_share_too_small_to_be_seen_decide_nothing(moved_mib: int) -> None:
+    """Seen on a vLLM on a CPU: 0.6 MiB of weights came back, or not, as its process had grown by 0.6 MiB meanwhile."""
+    before, now = facts(), facts(mapped={"weights": None, "kv_cache": None})
+    call, policy = UncertainCall({}, before, before, BOTH, held(1937)), Policy(visible_bytes=500 * MIB)
+    assert mapping_from_freed_bytes(now, call, held(1937 - moved_mib), reported(), Calibration(), policy) == {}
+
+
 # what was accepted on the way out is accepted on the way back
 
 

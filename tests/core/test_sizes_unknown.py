@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from rig import context_of, engine_in, facts
 
-from lifecycle import NotProved, Pending, Policy, Proved, RestoreWeights, State, TagSpec
+from lifecycle import Kept, NotProved, Pending, Policy, Proved, Release, RestoreWeights, State, TagSpec
 from lifecycle.core.readings import Reading
 from lifecycle.core.record import Calibration
 from lifecycle.rules import proofs as p
@@ -57,6 +58,29 @@ def test_a_restore_is_proved_where_nothing_is_missing_and_no_release_was_proved(
     verdict = p.weights_mapped(context)
     assert type(verdict) is kind, verdict
     assert "as before the release" in verdict.reason or "have not come back" in verdict.reason
+
+
+FEW = (
+    r"how much they hold is not known: less than 64 MiB is not told .* give the sizes of its tags \(sizes= in its URL\)"
+)
+
+
+@pytest.mark.parametrize(("mib", "said"), [(62, True), (32, True), (31, False), (0, False)])
+def test_of_little_that_moved_it_is_said_that_it_may_be_all(mib: int, said: bool) -> None:
+    """Two ranks with 32 MiB of tags each return 62 to 64 MiB, and what they hold is not known before that is proved."""
+    more, less = Evidence(residual=held(1000)), Evidence(residual=held(1000 - mib))
+    policy, has = Policy(residual_threshold_gib=3.0), capabilities(*UNKNOWN)
+    out = context_of(
+        Release(None, Kept()), facts(mapped=dict.fromkeys(BOTH, False)), has, policy, targets=BOTH, baseline=more,
+        evidence=less,
+    )  # fmt: skip
+    back = context_of(
+        RestoreWeights(), facts(mapped={"weights": True, "kv_cache": False}), has, policy,
+        targets=frozenset({"weights"}), baseline=less, evidence=more, learned={BOTH: 64 * MIB},
+    )  # fmt: skip
+    for verdict in (p.memory_returned(out), p.tags_unmapped(out), p.weights_mapped(back)):
+        assert isinstance(verdict, Pending)
+        assert bool(re.search(FEW, verdict.reason)) is said, verdict
 
 
 async def test_an_engine_whose_release_frees_nothing_comes_back() -> None:

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 from rig import V1, believing, engine_in, facts, serve_again, serving
 
-from lifecycle import Engine, Facts, Grade, NotProved, State, TagSpec, Unreachable
+from lifecycle import Engine, Facts, Grade, NotProved, State, Unreachable
+from lifecycle.core.observation import Observation
 from lifecycle.core.readings import Reading
 from lifecycle.core.record import Record
 from lifecycle.rules.knowledge import decided_by_bytes
+from lifecycle.rules.knowledge.observed import moved_by_others
 from lifecycle.store.sqlite import Store
-from lifecycle.testing import DONE, KEPT_WEIGHTS, KV_CACHE, LATE, LOST, LOST_AFTER, QUICK, WEIGHTS
+from lifecycle.testing import DONE, KEPT_WEIGHTS, KV_CACHE, LOST, LOST_AFTER, QUICK
 
 GIB = 1 << 30
-SMALL = TagSpec("small_kv", "kv", "discarded", 1 << 20)
 
 
 async def released_by_somebody_else(frees: bool) -> Engine:
@@ -102,14 +103,14 @@ async def test_a_tag_in_doubt_that_is_found_released_leaves_no_fresh_cache() -> 
 
 
 async def test_a_lost_call_is_not_decided_by_bytes_that_others_may_have_moved() -> None:
-    engine = await engine_in(State.DRAINED, WEIGHTS, SMALL)
-    engine.adapter.script("release", LATE)
+    engine = await engine_in(State.DRAINED)
+    engine.adapter.script("release", LOST_AFTER)
+    engine.adapter.script("barrier", LOST)
     with pytest.raises(Unreachable):
         await engine.release(weights=V1, deadline_s=1)
-    assert engine.facts.mapped == {"weights": True, "small_kv": False}
-    engine.adapter.engine.apply("resume", {})
-    assert (await engine.recover()).state is State.FAILED, "whether they restored small_kv cannot be seen"
-    assert engine.facts.mapped["small_kv"] is None
+    assert engine.record.uncertain.call is not None
+    seen = Observation(alive=True, boot=engine.facts.boot, admission="open")
+    assert moved_by_others(engine.record, seen, engine.capabilities).uncertain.call is None
 
 
 async def test_what_is_known_to_be_unmapped_stays_so_though_its_bytes_are_there() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+import journals
 import pytest
 from rig import V1, engine_in, fleet_of, sent, states
 
@@ -166,9 +167,10 @@ async def test_updating_weights_hands_the_engines_to_the_trainer() -> None:
 
 async def test_an_exception_inside_updating_weights_fails_all_and_comes_through() -> None:
     fleet, _ = await drained("a", "b")
-    with pytest.raises(ZeroDivisionError):
+    with journals.kept() as entries, pytest.raises(ZeroDivisionError):
         async with fleet.updating_weights("v1"):
             raise ZeroDivisionError
+    assert "the push was given up: ZeroDivisionError" in str(list(entries))
     assert all(engine.weights_refusal() for engine in fleet)
     assert not any(engine.busy or engine.in_move for engine in fleet)
 

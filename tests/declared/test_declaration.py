@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from lifecycle.adapters.declared import About, DeclaredAdapter, Verb, Verbs
 
 from lifecycle import ConfigurationError, Grade
+from lifecycle.core.calls import PUSH
 from lifecycle.core.commands import Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from lifecycle.core.facts import Contents, Fact, Facts
 from lifecycle.core.sources import FromDisk, Kept, Pushed
@@ -67,6 +69,15 @@ WRONG = {
     "release: nothing unmaps nothing": {"release": Verb(call=nothing, effects=BACK)},
     "restore: nothing unmaps kv_cache, weights": {"restore": Verb(call=nothing, effects=BOTH)},
     "release: a Verb with effects": {"release": [nothing]},
+    "release: a Verb with effects={tag: ...} is needed, got <function nothing": {"release": nothing},
+    "release: a Verb with effects={tag: ...} is needed, got None": {"release": None},
+    "restore: a Verb with effects={tag: ...} is needed, got 'wake'": {"restore": "wake"},
+    "restore: a Verb with effects={tag: ...} is needed, got Verb": {
+        "restore": [Verb(call=of_tags, effects=BACK), Verb(call=nothing)]
+    },
+    "pause: its verbs are given as {WORD: verb}, got <function nothing": {"pause": nothing},
+    "push: its verbs are given as {WORD: verb}, got [<function nothing": {"push": [nothing]},
+    "resume: it must be a function or a Verb, got None": {"resume": None},
     "release: no verb is declared": {"release": []},
     "weights is discarded after one verb and kept after another": {
         "release": [Verb(call=nothing, effects=BOTH), Verb(call=of_tags, effects={"weights": "kept"})]
@@ -109,6 +120,10 @@ def test_a_verb_that_cannot_be_meant(given: dict[str, Any], said: str) -> None:
         (About(sizes={"cuda_graph": 1}), "sizes: cuda_graph is released by no verb"),
         (About(sizes={"weights": 0}), "sizes: weights must have a whole number of bytes > 0, got 0"),
         (About(stages={"nonsense": "kv"}), "stages: nonsense is released by no verb"),
+        (About(stages={"kv_cache": "cache"}), "stages: kv_cache is of 'cache'; the stages are weights, kv"),
+        (About(ranks=0), "ranks must be a whole number > 0, got 0"),
+        (About(ranks=True), "ranks must be a whole number > 0, got True"),
+        (About(ranks="2"), "ranks must be a whole number > 0, got '2'"),
         (About(live_update=True), "live_update=True needs pause="),
     ],
 )
@@ -116,6 +131,38 @@ def test_what_no_verb_tells_is_checked_too(about: About, said: str) -> None:
     with pytest.raises(ConfigurationError) as wrong:
         declared(about=about)
     assert said in str(wrong.value)
+
+
+MORE = {**BOTH, "head": "discarded"}
+OF_WEIGHTS = Verb(call=nothing, effects={"weights": "resident", "head": "resident"})
+OF_KV = Verb(call=nothing, effects={"kv_cache": "resident"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "follows"),
+    [
+        (
+            {
+                "about": About(stages={"haed": "weights"}),
+                "release": Verb(call=nothing, effects=MORE),
+                "restore": [OF_WEIGHTS, OF_KV],
+            },
+            "stages: haed is released by no verb; it has head, kv_cache, weights",
+            "restore: no verbs bring head, kv_cache back alone",
+        ),
+        (
+            {"restore": Verb(call=nothing, effects={**BACK, "cuda_graph": "resident"})},
+            "restore: cuda_graph is released by no verb",
+            "restore: no verbs bring weights back alone",
+        ),
+    ],
+)
+def test_the_mistake_is_named_and_not_what_follows_from_it(changes: dict[str, Any], said: str, follows: str) -> None:
+    """Each mistake alone is refused by a later check too, in words that lead elsewhere."""
+    with pytest.raises(ConfigurationError) as wrong:
+        declared(**changes)
+    assert said in str(wrong.value)
+    assert follows not in str(wrong.value)
 
 
 def test_a_signature_that_cannot_be_read_is_declared() -> None:
@@ -205,6 +252,20 @@ def test_a_verb_that_drops_the_prefix_cache_is_followed_by_none_that_does() -> N
     assert call.effect[Fact.CACHE_FRESH] is True
 
 
+@pytest.mark.parametrize(("weights", "kv", "refused"), [(False, True, False), (True, False, True)])
+def test_it_is_dropped_by_the_verbs_that_restore_kv(weights: bool, kv: bool, refused: bool) -> None:
+    restore = [
+        Verb(call=nothing, effects={"weights": "resident"}, drops_cache=weights),
+        Verb(call=nothing, effects={"kv_cache": "resident"}, drops_cache=kv),
+    ]
+    with pytest.raises(ConfigurationError, match="empties the prefix cache") if refused else nullcontext():
+        declared(restore=restore, drop_cache=None)
+
+
+def test_kv_that_is_kept_needs_nothing_that_drops_the_prefix_cache() -> None:
+    declared(release=Verb(call=of_tags, effects={"weights": "discarded", "kv_cache": "kept"}), drop_cache=None)
+
+
 def test_requests_never_go_on_with_kv_of_other_weights_unless_that_is_meant() -> None:
     effects = {"weights": "discarded", "kv_cache": "kept_on_host"}
     changes = {"release": Verb(call=of_tags, effects=effects), "pause": {"freeze": nothing}, "load": load}
@@ -230,11 +291,13 @@ def test_a_push_without_verbs_for_its_ends_leaves_the_contents_unknown_meanwhile
 
 
 def test_calls_have_the_names_of_their_functions_where_those_are_names_and_differ() -> None:
-    adapter = declared(pause={"abort": lambda: None, "keep": partial(nothing)}, load=load)
+    drop = Verb(call=nothing, name=PUSH.name)  # the name of the call that is a push
+    adapter = declared(pause={"abort": lambda: None, "keep": partial(nothing)}, load=load, drop_cache=drop)
     names = {place: placed.name for place, placed in adapter.declared.placed.items()}
     assert names["load"] == "load"
     assert names["restore 0"] == "of_tags"
     assert names["pause abort"] == "pause_abort"  # a lambda has no name
     assert names["resume"] == "resume"  # two of them are called `nothing`
+    assert names["drop_cache"] == "drop_cache"
     assert len(set(names.values())) == len(names)
     assert adapter.plan(Resume(), serving())[0].name == names["resume"]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from lifecycle.adapters.declared import About, DeclaredAdapter, Verb, Verbs, did
+from lifecycle.adapters.declared import About, DeclaredAdapter, NotCalled, Verb, Verbs, did
 from test_declaration import BACK, BOTH, LEAST
 
 from lifecycle import ConfigurationError, Fact, Grade, Pending, Proved, Refuted, Reply, Unmeasurable
@@ -74,6 +74,14 @@ async def test_how_an_answer_is_read(answer: Any, outcome: str, said: str) -> No
     assert not reply.refused, "it was called"
 
 
+async def test_a_call_that_never_reached_the_engine() -> None:
+    """It changes nothing of what is known, and needs no barrier."""
+    adapter, reply = await released_by(raising(NotCalled("its argument cannot be sent")))
+    assert (reply.outcome, reply.refused) == ("lost", True)
+    assert reply.detail == "it was not called: its argument cannot be sent"
+    assert await adapter.barrier(deadline_s=1.0)
+
+
 async def test_how_success_is_read_is_declared() -> None:
     async def code(value: int) -> Reply:
         return (await released_by(lambda: value, succeeded=lambda answer: answer == 0 or f"code {answer}"))[1]
@@ -109,6 +117,20 @@ async def test_an_answer_that_cannot_be_read_leaves_all_unknown() -> None:
     _, reply = await released_by(lambda: 7, succeeded=lambda answer: answer["code"] == 0, refusal_is_untouched=True)
     assert reply.outcome == "lost"
     assert "7, of which succeeded= raised TypeError" in reply.detail
+
+
+async def test_a_call_that_waited_for_another_and_runs_now_is_before_the_barrier_too() -> None:
+    first, second = asyncio.Event(), asyncio.Event()
+    adapter = driven(resume=first.wait, drop_cache=second.wait)
+    calls = [asyncio.create_task(adapter.send(Call(name), deadline_s=10.0)) for name in ("resume", "drop_cache")]
+    await asyncio.sleep(0)
+    barrier = asyncio.create_task(adapter.barrier(deadline_s=10.0))
+    await asyncio.sleep(0)
+    first.set()
+    assert not await barrier
+    second.set()
+    assert [(await each).outcome for each in calls] == ["done", "done"]
+    assert await adapter.barrier(deadline_s=10.0)
 
 
 async def test_after_no_answer_a_barrier_that_is_declared_tells_that_nothing_runs() -> None:

@@ -13,7 +13,8 @@ from lifecycle.core.facts import PauseMode
 from lifecycle.core.requests import RequestFates
 
 FOUR = len(PROMPTS)
-TOKENS = 1500
+#: So many that streams still run when a slow machine has paused the engine.
+TOKENS = 3500
 
 
 @pytest.fixture

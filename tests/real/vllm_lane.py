@@ -61,8 +61,9 @@ class VLLMLane(OneServer[RealVLLM]):
         return outputs(server, key=KEY if kind == "keyed" else None)
 
     def used_again(self, server: RealVLLM) -> None:
-        """It serves, also where a test that failed left it asleep: each request would wait for a minute."""
+        """It serves, also where a test that failed left it asleep or paused: the tests after it would fail with it."""
         ask(server, "/wake_up", method="POST")
+        ask(server, "/resume", method="POST")
 
 
 def source(seed: int) -> FromDisk:
@@ -122,12 +123,16 @@ def outputs(server: RealVLLM, *, key: str | None = None) -> list[list[int]]:
 class Load:
     """How many requests more than at the start `/load` counts. What it counts of none drifts (docs/adapters.md)."""
 
+    #: Seconds for which it has to count the same before a test begins.
+    STILL_S = 0.5
+
     def __init__(self, server: RealVLLM) -> None:
         self._server, self._before = server, self._count(server)
-        time.sleep(0.1)  # the end of a request is counted after its client has seen it
-        while (now := self._count(server)) != self._before:
-            self._before = now
-            time.sleep(0.1)
+        still_since_s = time.monotonic()  # the end of a request is counted after its client has seen it
+        while time.monotonic() - still_since_s < self.STILL_S:
+            if (now := self._count(server)) != self._before:
+                self._before, still_since_s = now, time.monotonic()
+            time.sleep(0.05)
 
     def until(self, count: int, deadline_s: float = 30.0) -> None:
         """So many more requests are open; AssertionError where they are not in time."""

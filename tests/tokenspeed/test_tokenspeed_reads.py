@@ -13,7 +13,7 @@ from tokenspeed_driving import closed, driven, facts
 from tokenspeed_server import ENGINE_GONE
 
 from lifecycle import Fact, Pause, Probe
-from lifecycle.core.verdicts import Proved, Refuted
+from lifecycle.core.verdicts import Pending, Proved, Refuted
 
 EVERYTHING = frozenset(Fact)
 
@@ -133,3 +133,40 @@ async def test_whether_it_is_idle_is_read_where_memory_may_be_released(mapped: b
         for asked in (adapter.prove_idle(known, deadline_s=5), adapter.idle_within(known, wait_s=1, deadline_s=5)):
             assert isinstance(await asked, Proved)
         assert not server.sent("/pause_generation"), "it would thaw the scheduler"
+
+
+UNKNOWN = {"mapped": {"weights": None, "kv_cache": None}}
+
+
+async def test_a_count_from_before_its_scheduler_went_on_is_not_believed() -> None:
+    """Its load is what it published last: none, while it takes three requests in, whose clients have left since."""
+    async with driven() as (server, adapter):
+
+        def load() -> dict[str, int]:
+            told = len(server.sent("/release_memory_occupation"))  # those of a kind are answered one after the other
+            return {"dp_rank": 0, "num_reqs": 3 if told >= 2 else 0, "num_waiting_reqs": 0, "num_pages": 0}
+
+        server._load = load  # type: ignore[method-assign]
+        verdict = await adapter.prove_idle(closed(**UNKNOWN), deadline_s=5)
+        assert isinstance(verdict, Pending)
+        assert "memory may be released, and it has 3 requests" in verdict.reason
+        assert server.released == set()
+        assert not server.sent("/pause_generation", "/continue_generation")
+
+
+@pytest.mark.parametrize("path", ["/release_memory_occupation", "/resume_memory_occupation"])
+async def test_it_is_not_idle_while_a_call_that_moves_memory_may_be_under_way(path: str) -> None:
+    """It is answered behind that one: a release that got no answer may wait for requests to end."""
+    async with driven() as (server, adapter):
+        server.hangs.add(path)
+        verdict = await adapter.prove_idle(closed(**UNKNOWN), deadline_s=0.3)
+        assert isinstance(verdict, Pending)
+        assert "calls that its scheduler always refuses got no answer" in verdict.reason
+
+
+async def test_one_that_is_known_to_be_released_is_counted_once() -> None:
+    """A release drains first, and its scheduler stays frozen."""
+    async with driven() as (server, adapter):
+        known = closed(mapped={"weights": False, "kv_cache": None})
+        assert isinstance(await adapter.prove_idle(known, deadline_s=5), Proved)
+        assert server.sent() == []

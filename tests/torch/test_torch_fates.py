@@ -41,6 +41,18 @@ def test_each_end_is_counted_as_what_it_was() -> None:
     assert counts(gate).finished == 2
 
 
+def test_a_request_that_began_another_is_itself_again_once_that_has_ended() -> None:
+    gate = Gate()
+    with gate.request():
+        with gate.request():
+            pass
+        gate.close("abort")
+        assert gate.aborting
+    assert counts(gate) == RequestCounts(
+        "engine", "b", ended=2, finished=1, doubtful=(0,), aborted=1, refused=0, open=0
+    )
+
+
 def test_who_asks_from_elsewhere_is_no_request() -> None:
     gate = Gate()
     gate.close("abort")
@@ -146,5 +158,29 @@ class Plain:
 async def test_a_gate_of_the_user_that_does_not_count_is_unknown() -> None:
     with built(in_flight=Plain()) as (engine, _):
         await engine.connect()
+        assert await engine.adapter.request_counts(deadline_s=1) is None
         await engine.pause()
         assert (await engine.drain()).requests == NOT_KNOWN
+
+
+async def test_counts_are_those_of_one_engine() -> None:
+    """Two engines may share what admits their requests: what was counted under one says nothing of the other."""
+    gate = Gate()
+    boots = set()
+    for name in ("a", "b"):
+        with built(name, in_flight=gate) as (engine, _):
+            await engine.connect()
+            told = await engine.adapter.request_counts(deadline_s=1)
+            assert told is not None
+            assert told.boot == engine.facts.boot
+            boots.add(told.boot)
+    assert len(boots) == 2
+
+
+async def test_steps_of_a_tenant_that_serves_nothing_are_no_requests() -> None:
+    with built(serves=False) as (tenant, _):
+        await tenant.connect()
+        with tenant.gate.request():
+            pass
+        await tenant.pause()
+        assert (await tenant.drain()).requests == NOT_KNOWN

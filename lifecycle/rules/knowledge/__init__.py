@@ -24,7 +24,7 @@ A fact that several states of the world explain is unknown: it is never decided 
 
 from __future__ import annotations
 
-from .asserted import asserted
+from .asserted import asserted, asserted_version, weights_supposed
 from .calls import (
     after_cancelled,
     after_push,
@@ -64,6 +64,7 @@ __all__ = [
     "after_reply",
     "another_answered",
     "asserted",
+    "asserted_version",
     "attached",
     "barrier_returned",
     "command_began",
@@ -91,4 +92,5 @@ __all__ = [
     "unknown",
     "unproved",
     "used_by_others",
+    "weights_supposed",
 ]

@@ -139,7 +139,7 @@ async def _recovers(bench: Bench, engine: Engine, error: OperationFailed | None)
         assert error.settled is engine.state, "the error does not name the state of the engine"
     if engine.state is State.FAILED:
         await engine.recover()
-    assert engine.state in RING, f"recover() found no state: {engine.facts}"
+    assert engine.state in RING, f"recover() found no state: {engine.reason} ({engine.facts})"
     assert await engine.verify() is engine.state
     await bench.onload(engine)
 

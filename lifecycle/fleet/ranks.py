@@ -1,0 +1,268 @@
+"""One driver a rank: the ranks of a job go on together or not at all, each with engines of its own.
+
+A verb of a fleet that has an agreement votes before anything is sent ("begin"), and after each of its phases. A phase
+is entered only once all ranks voted for it. Where one refused, failed or did not vote, that is taken as if an engine of
+this fleet had failed in that phase, and the failure policy says what becomes of its engines; from there on each rank
+goes on by itself, and no more votes are asked for in this verb. All of it is within the caller's deadline: the engines
+get what is left of it but for the part that the vote needs.
+
+A caller that leaves in the middle (an error, a cancellation) says so at the next barrier, so that nobody waits for it.
+One that is killed is missing there. Between its vote and what it does then, a rank may always be killed: the others
+learn of that at the barrier which follows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from ..core.agreement import RankOutcome, why_not
+from ..core.commands import Command, Pause, Release, UpdateWeights
+from ..core.deadline import LOOK_S, Deadline
+from ..core.errors import (
+    AgreementError,
+    AgreementLost,
+    ConfigurationError,
+    FleetError,
+    LifecycleError,
+    RankFailed,
+    RankMissing,
+)
+from ..core.policy import DEADLINES_S
+from ..core.ports import Agreement
+from ..core.sources import Source, version_of
+from ..core.transition import Transition
+from ..engine.engine import Engine
+from ..rules.planner import Goal
+from .preflight import REFUSED
+
+P = ParamSpec("P")
+
+#: The part of a deadline that is kept for the vote, at most a quarter of it.
+VOTE_S = 2.0
+#: Seconds that saying that one leaves may take.
+LEAVE_S = 1.0
+#: What a verb votes on before anything is sent.
+BEGIN = "begin"
+
+#: Whether this task moves engines without the other ranks.
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+class Ranks:
+    """The other ranks, as the verbs of one fleet hear of them. Without an agreement there are none."""
+
+    def __init__(self, agreement: Agreement | None = None) -> None:
+        self._agreement = agreement
+        self._verb = ""
+        self._over = False
+        self._clock = Deadline(0.0)
+        self.begun = False
+
+    @property
+    def votes(self) -> bool:
+        """Whether other ranks have a say in what comes next."""
+        return self._agreement is not None and bool(self._verb) and not self._over and not _ALONE.get()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, the verbs of this task ask no other rank: engines are brought back, or recovered."""
+        token = _ALONE.set(True)
+        try:
+            yield
+        finally:
+            _ALONE.reset(token)
+
+    @asynccontextmanager
+    async def verb(self, name: str) -> AsyncIterator[None]:
+        """Inside, the ranks do the same; where it is left by an error of which they do not know, they are told."""
+        if self._agreement is None or _ALONE.get():
+            yield
+            return
+        if self._verb:
+            raise ConfigurationError(f"{name} while {self._verb} is under way: with an agreement, one after the other")
+        self._verb, self._over, self.begun = name, False, False
+        try:
+            yield
+        except BaseException as error:
+            if not self._over:
+                await self._leave(error, f"{name}: {BEGIN}" if not self.begun else name)
+            raise
+        finally:
+            self._verb = ""
+
+    @asynccontextmanager
+    async def window(self) -> AsyncIterator[None]:
+        """Inside, the caller has the memory; where that ends by an error, the others do not wait for this rank."""
+        try:
+            yield
+        except BaseException as error:
+            self.begun = True
+            await self._leave(error, "offloaded()")
+            raise
+
+    async def _leave(self, error: BaseException, phase: str) -> None:
+        if self._agreement is None:
+            return
+        outcome = RankOutcome(phase, _said(error), vote="gave_up" if self.begun else "voted")
+        try:
+            async with asyncio.timeout(LEAVE_S):
+                await self._agreement.give_up(outcome, deadline_s=LEAVE_S)
+        except Exception as problem:
+            error.add_note(f"the other ranks were not told: {problem or type(problem).__name__}")
+
+    # deadlines
+
+    def phase_begins(self, command: str, engines: Iterable[Engine], deadline_s: float | None) -> None:
+        """From here on a phase runs in which the engines are given this command."""
+        limits = [each.policy.deadline_s(command, deadline_s) for each in engines]
+        self._clock = Deadline(max(limits, default=deadline_s or DEADLINES_S[command]), reserve_s=VOTE_S)
+
+    def work_s(self, deadline_s: float | None) -> float | None:
+        """Seconds that engines may take now: what was asked for, or what is left of the phase before the vote."""
+        return max(LOOK_S, self._clock.work_s) if self.votes else deadline_s
+
+    # votes
+
+    async def begin(self, plan: Mapping[str, str], *, goes_on_alone: bool = False) -> list[AgreementError]:
+        """All ranks are ready for the same; FleetError where one is not, and nothing was sent on any.
+
+        With `goes_on_alone` one that did not come, or left, keeps nobody: why is returned. The deadline is that of the
+        phase that began last.
+        """
+        found = await self._vote(BEGIN, "", plan)
+        if found and not (goes_on_alone and all(map(_absent, found))):
+            raise FleetError.of(REFUSED, found)
+        return found
+
+    async def ended(self, phase: str, failed: Iterable[Exception] = ()) -> list[AgreementError]:
+        """Why this rank does not go on after this phase, though its own engines may; empty where all voted for it."""
+        return await self._vote(phase, "; ".join(map(_said, failed)), {})
+
+    async def _vote(self, phase: str, problem: str, plan: Mapping[str, str]) -> list[AgreementError]:
+        if self._agreement is None or not self.votes:
+            return []
+        name, rank = f"{self._verb}: {phase}", self._agreement.rank
+        outcome, left_s = RankOutcome(name, problem, plan), max(LOOK_S, self._clock.left_s)
+        self.begun = True
+        try:
+            outcomes = await self._agreement.agree(name, outcome, deadline_s=left_s)
+        except AgreementLost as lost:
+            self._over = True
+            return [lost]
+        except ConfigurationError:
+            self._over = True
+            raise
+        found = why_not(outcomes, rank, name)
+        self._over = bool(found or problem)
+        return found
+
+
+class _HasRanks(Protocol):
+    @property
+    def ranks(self) -> Ranks:
+        """The other ranks."""
+
+
+F = TypeVar("F", bound=_HasRanks)
+R = TypeVar("R")
+
+
+def move_of_ranks(
+    verb: Callable[Concatenate[F, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[F, P], Coroutine[Any, Any, R]]:
+    """The verb of a fleet, which votes itself, phase by phase."""
+
+    @wraps(verb)
+    async def call(self: F, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        async with self.ranks.verb(verb.__name__):
+            return await verb(self, *args, **kwargs)
+
+    return call
+
+
+def step_of_ranks(
+    verb: Callable[Concatenate[F, P], Coroutine[Any, Any, list[Transition]]],
+) -> Callable[Concatenate[F, P], Coroutine[Any, Any, list[Transition]]]:
+    """The verb of a fleet that is one command: the ranks vote on what came of it, too."""
+
+    @wraps(verb)
+    async def call(self: F, /, *args: P.args, **kwargs: P.kwargs) -> list[Transition]:
+        ranks, name = self.ranks, verb.__name__
+        async with ranks.verb(name):
+            try:
+                done = await verb(self, *args, **kwargs)
+            except FleetError as error:
+                more = await ranks.ended(name, error.exceptions) if ranks.begun else []
+                if not more:
+                    raise
+                what = f"{len(error.exceptions)} engines of this rank"
+                raise FleetError.of(what, [*error.exceptions, *more], error.succeeded) from None
+            if ranks.votes and not ranks.begun:  # no engine of this rank takes part in it
+                deadline_s: Any = kwargs.get("deadline_s")
+                ranks.phase_begins(name, [], deadline_s)
+                await ranks.begin({})
+            more = await ranks.ended(name)
+            if more:
+                raise FleetError.of("no engine of this rank failed", more, done)
+            return done
+
+    return call
+
+
+def plan_of_goals(goals: Iterable[tuple[Engine, Goal]]) -> dict[str, str]:
+    """What an offload is about to do, by group."""
+    plan: dict[str, str] = {}
+    for engine, goal in goals:
+        _say(plan, engine, goal.weights, goal.tags)
+        plan[f"the pause mode of {engine.group}"] = goal.mode
+    return plan
+
+
+def plan_of_sources(sources: Iterable[tuple[Engine, Source | None]], *, overlap: bool, between: bool) -> dict[str, str]:
+    """What an onload is about to do, by group."""
+    plan = {"overlap=": str(overlap), "a step between": str(between)}
+    for engine, source in sources:
+        _say(plan, engine, source)
+    return plan
+
+
+def plan_of_commands(commands: Iterable[tuple[Engine, Command]]) -> dict[str, str]:
+    """What a step is about to do, by group."""
+    plan: dict[str, str] = {}
+    for engine, command in commands:
+        match command:
+            case Release(tags=tags, weights=source):
+                _say(plan, engine, source, tags)
+            case UpdateWeights(source=source):
+                _say(plan, engine, source)
+            case Pause(mode=mode):
+                plan[f"the pause mode of {engine.group}"] = mode
+    return plan
+
+
+def _say(plan: dict[str, str], engine: Engine, source: Source | None, *tags: frozenset[str] | None) -> None:
+    """Adds the version, where one is named, and the tags. What engines of a group differ in is no plan of the group."""
+    version = version_of(source)
+    parts = {} if version is None else {f"the version of {engine.group}": version}
+    for named in tags:
+        parts[f"the tags of {engine.group}"] = "all" if named is None else ", ".join(sorted(named))
+    for part, value in parts.items():
+        plan[part] = value if plan.get(part, value) == value else f"{plan[part]}, {value}"
+
+
+def _absent(error: AgreementError) -> bool:
+    return isinstance(error, RankMissing | AgreementLost) or (isinstance(error, RankFailed) and error.gave_up)
+
+
+def _said(error: BaseException) -> str:
+    """What is told to the other ranks of an error."""
+    if isinstance(error, FleetError):
+        return "; ".join(map(_said, error.exceptions))
+    if isinstance(error, asyncio.CancelledError):
+        return "it was cancelled"
+    return error.without_advice if isinstance(error, LifecycleError) else f"{type(error).__name__}: {error}"

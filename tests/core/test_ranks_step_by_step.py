@@ -1,0 +1,119 @@
+"""The steps of a fleet with ranks: each is voted on before anything is sent, and after it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from rank_rig import LIMIT_S, WORLD, causes, offload, on_all, onload, ranks, states_of
+from rig import V1, V2, sent
+
+from lifecycle import FleetError, Group, RankFailed, RankMissing, State
+from lifecycle.testing import REJECTED
+
+pytestmark = pytest.mark.virtual_time
+
+RING: list[tuple[str, Any, State]] = [
+    ("pause", lambda fleet: fleet.pause(deadline_s=LIMIT_S), State.PAUSED),
+    ("drain", lambda fleet: fleet.drain(deadline_s=LIMIT_S), State.DRAINED),
+    ("release", lambda fleet: fleet.release(weights=V1, deadline_s=LIMIT_S), State.RELEASED),
+    ("restore", lambda fleet: fleet.restore_weights(deadline_s=LIMIT_S), State.WEIGHTS_RESTORED),
+    ("load", lambda fleet: fleet.update_weights(V1, deadline_s=LIMIT_S), State.WEIGHTS_RESTORED),
+    ("flush", lambda fleet: fleet.restore_kv(deadline_s=LIMIT_S), State.KV_RESTORED),
+    ("resume", lambda fleet: fleet.resume(deadline_s=LIMIT_S), State.SERVING),
+]
+
+
+async def test_the_ring_step_by_step() -> None:
+    fleets = await ranks(groups={"a": Group(), "b": Group(drain_after=("a",))})
+    for _, step, state in RING:
+        done = await on_all(fleets, step)
+        assert states_of(fleets) == [state] * WORLD, done
+        assert all(isinstance(each, list) for each in done)
+
+
+@pytest.mark.parametrize("failing", [call for call, _, _ in RING if call != "drain"])
+async def test_a_step_that_fails_on_one_rank_fails_on_all(failing: str) -> None:
+    fleets = await ranks()
+    number = [call for call, _, _ in RING].index(failing)
+    for _, step, _ in RING[:number]:
+        await on_all(fleets, step)
+    fleets[1]["e1"].adapter.always(failing, REJECTED)
+    _, step, state = RING[number]
+    done = await on_all(fleets, step)
+    for rank in (0, 2):
+        (cause,) = causes(done[rank])
+        assert isinstance(cause, RankFailed)
+        assert cause.rank == 1
+        assert [each.engine for each in done[rank].succeeded] == [f"e{rank}"]
+    assert causes(done[1])
+    assert states_of(fleets)[::2] == [state] * 2, "a step brings nobody back"
+
+
+async def test_a_refusal_before_the_step_sends_nothing_on_any() -> None:
+    fleets = await ranks()
+    await fleets_paused(fleets[:2])
+    refused = await on_all(fleets, lambda fleet: fleet.release(weights=V1, deadline_s=LIMIT_S))
+    assert all(isinstance(each, FleetError) for each in refused)
+    assert "release" not in [call for fleet in fleets for engine in fleet for call in sent(engine)]
+
+
+async def fleets_paused(fleets: Any) -> None:
+    for fleet in fleets:
+        with fleet.ranks.alone():
+            await fleet.pause()
+            await fleet.drain()
+
+
+async def test_a_rank_that_does_not_make_the_step_is_missing() -> None:
+    fleets = await ranks()
+    begun = time.monotonic()
+    failed = await on_all(fleets[1:], RING[0][1])
+    assert time.monotonic() - begun < LIMIT_S + 0.01
+    assert [type(causes(each)[0]) for each in failed] == [RankMissing] * 2
+    assert states_of(fleets) == [State.SERVING] * WORLD
+
+
+async def test_versions_that_differ_are_refused() -> None:
+    fleets = await ranks()
+    for _, step, _ in RING[:4]:
+        await on_all(fleets, step)
+    source = {id(fleet): V2 if fleet is fleets[0] else V1 for fleet in fleets}
+    refused = await on_all(fleets, lambda fleet: fleet.update_weights(source[id(fleet)], deadline_s=LIMIT_S))
+    assert "the version of default is v1 there, and v2 here" in str(refused[0])
+    assert "load" not in [call for fleet in fleets for engine in fleet for call in sent(engine)]
+
+
+async def test_a_push_is_one_window_on_all_ranks() -> None:
+    fleets = await ranks()
+    await on_all(fleets, offload)
+    await on_all(fleets, RING[3][1])
+    inside: list[int] = []
+
+    async def push(fleet: Any) -> None:
+        async with fleet.updating_weights("v5", deadline_s=LIMIT_S) as engines:
+            inside.append(len(engines))
+            await asyncio.gather(*(engine.push("tensor", data=1) for engine in engines))
+
+    assert await on_all(fleets, push) == [None] * WORLD
+    assert inside == [1] * WORLD
+    await on_all(fleets, onload)
+    assert states_of(fleets) == [State.SERVING] * WORLD
+
+
+async def test_a_push_that_fails_on_one_rank_fails_on_all() -> None:
+    fleets = await ranks()
+    await on_all(fleets, offload)
+    await on_all(fleets, RING[3][1])
+
+    async def push(fleet: Any) -> None:
+        async with fleet.updating_weights("v5", deadline_s=LIMIT_S) as engines:
+            if fleet is fleets[1]:
+                raise ZeroDivisionError("no route")
+            await asyncio.gather(*(engine.push("tensor", data=1) for engine in engines))
+
+    failed = await on_all(fleets, push)
+    assert isinstance(failed[1], ZeroDivisionError)
+    assert [type(causes(failed[rank])[0]) for rank in (0, 2)] == [RankFailed] * 2
