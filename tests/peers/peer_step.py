@@ -39,6 +39,7 @@ class Outcome:
     loop: str
     fault: str
     code: str  # "theirs" or "ours"
+    traced: bool = False  # whether the functions that run are recorded
     ended: str = "returned"
     after_s: float = 0.0
     #: MiB of device memory that each engine held when training began, a list for each time that it began.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -21,6 +21,16 @@ FAULTS = {
     "lies": "the first engine answers 200 to a release and frees nothing",
     "dies": "the first engine dies while tensors are pushed to it",
 }
+
+
+NOTES = {
+    "verl": (
+        ". `Server` and `Trainer` are verl's `SGLangHttpServer` and `ActorRolloutRefWorker` but for their "
+        "constructors, which would start an engine and build a model; the replicas are given their servers instead of "
+        "launching them"
+    )
+}
+CODES = {"theirs": "with their own code", "ours": "over the shim"}
 
 
 def code_lines(path: Path) -> set[int]:
@@ -47,8 +57,12 @@ def shims() -> dict[str, int]:
 
 
 def stand_ins(peer: str) -> dict[str, int]:
-    """The lines of code of each class and function that stands in for something, by name."""
-    path = HERE / f"{peer}_stand_ins.py"
+    """The lines of code of each class and function that stands in for something of a peer, by name."""
+    paths = (HERE / f"{peer}_{part}.py" for part in ("stand_ins", "actors"))
+    return {name: count for path in paths if path.exists() for name, count in _definitions(path).items()}
+
+
+def _definitions(path: Path) -> dict[str, int]:
     counted = code_lines(path)
     return {
         node.name: len(counted & set(range(node.lineno, (node.end_lineno or 0) + 1)))
@@ -101,14 +115,25 @@ def _cell(outcome: Mapping[str, Any]) -> str:
 
 
 def _what_ran(peer: str, found: Mapping[str, Any]) -> Iterator[str]:
-    functions: Sequence[Mapping[str, Any]] = found["functions"]
-    lines, ran = (sum(each[key] for each in functions) for key in ("lines", "ran"))
+    by_code = {code: {(each["module"], each["name"]): each for each in found["functions"][code]} for code in CODES}
+    every = by_code["theirs"] | by_code["ours"]
     yield f"\n## {found['release'].replace('==', ' ')}: what ran of it\n\n"
-    yield f"{len(functions)} functions, {ran} of their {lines} lines of code, in a step without a fault.\n\n"
-    yield "| module | function | ran | lines |\n|---|---|---:|---:|\n"
-    yield from (f"| {each['module']} | {each['name']} | {each['ran']} | {each['lines']} |\n" for each in functions)
-    standing = stand_ins(peer)
-    yield f"\nIn place of what it requires, {sum(standing.values())} lines:\n\n| stand-in | lines |\n|---|---:|\n"
-    yield from (f"| {name} | {count} |\n" for name, count in standing.items())
+    yield "Lines of code that ran in steps without a fault:"
+    for code, words in CODES.items():
+        ran, lines = (sum(each[key] for each in by_code[code].values()) for key in ("ran", "lines"))
+        yield f" {words}, {ran} of {lines} in {len(by_code[code])} functions;"
+    yield " a dash where it did not run.\n\n| module | function | lines | own | shim |\n|---|---|---:|---:|---:|\n"
+    for key, each in sorted(every.items()):
+        own, shim = (by_code[code][key]["ran"] if key in by_code[code] else "-" for code in CODES)
+        yield f"| {each['module']} | {each['name']} | {each['lines']} | {own} | {shim} |\n"
+    yield from standing(peer)
     hollow = sorted({name.partition(".")[0] for name in found["hollow"]})
     yield f"\nImported and empty but for these ({len(found['hollow'])} modules): {', '.join(hollow)}.\n"
+
+
+def standing(peer: str) -> Iterator[str]:
+    """What stands in for something of a peer or of what it requires."""
+    found = stand_ins(peer)
+    yield f"\nIn place of what it requires, {sum(found.values())} lines{NOTES.get(peer, '')}:\n\n"
+    yield "| stand-in | lines |\n|---|---:|\n"
+    yield from (f"| {name} | {count} |\n" for name, count in found.items())

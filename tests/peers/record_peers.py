@@ -60,7 +60,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--page", type=Path, default=PAGE, help="the page to write")
     chosen = parser.parse_args()
-    found = {peer: found_of(peer) for peer in peer_packages.PACKAGES}
+    found = {peer: found_of(peer, "--functions", deadline_s=600.0) for peer in peer_packages.PACKAGES}
     chosen.page.write_text(peers_page.page(found, _facts()))
     print(f"written: {chosen.page}")
     return 0

@@ -116,7 +116,7 @@ def test_no_half_pushed_weights_are_served(peer: str, loop: str, over_shims: Any
 @pytest.mark.parametrize("peer", PEERS)
 def test_what_their_own_code_does(peer: str, report: Callable[[str], None]) -> None:
     """Without a fault they do what they should; an engine that lies is not seen; one that dies leaves the others."""
-    found = record_peers.found_of(peer, "--code", "theirs")
+    found = record_peers.found_of(peer, "--code", "theirs", "--functions")
     done = by_loop(found)
     for (_, fault), outcome in done.items():
         if fault == "none":
@@ -126,8 +126,8 @@ def test_what_their_own_code_does(peer: str, report: Callable[[str], None]) -> N
     assert "raised" in done["colocated", "dies"]["ended"]
     if peer == SYNC[0]:
         assert done[SYNC[1], "dies"]["engines"] == ["gone", "serves other weights"]
-    assert set(LIFECYCLE[peer]) <= {each["name"] for each in found["functions"]}
-    report(f"functions of {peer} that ran: {len(found['functions'])}")
+    assert set(LIFECYCLE[peer]) <= {each["name"] for each in found["functions"]["theirs"]}
+    report(f"functions of {peer} that ran: {len(found['functions']['theirs'])}")
 
 
 def test_the_page_has_the_shims_as_they_are() -> None:

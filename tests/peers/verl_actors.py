@@ -38,9 +38,8 @@ def rollout_config(free_cache_engine: bool = True) -> RolloutConfig:
 class Traced:
     """Tells which functions of verl ran in this actor. It has one thread, that of its event loop."""
 
-    _ran = FunctionsRun(Path(verl.__file__).parent)
-
     async def record_functions(self) -> None:
+        self._ran = FunctionsRun(Path(verl.__file__).parent)
         sys.settrace(self._ran.called)
 
     async def functions_run(self) -> list[Function]:

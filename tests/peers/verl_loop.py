@@ -85,7 +85,7 @@ class Actors:
 
 
 _actors: list[Actors] = []
-_recorded: list[Any] = []
+_recorded: dict[str, list[Any]] = {"theirs": [], "ours": []}
 
 
 def actors() -> Actors:
@@ -100,9 +100,9 @@ def prepare() -> None:
     actors().begin()
 
 
-def functions_run() -> list[Any]:
-    """What ran of verl in other processes."""
-    return _recorded
+def functions_run(code: str) -> list[Any]:
+    """What ran of verl in other processes, with its own code or over the shim."""
+    return _recorded[code]
 
 
 def close() -> None:
@@ -112,7 +112,7 @@ def close() -> None:
 
 def step(engines: Engines, outcome: Outcome, shim: Any) -> None:
     """Two times: sleep, train, update, generate."""
-    actors().attach(engines.urls, free_cache_engine=shim is None, record=outcome.fault == "none")
+    actors().attach(engines.urls, free_cache_engine=shim is None, record=outcome.traced)
     replicas = []
     for rank, (server, url) in enumerate(zip(actors().servers, engines.urls, strict=True)):
         replica = SGLangReplica(rank, verl_actors.rollout_config(), verl_actors.MODEL, gpus_per_node=1)
@@ -131,8 +131,8 @@ def step(engines: Engines, outcome: Outcome, shim: Any) -> None:
         actors().end_trainers()
         raise
     finally:
-        if outcome.fault == "none":
-            _recorded.extend(actors().functions_run())
+        if outcome.traced:
+            _recorded[outcome.code].extend(actors().functions_run())
         outcome.known = [str(each.state) for each in getattr(manager, "fleet", None) or ()]
         if shim is not None:
             manager.close()
