@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Self, get_args
 
 from ..core.advice import Recovery
-from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.errors import ConfigurationError
 from ..core.facts import PauseMode, Tag
 from ..core.frozen import replace
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy, positive
 from ..core.ports import ResidualProbe, Router, StateStore, TenantLedger
-from ..core.sources import FromDisk, Pushed, Source
-from ..core.states import IDLE, UNCLAIMED, State
+from ..core.sources import Source
+from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
-from ..core.verdicts import Verdict
 from ..engine.engine import RECOVER_S, Engine, store_given
 from ..engine.ownership import LeaseChoice, chosen_lease
 from ..rules.desired import source_after_release
 from ..rules.planner import Goal
-from ..rules.table import allowed
-from .claims import claimed, leased, verify_all
+from .claims import claimed, leased
 from .connect import connected, member
-from .desired import desired_set
-from .groups import Group, check_members, waves_of
+from .groups import Group
+from .members import Selection
 from .move import Between, Move
-from .preflight import check_allowed, check_deadline, check_static
-from .quarantine import follow, taking_part
+from .preflight import check_deadline
 from .recovery import Moves, RecoverTo, brought, recovered
-from .routing import Routing, closing, router_of
-from .step import together
-from .updating import updating
+from .routing import router_of
+from .steps import Steps
 from .window import CANCELLED, restore_on_error, window_lock
 
-Selection = Iterable[str | Engine] | None
 
-
-class Fleet:
+class Fleet(Steps):
     """Engines that share devices with a trainer, each in a group; results stand in the groups' order.
 
     Groups with `offload=False` are never part of a move.
@@ -57,15 +49,11 @@ class Fleet:
     ) -> None:
         if not engines:
             raise ConfigurationError("a fleet needs at least one engine")
-        self.groups = {engine.group: Group() for engine in engines} | dict(groups or {})
-        place = {group: number for number, group in enumerate(dict.fromkeys(engine.group for engine in engines))}
-        self.engines = sorted(engines, key=lambda engine: place[engine.group])
-        self._place = {engine.name: number for number, engine in enumerate(self.engines)}
+        self._have(engines, groups or {})
         self.router = router_of(router, self.engines)
         self.policy = policy or Policy()
         self._restores = self.policy.on_failure != "hold"
         self._in_windows: set[str] = set()
-        check_members(self.engines, self.groups)
 
     @classmethod
     def connect(
@@ -106,124 +94,6 @@ class Fleet:
 
     async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
-
-    async def aclose(self) -> None:
-        """Connections are let go; the engines are left as they are."""
-        used = [*(engine.aclose() for engine in self.engines), *closing(self.router)]
-        ended = await asyncio.gather(*used, return_exceptions=True)
-        for problem in ended:
-            if isinstance(problem, BaseException):
-                raise problem
-
-    def __getitem__(self, name: str) -> Engine:
-        if name not in self._place:
-            raise KeyError(f"no engine {name!r}; the fleet has {', '.join(self._place)}")
-        return self.engines[self._place[name]]
-
-    def __iter__(self) -> Iterator[Engine]:
-        return iter(self.engines)
-
-    def __len__(self) -> int:
-        return len(self.engines)
-
-    def __repr__(self) -> str:
-        return f"<Fleet {' '.join(f'{engine.name}={engine.state}' for engine in self.engines)}>"
-
-    @property
-    def quarantined(self) -> dict[str, Verdict]:
-        """The engines that moves and steps leave out until they are recovered, by name: since when, and why."""
-        return {each.name: why for each in self.engines if (why := each.quarantined) is not None}
-
-    # step by step
-
-    async def pause(
-        self, mode: PauseMode | None = None, *, engines: Selection = None, deadline_s: float | None = None
-    ) -> list[Transition]:
-        """No participant admits requests; the router, if there is one, stopped sending to them first."""
-        routing, participants = Routing(self.router), self._taking_part(engines, "pause")
-        command = Pause(mode or self.policy.pause_mode)
-        check_deadline(deadline_s)
-        check_static(participants, command)
-        async with claimed(participants, "pause", deadline_s):
-            await routing.close([each for each in participants if each.state is State.SERVING])
-            try:
-                return await together([(each, command) for each in participants], deadline_s)
-            finally:
-                await routing.open([each for each in participants if each.state is State.SERVING])
-
-    async def drain(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
-        """Every participant is idle; groups drain in the order of `drain_after`."""
-        done: dict[str, Transition] = {}
-        participants = self._taking_part(engines, "drain")
-        for wave in self.waves(participants):
-            done |= {each.engine: each for each in await self._step(lambda engine: Drain(), wave, deadline_s)}
-        return [done[engine.name] for engine in participants if engine.name in done]
-
-    async def release(
-        self,
-        tags: Iterable[Tag] | None = None,
-        *,
-        weights: Source | None = None,
-        engines: Selection = None,
-        deadline_s: float | None = None,
-    ) -> list[Transition]:
-        """The participants' memory is back, measured. Refused, before any is touched, unless all are drained and ready.
-
-        Where one is not ready FleetError names that one, and the others are as they were.
-        """
-        named = None if tags is None else frozenset(tags)
-        return await self._step(
-            lambda each: Release(named, weights or each.desired.rollback_source),
-            engines,
-            deadline_s,
-            weights,
-            all_must=True,
-        )
-
-    async def restore_weights(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
-        """The participants' weights are mapped again; their contents may be garbage until updated."""
-        return await self._step(lambda engine: RestoreWeights(), engines, deadline_s)
-
-    async def update_weights(
-        self,
-        source: FromDisk | Pushed,
-        *,
-        force: bool = False,
-        engines: Selection = None,
-        deadline_s: float | None = None,
-    ) -> list[Transition]:
-        """The participants hold the weights of `source`; a push is one collective, which one failure fails for all."""
-        done = await self._step(lambda engine: UpdateWeights(source, force), engines, deadline_s, source)
-        follow(self.participants(engines), source)
-        return done
-
-    def updating_weights(
-        self, version: str, *, engines: Selection = None, deadline_s: float | None = None
-    ) -> AbstractAsyncContextManager[Sequence[Engine]]:
-        """Inside, every participant waits for the trainer's push (`engine.push(...)`); after it they hold `version`.
-
-        An exception inside fails the update of every engine and comes through.
-        """
-        update = partial(self.update_weights, engines=engines, deadline_s=deadline_s)
-        return updating(self.engines, version, update)
-
-    async def restore_kv(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
-        """All of the participants' memory is mapped again; refused where the weights are not valid."""
-        return await self._step(lambda engine: RestoreKV(), engines, deadline_s)
-
-    async def resume(
-        self, *, preempt: bool = False, engines: Selection = None, deadline_s: float | None = None
-    ) -> list[Transition]:
-        """The participants generated a real token each, and the router sends to them; `preempt` as in Engine.resume."""
-        participants = self._taking_part(engines, "resume")
-        check_deadline(deadline_s)
-        if preempt and participants:
-            deadline_s = min(await asyncio.gather(*(each.preempt_drain(deadline_s) for each in participants)))
-        async with claimed(participants, "resume", deadline_s):
-            try:
-                return await together([(each, Resume()) for each in participants], deadline_s)
-            finally:
-                await Routing(self.router).open([each for each in participants if each.state is State.SERVING])
 
     # moves
 
@@ -346,28 +216,6 @@ class Fleet:
         moves: dict[State, Moves] = {State.SERVING: self.onload, State.RELEASED: held.offload}
         return await brought(self.participants(engines), self.engines, State(to), moves, weights, limit_s, deadline_s)
 
-    # who takes part
-
-    def participants(self, engines: Selection = None) -> list[Engine]:
-        """The engines of a move, in the groups' order: those named (KeyError if unknown), of groups that offload.
-
-        Those of them that are in quarantine are left out of it.
-        """
-        if engines is None:
-            return [engine for engine in self.engines if engine.offloads]
-        return [engine for engine in self._named(engines) if engine.offloads]
-
-    def _taking_part(self, engines: Selection, what: str) -> list[Engine]:
-        return taking_part(self.participants(engines), what)
-
-    def _named(self, engines: Iterable[str | Engine]) -> list[Engine]:
-        named = {self[each if isinstance(each, str) else each.name].name for each in engines}
-        return [self[name] for name in sorted(named, key=self._place.__getitem__)]
-
-    def waves(self, engines: Sequence[Engine]) -> list[list[Engine]]:
-        """The engines in waves, each of groups that wait for the groups before."""
-        return waves_of(engines, self.groups)
-
     def _move(self, chosen: Sequence[Engine], deadline_s: float | None) -> Move:
         check_deadline(deadline_s)
         return Move(
@@ -378,23 +226,3 @@ class Fleet:
             deadline_s=deadline_s,
             on_failure=self.policy.on_failure,
         )
-
-    async def _step(
-        self,
-        command: Callable[[Engine], Command],
-        engines: Selection,
-        deadline_s: float | None,
-        weights: Source | None = None,
-        all_must: bool = False,
-    ) -> list[Transition]:
-        what = command(self.engines[0]).name
-        participants = self._taking_part(engines, what)
-        check_deadline(deadline_s)
-        async with claimed(participants, what, deadline_s):
-            if all_must:
-                there = [each for each in participants if each.state in IDLE]
-                check_allowed([each for each in participants if each.state not in IDLE], command)
-                await verify_all(there, deadline_s, for_move=True)
-                check_allowed(participants, command)
-            with desired_set([each for each in participants if what in allowed(each.state)], weights):
-                return await together([(engine, command(engine)) for engine in participants], deadline_s)
