@@ -175,6 +175,15 @@ class EngineView:
         """Why its weights are not worth serving; None where they are."""
         return invalid_weights(self._session.record, self._session.capabilities)
 
+    @property
+    def weights_version(self) -> str | None:
+        """The version that its weights are of, where they are valid and one version is known of all of them."""
+        if self.weights_refusal() is not None:
+            return None
+        held = (self.facts.contents.get(tag) for tag in self.capabilities.stage("weights"))
+        versions = {each.version for each in held if each is not None}
+        return versions.pop() if len(versions) == 1 else None
+
     def context(self, command: Command, *, facts: Facts | None = None) -> Context:
         """What a static guard of this command is given now; `facts` replaces what is known, for a plan."""
         return self._session.context(command, facts=facts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Self, get_args
 
 from ..core.advice import Recovery
+from ..core.commands import Command
 from ..core.errors import ConfigurationError
 from ..core.facts import PauseMode, Tag
 from ..core.frozen import replace
@@ -23,14 +25,14 @@ from ..rules.desired import source_after_release
 from ..rules.planner import Goal
 from .claims import claimed, leased
 from .connect import connected, member
-from .groups import Group
-from .members import Selection
+from .groups import Group, by_engine
 from .move import Between, Move
+from .participants import Selection
 from .preflight import check_deadline
 from .recovery import Moves, RecoverTo, brought, recovered
 from .routing import router_of
 from .steps import Steps
-from .window import CANCELLED, restore_on_error, window_lock
+from .window import CANCELLED, Window, find_out, restore_on_error, window_lock
 
 
 class Fleet(Steps):
@@ -162,11 +164,12 @@ class Fleet(Steps):
         mode: PauseMode | None = None,
         engines: Selection = None,
         deadline_s: float | None = None,
-    ) -> AsyncIterator[list[Transition]]:
+    ) -> AsyncIterator[Window]:
         """Inside, the participants' memory is free for the trainer; after it they serve, with weights of `weights`.
 
-        An exception inside, or a cancellation at any point, comes through once the fleet is back; what failed on the
-        way is noted on it. EngineBusy where another window has one of the engines.
+        The window that is yielded has steps that bring them back inside, one by one (`window.restore_weights()`);
+        leaving it goes on from wherever they are. An exception inside, or a cancellation at any point, comes through
+        once the fleet is back; what failed on the way is noted on it. EngineBusy where another window has an engine.
         """
         chosen = self.participants(engines)
 
@@ -178,13 +181,35 @@ class Fleet(Steps):
                 before = {engine.name: engine.desired for engine in chosen}
                 restored = partial(restore_on_error, chosen, back, deadline_s=deadline_s)
                 async with restored(after=CANCELLED if self._restores else (), before=before):
+                    began_s = time.monotonic()
                     released = await self.offload(
                         tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s
                     )
+                there = [each for each in chosen if each.quarantined is None]
+                window = Window(there, released, partial(self._restored, deadline_s), time.monotonic() - began_s)
                 async with restored(after=(BaseException,), before=before):
-                    yield released
+                    try:
+                        yield window
+                    finally:
+                        await window.left()
                 async with restored(after=CANCELLED):
+                    await find_out(window.engines, deadline_s)
                     await back(chosen)
+
+    async def _restored(
+        self,
+        of_window_s: float | None,
+        engines: Sequence[Engine],
+        until: type[Command],
+        weights: Source | Mapping[str, Source] | None,
+        deadline_s: float | None,
+    ) -> list[Transition]:
+        """The step of a window: an onload of its engines that ends after a phase."""
+        participants = self._taking_part(engines, until.name)
+        limit_s = of_window_s if deadline_s is None else deadline_s
+        named = by_engine(participants, weights, self.groups)
+        async with claimed(participants, until.name, limit_s):
+            return await self._move(engines, limit_s).onload(weights=named, until=until)
 
     async def recover(
         self,

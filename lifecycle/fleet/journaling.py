@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from ..core.commands import Command
 from ..core.journal import Entry, Event, HandedOver, MovePhase, Quarantined
-from ..core.observer import MoveEvent
+from ..core.observer import MoveEvent, Observers
 from ..core.states import State
 from ..engine.engine import Engine
 from .course import Outcome
@@ -37,12 +37,29 @@ def step_noted(commands: Sequence[tuple[Engine, Command]]) -> Iterator[list[Outc
 
 
 class MoveJournal:
-    """Writes one entry into each journal of the engines of one move, under an id of the move."""
+    """Writes one entry into each journal of the engines of one move, under an id of the move; tells the observers."""
 
-    def __init__(self, engines: Sequence[Engine]) -> None:
+    def __init__(self, engines: Sequence[Engine], observers: Observers | None = None) -> None:
         self._engines = list(engines)
+        self._observers = observers or Observers()
         self._files = {id(file): file for each in engines if (file := each.journal.file) is not None}
         self._move_id = uuid4().hex[:12]
+
+    def begins(self, move: str, phase: str, engines: Sequence[Engine]) -> tuple[MoveEvent, float]:
+        """The move (no `phase`), or a phase of it, begins with these engines; what `ended` is given."""
+        event = MoveEvent(move, tuple(engine.name for engine in engines), phase)
+        self._notify(event)
+        return event, time.monotonic()
+
+    def ended(self, begun: tuple[MoveEvent, float], outcomes: Sequence[Outcome] = ()) -> None:
+        """It has ended, for these engines so."""
+        event, at_s = begun
+        failed = {outcome.engine.name: outcome.error for outcome in outcomes if outcome.error is not None}
+        self._notify(MoveEvent(event.move, event.engines, event.phase, time.monotonic() - at_s, failed))
+
+    def _notify(self, event: MoveEvent) -> None:
+        self._observers.notify("phase" if event.phase else "move", event)
+        self.phase(event)
 
     def phase(self, event: MoveEvent) -> None:
         """The move, or a phase of it, begins or has ended."""

@@ -27,12 +27,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from ..core.commands import Command, Drain, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
 from ..core.errors import FleetError, LifecycleError, OperationFailed
-from ..core.observer import MoveEvent, Observers
+from ..core.observer import Observers
 from ..core.policy import OnFailure
 from ..core.ports import Router
 from ..core.record import Desired
@@ -48,7 +47,7 @@ from .course import Course, Outcome, at_once, at_their_own_pace
 from .desired import DesiredOfMove, setting_desired
 from .failure_policy import FAILURE_POLICY, Consequence, Failed, MoveName, Others, Phase
 from .journaling import MoveJournal
-from .preflight import check_overlap, check_sources, lost_before, not_released, preflight, stays_behind
+from .preflight import Sources, check_overlap, check_sources, lost_before, not_released, preflight, stays_behind
 from .quarantine import Quarantine, follow
 from .routing import Routing
 
@@ -77,13 +76,13 @@ class Move:
         self._waves = waves or (lambda engines: [list(engines)])
         self._deadline_s = deadline_s
         self._policy = FAILURE_POLICY[on_failure]
-        self._journal = MoveJournal(engines)
-        self._observers = Observers({id(each): each for engine in engines for each in engine.observers}.values())
+        observers = Observers({id(each): each for engine in engines for each in engine.observers}.values())
+        self._journal = MoveJournal(engines, observers)
         self._quarantine = Quarantine(
             left_out,
             routing=self._routing,
             journal=self._journal,
-            observers=self._observers,
+            observers=observers,
             deadline_s=deadline_s,
         )
 
@@ -100,13 +99,13 @@ class Move:
         able = [engine for engine in self.engines if engine.name not in away]
         preflight(able or self.engines, goals)
         await self._quarantine.check(able)
-        begun, failed = self._begins("offload", "", self.engines), list[Outcome]()
+        begun, failed = self._journal.begins("offload", "", self.engines), list[Outcome]()
         try:
             await self._routing.close(able)
             with setting_desired() as desired:
                 return await self._offload(goals, before, lost, failed, desired)
         finally:
-            self._ended(begun, failed)
+            self._journal.ended(begun, failed)
 
     async def _offload(
         self,
@@ -165,25 +164,29 @@ class Move:
         self,
         between: Between | None = None,
         *,
-        weights: Source | None = None,
+        weights: Source | Sources | None = None,
         between_deadline_s: float | None = None,
         overlap: bool = False,
+        until: type[Command] = Resume,
     ) -> list[Transition]:
         """Every engine serves, and its router sends to it again; the results of the resumes, in the engines' order.
 
-        With `weights` they serve those. Refused before anything is sent where nothing brings an engine valid weights.
+        With `weights`, for all or by engine, they serve those. With `until` the move ends after that phase; its results
+        are returned. Refused before anything is sent where nothing brings an engine valid weights that it needs.
         What becomes of an engine that fails on the way, and of the others, the failure policy says. `between` is
         called once the weights are back and before the KV cache is: what it raises comes through, with a note, and the
         engines stay where they are. With `overlap` an engine restores its KV cache while others still load weights;
         not where a ledger keeps room for tenants, whose weights and KV cache would wait for each other.
         """
         await self._verify(self._in(State.SERVING))
-        check_sources(self.engines, weights)
+        wanted = weights if isinstance(weights, Mapping) else {engine.name: weights for engine in self.engines}
+        check_sources(self.engines, wanted)
         overlap = overlap and not any(engine.in_ledger for engine in self.engines)
         if overlap:
-            check_overlap(self.engines, weights, between)
-        DesiredOfMove().set_all([each for each in self.engines if not each.view(weights).weights_are_valid], weights)
-        begun = self._begins("onload", "", self.engines)
+            check_overlap(self.engines, wanted, between)
+        pairs = [(each, wanted[each.name]) for each in self.engines]
+        DesiredOfMove().set_all([(each, source) for each, source in pairs if not each.view(source).weights_are_valid])
+        begun = self._journal.begins("onload", "", self.engines)
         course = Course(list(self.engines))
         try:
             for kind in ONLOAD:
@@ -196,17 +199,15 @@ class Move:
                     await self._left_behind(Phase.RESTORE, course, lost)
                 lost = course.ended(await self._phase("onload", kind, course.active, self._home()))
                 await self._left_behind(Phase(kind.name), course, lost)
-            unexpected = [engine for engine in course.active if engine.state is not State.SERVING]
-            lost = course.ended([Outcome(engine, error=_unexpected_state(engine)) for engine in unexpected])
-            await self._goes_on_without("onload", Phase.RESUME, course, lost)
-            self._quarantine.follow(course.active)
-            problems = await self._reopen(course.active)
+                if kind is until:
+                    break
+            problems = await self._arrived(course, until)
         finally:
-            self._ended(begun, course.failed)
+            self._journal.ended(begun, course.failed)
         if course.failed or problems:
             raise self._error(course, problems)
         last = [course.done[engine.name] for engine in self.engines if engine.name in course.done]
-        return [transition for transition in last if transition.command == Resume.name]
+        return [transition for transition in last if transition.command == until.name]
 
     # what is believed
 
@@ -222,7 +223,7 @@ class Move:
         self, move: MoveName, kind: type[Command], engines: Sequence[Engine], goals: Mapping[str, Goal]
     ) -> list[Outcome]:
         """Every engine whose next command is of this kind was given it, and has ended."""
-        begun = self._begins(move, kind.name, engines)
+        begun = self._journal.begins(move, kind.name, engines)
         outcomes: list[Outcome] = []
         try:
             for wave in self._waves(engines) if kind is Drain else [engines]:
@@ -233,23 +234,23 @@ class Move:
                 if failed and self._policy[move, Phase(kind.name)].others is not Others.GO_ON:
                     break
         finally:
-            self._ended(begun, outcomes)
+            self._journal.ended(begun, outcomes)
         place = {engine.name: index for index, engine in enumerate(self.engines)}
         return sorted(outcomes, key=lambda outcome: place[outcome.engine.name])
 
     async def _overlapped(self, engines: Sequence[Engine]) -> list[Outcome]:
         """Every engine has its weights and its KV cache back, each at its own pace."""
-        begun = self._begins("onload", Phase.RESTORE, engines)
+        begun = self._journal.begins("onload", Phase.RESTORE, engines)
         outcomes: list[Outcome] = []
         try:
             outcomes = await at_their_own_pace(engines, OVERLAPPING, self._home(), self._deadline_s)
         finally:
-            self._ended(begun, outcomes)
+            self._journal.ended(begun, outcomes)
         return outcomes
 
     async def _between(self, step: Between, deadline_s: float | None, course: Course) -> None:
         """The caller's step has ended."""
-        begun = self._begins("onload", Phase.BETWEEN, course.active)
+        begun = self._journal.begins("onload", Phase.BETWEEN, course.active)
         try:
             async with asyncio.timeout(deadline_s):
                 result = step()
@@ -265,12 +266,23 @@ class Move:
         finally:
             for engine in self.engines:  # the caller may have done anything to them
                 engine.forget_observed()
-            self._ended(begun)
+            self._journal.ended(begun)
 
-    async def _reopen(self, engines: Sequence[Engine]) -> list[Exception]:
-        """The router sends to these engines again; what it raised instead, beside what else went wrong."""
+    async def _arrived(self, course: Course, until: type[Command]) -> list[Exception]:
+        """Who is not where this phase leads has failed. Where that is serving, the router sends to the others.
+
+        Returns what it raised instead.
+        """
+        to_come, home = ONLOAD[ONLOAD.index(until) + 1 :], self._home()
+        short = [each for each in course.active if each.state is not State.SERVING]
+        short = [each for each in short if not isinstance(next_command(each.view(), home[each.name]), to_come)]
+        lost = course.ended([Outcome(engine, error=_unexpected_state(engine)) for engine in short])
+        await self._goes_on_without("onload", Phase(until.name), course, lost)
+        if until is not Resume:
+            return []
+        self._quarantine.follow(course.active)
         try:
-            await self._routing.open(engines)
+            await self._routing.open(course.active)
         except Exception as error:
             return [error]
         return []
@@ -373,22 +385,6 @@ class Move:
                 outcome.error.settle(outcome.engine.state, note)
             if isinstance(outcome.error, LifecycleError):
                 outcome.engine.advised(outcome.error, outcome.command)
-
-    # what observers hear
-
-    def _begins(self, move: MoveName, phase: str, engines: Sequence[Engine]) -> tuple[MoveEvent, float]:
-        event = MoveEvent(move, tuple(engine.name for engine in engines), phase)
-        self._notify(event)
-        return event, time.monotonic()
-
-    def _ended(self, begun: tuple[MoveEvent, float], outcomes: Sequence[Outcome] = ()) -> None:
-        event, at_s = begun
-        failed = {outcome.engine.name: outcome.error for outcome in outcomes if outcome.error is not None}
-        self._notify(MoveEvent(event.move, event.engines, event.phase, time.monotonic() - at_s, failed))
-
-    def _notify(self, event: MoveEvent) -> None:
-        self._observers.notify("phase" if event.phase else "move", event)
-        self._journal.phase(event)
 
 
 def _unexpected_state(engine: Engine) -> LifecycleError:

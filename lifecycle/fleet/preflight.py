@@ -46,19 +46,20 @@ def check_allowed(engines: Sequence[Engine], command: Callable[[Engine], Command
     )
 
 
-def check_sources(engines: Sequence[Engine], weights: Source | None = None) -> None:
-    """Every engine can be given weights that are worth serving; FleetError names those for which nothing brings them.
-
-    `weights` are named for all of them (None: each has its own source, or what it can fall back to).
-    """
-    _raise_all([no_source(engine, weights) for engine in engines])
+#: What is named for each engine of a move, by its name; None: what it is to serve already, or can fall back to.
+Sources = Mapping[str, Source | None]
 
 
-def check_overlap(engines: Sequence[Engine], weights: Source | None, between: object) -> None:
+def check_sources(engines: Sequence[Engine], weights: Sources) -> None:
+    """Every engine can be given weights that are worth serving; FleetError names those that nothing brings any."""
+    _raise_all([no_source(engine, weights[engine.name]) for engine in engines])
+
+
+def check_overlap(engines: Sequence[Engine], weights: Sources, between: object) -> None:
     """The engines may restore at their own pace; ConfigurationError says what needs them to wait for each other."""
     if between is not None:
         raise ConfigurationError("overlap=True and between=: the step between needs the weights of all; leave out one")
-    sources = [weights or source_to_serve(engine.record, engine.capabilities) for engine in engines]
+    sources = [weights[each.name] or source_to_serve(each.record, each.capabilities) for each in engines]
     pushed = [engine.name for engine, source in zip(engines, sources, strict=True) if isinstance(source, Pushed)]
     if pushed:
         names = ", ".join(pushed)

@@ -16,7 +16,7 @@ from ..engine.engine import Engine
 from ..rules.table import allowed
 from .claims import claimed, verify_all
 from .desired import desired_set
-from .members import Members, Selection
+from .participants import Participants, Selection
 from .preflight import check_allowed, check_deadline, check_static
 from .quarantine import follow
 from .routing import Routing
@@ -24,7 +24,7 @@ from .step import together
 from .updating import updating
 
 
-class Steps(Members):
+class Steps(Participants):
     """The engines of a fleet, and the steps that they can be asked for together."""
 
     async def pause(

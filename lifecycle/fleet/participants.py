@@ -16,7 +16,7 @@ from .routing import closing
 Selection = Iterable[str | Engine] | None
 
 
-class Members:
+class Participants:
     """Engines in their groups, in the groups' order, behind one router or none."""
 
     engines: list[Engine]
