@@ -43,6 +43,7 @@ from .core.transition import Transition
 from .core.verdicts import Verdict
 from .engine import engine as engine_module
 from .engine import occupancy
+from .engine.given import store_given
 from .engine.ownership import LeaseChoice
 from .fleet import fleet as fleet_module
 from .fleet import window as window_module
@@ -195,6 +196,7 @@ class Engine(Blocking):
     resume = blocking(engine_module.Engine.resume)
     verify = blocking(engine_module.Engine.verify)
     recover = blocking(engine_module.Engine.recover)
+    ensure = blocking(engine_module.Engine.ensure)
     push = blocking(engine_module.Engine.push)
     read_residual = blocking(engine_module.Engine.read_residual)
     read_hook_mode = blocking(engine_module.Engine.read_hook_mode)
@@ -294,7 +296,7 @@ class Fleet(Blocking):
         memory: StateStore | None = None,
     ) -> Self:
         """A fleet of these URLs, as `lifecycle.Fleet.connect`; not observed yet."""
-        kept = engine_module.store_given(store, memory)
+        kept = store_given(store, memory)
         fleet = fleet_module.Fleet.connect(
             urls,
             groups=groups,
@@ -360,6 +362,7 @@ class Fleet(Blocking):
     offload = blocking(fleet_module.Fleet.offload)
     onload = blocking(fleet_module.Fleet.onload)
     recover = blocking(fleet_module.Fleet.recover)
+    ensure = blocking(fleet_module.Fleet.ensure)
 
     offloaded = windowed(fleet_module.Fleet.offloaded, Window)
     updating_weights = windowed(fleet_module.Fleet.updating_weights, _blocking_engines)

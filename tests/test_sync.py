@@ -40,7 +40,17 @@ def test_the_names_are_the_same() -> None:
         passed_on = hasattr(blocking, "__getattr__")  # what does not wait is read as on the twin
         verbs = {name for name in dir(twin) if not name.startswith("_") and callable(getattr(twin, name))}
         verbs = {name for name in verbs if not passed_on or inspect.iscoroutinefunction(getattr(twin, name))}
-        internal = {"aclose", "caught_up", "connect", "execute", "participants", "left", "preempt_drain", "waves"}
+        internal = {
+            "aclose",
+            "caught_up",
+            "connect",
+            "execute",
+            "participants",
+            "left",
+            "preempt_drain",
+            "until_free",
+            "waves",
+        }
         assert verbs - set(dir(blocking)) <= internal
 
 
@@ -76,7 +86,7 @@ def test_the_steps_of_a_window_block(process: LoopbackProcess, address: str) -> 
             assert len(window.restore_kv()) == 1
             assert set(window.durations_s) == {"offload", "restore_weights", "update_weights", "restore_kv"}
             assert window.is_open
-        assert fleet["e"].state is State.SERVING
+        assert fleet.ensure("serving", deadline_s=5.0) == fleet["e"].ensure(State.SERVING, deadline_s=5.0) == []
         with pytest.raises(lifecycle.ConfigurationError, match="this window was left"):
             window.restore_kv()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,26 +10,30 @@ from functools import partial
 from typing import Self, get_args
 
 from ..core.advice import Recovery
-from ..core.commands import Command
+from ..core.commands import Command, RestoreKV, RestoreWeights
+from ..core.deadline import Deadline, Limit, seconds
 from ..core.errors import ConfigurationError
 from ..core.facts import PauseMode, Tag
 from ..core.frozen import replace
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy, positive
 from ..core.ports import ResidualProbe, Router, StateStore, TenantLedger
-from ..core.sources import Source
+from ..core.sources import Source, checked
 from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
-from ..engine.engine import RECOVER_S, Engine, store_given
+from ..engine.engine import RECOVER_S, Engine
+from ..engine.ensure import confirm
+from ..engine.given import store_given
 from ..engine.ownership import LeaseChoice, chosen_lease
 from ..rules.desired import source_after_release
+from ..rules.ensured import ensurable
 from ..rules.planner import Goal
 from .claims import claimed, leased
 from .connect import connected, member
 from .groups import Group, by_engine
 from .move import Between, Move
 from .participants import Selection
-from .preflight import check_deadline
+from .preflight import check_deadline, not_there
 from .recovery import Moves, RecoverTo, brought, recovered
 from .routing import router_of
 from .steps import Steps
@@ -106,9 +111,11 @@ class Fleet(Steps):
         weights: Source | None = None,
         mode: PauseMode | None = None,
         engines: Selection = None,
-        deadline_s: float | None = None,
+        deadline_s: Limit = None,
     ) -> list[Transition]:
-        """Every participant is released, proved: results of the releases. `deadline_s` bounds each phase.
+        """Every participant is released, proved: results of the releases.
+
+        `deadline_s` bounds each phase; a `Deadline` bounds the phases of the move together, here and in `onload`.
 
         Routers close, all pause, all drain, and only then is any released. When some fail the others serve again
         (policy `on_failure="restore"`) before FleetError is raised; with "quarantine" it goes on without those that
@@ -117,7 +124,7 @@ class Fleet(Steps):
         """
         chosen, participants = self.participants(engines), self._taking_part(engines, "offload")
         named = None if tags is None else frozenset(tags)
-        async with claimed(participants, "offload", deadline_s):
+        async with claimed(participants, "offload", seconds(deadline_s)):
             goals = {
                 engine.name: Goal(
                     State.RELEASED, named, source_after_release(engine.record, weights), mode or self.policy.pause_mode
@@ -134,7 +141,7 @@ class Fleet(Steps):
         between_deadline_s: float | None = None,
         overlap: bool = False,
         engines: Selection = None,
-        deadline_s: float | None = None,
+        deadline_s: Limit = None,
     ) -> list[Transition]:
         """Every participant serves: weights restored and updated from their named source, then KV, then resumed.
 
@@ -151,7 +158,7 @@ class Fleet(Steps):
         chosen, participants = self.participants(engines), self._taking_part(engines, "onload")
         if between_deadline_s is not None:
             positive("between_deadline_s", between_deadline_s)
-        async with claimed(participants, "onload", deadline_s):
+        async with claimed(participants, "onload", seconds(deadline_s)):
             move = self._move(chosen, deadline_s)
             return await move.onload(between, weights=weights, between_deadline_s=between_deadline_s, overlap=overlap)
 
@@ -198,7 +205,7 @@ class Fleet(Steps):
 
     async def _restored(
         self,
-        of_window_s: float | None,
+        of_window_s: Limit,
         engines: Sequence[Engine],
         until: type[Command],
         weights: Source | Mapping[str, Source] | None,
@@ -206,10 +213,46 @@ class Fleet(Steps):
     ) -> list[Transition]:
         """The step of a window: an onload of its engines that ends after a phase."""
         participants = self._taking_part(engines, until.name)
-        limit_s = of_window_s if deadline_s is None else deadline_s
+        limit = of_window_s if deadline_s is None else deadline_s
         named = by_engine(participants, weights, self.groups)
-        async with claimed(participants, until.name, limit_s):
-            return await self._move(engines, limit_s).onload(weights=named, until=until)
+        async with claimed(participants, until.name, seconds(limit)):
+            return await self._move(engines, limit).onload(weights=named, until=until)
+
+    async def ensure(
+        self,
+        state: State | str,
+        *,
+        weights: Source | None = None,
+        mode: PauseMode | None = None,
+        engines: Selection = None,
+        deadline_s: float,
+    ) -> list[Transition]:
+        """Every participant is in this state, on evidence, by then; the results of the last step that led there.
+
+        Those that are there, as seen less than `Policy.evidence_max_age_s` ago or now, are sent nothing, and where all
+        are the list is empty. The others are brought there by a move, or by steps where the state is between the two.
+        `weights` are those to serve, or to come back with. FleetError names those that are not brought there from where
+        they are, before anything is sent. A command or a move that has an engine is waited for.
+        """
+        to, deadline = ensurable(state), Deadline(positive("deadline_s", deadline_s))
+        participants = self._taking_part(engines, f"ensure({to})")
+        looks = (confirm(engine, engine.policy, to, deadline) for engine in participants)
+        for problem in await asyncio.gather(*looks, return_exceptions=True):
+            if isinstance(problem, BaseException):
+                raise problem
+        away = not_there(participants, to, checked(weights))
+        wanted = mode or self.policy.pause_mode
+        match to if away else None:
+            case None:
+                return []
+            case State.SERVING:
+                return await self.onload(weights=weights, engines=away, deadline_s=deadline)
+            case State.RELEASED:
+                return await self.offload(weights=weights, mode=wanted, engines=away, deadline_s=deadline)
+            case State.PAUSED | State.DRAINED:
+                return await self._towards(to, away, wanted, deadline)
+        until = RestoreWeights if to is State.WEIGHTS_RESTORED else RestoreKV
+        return await self._restored(deadline, away, until, weights, None)
 
     async def recover(
         self,
@@ -241,7 +284,7 @@ class Fleet(Steps):
         moves: dict[State, Moves] = {State.SERVING: self.onload, State.RELEASED: held.offload}
         return await brought(self.participants(engines), self.engines, State(to), moves, weights, limit_s, deadline_s)
 
-    def _move(self, chosen: Sequence[Engine], deadline_s: float | None) -> Move:
+    def _move(self, chosen: Sequence[Engine], deadline_s: Limit) -> Move:
         check_deadline(deadline_s)
         return Move(
             [engine for engine in chosen if engine.quarantined is None],

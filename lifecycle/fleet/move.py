@@ -30,6 +30,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from ..core.commands import Command, Drain, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from ..core.deadline import Deadline, Limit, seconds
 from ..core.errors import FleetError, LifecycleError, OperationFailed
 from ..core.observer import Observers
 from ..core.policy import OnFailure
@@ -67,14 +68,14 @@ class Move:
         *,
         router: Router | None = None,
         waves: Callable[[Sequence[Engine]], list[list[Engine]]] | None = None,
-        deadline_s: float | None = None,
+        deadline_s: Limit = None,
         on_failure: OnFailure = "restore",
         left_out: Sequence[Engine] = (),
     ) -> None:
         self.engines = list(engines)
         self._routing = Routing(router)
         self._waves = waves or (lambda engines: [list(engines)])
-        self._deadline_s = deadline_s
+        self._limit = deadline_s
         self._policy = FAILURE_POLICY[on_failure]
         observers = Observers({id(each): each for engine in engines for each in engine.observers}.values())
         self._journal = MoveJournal(engines, observers)
@@ -83,8 +84,12 @@ class Move:
             routing=self._routing,
             journal=self._journal,
             observers=observers,
-            deadline_s=deadline_s,
+            deadline_s=seconds(deadline_s),
         )
+
+    @property
+    def _deadline_s(self) -> float | None:
+        return seconds(self._limit)
 
     async def offload(self, goals: Mapping[str, Goal]) -> list[Transition]:
         """Every engine is released, proved; the results of the releases, in the engines' order.
@@ -369,7 +374,8 @@ class Move:
         problems: list[Exception] = [*stuck.values()]
         try:
             left_out = self._quarantine.engines
-            await Move(home, router=self._routing.router, deadline_s=self._deadline_s, left_out=left_out).onload()
+            each_s = None if isinstance(self._limit, Deadline) else self._limit  # what is left is for the move alone
+            await Move(home, router=self._routing.router, deadline_s=each_s, left_out=left_out).onload()
         except FleetError as error:
             problems += error.exceptions
         return problems

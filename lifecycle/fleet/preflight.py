@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ..core.commands import Command, Release, UpdateWeights
+from ..core.deadline import Deadline, Limit
 from ..core.errors import ConfigurationError, FleetError, GuardRefused, LifecycleError
 from ..core.frozen import replace
 from ..core.policy import positive
@@ -12,6 +13,7 @@ from ..core.sources import Kept, Pushed, Source
 from ..core.states import UNCLAIMED, State
 from ..engine.engine import Engine
 from ..rules.desired import needs_trainer, source_to_serve
+from ..rules.ensured import not_given_back
 from ..rules.guards import Guard, unloadable
 from ..rules.machine import refusals
 from ..rules.planner import Goal, route
@@ -66,9 +68,9 @@ def check_overlap(engines: Sequence[Engine], weights: Sources, between: object) 
         raise ConfigurationError(f"overlap=True, and the weights of {names} are pushed, to all at once; leave it out")
 
 
-def check_deadline(deadline_s: float | None) -> None:
+def check_deadline(deadline_s: Limit) -> None:
     """A deadline that is given is a finite number of seconds above 0; ConfigurationError says so."""
-    if deadline_s is not None:
+    if deadline_s is not None and not isinstance(deadline_s, Deadline):
         positive("deadline_s", deadline_s)
 
 
@@ -100,21 +102,20 @@ def stays_behind(engine: Engine) -> LifecycleError | None:
 
 
 def not_released(engine: Engine, goal: Goal) -> LifecycleError | None:
-    """Why an engine that is released is not so as the goal wants it; None where it is.
-
-    That it is released does not say that its memory came back: its release may have been acknowledged and refuted.
-    """
-    tags = frozenset(spec.name for spec in engine.capabilities.tags) if goal.tags is None else goal.tags
-    mapped = sorted(tags - engine.facts.unmapped())
-    condition = engine.conditions.get("memory_returned")
-    if mapped:
-        why = f"it is released, and {', '.join(mapped)} are not among what was given back"
-    elif condition is None or not engine.policy.takes("memory_returned", condition.verdict):
-        why = f"it is released, and memory_returned is {condition.verdict if condition else 'not known'}"
-    else:
+    """Why an engine that is released is not so as the goal wants it; None where it is."""
+    why = not_given_back(engine.record, engine.capabilities, engine.policy, goal)
+    if why is None:
         return None
     reason = f"{why}; bring it back first (onload), or leave it out (engines=...)"
     return engine.advised(GuardRefused({"memory_returned": reason}, **engine.about("a move to released")), goal)
+
+
+def not_there(engines: Sequence[Engine], to: State, weights: Source | None) -> list[Engine]:
+    """Those that are not in this state; FleetError names those that are not brought there from where they are."""
+    away = [engine for engine in engines if engine.missing(to, weights) is not None]
+    refused = [(engine, engine.not_brought(to)) for engine in away]
+    _raise_all([None if error is None else engine.advised(error) for engine, error in refused])
+    return away
 
 
 def lost_before(engine: Engine, goal: Goal) -> LifecycleError:

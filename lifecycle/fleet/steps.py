@@ -8,11 +8,13 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from ..core.deadline import Deadline
 from ..core.facts import PauseMode, Tag
 from ..core.sources import FromDisk, Pushed, Source
 from ..core.states import IDLE, State
 from ..core.transition import Transition
 from ..engine.engine import Engine
+from ..rules.planner import Goal, next_command
 from ..rules.table import allowed
 from .claims import claimed, verify_all
 from .desired import desired_set
@@ -115,6 +117,21 @@ class Steps(Participants):
                 return await together([(each, Resume()) for each in participants], deadline_s)
             finally:
                 await Routing(self.router).open([each for each in participants if each.state is State.SERVING])
+
+    async def _towards(
+        self, to: State, engines: Sequence[Engine], mode: PauseMode, deadline: Deadline
+    ) -> list[Transition]:
+        """These engines, which serve or are paused, are paused, or drained; the results of the last step."""
+        goal = Goal(State.RELEASED, mode=mode)
+
+        def whose_next_is(kind: type[Command]) -> list[Engine]:
+            return [each for each in engines if isinstance(next_command(each.view(), goal), kind)]
+
+        done = await self.pause(mode, engines=whose_next_is(Pause), deadline_s=deadline.look_s())
+        if to is State.DRAINED:
+            waves = self.waves(whose_next_is(Drain))
+            done = [each for wave in waves for each in await self.drain(engines=wave, deadline_s=deadline.look_s())]
+        return done
 
     async def _step(
         self,
