@@ -25,14 +25,13 @@ from ..engine.engine import RECOVER_S, Engine
 from ..engine.ensure import confirm
 from ..engine.given import store_given
 from ..engine.ownership import LeaseChoice, chosen_lease
-from ..rules.desired import source_after_release
 from ..rules.ensured import ensurable
-from ..rules.planner import Goal
 from .claims import claimed, leased
 from .connect import connected, member
 from .groups import Group, by_engine
 from .move import Between, Move
 from .participants import Selection
+from .plans import Plan, goals_of, taking_part_by
 from .preflight import check_deadline, not_there
 from .recovery import Moves, RecoverTo, brought, recovered
 from .routing import router_of
@@ -110,10 +109,11 @@ class Fleet(Steps):
         *,
         weights: Source | None = None,
         mode: PauseMode | None = None,
+        plan: Plan | None = None,
         engines: Selection = None,
         deadline_s: Limit = None,
     ) -> list[Transition]:
-        """Every participant is released, proved: results of the releases.
+        """Every participant is released, proved: results of the releases. `plan` says by group what differs.
 
         `deadline_s` bounds each phase; a `Deadline` bounds the phases of the move together, here and in `onload`.
 
@@ -122,15 +122,10 @@ class Fleet(Steps):
         failed, where that puts no device in doubt, and `quarantined` names them. Cancelled, it leaves every engine
         where it is: `recover()`, then `onload()`; `offloaded()` does that by itself.
         """
-        chosen, participants = self.participants(engines), self._taking_part(engines, "offload")
-        named = None if tags is None else frozenset(tags)
+        chosen = taking_part_by(plan, self.participants(engines), self.groups)
+        participants, named = self._taking_part(chosen, "offload"), None if tags is None else frozenset(tags)
         async with claimed(participants, "offload", seconds(deadline_s)):
-            goals = {
-                engine.name: Goal(
-                    State.RELEASED, named, source_after_release(engine.record, weights), mode or self.policy.pause_mode
-                )
-                for engine in chosen
-            }
+            goals = goals_of(chosen, plan, named, weights, mode or self.policy.pause_mode)
             return await self._move(chosen, deadline_s).offload(goals) if participants else []
 
     async def onload(
@@ -169,6 +164,7 @@ class Fleet(Steps):
         *,
         weights: Source | None = None,
         mode: PauseMode | None = None,
+        plan: Plan | None = None,
         engines: Selection = None,
         deadline_s: float | None = None,
     ) -> AsyncIterator[Window]:
@@ -178,7 +174,7 @@ class Fleet(Steps):
         leaving it goes on from wherever they are. An exception inside, or a cancellation at any point, comes through
         once the fleet is back; what failed on the way is noted on it. EngineBusy where another window has an engine.
         """
-        chosen = self.participants(engines)
+        chosen = taking_part_by(plan, self.participants(engines), self.groups)
 
         async def back(some: Sequence[Engine]) -> None:
             await self.onload(engines=some, deadline_s=deadline_s)
@@ -190,7 +186,7 @@ class Fleet(Steps):
                 async with restored(after=CANCELLED if self._restores else (), before=before):
                     began_s = time.monotonic()
                     released = await self.offload(
-                        tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s
+                        tags, weights=weights, mode=mode, plan=plan, engines=chosen, deadline_s=deadline_s
                     )
                 there = [each for each in chosen if each.quarantined is None]
                 window = Window(there, released, partial(self._restored, deadline_s), time.monotonic() - began_s)
