@@ -363,6 +363,15 @@ class Fleet(Blocking):
     onload = blocking(fleet_module.Fleet.onload)
     recover = blocking(fleet_module.Fleet.recover)
     ensure = blocking(fleet_module.Fleet.ensure)
+    retire = blocking(fleet_module.Fleet.retire)
+
+    def adopt(self, url: str, **how: Any) -> Engine:
+        """As `lifecycle.Fleet.adopt`."""
+        return Engine(self._loop.run(partial(self._wrapped.adopt, url, **how)), self._loop)
+
+    def replace(self, name: str, url: str, **how: Any) -> Engine:
+        """As `lifecycle.Fleet.replace`."""
+        return Engine(self._loop.run(partial(self._wrapped.replace, name, url, **how)), self._loop)
 
     offloaded = windowed(fleet_module.Fleet.offloaded, Window)
     updating_weights = windowed(fleet_module.Fleet.updating_weights, _blocking_engines)

@@ -26,11 +26,13 @@ from ..engine.ensure import confirm
 from ..engine.given import store_given
 from ..engine.ownership import LeaseChoice, chosen_lease
 from ..rules.ensured import ensurable
+from .changes import Turns
 from .claims import claimed, leased
 from .connect import connected, member
 from .groups import Group, by_engine
+from .membership import Membership
 from .move import Between, Move
-from .participants import Selection
+from .participants import Selection, in_turn
 from .plans import Plan, goals_of, taking_part_by
 from .preflight import check_deadline, not_there
 from .recovery import Moves, RecoverTo, brought, recovered
@@ -39,7 +41,7 @@ from .steps import Steps
 from .window import CANCELLED, Window, find_out, restore_on_error, window_lock
 
 
-class Fleet(Steps):
+class Fleet(Steps, Membership):
     """Engines that share devices with a trainer, each in a group; results stand in the groups' order.
 
     Groups with `offload=False` are never part of a move.
@@ -60,6 +62,7 @@ class Fleet(Steps):
         self.policy = policy or Policy()
         self._restores = self.policy.on_failure != "hold"
         self._in_windows: set[str] = set()
+        self._turns = Turns()
 
     @classmethod
     def connect(
@@ -86,10 +89,13 @@ class Fleet(Steps):
         """
         hearing, kept = Observers(observers), store_given(store, memory)
         known, holder = dict(groups or {}), chosen_lease(lease)
-        engines = [
-            member(url, known, router is not None, policy, hearing, kept, probe, holder, tenants) for url in urls
-        ]
-        return cls(engines, groups=known, router=router, policy=policy)
+
+        def makes(url: str, among: dict[str, Group]) -> Engine:
+            return member(url, among, router is not None, policy, hearing, kept, probe, holder, tenants)
+
+        fleet = cls([makes(url, known) for url in urls], groups=known, router=router, policy=policy)
+        fleet._makes = makes
+        return fleet
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -103,6 +109,7 @@ class Fleet(Steps):
 
     # moves
 
+    @in_turn
     async def offload(
         self,
         tags: Iterable[Tag] | None = None,
@@ -128,6 +135,7 @@ class Fleet(Steps):
             goals = goals_of(chosen, plan, named, weights, mode or self.policy.pause_mode)
             return await self._move(chosen, deadline_s).offload(goals) if participants else []
 
+    @in_turn
     async def onload(
         self,
         *,
@@ -174,8 +182,22 @@ class Fleet(Steps):
         leaving it goes on from wherever they are. An exception inside, or a cancellation at any point, comes through
         once the fleet is back; what failed on the way is noted on it. EngineBusy where another window has an engine.
         """
-        chosen = taking_part_by(plan, self.participants(engines), self.groups)
+        async with self._in_turn("offloaded", deadline_s):
+            chosen = taking_part_by(plan, self.participants(engines), self.groups)
+            window = self._window(chosen, tags, weights, mode, plan, deadline_s)
+            async with window as opened:
+                yield opened
 
+    @asynccontextmanager
+    async def _window(
+        self,
+        chosen: Sequence[Engine],
+        tags: Iterable[Tag] | None,
+        weights: Source | None,
+        mode: PauseMode | None,
+        plan: Plan | None,
+        deadline_s: float | None,
+    ) -> AsyncIterator[Window]:
         async def back(some: Sequence[Engine]) -> None:
             await self.onload(engines=some, deadline_s=deadline_s)
 
@@ -231,25 +253,27 @@ class Fleet(Steps):
         they are, before anything is sent. A command or a move that has an engine is waited for.
         """
         to, deadline = ensurable(state), Deadline(positive("deadline_s", deadline_s))
-        participants = self._taking_part(engines, f"ensure({to})")
-        looks = (confirm(engine, engine.policy, to, deadline) for engine in participants)
-        for problem in await asyncio.gather(*looks, return_exceptions=True):
-            if isinstance(problem, BaseException):
-                raise problem
-        away = not_there(participants, to, checked(weights))
-        wanted = mode or self.policy.pause_mode
-        match to if away else None:
-            case None:
-                return []
-            case State.SERVING:
-                return await self.onload(weights=weights, engines=away, deadline_s=deadline)
-            case State.RELEASED:
-                return await self.offload(weights=weights, mode=wanted, engines=away, deadline_s=deadline)
-            case State.PAUSED | State.DRAINED:
-                return await self._towards(to, away, wanted, deadline)
-        until = RestoreWeights if to is State.WEIGHTS_RESTORED else RestoreKV
-        return await self._restored(deadline, away, until, weights, None)
+        async with self._in_turn("ensure", deadline):
+            participants = self._taking_part(engines, f"ensure({to})")
+            looks = (confirm(engine, engine.policy, to, deadline) for engine in participants)
+            for problem in await asyncio.gather(*looks, return_exceptions=True):
+                if isinstance(problem, BaseException):
+                    raise problem
+            away = not_there(participants, to, checked(weights))
+            wanted = mode or self.policy.pause_mode
+            match to if away else None:
+                case None:
+                    return []
+                case State.SERVING:
+                    return await self.onload(weights=weights, engines=away, deadline_s=deadline)
+                case State.RELEASED:
+                    return await self.offload(weights=weights, mode=wanted, engines=away, deadline_s=deadline)
+                case State.PAUSED | State.DRAINED:
+                    return await self._towards(to, away, wanted, deadline)
+            until = RestoreWeights if to is State.WEIGHTS_RESTORED else RestoreKV
+            return await self._restored(deadline, away, until, weights, None)
 
+    @in_turn
     async def recover(
         self,
         *,

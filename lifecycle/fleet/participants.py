@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from ..core.deadline import Limit
+from ..core.errors import EngineBusy
 from ..core.policy import Policy
 from ..core.ports import Router
 from ..core.verdicts import Verdict
 from ..engine.engine import Engine
+from .changes import TurnNotGiven, Turns
 from .groups import Group, check_members, waves_of
 from .quarantine import taking_part
 from .routing import closing
 
 Selection = Iterable[str | Engine] | None
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound="Participants")
 
 
 class Participants:
@@ -23,6 +33,17 @@ class Participants:
     groups: dict[str, Group]
     router: Router | None
     policy: Policy
+    _turns: Turns
+
+    @asynccontextmanager
+    async def _in_turn(self, what: str, limit: Limit) -> AsyncIterator[None]:
+        """The fleet has the same members throughout; EngineBusy where a change of them is under way past the limit."""
+        try:
+            async with self._turns.of_move(what, limit):
+                yield
+        except TurnNotGiven as changing:
+            engine = self.engines[0]
+            raise engine.advised(EngineBusy(str(changing), **engine.about(what))) from None
 
     def _have(self, engines: Sequence[Engine], groups: Mapping[str, Group]) -> None:
         """The fleet has these engines; ConfigurationError where two are one, or a group waits for none that there is.
@@ -84,3 +105,17 @@ class Participants:
     def waves(self, engines: Sequence[Engine]) -> list[list[Engine]]:
         """The engines in waves, each of groups that wait for the groups before."""
         return waves_of(engines, self.groups)
+
+
+def in_turn(
+    verb: Callable[Concatenate[F, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[F, P], Coroutine[Any, Any, R]]:
+    """The verb, once no change of members is under way."""
+
+    @wraps(verb)
+    async def run(self: F, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        limit: Any = kwargs.get("deadline_s")
+        async with self._in_turn(verb.__name__, limit):
+            return await verb(self, *args, **kwargs)
+
+    return run

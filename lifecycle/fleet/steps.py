@@ -18,7 +18,7 @@ from ..rules.planner import Goal, next_command
 from ..rules.table import allowed
 from .claims import claimed, verify_all
 from .desired import desired_set
-from .participants import Participants, Selection
+from .participants import Participants, Selection, in_turn
 from .preflight import check_allowed, check_deadline, check_static
 from .quarantine import follow
 from .routing import Routing
@@ -29,6 +29,7 @@ from .updating import updating
 class Steps(Participants):
     """The engines of a fleet, and the steps that they can be asked for together."""
 
+    @in_turn
     async def pause(
         self, mode: PauseMode | None = None, *, engines: Selection = None, deadline_s: float | None = None
     ) -> list[Transition]:
@@ -44,6 +45,7 @@ class Steps(Participants):
             finally:
                 await routing.open([each for each in participants if each.state is State.SERVING])
 
+    @in_turn
     async def drain(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
         """Every participant is idle; groups drain in the order of `drain_after`."""
         done: dict[str, Transition] = {}
@@ -52,6 +54,7 @@ class Steps(Participants):
             done |= {each.engine: each for each in await self._step(lambda engine: Drain(), wave, deadline_s)}
         return [done[engine.name] for engine in participants if engine.name in done]
 
+    @in_turn
     async def release(
         self,
         tags: Iterable[Tag] | None = None,
@@ -73,10 +76,12 @@ class Steps(Participants):
             all_must=True,
         )
 
+    @in_turn
     async def restore_weights(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
         """The participants' weights are mapped again; their contents may be garbage until updated."""
         return await self._step(lambda engine: RestoreWeights(), engines, deadline_s)
 
+    @in_turn
     async def update_weights(
         self,
         source: FromDisk | Pushed,
@@ -100,10 +105,12 @@ class Steps(Participants):
         update = partial(self.update_weights, engines=engines, deadline_s=deadline_s)
         return updating(self.engines, version, update)
 
+    @in_turn
     async def restore_kv(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
         """All of the participants' memory is mapped again; refused where the weights are not valid."""
         return await self._step(lambda engine: RestoreKV(), engines, deadline_s)
 
+    @in_turn
     async def resume(
         self, *, preempt: bool = False, engines: Selection = None, deadline_s: float | None = None
     ) -> list[Transition]:
