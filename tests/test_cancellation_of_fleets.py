@@ -25,6 +25,13 @@ async def away(fleet: Fleet) -> None:
         await asyncio.sleep(0)
 
 
+async def in_steps(fleet: Fleet) -> None:
+    async with fleet.offloaded(weights=V1) as window:
+        await window.restore_weights()
+        await window.update_weights()
+        await window.restore_kv()
+
+
 async def pushed_to(fleet: Fleet) -> None:
     async with fleet.updating_weights("v3") as engines:
         await push(engines)
@@ -44,6 +51,7 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "offload": (lambda fleet: fleet.offload(weights=V1), ""),
     "onload": (lambda fleet: fleet.onload(), "offload"),
     "offloaded": (away, ""),
+    "offloaded in steps": (in_steps, ""),
 }
 EVERY_VERB = pytest.mark.parametrize("verb", list(VERBS))
 
