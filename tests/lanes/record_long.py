@@ -79,6 +79,12 @@ LANES = (
         {"LIFECYCLE_TEST_LONG": "1"},
         runs=1,
     ),
+    Lane(
+        "released loops of peers, with their own code",
+        ("tests/peers/test_peers.py", "-k", "their_own_code"),
+        {"LIFECYCLE_TEST_LONG": "1"},
+        runs=1,
+    ),
     Lane("properties of a fleet", (PROPERTIES, "-k", "fleets and length"), {"LIFECYCLE_EXAMPLES": "1500"}, runs=6),
 )
 

@@ -1,4 +1,4 @@
-"""Runs the examples: a loop that learns, and does not learn without its push; adapters for two frameworks' loops."""
+"""Runs the examples: a loop that learns, and does not learn without its push; an adapter for a framework's loop."""
 
 from __future__ import annotations
 
@@ -52,24 +52,6 @@ def test_the_example_runs_from_its_command_line(options: list[str], code: int) -
     assert len([line for line in lines if "MiB given to the trainer" in line]) == 20, ended.stderr
     assert "the reward rose by" in lines[-1]
     assert ended.returncode == code
-
-
-@pytest.mark.slow
-async def test_a_loop_with_verls_verbs() -> None:
-    verl = example("verl_like")
-    trained = seeded(7)
-    with built() as (engine, model):
-        rollout = verl.Rollout(engine)
-        await rollout.start()
-        before = greedy(model)
-        for _ in range(2):
-            await rollout.release()
-            assert engine.memory_is_free
-            await rollout.resume(tags=["weights"])
-            await rollout.update_weights(trained.named_parameters())
-            await rollout.resume(tags=["kv_cache"])
-            assert engine.state is State.SERVING
-            assert greedy(model) == greedy(trained) != before
 
 
 @pytest.mark.slow

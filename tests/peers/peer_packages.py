@@ -1,0 +1,91 @@
+"""After `installed(PEER)` the released package of a peer lies in `.cache/peers`, without what it requires.
+
+Nothing of it is changed, and nothing of it is committed. What it requires and is small is installed with it; what is
+heavy is empty (`hollow_modules.py`) or replaced by a few lines (`*_stand_ins.py`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache" / "peers"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A release of a peer, and the small packages that it is installed with."""
+
+    release: str  # NAME==VERSION
+    licence: str
+    beside: tuple[str, ...] = ()
+    #: Why pip is told to overlook which Python the release asks for; empty where it is not.
+    overlooks_python: str = ""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return CACHE / self.release.replace("==", "-")
+
+
+_HTTP = ("requests==2.34.2", "urllib3==2.8.0", "certifi", "charset-normalizer")
+PACKAGES = {
+    "trl": Package("trl==1.16.0", "Apache-2.0"),
+    "skyrl": Package(
+        "skyrl==0.4.0",
+        "Apache-2.0",
+        ("orjson==3.13.0", "loguru==0.7.3", *_HTTP),
+        overlooks_python="it asks for Python 3.12, of which what runs here needs only pydantic's TypedDict",
+    ),
+    "verl": Package(
+        "verl==0.9.1",
+        "Apache-2.0",
+        (
+            "ray==2.60.0",
+            "omegaconf==2.4.0",
+            "antlr4-python3-runtime==4.9.3",
+            "tensordict==0.15.3",
+            "codetiming==1.4.0",
+            "msgpack==1.2.4",
+            "pyyaml==6.0.4",
+            "jsonschema==4.26.0",
+            "jsonschema-specifications==2025.9.1",
+            "referencing==0.37.0",
+            "rpds-py==2026.9.1",
+            "protobuf==7.36.2",
+            "cloudpickle==3.1.3",
+            "pyvers==0.2.3",
+            "orjson==3.13.0",
+            "importlib_metadata==10.2.0",
+            "zipp==4.1.2",
+            "hydra-core==1.3.8",
+            *_HTTP,
+        ),
+    ),
+}
+
+
+def installed(peer: str) -> Path:
+    """The folder of the peer's package, installed where it was not."""
+    package = PACKAGES[peer]
+    recipe = hashlib.sha256(json.dumps([package.release, *package.beside]).encode()).hexdigest()
+    stamp = package.folder / "recipe.sha256"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{peer}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.exists() or stamp.read_text() != recipe:
+            subprocess.run([*_pip(package), package.release, *package.beside], check=True)
+            stamp.write_text(recipe)
+    return package.folder
+
+
+def _pip(package: Package) -> list[str]:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--upgrade", "--target", str(package.folder), "--constraint", str(ROOT / "constraints.txt")]
+    return command + (["--ignore-requires-python"] if package.overlooks_python else [])
