@@ -14,6 +14,7 @@ from ..core.policy import Policy
 from ..core.record import Record
 from ..core.sources import Source
 from ..core.states import RING, State
+from ..core.verdicts import Refuted
 from .desired import set_desired
 from .planner import Goal
 from .weights import invalid_weights
@@ -50,10 +51,18 @@ def not_there(
         return f"it is {record.state}"
     if to is State.RELEASED:
         return not_given_back(record, capabilities, policy, Goal(State.RELEASED))
+    if to is State.SERVING and _kept_from_requests(record):
+        return "it is serving, and its router is not known to send to it"
     if to in (State.SERVING, State.KV_RESTORED):
         wanted = record if weights is None else set_desired(record, weights, capabilities)
         return invalid_weights(wanted, capabilities)
     return None
+
+
+def _kept_from_requests(record: Record) -> bool:
+    """Whether the router in front of the engine, where there is one, was closed for it or could not be opened."""
+    condition = record.conditions.get("routed")
+    return record.facts.routed is False or (condition is not None and isinstance(condition.verdict, Refuted))
 
 
 def not_given_back(record: Record, capabilities: Capabilities, policy: Policy, goal: Goal) -> str | None:

@@ -24,6 +24,7 @@ from lifecycle import (
     Pushed,
     State,
 )
+from lifecycle.core.errors import RouterError
 from lifecycle.core.states import RING
 from lifecycle.rules.ensured import REACHED_FROM
 from lifecycle.testing import HANG, LIE, QUICK
@@ -208,6 +209,27 @@ async def test_nothing_is_sent_where_one_of_them_cannot_be_brought_there() -> No
     fleet["a"]._session.go("contradicted", reason="a test")
     with pytest.raises(FleetError, match=r"a: ensure\(serving\) refused in state failed: no command is allowed here"):
         await fleet.ensure(State.SERVING, deadline_s=5.0)
+    assert journal.calls() == []
+
+
+async def test_one_that_serves_behind_a_closed_router_is_not_there() -> None:
+    fleet, journal = await fleet_of("a", router=True)
+    await fleet.offload(weights=V1)
+    fleet.router.open_fails = RouterError("it is not there")
+    with pytest.raises(FleetError, match="it is not there"):
+        await fleet.onload()
+    assert fleet["a"].state is State.SERVING
+    with pytest.raises(GuardRefused, match="its router is not known to send to it; no command changes that there"):
+        await fleet["a"].ensure(State.SERVING, deadline_s=5.0)
+    fleet.router.open_fails = None
+    await fleet.ensure(State.SERVING, deadline_s=5.0)
+    assert fleet.router.closed == set()
+    await fleet.pause()
+    await fleet["a"].resume()
+    assert fleet.router.closed == {"a"}, "an engine's own verbs leave the router alone"
+    journal.clear()
+    await fleet.ensure(State.SERVING, deadline_s=5.0)
+    assert fleet.router.closed == set()
     assert journal.calls() == []
 
 
