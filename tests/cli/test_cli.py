@@ -65,7 +65,7 @@ def test_a_forgotten_engine_is_not_guessed_at(lifecycle, address: str, tmp_path:
 
 def test_recover_and_declare(lifecycle, address: str) -> None:
     assert lifecycle("recover", address).stdout.split()[-1] == "serving"
-    refused = lifecycle("override", "serving", address, "--by", "me", "--reason", "I looked")
+    refused = lifecycle("override", "serving", address, "--by", "me", "--reason", "I looked", "--version", "step-3")
     assert refused.returncode == 3
     assert lifecycle("override", "asleep", address, "--by", "me", "--reason", "x").returncode == 2
 
