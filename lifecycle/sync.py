@@ -297,14 +297,13 @@ class Fleet(Blocking):
         memory: StateStore | None = None,
     ) -> Self:
         """A fleet of these URLs, as `lifecycle.Fleet.connect`; not observed yet."""
-        kept = store_given(store, memory)
         fleet = fleet_module.Fleet.connect(
             urls,
             groups=groups,
             router=router,
             policy=policy,
             observers=observers,
-            store=kept,
+            store=store_given(store, memory),
             lease=lease,
             tenants=tenants,
             probe=probe,

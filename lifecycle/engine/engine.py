@@ -130,11 +130,7 @@ class Engine(EngineView):
         return await self.execute(Drain(), deadline_s=deadline_s)
 
     async def release(
-        self,
-        tags: Iterable[Tag] | None = None,
-        *,
-        weights: Source | None = None,
-        deadline_s: float | None = None,
+        self, tags: Iterable[Tag] | None = None, *, weights: Source | None = None, deadline_s: float | None = None
     ) -> Transition:
         """The memory of `tags` (None: all) is back, measured; `weights` says where their contents will come from.
 
