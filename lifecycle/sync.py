@@ -29,7 +29,7 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from functools import partial, wraps
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast, overload
 
 import anyio
 from anyio.from_thread import BlockingPortal
@@ -43,8 +43,10 @@ from .core.transition import Transition
 from .core.verdicts import Verdict
 from .engine import engine as engine_module
 from .engine import occupancy
+from .engine.given import store_given
 from .engine.ownership import LeaseChoice
 from .fleet import fleet as fleet_module
+from .fleet import window as window_module
 from .fleet.groups import Group
 
 P = ParamSpec("P")
@@ -147,7 +149,7 @@ def blocking(
     return cast("Callable[Concatenate[Blocking, P], R]", call)
 
 
-class Window(AbstractContextManager[R]):
+class OnLoop(AbstractContextManager[R]):
     """An asynchronous window, entered and left from a thread that blocks meanwhile.
 
     An interrupt while it is entered or left cancels that half and waits until it has ended. (anyio's own wrapper would
@@ -170,14 +172,14 @@ class Window(AbstractContextManager[R]):
 
 def windowed(
     method: Callable[Concatenate[Any, P], AbstractAsyncContextManager[V]], face: Callable[[V, Loop], R]
-) -> Callable[Concatenate[Blocking, P], Window[R]]:
+) -> Callable[Concatenate[Blocking, P], OnLoop[R]]:
     """The window of the same name for a thread that blocks; `face` makes what its body is given."""
 
     @wraps(method)
-    def call(self: Blocking, /, *args: P.args, **kwargs: P.kwargs) -> Window[R]:
-        return Window(method(self._wrapped, *args, **kwargs), self._loop, face)
+    def call(self: Blocking, /, *args: P.args, **kwargs: P.kwargs) -> OnLoop[R]:
+        return OnLoop(method(self._wrapped, *args, **kwargs), self._loop, face)
 
-    return cast("Callable[Concatenate[Blocking, P], Window[R]]", call)
+    return cast("Callable[Concatenate[Blocking, P], OnLoop[R]]", call)
 
 
 class Engine(Blocking):
@@ -194,6 +196,7 @@ class Engine(Blocking):
     resume = blocking(engine_module.Engine.resume)
     verify = blocking(engine_module.Engine.verify)
     recover = blocking(engine_module.Engine.recover)
+    ensure = blocking(engine_module.Engine.ensure)
     push = blocking(engine_module.Engine.push)
     read_residual = blocking(engine_module.Engine.read_residual)
     read_hook_mode = blocking(engine_module.Engine.read_hook_mode)
@@ -221,6 +224,57 @@ def _blocking_engines(wrapped: Sequence[engine_module.Engine], loop: Loop) -> Se
     return [Engine(each, loop) for each in wrapped]
 
 
+class Window(Blocking, Sequence[Transition]):
+    """What the blocking `offloaded()` yields. What is known of it is that of the wrapped one; its steps block."""
+
+    _wrapped: window_module.Window
+
+    restore_weights = blocking(window_module.Window.restore_weights)
+    update_weights = blocking(window_module.Window.update_weights)
+    restore_kv = blocking(window_module.Window.restore_kv)
+    updating_weights = windowed(window_module.Window.updating_weights, _blocking_engines)
+
+    @property
+    def engines(self) -> list[Engine]:
+        """The engines whose memory the trainer has."""
+        return list(_blocking_engines(self._wrapped.engines, self._loop))
+
+    @property
+    def transitions(self) -> tuple[Transition, ...]:
+        """The releases."""
+        return self._wrapped.transitions
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the window was not left yet."""
+        return self._wrapped.is_open
+
+    @property
+    def versions(self) -> Mapping[str, str | None]:
+        """As `lifecycle.Window.versions`."""
+        return self._wrapped.versions
+
+    @property
+    def returned_bytes(self) -> Mapping[str, int | None]:
+        """As `lifecycle.Window.returned_bytes`."""
+        return self._wrapped.returned_bytes
+
+    @property
+    def durations_s(self) -> Mapping[str, float]:
+        """As `lifecycle.Window.durations_s`."""
+        return self._wrapped.durations_s
+
+    @overload
+    def __getitem__(self, index: int) -> Transition: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Transition]: ...
+    def __getitem__(self, index: int | slice) -> Transition | Sequence[Transition]:
+        return self._wrapped[index]
+
+    def __len__(self) -> int:
+        return len(self._wrapped)
+
+
 class Fleet(Blocking):
     """A fleet whose verbs block. Made by `connect`; observed on entering it, or by `open()`."""
 
@@ -243,14 +297,13 @@ class Fleet(Blocking):
         memory: StateStore | None = None,
     ) -> Self:
         """A fleet of these URLs, as `lifecycle.Fleet.connect`; not observed yet."""
-        kept = engine_module.store_given(store, memory)
         fleet = fleet_module.Fleet.connect(
             urls,
             groups=groups,
             router=router,
             policy=policy,
             observers=observers,
-            store=kept,
+            store=store_given(store, memory),
             lease=lease,
             tenants=tenants,
             probe=probe,
@@ -310,8 +363,18 @@ class Fleet(Blocking):
     offload = blocking(fleet_module.Fleet.offload)
     onload = blocking(fleet_module.Fleet.onload)
     recover = blocking(fleet_module.Fleet.recover)
+    ensure = blocking(fleet_module.Fleet.ensure)
+    retire = blocking(fleet_module.Fleet.retire)
 
-    offloaded = windowed(fleet_module.Fleet.offloaded, _as_it_is)
+    def adopt(self, url: str, **how: Any) -> Engine:
+        """As `lifecycle.Fleet.adopt`."""
+        return Engine(self._loop.run(partial(self._wrapped.adopt, url, **how)), self._loop)
+
+    def replace(self, name: str, url: str, **how: Any) -> Engine:
+        """As `lifecycle.Fleet.replace`."""
+        return Engine(self._loop.run(partial(self._wrapped.replace, name, url, **how)), self._loop)
+
+    offloaded = windowed(fleet_module.Fleet.offloaded, Window)
     updating_weights = windowed(fleet_module.Fleet.updating_weights, _blocking_engines)
 
 
@@ -331,7 +394,7 @@ def occupying(
         window = occupancy.occupying(
             ledger, needs, name=name, deadline_s=deadline_s, keeps_bytes=keeps_bytes, policy=policy
         )
-        with Window(window, loop, _as_it_is):
+        with OnLoop(window, loop, _as_it_is):
             yield
     finally:
         loop.close()

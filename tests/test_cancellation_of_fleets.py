@@ -25,6 +25,19 @@ async def away(fleet: Fleet) -> None:
         await asyncio.sleep(0)
 
 
+async def in_steps(fleet: Fleet) -> None:
+    async with fleet.offloaded(weights=V1) as window:
+        await window.restore_weights()
+        await window.update_weights()
+        await window.restore_kv()
+
+
+async def joined(fleet: Fleet) -> None:
+    engine = await new_engine("c")
+    engine._session.has_router = True
+    await fleet.adopt(engine, deadline_s=60.0)
+
+
 async def pushed_to(fleet: Fleet) -> None:
     async with fleet.updating_weights("v3") as engines:
         await push(engines)
@@ -44,6 +57,9 @@ VERBS: dict[str, tuple[Verb, str]] = {
     "offload": (lambda fleet: fleet.offload(weights=V1), ""),
     "onload": (lambda fleet: fleet.onload(), "offload"),
     "offloaded": (away, ""),
+    "offloaded in steps": (in_steps, ""),
+    "ensure": (lambda fleet: fleet.ensure("released", weights=V1, deadline_s=60.0), ""),
+    "adopt": (joined, "offload onload"),
 }
 EVERY_VERB = pytest.mark.parametrize("verb", list(VERBS))
 
@@ -144,15 +160,23 @@ def test_a_timeout_in_the_body_of_offloaded_comes_through_once_the_fleet_is_back
     virtually(story())
 
 
-def test_a_window_that_is_given_up_at_any_turn_comes_home_by_itself() -> None:
+def comes_home_given_up_at_any_turn(window: Verb) -> None:
     async def cut(turns: int) -> bool:
         fleet = await fleet_before("offloaded")
-        cancelled = await given_up(away(fleet), turns)
+        cancelled = await given_up(window(fleet), turns)
         assert [engine.state for engine in fleet] == [State.SERVING] * 2, f"after {turns} turns"
         await all_serve_again(fleet)
         return cancelled
 
     assert next(turns for turns in range(1, 400) if not virtually(cut(turns))) > 40
+
+
+def test_a_window_that_is_given_up_at_any_turn_comes_home_by_itself() -> None:
+    comes_home_given_up_at_any_turn(away)
+
+
+def test_a_window_in_steps_that_is_given_up_at_any_turn_comes_home_by_itself() -> None:
+    comes_home_given_up_at_any_turn(in_steps)
 
 
 def test_one_engine_that_hangs_does_not_let_others_in_meanwhile() -> None:

@@ -17,7 +17,7 @@ from lifecycle.adapters.loopback import LoopbackProcess
 
 import lifecycle
 from lifecycle import FromDisk, InvalidTransition, Policy, State
-from lifecycle.sync import Engine, Fleet
+from lifecycle.sync import Engine, Fleet, Window
 
 POLICY = Policy(residual_threshold_gib=0.25, settle_s=1.0)
 
@@ -36,11 +36,21 @@ def address(process: LoopbackProcess) -> str:
 
 
 def test_the_names_are_the_same() -> None:
-    for blocking, twin in ((Fleet, lifecycle.Fleet), (Engine, lifecycle.Engine)):
+    for blocking, twin in ((Fleet, lifecycle.Fleet), (Engine, lifecycle.Engine), (Window, lifecycle.Window)):
         passed_on = hasattr(blocking, "__getattr__")  # what does not wait is read as on the twin
-        verbs = {name for name, value in vars(twin).items() if not name.startswith("_") and callable(value)}
+        verbs = {name for name in dir(twin) if not name.startswith("_") and callable(getattr(twin, name))}
         verbs = {name for name in verbs if not passed_on or inspect.iscoroutinefunction(getattr(twin, name))}
-        internal = {"aclose", "caught_up", "connect", "execute", "participants", "preempt_drain", "waves"}
+        internal = {
+            "aclose",
+            "caught_up",
+            "connect",
+            "execute",
+            "participants",
+            "left",
+            "preempt_drain",
+            "until_free",
+            "waves",
+        }
         assert verbs - set(dir(blocking)) <= internal
 
 
@@ -58,6 +68,27 @@ def test_a_cycle_blocks_and_returns_the_same(process: LoopbackProcess, address: 
         engine.resume()
         assert [each.name for each in fleet] == ["e"]
         assert engine.verify() is State.SERVING
+
+
+def test_the_steps_of_a_window_block(process: LoopbackProcess, address: str) -> None:
+    source = FromDisk(str(process.weights), "step-1")
+    with Fleet.connect([address], policy=POLICY) as fleet:
+        with fleet.offloaded(weights=source) as window:
+            assert isinstance(window, Window)
+            assert window.returned_bytes == {"e": window[0].returned_bytes}
+            assert window.transitions == window[:]
+            assert [each.dest for each in window.restore_weights()] == [State.WEIGHTS_RESTORED]
+            assert window.versions == {"e": None}
+            assert len(window.update_weights()) == 1
+            assert window.versions == {"e": "step-1"}
+            (engine,) = window.engines
+            assert engine.verify() is State.WEIGHTS_RESTORED
+            assert len(window.restore_kv()) == 1
+            assert set(window.durations_s) == {"offload", "restore_weights", "update_weights", "restore_kv"}
+            assert window.is_open
+        assert fleet.ensure("serving", deadline_s=5.0) == fleet["e"].ensure(State.SERVING, deadline_s=5.0) == []
+        with pytest.raises(lifecycle.ConfigurationError, match="this window was left"):
+            window.restore_kv()
 
 
 def test_an_exception_comes_through_after_the_fleet_is_back(process: LoopbackProcess, address: str) -> None:

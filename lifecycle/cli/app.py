@@ -13,7 +13,7 @@ import typer
 from ..core.encoding import encode
 from ..core.errors import ConfigurationError
 from ..core.states import RING, State
-from . import FAILED, agent, config, doctor, env, journal, moving, signals, tenants
+from . import FAILED, agent, config, doctor, env, journal, moving, signals, tenants, waiting
 from .membership import say_differences
 from .options import ENGINES, URLS, Options, command, one_of
 from .output import say
@@ -186,5 +186,5 @@ def diagram(
     return FAILED if stale and check else 0
 
 
-for module in (doctor, env, agent, config, journal, tenants):
+for module in (waiting, doctor, env, agent, config, journal, tenants):
     module.register(app)

@@ -17,6 +17,7 @@ from ..core.facts import PAUSE_MODES, PauseMode, Tag
 from ..core.observer import Observer
 from ..core.policy import Policy
 from ..core.sources import FromDisk, Kept, Source
+from ..core.states import RING, State
 from ..engine.engine import Engine
 from ..fleet.fleet import Fleet
 from ..fleet.recovery import RecoverTo
@@ -52,6 +53,12 @@ class Options:
     """What a command was given. Each field is an option of the command line; `command` says which command has which."""
 
     urls: URLS
+    wanted: Annotated[
+        str,
+        typer.Option(
+            "--for", help="state=STATE.", autocompletion=one_of(*(f"state={each}" for each in (*RING, State.GONE)))
+        ),
+    ] = ""
     only: Annotated[
         str | None, typer.Option(help="Only one stage: weights or kv.", autocompletion=one_of("weights", "kv"))
     ] = None
@@ -78,7 +85,10 @@ class Options:
     ] = None
     engines: ENGINES = None
     group: Annotated[str | None, typer.Option(help="Only the engines of this group.")] = None
-    deadline_s: Annotated[float | None, typer.Option("--deadline", help="Seconds that each step may take.")] = None
+    deadline_s: Annotated[
+        float | None,
+        typer.Option("--deadline", "--deadline-s", "--timeout", help="Seconds that each step, or the wait, may take."),
+    ] = None
     threshold_gib: THRESHOLD = None
     router: ROUTER = None
     force: Annotated[
@@ -124,18 +134,23 @@ class Options:
         return Store(reads_only=True), Leases(reads_only=True)
 
     def fleet(
-        self, observers: Sequence[Observer] = (), *, accept_unprovable: bool = False, reads_only: bool = False
+        self,
+        observers: Sequence[Observer] = (),
+        *,
+        accept_unprovable: bool = False,
+        reads_only: bool = False,
+        kept: tuple[Store, Leases] | None = None,
     ) -> Fleet:
         """The fleet, not yet connected. What is known of its engines is kept from one command to the next.
 
         With `accept_unprovable` it also has engines that cannot give the evidence that the policy asks for: a command
         that observes an engine is no reason to refuse it. Any other command is bound by the ledger of tenants, where
-        this user has one. With `reads_only` it needs no place to write to.
+        this user has one. With `reads_only` it needs no place to write to. `kept` replaces what is known here.
         """
         policy = replace(self.policy, unprovable="warn") if accept_unprovable else self.policy
         urls, groups = self.loaded.urls or self.urls, self.loaded.groups
         ledger = Tenants()
-        store, lease = self.kept if reads_only else (Store(), Leases())
+        store, lease = kept or (self.kept if reads_only else (Store(), Leases()))
         tenants = None if accept_unprovable or not ledger.path.exists() else ledger
         return Fleet.connect(
             urls,

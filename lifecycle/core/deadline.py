@@ -39,6 +39,15 @@ class Deadline:
         return max(LOOK_S, self.left_s * share)
 
 
+#: How long the phases of a move may take: seconds for each, a deadline for all of them together, or as policies say.
+Limit = float | Deadline | None
+
+
+def seconds(limit: Limit) -> float | None:
+    """Seconds for the phase that begins now; None: as the policy says."""
+    return limit.look_s() if isinstance(limit, Deadline) else limit
+
+
 def growing(poll_s: float, *, longest_s: float | None = None) -> Iterator[float]:
     """Seconds to wait before each time that something is asked again: they double, up to `longest_s` (`poll_s`)."""
     step_s = poll_s / 8

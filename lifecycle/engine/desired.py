@@ -45,12 +45,13 @@ def take_back_all(before: Sequence[tuple[Session, Record]]) -> None:
 def _rolled_back(session: Session, before: Desired) -> Record:
     """As it is where that is still valid, else with what it can be rolled back to.
 
-    Where there is nothing to fall back to, what was named for the window has to do. One in quarantine is to serve what
-    its fleet does, or nothing.
+    Where there is nothing to fall back to, what was loaded or named for the window has to do. One in quarantine is to
+    serve what its fleet does, or nothing.
     """
     record, named = session.record, session.record.desired.source
     record = replace(record, desired=replace(before, rollback_source=record.desired.rollback_source))
-    again = record.desired.rollback_source or known_source(record.desired, session.capabilities) or named
+    # What was loaded since then comes last: it may have been loaded into some of the engines alone.
+    again = known_source(before, session.capabilities) or record.desired.rollback_source or named
     in_ring = quarantine_of(record) is None
     if again is not None and in_ring and invalid_weights(record, session.capabilities) is not None:
         record = set_desired(record, again, session.capabilities)

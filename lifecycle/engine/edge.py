@@ -27,6 +27,11 @@ class Edge:
     requests: RequestFates | None = None
     replies: tuple[CallReply, ...] = ()
 
+    @property
+    def on_evidence(self) -> bool:
+        """Whether it leads into a state whose claims were proved or observed just now."""
+        return self.trigger == "succeeded" or self.trigger.startswith("observed_")
+
     def transition(
         self, engine: str, group: str, source: State, dest: State, requests: RequestFates | None
     ) -> Transition:

@@ -30,8 +30,10 @@ from ..rules.table import row
 from . import attach, canary, desired, ownership
 from .attempt import Attempt
 from .collective import Collective
+from .ensure import ensure
 from .fates import InFlight
 from .gather import residual
+from .given import store_given
 from .journaling import EngineJournal
 from .override import override
 from .ownership import LeaseChoice, chosen_lease
@@ -128,11 +130,7 @@ class Engine(EngineView):
         return await self.execute(Drain(), deadline_s=deadline_s)
 
     async def release(
-        self,
-        tags: Iterable[Tag] | None = None,
-        *,
-        weights: Source | None = None,
-        deadline_s: float | None = None,
+        self, tags: Iterable[Tag] | None = None, *, weights: Source | None = None, deadline_s: float | None = None
     ) -> Transition:
         """The memory of `tags` (None: all) is back, measured; `weights` says where their contents will come from.
 
@@ -172,6 +170,17 @@ class Engine(EngineView):
         if preempt:
             deadline_s = await self.preempt_drain(deadline_s)
         return await self.execute(Resume(), deadline_s=deadline_s)
+
+    async def ensure(
+        self, state: State | str, *, weights: Source | None = None, mode: PauseMode | None = None, deadline_s: float
+    ) -> list[Transition]:
+        """The engine is in this state, on evidence, by then; the transitions that brought it there, if any had to.
+
+        One that is there, as seen less than `Policy.evidence_max_age_s` ago or now, is sent nothing. `weights` are
+        those to serve, or to come back with. InvalidTransition where it is not brought there from where it is.
+        """
+        with self.advising():
+            return await ensure(self, self._session, state, weights, mode or self.policy.pause_mode, deadline_s)
 
     async def push(self, how: str, /, **args: Any) -> Any:
         """One call of a push (`tensor`, `distributed`: what the engine has), only inside an update by the trainer.
@@ -228,14 +237,15 @@ class Engine(EngineView):
 
     # finding out where it is
 
-    async def verify(self, *, deadline_s: float = VERIFY_S, for_move: bool = False) -> State:
-        """The state it is in, observed just now: a claim that what was seen denies was given up.
+    async def verify(self, *, deadline_s: float = VERIFY_S, for_move: bool = False, max_age_s: float = 0.0) -> State:
+        """The state it is in, observed `max_age_s` ago at most: a claim that what was seen denies was given up.
 
         Of a released engine `memory_returned` is judged anew, by what is resident now. One that admits requests and is
         not worth serving is closed, unless another driver has it. While a command or a move has the engine it is not
         interfered with (`for_move`: asked by the move that has it).
         """
-        if not self.connected and self.state is State.GONE:
+        session = self._session
+        if (not self.connected and self.state is State.GONE) or time.monotonic() - session.confirmed_at_s < max_age_s:
             return self.state
         return (await verify(self._session, Deadline(deadline_s), for_move=for_move)).state
 
@@ -388,11 +398,3 @@ class Engine(EngineView):
     async def read_hook_mode(self, *, deadline_s: float = 10.0) -> Verdict:
         """Whether torch_memory_saver's hook mode is safe where it runs."""
         return await hook_mode_of(self._session, deadline_s=deadline_s)
-
-
-def store_given(store: StateStore | None, memory: StateStore | None) -> StateStore | None:
-    """The store that was given, under its name or its deprecated one."""
-    if memory is None:
-        return store
-    warnings.warn("memory= is now store=", DeprecationWarning, stacklevel=3)
-    return store or memory

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
@@ -98,6 +99,8 @@ class Session:
         self.journal = EngineJournal(self.owner, name=name, key=self.key, of=self)
         #: Why the engine is in its state, in words; empty where that was not said.
         self.reason = ""
+        #: When its state was entered on evidence, or seen to be so still (seconds, monotonic).
+        self.confirmed_at_s = float("-inf")
         self._capabilities: Capabilities | None = None
         self._probe = probe if probe is None else adapt_probe(probe)
         self._adapt_probe = adapt_probe
@@ -177,6 +180,7 @@ class Session:
         self.tenancy.committed(record)
         if edge is not None and transition is not None:
             self.reason = edge.reason
+            self.confirmed_at_s = time.monotonic() if edge.on_evidence else float("-inf")
             self.observers.notify("transition", transition)
         return transition
 

@@ -13,6 +13,7 @@ is judged by that, and where as much has come back as a tag holds, somebody rest
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import nullcontext
 
 from ..core.deadline import Deadline
@@ -52,6 +53,7 @@ async def verify(session: Session, deadline: Deadline, *, for_move: bool = False
     if reading is not None:
         denied = _read_at_rest(session, seen, reading)
     if denied is None and not lives:
+        session.confirmed_at_s = time.monotonic()
         return Found(session.state)
     leased = session.owner.lease is not None
     with nullcontext() if held else session.claimed("verify", for_move=for_move):

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from ..core.advice import Advice
 from ..core.capabilities import Capabilities
 from ..core.commands import Command
-from ..core.errors import InvalidTransition, LifecycleError
+from ..core.deadline import Deadline
+from ..core.errors import EngineBusy, InvalidTransition, LifecycleError
 from ..core.facts import Facts
 from ..core.observer import Observers
 from ..core.policy import Policy
@@ -20,6 +21,7 @@ from ..core.units import gib
 from ..core.verdicts import Condition, Verdict
 from ..rules.advice import Asked, Where, advice, not_connected, towards_serving
 from ..rules.desired import set_desired
+from ..rules.ensured import REACHED_FROM, not_there
 from ..rules.evidence import Context
 from ..rules.planner import PlannerView
 from ..rules.quarantine import quarantine_of
@@ -174,6 +176,34 @@ class EngineView:
     def weights_refusal(self) -> str | None:
         """Why its weights are not worth serving; None where they are."""
         return invalid_weights(self._session.record, self._session.capabilities)
+
+    def missing(self, to: State, weights: Source | None = None) -> str | None:
+        """Why it is not in this state as the state claims it, with these weights; None where it is."""
+        return not_there(self.record, self.capabilities, self.policy, to, weights)
+
+    def not_brought(self, to: State) -> InvalidTransition | None:
+        """The error of an engine that `ensure` does not bring there from where it is; None where it does."""
+        sources = REACHED_FROM[to]
+        if self.state in sources:
+            return None
+        hint = f"; ensure brings an engine there from {', '.join(sources)}" if self.state in REACHED_FROM else ""
+        return self.not_allowed(f"ensure({to})", hint)
+
+    async def until_free(self, deadline: Deadline, what: str) -> None:
+        """No command or move of this process has it any more; EngineBusy where the deadline passes before."""
+        while (holder := self._session.holder()) is not None:
+            if not deadline.left_s:
+                raise EngineBusy(holder, **self.about(what))
+            await self._session.until_left(holder, deadline)
+
+    @property
+    def weights_version(self) -> str | None:
+        """The version that its weights are of, where they are valid and one version is known of all of them."""
+        if self.weights_refusal() is not None:
+            return None
+        held = (self.facts.contents.get(tag) for tag in self.capabilities.stage("weights"))
+        versions = {each.version for each in held if each is not None}
+        return versions.pop() if len(versions) == 1 else None
 
     def context(self, command: Command, *, facts: Facts | None = None) -> Context:
         """What a static guard of this command is given now; `facts` replaces what is known, for a plan."""

@@ -35,9 +35,9 @@ class DesiredOfMove:
             self._before = before | self._before
         return refused
 
-    def set_all(self, engines: Iterable[Engine], source: Source | None) -> None:
-        """As `set`, the same for all of these engines; FleetError where that could not be kept."""
-        refused = self.set((engine, source) for engine in engines)
+    def set_all(self, wanted: Iterable[tuple[Engine, Source | None]]) -> None:
+        """As `set`; FleetError where that could not be kept."""
+        refused = self.set(wanted)
         if refused:
             raise FleetError.of(REFUSED, list(refused.values()))
 
@@ -61,5 +61,5 @@ def setting_desired() -> Iterator[DesiredOfMove]:
 def desired_set(engines: Sequence[Engine], source: Source | None) -> Iterator[None]:
     """Engines of a step are to serve this, from before its first command. FleetError where that cannot be kept."""
     with setting_desired() as desired:
-        desired.set_all(engines, source)
+        desired.set_all((engine, source) for engine in engines)
         yield

@@ -3,44 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Self
 
 from ..core.advice import Recovery
-from ..core.commands import Command, Drain, Pause, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from ..core.commands import Command, RestoreKV, RestoreWeights
+from ..core.deadline import Deadline, Limit, seconds
 from ..core.errors import ConfigurationError
 from ..core.facts import PauseMode, Tag
 from ..core.frozen import replace
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy, positive
 from ..core.ports import Agreement, ResidualProbe, Router, StateStore, TenantLedger
-from ..core.sources import FromDisk, Pushed, Source
-from ..core.states import IDLE, UNCLAIMED, State
+from ..core.sources import Source, checked
+from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
-from ..core.verdicts import Verdict
-from ..engine.engine import RECOVER_S, Engine, store_given
+from ..engine.engine import RECOVER_S, Engine
+from ..engine.ensure import confirm
+from ..engine.given import store_given
 from ..engine.ownership import LeaseChoice, chosen_lease
-from ..rules.table import allowed
-from .claims import claimed, leased, verify_all
-from .connect import connected, disconnected, member
-from .desired import desired_set
-from .groups import Group, check_members, waves_of
-from .move import Between, Move
-from .preflight import check_allowed, check_deadline, check_static, goals_of_offload
-from .quarantine import follow, taking_part
-from .ranks import Ranks, move_of_ranks, step_of_ranks
+from ..rules.ensured import ensurable
+from .between import Between
+from .changes import Turns
+from .claims import claimed, leased
+from .connect import connected, member
+from .groups import Group, by_engine
+from .membership import Membership
+from .move import Move
+from .participants import Selection, in_turn
+from .plans import Plan, goals_of, said_of, taking_part_by
+from .preflight import check_deadline, not_there
+from .ranks import Ranks, move_of_ranks
 from .recovery import Moves, RecoverTo, brought, recovered
-from .routing import Routing, router_of
-from .step import together
-from .updating import updating
-from .window import CANCELLED, restore_on_error, window_lock
-
-Selection = Iterable[str | Engine] | None
+from .routing import router_of
+from .steps import Steps
+from .window import CANCELLED, Window, find_out, restore_on_error, window_lock
 
 
-class Fleet:
+class Fleet(Steps, Membership):
     """Engines that share devices with a trainer, each in a group; results stand in the groups' order.
 
     Groups with `offload=False` are never part of a move.
@@ -57,15 +60,12 @@ class Fleet:
     ) -> None:
         if not engines:
             raise ConfigurationError("a fleet needs at least one engine")
-        self.groups = {engine.group: Group() for engine in engines} | dict(groups or {})
-        place = {group: number for number, group in enumerate(dict.fromkeys(engine.group for engine in engines))}
-        self.engines = sorted(engines, key=lambda engine: place[engine.group])
-        self._place = {engine.name: number for number, engine in enumerate(self.engines)}
+        self._have(engines, groups or {})
         self.router = router_of(router, self.engines)
         self.policy = policy or Policy()
         self._in_windows: set[str] = set()
         self.ranks = Ranks(agreement)
-        check_members(self.engines, self.groups)
+        self._turns = Turns()
 
     @classmethod
     def connect(
@@ -94,8 +94,14 @@ class Fleet:
         """
         heard, kept = Observers(observers), store_given(store, memory)
         known, holder = dict(groups or {}), chosen_lease(lease)
-        engines = [member(url, known, router is not None, policy, heard, kept, probe, holder, tenants) for url in urls]
-        return cls(engines, groups=known, router=router, policy=policy, agreement=agreement)
+
+        def makes(url: str, among: dict[str, Group]) -> Engine:
+            return member(url, among, router is not None, policy, heard, kept, probe, holder, tenants)
+
+        members = [makes(url, known) for url in urls]
+        fleet = cls(members, groups=known, router=router, policy=policy, agreement=agreement)
+        fleet._makes = makes
+        return fleet
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -107,152 +113,38 @@ class Fleet:
     async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
 
-    async def aclose(self) -> None:
-        """Connections are let go; the engines are left as they are."""
-        await disconnected(self.engines, self.router)
-
-    def __getitem__(self, name: str) -> Engine:
-        if name not in self._place:
-            raise KeyError(f"no engine {name!r}; the fleet has {', '.join(self._place)}")
-        return self.engines[self._place[name]]
-
-    def __iter__(self) -> Iterator[Engine]:
-        return iter(self.engines)
-
-    def __len__(self) -> int:
-        return len(self.engines)
-
-    def __repr__(self) -> str:
-        return f"<Fleet {' '.join(f'{engine.name}={engine.state}' for engine in self.engines)}>"
-
-    @property
-    def quarantined(self) -> dict[str, Verdict]:
-        """The engines that moves and steps leave out until they are recovered, by name: since when, and why."""
-        return {each.name: why for each in self.engines if (why := each.quarantined) is not None}
-
-    # step by step
-
-    @step_of_ranks
-    async def pause(
-        self, mode: PauseMode | None = None, *, engines: Selection = None, deadline_s: float | None = None
-    ) -> list[Transition]:
-        """No participant admits requests; the router, if there is one, stopped sending to them first."""
-        routing, participants = Routing(self.router), self._taking_part(engines, "pause")
-        command = Pause(mode or self.policy.pause_mode)
-        check_deadline(deadline_s)
-        check_static(participants, command)
-        async with claimed(participants, "pause", deadline_s):
-            await routing.close([each for each in participants if each.state is State.SERVING])
-            try:
-                return await together([(each, command) for each in participants], deadline_s, self.ranks)
-            finally:
-                await routing.open([each for each in participants if each.state is State.SERVING])
-
-    @step_of_ranks
-    async def drain(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
-        """Every participant is idle; groups drain in the order of `drain_after`."""
-        done: dict[str, Transition] = {}
-        participants = self._taking_part(engines, "drain")
-        for wave in self.waves(participants):
-            done |= {each.engine: each for each in await self._step(lambda engine: Drain(), wave, deadline_s)}
-        return [done[engine.name] for engine in participants if engine.name in done]
-
-    @step_of_ranks
-    async def release(
-        self,
-        tags: Iterable[Tag] | None = None,
-        *,
-        weights: Source | None = None,
-        engines: Selection = None,
-        deadline_s: float | None = None,
-    ) -> list[Transition]:
-        """The participants' memory is back, measured. Refused, before any is touched, unless all are drained and ready.
-
-        Where one is not ready FleetError names that one, and the others are as they were.
-        """
-        named = None if tags is None else frozenset(tags)
-
-        def command(each: Engine) -> Release:
-            return Release(named, weights or each.desired.rollback_source)
-
-        return await self._step(command, engines, deadline_s, weights, all_must=True)
-
-    @step_of_ranks
-    async def restore_weights(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
-        """The participants' weights are mapped again; their contents may be garbage until updated."""
-        return await self._step(lambda engine: RestoreWeights(), engines, deadline_s)
-
-    @step_of_ranks
-    async def update_weights(
-        self,
-        source: FromDisk | Pushed,
-        *,
-        force: bool = False,
-        engines: Selection = None,
-        deadline_s: float | None = None,
-    ) -> list[Transition]:
-        """The participants hold the weights of `source`; a push is one collective, which one failure fails for all."""
-        done = await self._step(lambda engine: UpdateWeights(source, force), engines, deadline_s, source)
-        follow(self.participants(engines), source)
-        return done
-
-    def updating_weights(
-        self, version: str, *, engines: Selection = None, deadline_s: float | None = None
-    ) -> AbstractAsyncContextManager[Sequence[Engine]]:
-        """Inside, every participant waits for the trainer's push (`engine.push(...)`); after it they hold `version`.
-
-        An exception inside fails the update of every engine and comes through.
-        """
-        update = partial(self.update_weights, engines=engines, deadline_s=deadline_s)
-        return updating(self.engines, version, update)
-
-    @step_of_ranks
-    async def restore_kv(self, *, engines: Selection = None, deadline_s: float | None = None) -> list[Transition]:
-        """All of the participants' memory is mapped again; refused where the weights are not valid."""
-        return await self._step(lambda engine: RestoreKV(), engines, deadline_s)
-
-    @step_of_ranks
-    async def resume(
-        self, *, preempt: bool = False, engines: Selection = None, deadline_s: float | None = None
-    ) -> list[Transition]:
-        """The participants generated a real token each, and the router sends to them; `preempt` as in Engine.resume."""
-        participants = self._taking_part(engines, "resume")
-        check_deadline(deadline_s)
-        if preempt and participants:
-            deadline_s = min(await asyncio.gather(*(each.preempt_drain(deadline_s) for each in participants)))
-        async with claimed(participants, "resume", deadline_s):
-            try:
-                return await together([(each, Resume()) for each in participants], deadline_s, self.ranks)
-            finally:
-                await Routing(self.router).open([each for each in participants if each.state is State.SERVING])
-
     # moves
 
     @move_of_ranks
+    @in_turn
     async def offload(
         self,
         tags: Iterable[Tag] | None = None,
         *,
         weights: Source | None = None,
         mode: PauseMode | None = None,
+        plan: Plan | None = None,
         engines: Selection = None,
-        deadline_s: float | None = None,
+        deadline_s: Limit = None,
     ) -> list[Transition]:
-        """Every participant is released, proved: results of the releases. `deadline_s` bounds each phase.
+        """Every participant is released, proved: results of the releases. `plan` says by group what differs.
+
+        `deadline_s` bounds each phase; a `Deadline` bounds the phases of the move together, here and in `onload`.
 
         Routers close, all pause, all drain, and only then is any released. When some fail the others serve again
         (policy `on_failure="restore"`) before FleetError is raised; with "quarantine" it goes on without those that
         failed, where that puts no device in doubt, and `quarantined` names them. Cancelled, it leaves every engine
         where it is: `recover()`, then `onload()`; `offloaded()` does that by itself.
         """
-        chosen, participants = self.participants(engines), self._taking_part(engines, "offload")
-        named = None if tags is None else frozenset(tags)
-        async with claimed(participants, "offload", deadline_s):
-            goals = goals_of_offload(chosen, named, weights, mode or self.policy.pause_mode)
+        chosen = taking_part_by(plan, self.participants(engines), self.groups)
+        participants, named = self._taking_part(chosen, "offload"), None if tags is None else frozenset(tags)
+        async with claimed(participants, "offload", seconds(deadline_s)):
+            goals = goals_of(chosen, plan, named, weights, mode or self.policy.pause_mode)
             move = self._move(chosen, deadline_s)
-            return await move.offload(goals) if participants or self.ranks.votes else []
+            return await move.offload(goals, said_of(plan)) if participants or self.ranks.votes else []
 
     @move_of_ranks
+    @in_turn
     async def onload(
         self,
         *,
@@ -261,7 +153,7 @@ class Fleet:
         between_deadline_s: float | None = None,
         overlap: bool = False,
         engines: Selection = None,
-        deadline_s: float | None = None,
+        deadline_s: Limit = None,
     ) -> list[Transition]:
         """Every participant serves: weights restored and updated from their named source, then KV, then resumed.
 
@@ -278,7 +170,7 @@ class Fleet:
         chosen, participants = self.participants(engines), self._taking_part(engines, "onload")
         if between_deadline_s is not None:
             positive("between_deadline_s", between_deadline_s)
-        async with claimed(participants, "onload", deadline_s):
+        async with claimed(participants, "onload", seconds(deadline_s)):
             move = self._move(chosen, deadline_s)
             return await move.onload(between, weights=weights, between_deadline_s=between_deadline_s, overlap=overlap)
 
@@ -289,16 +181,32 @@ class Fleet:
         *,
         weights: Source | None = None,
         mode: PauseMode | None = None,
+        plan: Plan | None = None,
         engines: Selection = None,
         deadline_s: float | None = None,
-    ) -> AsyncIterator[list[Transition]]:
+    ) -> AsyncIterator[Window]:
         """Inside, the participants' memory is free for the trainer; after it they serve, with weights of `weights`.
 
-        An exception inside, or a cancellation at any point, comes through once the fleet is back; what failed on the
-        way is noted on it. EngineBusy where another window has one of the engines.
+        The window that is yielded has steps that bring them back inside, one by one (`window.restore_weights()`);
+        leaving it goes on from wherever they are. An exception inside, or a cancellation at any point, comes through
+        once the fleet is back; what failed on the way is noted on it. EngineBusy where another window has an engine.
         """
-        chosen = self.participants(engines)
+        async with self._in_turn("offloaded", deadline_s):
+            chosen = taking_part_by(plan, self.participants(engines), self.groups)
+            window = self._window(chosen, tags, weights, mode, plan, deadline_s)
+            async with window as opened:
+                yield opened
 
+    @asynccontextmanager
+    async def _window(
+        self,
+        chosen: Sequence[Engine],
+        tags: Iterable[Tag] | None,
+        weights: Source | None,
+        mode: PauseMode | None,
+        plan: Plan | None,
+        deadline_s: float | None,
+    ) -> AsyncIterator[Window]:
         async def back(some: Sequence[Engine]) -> None:
             with self.ranks.alone():
                 await self.onload(engines=some, deadline_s=deadline_s)
@@ -308,14 +216,77 @@ class Fleet:
                 before = {engine.name: engine.desired for engine in chosen}
                 restored = partial(restore_on_error, chosen, back, deadline_s=deadline_s)
                 async with restored(after=CANCELLED if self.policy.on_failure != "hold" else (), before=before):
+                    began_s = time.monotonic()
                     released = await self.offload(
-                        tags, weights=weights, mode=mode, engines=chosen, deadline_s=deadline_s
+                        tags, weights=weights, mode=mode, plan=plan, engines=chosen, deadline_s=deadline_s
                     )
+                there = [each for each in chosen if each.quarantined is None]
+                window = Window(there, released, partial(self._restored, deadline_s), time.monotonic() - began_s)
                 async with restored(after=(BaseException,), before=before), self.ranks.window():
-                    yield released
+                    try:
+                        yield window
+                    finally:
+                        await window.left()
                 async with restored(after=CANCELLED):
+                    await find_out(window.engines, deadline_s)
                     await self.onload(engines=chosen, deadline_s=deadline_s)
 
+    async def _restored(
+        self,
+        of_window_s: Limit,
+        engines: Sequence[Engine],
+        until: type[Command],
+        weights: Source | Mapping[str, Source] | None,
+        deadline_s: float | None,
+    ) -> list[Transition]:
+        """The step of a window: an onload of its engines that ends after a phase."""
+        limit = of_window_s if deadline_s is None else deadline_s
+        async with self.ranks.verb(f"window.{until.name}"):
+            participants = self._taking_part(engines, until.name)
+            named = by_engine(participants, weights, self.groups)
+            async with claimed(participants, until.name, seconds(limit)):
+                return await self._move(engines, limit).onload(weights=named, until=until)
+
+    async def ensure(
+        self,
+        state: State | str,
+        *,
+        weights: Source | None = None,
+        mode: PauseMode | None = None,
+        engines: Selection = None,
+        deadline_s: float,
+    ) -> list[Transition]:
+        """Every participant is in this state, on evidence, by then; the results of the last step that led there.
+
+        Those that are there, as seen less than `Policy.evidence_max_age_s` ago or now, are sent nothing, and where all
+        are the list is empty. The others are brought there by a move, or by steps where the state is between the two.
+        `weights` are those to serve, or to come back with. FleetError names those that are not brought there from where
+        they are, before anything is sent. A command or a move that has an engine is waited for.
+        ConfigurationError where the fleet has an `agreement`: ranks could not vote on what each does for its engines.
+        """
+        self.ranks.refuse("ensure")
+        to, deadline = ensurable(state), Deadline(positive("deadline_s", deadline_s))
+        async with self._in_turn("ensure", deadline):
+            participants = self._taking_part(engines, f"ensure({to})")
+            looks = (confirm(engine, engine.policy, to, deadline) for engine in participants)
+            for problem in await asyncio.gather(*looks, return_exceptions=True):
+                if isinstance(problem, BaseException):
+                    raise problem
+            away = not_there(participants, to, checked(weights))
+            wanted = mode or self.policy.pause_mode
+            match to if away else None:
+                case None:
+                    return []
+                case State.SERVING:
+                    return await self.onload(weights=weights, engines=away, deadline_s=deadline)
+                case State.RELEASED:
+                    return await self.offload(weights=weights, mode=wanted, engines=away, deadline_s=deadline)
+                case State.PAUSED | State.DRAINED:
+                    return await self._towards(to, away, wanted, deadline)
+            until = RestoreWeights if to is State.WEIGHTS_RESTORED else RestoreKV
+            return await self._restored(deadline, away, until, weights, None)
+
+    @in_turn
     async def recover(
         self,
         *,
@@ -345,29 +316,7 @@ class Fleet:
         with self.ranks.alone():
             return await brought(self.participants(engines), self.engines, to, moves, weights, limit_s, deadline_s)
 
-    # who takes part
-
-    def participants(self, engines: Selection = None) -> list[Engine]:
-        """The engines of a move, in the groups' order: those named (KeyError if unknown), of groups that offload.
-
-        Those of them that are in quarantine are left out of it.
-        """
-        if engines is None:
-            return [engine for engine in self.engines if engine.offloads]
-        return [engine for engine in self._named(engines) if engine.offloads]
-
-    def _taking_part(self, engines: Selection, what: str) -> list[Engine]:
-        return taking_part(self.participants(engines), what)
-
-    def _named(self, engines: Iterable[str | Engine]) -> list[Engine]:
-        named = {self[each if isinstance(each, str) else each.name].name for each in engines}
-        return [self[name] for name in sorted(named, key=self._place.__getitem__)]
-
-    def waves(self, engines: Sequence[Engine]) -> list[list[Engine]]:
-        """The engines in waves, each of groups that wait for the groups before."""
-        return waves_of(engines, self.groups)
-
-    def _move(self, chosen: Sequence[Engine], deadline_s: float | None) -> Move:
+    def _move(self, chosen: Sequence[Engine], deadline_s: Limit) -> Move:
         check_deadline(deadline_s)
         return Move(
             [engine for engine in chosen if engine.quarantined is None],
@@ -378,23 +327,3 @@ class Fleet:
             on_failure=self.policy.on_failure,
             ranks=self.ranks,
         )
-
-    async def _step(
-        self,
-        command: Callable[[Engine], Command],
-        engines: Selection,
-        deadline_s: float | None,
-        weights: Source | None = None,
-        all_must: bool = False,
-    ) -> list[Transition]:
-        what = command(self.engines[0]).name
-        participants = self._taking_part(engines, what)
-        check_deadline(deadline_s)
-        async with claimed(participants, what, deadline_s):
-            if all_must:
-                there = [each for each in participants if each.state in IDLE]
-                check_allowed([each for each in participants if each.state not in IDLE], command)
-                await verify_all(there, deadline_s, for_move=True)
-                check_allowed(participants, command)
-            with desired_set([each for each in participants if what in allowed(each.state)], weights):
-                return await together([(each, command(each)) for each in participants], deadline_s, self.ranks)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
 from ..core.errors import ConfigurationError
+from ..core.sources import Source, checked
 from ..engine.engine import Engine
 
 
@@ -43,6 +44,23 @@ def waves_of(engines: Sequence[Engine], groups: Mapping[str, Group]) -> list[lis
     for engine in engines:
         waves[number[engine.group]].append(engine)
     return waves
+
+
+def by_engine(
+    engines: Sequence[Engine], weights: Source | Mapping[str, Source] | None, groups: Mapping[str, Group]
+) -> dict[str, Source | None]:
+    """What is named for each engine, by its name, where it is named for all or by group."""
+    if not isinstance(weights, Mapping):
+        return {engine.name: checked(weights) for engine in engines}
+    check_groups(weights, groups)
+    return {engine.name: checked(weights.get(engine.group)) for engine in engines}
+
+
+def check_groups(named: Iterable[str], groups: Mapping[str, Group]) -> None:
+    """There are groups of these names; ConfigurationError names one that there is not."""
+    for name in named:
+        if name not in groups:
+            raise ConfigurationError(f"there is no group {name!r}; the fleet has {', '.join(groups)}")
 
 
 def check_members(engines: Sequence[Engine], groups: Mapping[str, Group]) -> None:

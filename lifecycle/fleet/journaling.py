@@ -45,6 +45,22 @@ class MoveJournal:
         self._files = {id(file): file for each in engines if (file := each.journal.file) is not None}
         self._move_id = uuid4().hex[:12]
 
+    def begins(self, move: str, phase: str, engines: Sequence[Engine]) -> tuple[MoveEvent, float]:
+        """The move (no `phase`), or a phase of it, begins with these engines; what `ended` is given."""
+        event = MoveEvent(move, tuple(engine.name for engine in engines), phase)
+        self._notify(event)
+        return event, time.monotonic()
+
+    def ended(self, begun: tuple[MoveEvent, float], outcomes: Sequence[Outcome] = ()) -> None:
+        """It has ended, for these engines so."""
+        event, at_s = begun
+        failed = {outcome.engine.name: outcome.error for outcome in outcomes if outcome.error is not None}
+        self._notify(MoveEvent(event.move, event.engines, event.phase, time.monotonic() - at_s, failed))
+
+    def _notify(self, event: MoveEvent) -> None:
+        self._observers.notify("phase" if event.phase else "move", event)
+        self.phase(event)
+
     def phase(self, event: MoveEvent) -> None:
         """The move, or a phase of it, begins or has ended."""
         if not self._files:
@@ -53,22 +69,6 @@ class MoveJournal:
         drivers = tuple(each.journal.driver for each in self._engines if each.name in named)
         failed = tuple(event.failed)
         self._note(MovePhase(event.move, self._move_id, event.phase, drivers, failed, event.duration_s))
-
-    def begins(self, move: str, phase: str, engines: Sequence[Engine]) -> tuple[MoveEvent, float]:
-        """The move, or this phase of it, begins; what `ended` is to be given."""
-        event = MoveEvent(move, tuple(engine.name for engine in engines), phase)
-        self._notify(event)
-        return event, time.monotonic()
-
-    def ended(self, begun: tuple[MoveEvent, float], outcomes: Sequence[Outcome] = ()) -> None:
-        """What began has ended, and this became of the engines."""
-        event, at_s = begun
-        failed = {outcome.engine.name: outcome.error for outcome in outcomes if outcome.error is not None}
-        self._notify(MoveEvent(event.move, event.engines, event.phase, time.monotonic() - at_s, failed))
-
-    def _notify(self, event: MoveEvent) -> None:
-        self._observers.notify("phase" if event.phase else "move", event)
-        self.phase(event)
 
     def quarantined(
         self, move: str, engine: Engine, reason: str, closed: bool, devices: Iterable[str], others: Iterable[str]

@@ -25,13 +25,13 @@ phase, and each phase is asked again of the others.
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from ..core.commands import Command, Drain, Release, RestoreKV, RestoreWeights, Resume, UpdateWeights
+from ..core.deadline import Deadline, Limit, seconds
 from ..core.errors import FleetError, LifecycleError
+from ..core.frozen import EMPTY
 from ..core.observer import Observers
 from ..core.policy import OnFailure
 from ..core.ports import Router
@@ -42,19 +42,21 @@ from ..core.transition import Transition
 from ..engine.engine import Engine
 from ..rules.desired import source_to_serve
 from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command
+from .between import Between, called
 from .claims import verify_all
 from .course import Course, Outcome, at_once, at_their_own_pace, release_again
 from .desired import DesiredOfMove, setting_desired
 from .failure_policy import FAILURE_POLICY, Consequence, Failed, MoveName, Others, Phase
 from .journaling import MoveJournal
 from .preflight import (
+    Sources,
     check_overlap,
     check_sources,
     externally_modified,
     lost_before,
+    moved_elsewhere,
     preflight,
     stays_behind,
-    unexpected_state,
 )
 from .quarantine import Quarantine, follow
 from .ranks import Ranks, plan_of_goals, plan_of_sources
@@ -66,9 +68,6 @@ OVERLAPPING: tuple[type[Command], ...] = (RestoreWeights, UpdateWeights, Restore
 #: The command whose deadline is that of waiting until all ranks have come.
 ARRIVING = Drain.name
 
-#: The caller's step between weights and KV. What it returns is awaited where that can be.
-Between = Callable[[], Awaitable[object] | object]
-
 
 class Move:
     """One offload or onload of some engines. `waves` orders the drain: each wave is idle before the next is asked."""
@@ -79,7 +78,7 @@ class Move:
         *,
         router: Router | None = None,
         waves: Callable[[Sequence[Engine]], list[list[Engine]]] | None = None,
-        deadline_s: float | None = None,
+        deadline_s: Limit = None,
         on_failure: OnFailure = "restore",
         left_out: Sequence[Engine] = (),
         ranks: Ranks | None = None,
@@ -87,7 +86,7 @@ class Move:
         self.engines = list(engines)
         self._routing = Routing(router)
         self._waves = waves or (lambda engines: [list(engines)])
-        self._deadline_s = deadline_s
+        self._limit = deadline_s
         self._policy = FAILURE_POLICY[on_failure]
         self._ranks = ranks or Ranks()
         observers = Observers({id(each): each for engine in engines for each in engine.observers}.values())
@@ -97,13 +96,18 @@ class Move:
             routing=self._routing,
             journal=self._journal,
             observers=observers,
-            deadline_s=deadline_s,
+            deadline_s=seconds(deadline_s),
         )
 
-    async def offload(self, goals: Mapping[str, Goal]) -> list[Transition]:
+    @property
+    def _deadline_s(self) -> float | None:
+        return seconds(self._limit)
+
+    async def offload(self, goals: Mapping[str, Goal], said: Mapping[str, str] = EMPTY) -> list[Transition]:
         """Every engine is released, proved; the results of the releases, in the engines' order.
 
-        Raises FleetError; where the policy restores, the engines that did not fail serve again by then.
+        `said` is what ranks compare beside the goals. Raises FleetError; where the policy restores, the engines that
+        did not fail serve again by then.
         """
         await self._verify(self._in(*IDLE))
         before, lost = {engine.name: engine.desired for engine in self.engines}, list[Outcome]()
@@ -114,7 +118,7 @@ class Move:
         preflight(able or self.engines, goals)
         await self._quarantine.check(able)
         self._ranks.phase_begins(ARRIVING, self.engines, self._deadline_s)
-        await self._ranks.begin(plan_of_goals((engine, goals[engine.name]) for engine in self.engines))
+        await self._ranks.begin(plan_of_goals(((each, goals[each.name]) for each in self.engines), said))
         begun, failed = self._journal.begins("offload", "", self.engines), list[Outcome]()
         try:
             await self._routing.close(able)
@@ -193,33 +197,37 @@ class Move:
         self,
         between: Between | None = None,
         *,
-        weights: Source | None = None,
+        weights: Source | Sources | None = None,
         between_deadline_s: float | None = None,
         overlap: bool = False,
+        until: type[Command] = Resume,
     ) -> list[Transition]:
         """Every engine serves, and its router sends to it again; the results of the resumes, in the engines' order.
 
-        With `weights` they serve those. Refused before anything is sent where nothing brings an engine valid weights.
+        With `weights`, for all or by engine, they serve those. With `until` the move ends after that phase; its results
+        are returned. Refused before anything is sent where nothing brings an engine valid weights that it needs.
         What becomes of an engine that fails on the way, and of the others, the failure policy says. `between` is
         called once the weights are back and before the KV cache is: what it raises comes through, with a note, and the
         engines stay where they are. With `overlap` an engine restores its KV cache while others still load weights;
         not where a ledger keeps room for tenants, whose weights and KV cache would wait for each other.
         """
         await self._verify(self._in(State.SERVING))
-        check_sources(self.engines, weights)
+        wanted = weights if isinstance(weights, Mapping) else {engine.name: weights for engine in self.engines}
+        check_sources(self.engines, wanted)
         overlap = overlap and not any(engine.in_ledger for engine in self.engines)
         if overlap:
-            check_overlap(self.engines, weights, between)
-        sources = [(each, weights or source_to_serve(each.record, each.capabilities)) for each in self.engines]
+            check_overlap(self.engines, wanted, between)
+        pairs = [(each, wanted[each.name]) for each in self.engines]
+        sources = [(each, source or source_to_serve(each.record, each.capabilities)) for each, source in pairs]
         plan = plan_of_sources(sources, overlap=overlap, between=between is not None)
         self._ranks.phase_begins(ARRIVING, self.engines, self._deadline_s)
-        on_ranks = await self._ranks.begin(plan, goes_on_alone=True)
-        DesiredOfMove().set_all([each for each in self.engines if not each.view(weights).weights_are_valid], weights)
+        on_ranks = await self._ranks.begin(plan, goes_on_alone=until is Resume)
+        DesiredOfMove().set_all([(each, source) for each, source in pairs if not each.view(source).weights_are_valid])
         begun = self._journal.begins("onload", "", self.engines)
-        course = Course(list(self.engines))
+        course, problems = Course(list(self.engines)), list[Exception]()
         try:
-            for kind in ONLOAD:
-                if kind is RestoreKV and between is not None and course.active:
+            for kind in ONLOAD[: ONLOAD.index(until) + 1]:
+                if kind is RestoreKV and between is not None:
                     await self._between(between, between_deadline_s, course)
                 if overlap and kind in OVERLAPPING:
                     continue
@@ -229,21 +237,21 @@ class Move:
                     await self._left_behind(Phase.RESTORE, course, lost)
                 self._ranks.phase_begins(kind.name, course.active, self._deadline_s)
                 lost = course.ended(await self._phase("onload", kind, course.active, self._home()))
+                moved = course.ended(moved_elsewhere(course.active, kind, self._home())) if kind is until else []
                 if kind is not Resume:
                     on_ranks += await self._ranks.ended(Phase(kind.name), course.errors)
                 await self._left_behind(Phase(kind.name), course, lost)
-            unexpected = [engine for engine in course.active if engine.state is not State.SERVING]
-            lost = course.ended([Outcome(engine, error=unexpected_state(engine)) for engine in unexpected])
-            await self._goes_on_without("onload", Phase.RESUME, course, lost)
-            self._quarantine.follow(course.active)
-            problems = await self._reopen(course.active)
-            on_ranks += await self._ranks.ended(Phase.RESUME, [*course.errors, *problems])
+                await self._goes_on_without("onload", Phase(kind.name), course, moved)
+            if until is Resume:
+                self._quarantine.follow(course.active)
+                problems = await self._reopen(course.active)
+                on_ranks += await self._ranks.ended(Phase.RESUME, [*course.errors, *problems])
         finally:
             self._journal.ended(begun, course.failed)
         if course.failed or problems or on_ranks:
             raise self._error(course, [*on_ranks, *problems])
         last = [course.done[engine.name] for engine in self.engines if engine.name in course.done]
-        return [transition for transition in last if transition.command == Resume.name]
+        return [transition for transition in last if transition.command == until.name]
 
     # what is believed
 
@@ -286,24 +294,15 @@ class Move:
         return outcomes
 
     async def _between(self, step: Between, deadline_s: float | None, course: Course) -> None:
-        """The caller's step has ended."""
-        begun = self._journal.begins("onload", Phase.BETWEEN, course.active)
-        try:
-            async with asyncio.timeout(deadline_s):
-                result = step()
-                if inspect.isawaitable(result):
-                    await result
-        except Exception as error:
-            names = ", ".join(f"{engine.name} {engine.state}" for engine in course.active)
-            others = self._policy["onload", Phase.BETWEEN].others
-            error.add_note(f"raised between weights and KV; the engines {others}: {names}")
-            if course.failed:
-                error.add_note(str(course.error()))
-            raise
-        finally:
-            for engine in self.engines:  # the caller may have done anything to them
-                engine.forget_observed()
-            self._journal.ended(begun)
+        """The caller's step has ended, on all ranks. Where that failed elsewhere this rank stays where it is."""
+        if course.active:
+            begun = self._journal.begins("onload", Phase.BETWEEN, course.active)
+            try:
+                await called(step, deadline_s, course, self._policy["onload", Phase.BETWEEN].others)
+            finally:
+                for engine in self.engines:  # the caller may have done anything to them
+                    engine.forget_observed()
+                self._journal.ended(begun)
         self._ranks.phase_begins(RestoreKV.name, course.active, self._deadline_s)
         on_ranks = await self._ranks.ended(Phase.BETWEEN, course.errors)
         if on_ranks:
@@ -386,7 +385,8 @@ class Move:
         problems: list[Exception] = [*stuck.values()]
         try:
             left_out = self._quarantine.engines
-            await Move(home, router=self._routing.router, deadline_s=self._deadline_s, left_out=left_out).onload()
+            each_s = None if isinstance(self._limit, Deadline) else self._limit  # what is left is for the move alone
+            await Move(home, router=self._routing.router, deadline_s=each_s, left_out=left_out).onload()
         except FleetError as error:
             problems += error.exceptions
         return problems

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ..core.commands import Command, Release, UpdateWeights
+from ..core.deadline import Deadline, Limit
 from ..core.errors import ConfigurationError, FleetError, GuardRefused, LifecycleError
-from ..core.facts import PauseMode, Tag
 from ..core.frozen import replace
 from ..core.policy import positive
 from ..core.sources import Kept, Pushed, Source
 from ..core.states import UNCLAIMED, State
 from ..engine.engine import Engine
-from ..rules.desired import needs_trainer, source_after_release, source_to_serve
+from ..rules.desired import needs_trainer, source_to_serve
+from ..rules.ensured import not_given_back
 from ..rules.guards import Guard, unloadable
 from ..rules.machine import refusals
-from ..rules.planner import OFFLOAD, Goal, next_command, route
+from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command, route
 from ..rules.table import allowed, row
 from .course import Outcome
 
@@ -26,13 +27,6 @@ REFUSED = "refused before anything was sent"
 def preflight(engines: Sequence[Engine], goals: Mapping[str, Goal]) -> None:
     """Every static guard of every route passed; FleetError names all that refused, and nothing was sent."""
     _raise_all([_refusal(engine, goals[engine.name]) for engine in engines])
-
-
-def goals_of_offload(
-    engines: Sequence[Engine], tags: frozenset[Tag] | None, weights: Source | None, mode: PauseMode
-) -> dict[str, Goal]:
-    """Where an offload brings each of these engines, by name; each comes back with what is named, or can bring it."""
-    return {each.name: Goal(State.RELEASED, tags, source_after_release(each.record, weights), mode) for each in engines}
 
 
 def check_static(engines: Sequence[Engine], command: Command) -> None:
@@ -55,28 +49,29 @@ def check_allowed(engines: Sequence[Engine], command: Callable[[Engine], Command
     )
 
 
-def check_sources(engines: Sequence[Engine], weights: Source | None = None) -> None:
-    """Every engine can be given weights that are worth serving; FleetError names those for which nothing brings them.
-
-    `weights` are named for all of them (None: each has its own source, or what it can fall back to).
-    """
-    _raise_all([no_source(engine, weights) for engine in engines])
+#: What is named for each engine of a move, by its name; None: what it is to serve already, or can fall back to.
+Sources = Mapping[str, Source | None]
 
 
-def check_overlap(engines: Sequence[Engine], weights: Source | None, between: object) -> None:
+def check_sources(engines: Sequence[Engine], weights: Sources) -> None:
+    """Every engine can be given weights that are worth serving; FleetError names those that nothing brings any."""
+    _raise_all([no_source(engine, weights[engine.name]) for engine in engines])
+
+
+def check_overlap(engines: Sequence[Engine], weights: Sources, between: object) -> None:
     """The engines may restore at their own pace; ConfigurationError says what needs them to wait for each other."""
     if between is not None:
         raise ConfigurationError("overlap=True and between=: the step between needs the weights of all; leave out one")
-    sources = [weights or source_to_serve(engine.record, engine.capabilities) for engine in engines]
+    sources = [weights[each.name] or source_to_serve(each.record, each.capabilities) for each in engines]
     pushed = [engine.name for engine, source in zip(engines, sources, strict=True) if isinstance(source, Pushed)]
     if pushed:
         names = ", ".join(pushed)
         raise ConfigurationError(f"overlap=True, and the weights of {names} are pushed, to all at once; leave it out")
 
 
-def check_deadline(deadline_s: float | None) -> None:
+def check_deadline(deadline_s: Limit) -> None:
     """A deadline that is given is a finite number of seconds above 0; ConfigurationError says so."""
-    if deadline_s is not None:
+    if deadline_s is not None and not isinstance(deadline_s, Deadline):
         positive("deadline_s", deadline_s)
 
 
@@ -108,21 +103,20 @@ def stays_behind(engine: Engine) -> LifecycleError | None:
 
 
 def not_released(engine: Engine, goal: Goal) -> LifecycleError | None:
-    """Why an engine that is released is not so as the goal wants it; None where it is.
-
-    That it is released does not say that its memory came back: its release may have been acknowledged and refuted.
-    """
-    tags = frozenset(spec.name for spec in engine.capabilities.tags) if goal.tags is None else goal.tags
-    mapped = sorted(tags - engine.facts.unmapped())
-    condition = engine.conditions.get("memory_returned")
-    if mapped:
-        why = f"it is released, and {', '.join(mapped)} are not among what was given back"
-    elif condition is None or not engine.policy.takes("memory_returned", condition.verdict):
-        why = f"it is released, and memory_returned is {condition.verdict if condition else 'not known'}"
-    else:
+    """Why an engine that is released is not so as the goal wants it; None where it is."""
+    why = not_given_back(engine.record, engine.capabilities, engine.policy, goal)
+    if why is None:
         return None
     reason = f"{why}; bring it back first (onload), or leave it out (engines=...)"
     return engine.advised(GuardRefused({"memory_returned": reason}, **engine.about("a move to released")), goal)
+
+
+def not_there(engines: Sequence[Engine], to: State, weights: Source | None) -> list[Engine]:
+    """Those that are not in this state; FleetError names those that are not brought there from where they are."""
+    away = [engine for engine in engines if engine.missing(to, weights) is not None]
+    refused = [(engine, engine.not_brought(to)) for engine in away]
+    _raise_all([None if error is None else engine.advised(error) for engine, error in refused])
+    return away
 
 
 def lost_before(engine: Engine, goal: Goal) -> LifecycleError:
@@ -134,6 +128,14 @@ def lost_before(engine: Engine, goal: Goal) -> LifecycleError:
 def unexpected_state(engine: Engine) -> LifecycleError:
     """The refusal to go on with an engine that somebody else moved meanwhile."""
     return engine.advised(engine.not_allowed("a move", "; the move cannot go on with it from here"))
+
+
+def moved_elsewhere(engines: Sequence[Engine], kind: type[Command], home: Mapping[str, Goal]) -> list[Outcome]:
+    """Those that are not where this phase of an onload leads, though it did not fail: somebody else moved them."""
+    to_come = ONLOAD[ONLOAD.index(kind) + 1 :]
+    short = [each for each in engines if each.state is not State.SERVING]
+    short = [each for each in short if not isinstance(next_command(each.view(), home[each.name]), to_come)]
+    return [Outcome(engine, error=unexpected_state(engine)) for engine in short]
 
 
 def externally_modified(engines: Sequence[Engine], kind: type[Command], goals: Mapping[str, Goal]) -> list[Outcome]:

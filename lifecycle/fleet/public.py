@@ -43,6 +43,8 @@ from ..launch.miles import apply_offload_defaults, parse_env_positive_float
 from ..nodes.hook_mode import HookModeUnsafe, require_safe_hook_mode, resolve_hook_mode
 from .fleet import Fleet
 from .groups import Group
+from .plans import GroupPlan
+from .window import Window
 
 __all__ = [
     "DEADLINES_S",
@@ -75,6 +77,7 @@ __all__ = [
     "FromDisk",
     "Grade",
     "Group",
+    "GroupPlan",
     "GuardRefused",
     "HookModeUnsafe",
     "InvalidTransition",
@@ -121,6 +124,7 @@ __all__ = [
     "Unreachable",
     "UpdateWeights",
     "Verdict",
+    "Window",
     "apply_offload_defaults",
     "parse_env_positive_float",
     "require_safe_hook_mode",

@@ -38,6 +38,7 @@ from ..core.sources import Source, version_of
 from ..core.transition import Transition
 from ..engine.engine import Engine
 from ..rules.planner import Goal
+from .plans import TAKES_PART
 from .preflight import REFUSED
 
 P = ParamSpec("P")
@@ -68,6 +69,15 @@ class Ranks:
         """Whether other ranks have a say in what comes next."""
         return self._agreement is not None and bool(self._verb) and not self._over and not _ALONE.get()
 
+    def refuse(self, verb: str) -> None:
+        """ConfigurationError where there are other ranks: this verb does on each of them what its own engines need."""
+        if self._agreement is not None:
+            raise ConfigurationError(
+                f"{verb}() on a fleet with an agreement of ranks: what it does depends on the engines of this rank "
+                "alone, so ranks could not vote on it, and nothing was sent. Use offload() and onload(), which all "
+                "ranks call, or recover(), which asks no other rank; for other members, connect a new fleet on each"
+            )
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Inside, the verbs of this task ask no other rank: engines are brought back, or recovered."""
@@ -91,18 +101,23 @@ class Ranks:
         except BaseException as error:
             if not self._over:
                 await self._leave(error, f"{name}: {BEGIN}" if not self.begun else name)
+                self._over = True
             raise
         finally:
             self._verb = ""
 
     @asynccontextmanager
     async def window(self) -> AsyncIterator[None]:
-        """Inside, the caller has the memory; where that ends by an error, the others do not wait for this rank."""
+        """Inside, the caller has the memory; where that ends by an error, the others do not wait for this rank.
+
+        Nothing is said after a step of the window in which some rank failed: all know of that.
+        """
         try:
             yield
         except BaseException as error:
-            self.begun = True
-            await self._leave(error, "offloaded()")
+            if not self._over:
+                self.begun = True
+                await self._leave(error, "offloaded()")
             raise
 
     async def _leave(self, error: BaseException, phase: str) -> None:
@@ -214,10 +229,11 @@ def step_of_ranks(
     return call
 
 
-def plan_of_goals(goals: Iterable[tuple[Engine, Goal]]) -> dict[str, str]:
-    """What an offload is about to do, by group."""
-    plan: dict[str, str] = {}
+def plan_of_goals(goals: Iterable[tuple[Engine, Goal]], said: Mapping[str, str]) -> dict[str, str]:
+    """What an offload is about to do, by group, and what else was said of groups."""
+    plan = dict(said)
     for engine, goal in goals:
+        plan[TAKES_PART.format(engine.group)] = "yes"
         _say(plan, engine, goal.weights, goal.tags)
         plan[f"the pause mode of {engine.group}"] = goal.mode
     return plan

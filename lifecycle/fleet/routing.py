@@ -18,9 +18,14 @@ from .registry import router_for
 def router_of(given: Router | str | None, engines: Sequence[Engine]) -> Router | None:
     """The router that was given, or that of a URL; it was told where it reaches these engines."""
     router = router_for(given) if isinstance(given, str) else given
+    known_to(router, engines)
+    return router
+
+
+def known_to(router: Router | None, engines: Sequence[Engine]) -> None:
+    """The router was told where it reaches these engines."""
     if isinstance(router, RoutesToWorkers):
         router.knows({each.name: _worker_of(each) for each in engines})
-    return router
 
 
 def _worker_of(engine: Engine) -> WorkerURL:

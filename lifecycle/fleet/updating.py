@@ -45,7 +45,7 @@ async def updating(
         if not left.done():
             left.set_exception(CollectiveFailed(f"the push was given up: {str(error) or type(error).__name__}"))
             left.exception()  # marks it as seen, where the push was never waited for
-        await _ended(update)
+        await ended(update)
         failed = None if update.cancelled() else update.exception()
         if failed is not None and isinstance(error, InvalidTransition):
             raise failed from error  # the body pushed to an engine whose update had ended: that is what went wrong
@@ -55,7 +55,7 @@ async def updating(
     await update
 
 
-async def _ended(task: asyncio.Task[Any]) -> None:
+async def ended(task: asyncio.Task[Any]) -> None:
     """The task has ended; a caller that gives up waiting for it cancels it, and waits for its end all the same."""
     try:
         await asyncio.wait({task})

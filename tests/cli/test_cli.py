@@ -79,7 +79,7 @@ def test_who_overrides_a_state_may_say_which_weights_it_has(lifecycle, address: 
 
 def test_recover_and_declare(lifecycle, address: str) -> None:
     assert lifecycle("recover", address).stdout.split()[-1] == "serving"
-    refused = lifecycle("override", "serving", address, "--by", "me", "--reason", "I looked")
+    refused = lifecycle("override", "serving", address, "--by", "me", "--reason", "I looked", "--version", "step-3")
     assert refused.returncode == 3
     assert lifecycle("override", "asleep", address, "--by", "me", "--reason", "x").returncode == 2
 

@@ -117,3 +117,13 @@ async def test_a_push_that_fails_on_one_rank_fails_on_all() -> None:
     failed = await on_all(fleets, push)
     assert isinstance(failed[1], ZeroDivisionError)
     assert [type(causes(failed[rank])[0]) for rank in (0, 2)] == [RankFailed] * 2
+
+
+async def test_a_rank_without_engines_in_a_step_votes_too() -> None:
+    fleets = await ranks()
+    (idle,) = await ranks(1, groups={"default": Group(offload=False)}, offload=False)
+    idle.ranks._agreement = fleets[2].ranks._agreement
+    for _, step, state in RING[:3]:
+        done = await on_all([*fleets[:2], idle], step)
+        assert [len(each) for each in done] == [1, 1, 0]
+        assert states_of(fleets[:2]) == [state] * 2

@@ -18,9 +18,8 @@ from judge import Invariant, Judge, still_held
 from observed_engine import ObservedAdapter, judge_at_rest
 from virtual_time import VirtualTime
 
-from lifecycle import CommandRefused, Engine, Fact, Fleet, FleetError, Group, LifecycleError, Pushed, State
+from lifecycle import CommandRefused, Engine, Fact, Fleet, FleetError, Group, LifecycleError, Pushed, State, Transition
 from lifecycle.core.policy import OnFailure
-from lifecycle.fleet.fleet import Transition
 from lifecycle.fleet.move import Move
 from lifecycle.testing import Journal, ScriptedRouter, capabilities, scripted
 
