@@ -161,17 +161,20 @@ class StoreAgreement:
 
     def _agree(self, outcome: RankOutcome, clock: Deadline, stop: threading.Event) -> tuple[RankOutcome, ...]:
         self._join()
-        number = self._next
-        decision = self._read(f"decision/{number}")
-        if decision is None:
-            self._vote(number, text_of(outcome, self._who))
-            decision = self._decided(number, clock, stop)
-        self._next, self._cast = number + 1, None
-        self._forget(number)
-        decided = outcomes_in(decision, self.world_size)
-        if decided[self.rank].vote == "missing":
-            self._next = max(self._next, self._where_the_others_are())
-        return decided
+        while True:
+            number = self._next
+            decision = self._read(f"decision/{number}")
+            if decision is None:
+                self._vote(number, text_of(outcome, self._who))
+                decision = self._decided(number, clock, stop)
+            self._next, self._cast = number + 1, None
+            self._forget(number)
+            decided = outcomes_in(decision, self.world_size)
+            late = decided[self.rank].vote == "missing"
+            if late:
+                self._next = max(self._next, self._where_the_others_are())
+            if not (late and outcome.begins and clock.work_s):
+                return decided
 
     def _leave(self, outcome: RankOutcome, _: threading.Event) -> None:
         """Replaces a vote on which nothing was decided yet; else votes at the next barrier, if others go there."""

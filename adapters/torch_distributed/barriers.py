@@ -31,7 +31,7 @@ def outcomes_in(decision: str, world_size: int) -> tuple[RankOutcome, ...]:
 
 
 def _vote(outcome: RankOutcome) -> list[Any]:
-    return [outcome.phase, outcome.problem, dict(sorted(outcome.plan.items())), outcome.vote]
+    return [outcome.phase, outcome.problem, dict(sorted(outcome.plan.items())), outcome.vote, outcome.begins]
 
 
 def _outcome(vote: str | None) -> RankOutcome:

@@ -18,14 +18,16 @@ class RankOutcome:
     """What one rank says at one barrier.
 
     `phase` is what it has ended there, `problem` why that failed (empty: it did not). `plan` is what it is about to do,
-    part by part; a part that several ranks name is the same for all of them. `vote` is "gave_up" where its caller left
-    in the middle, and "missing" where it said nothing in time.
+    part by part; a part that several ranks name is the same for all of them. `begins`: nothing was sent yet, and one
+    that is late joins the others where they are now. `vote` is "gave_up" where its caller left in the middle, and
+    "missing" where it said nothing in time.
     """
 
     phase: str = ""
     problem: str = ""
     plan: Mapping[str, str] = EMPTY
     vote: Literal["voted", "gave_up", "missing"] = "voted"
+    begins: bool = False
 
     def __post_init__(self) -> None:
         freeze_fields(self, "plan")

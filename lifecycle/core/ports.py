@@ -277,6 +277,7 @@ class Agreement(Protocol):
 
         Returns within `deadline_s`; a rank that did not vote by then is `MISSING` to all, also to itself. Raises
         AgreementLost where it cannot be known what was decided, and ConfigurationError where the ranks do not fit.
+        One that is late, and `begins`, votes at the barrier where the others are now.
         """
 
     async def give_up(self, outcome: RankOutcome, *, deadline_s: float) -> None:

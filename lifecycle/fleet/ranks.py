@@ -162,7 +162,7 @@ class Ranks:
         if self._agreement is None or not self.votes:
             return []
         name, rank = f"{self._verb}: {phase}", self._agreement.rank
-        outcome, left_s = RankOutcome(name, problem, plan), max(LOOK_S, self._clock.left_s)
+        outcome, left_s = RankOutcome(name, problem, plan, begins=phase == BEGIN), max(LOOK_S, self._clock.left_s)
         self.begun = True
         try:
             outcomes = await self._agreement.agree(name, outcome, deadline_s=left_s)

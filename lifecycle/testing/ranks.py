@@ -67,20 +67,24 @@ class RankInMemory:
 
     async def agree(self, phase: str, outcome: RankOutcome, *, deadline_s: float) -> Sequence[RankOutcome]:
         """Returns the outcomes of all ranks once all voted, or the deadline of one of them has passed."""
-        clock, barriers, number = Deadline(deadline_s), self._barriers, self._next
+        clock, barriers = Deadline(deadline_s), self._barriers
         self.phases.append(phase)
-        if not self.silent:
-            barriers.vote(number, self.rank, outcome)
-        self._next = number + 1
-        for step_s in growing(POLL_S, longest_s=POLL_S):
-            if number in barriers.decided or not clock.left_s:
-                break
-            await asyncio.sleep(step_s)
-        barriers.close(number)
-        decided = barriers.decided[number]
-        if decided[self.rank].vote == "missing":
-            self._next = max(self._next, barriers.open)
-        return decided
+        while True:
+            number = self._next
+            if not self.silent:
+                barriers.vote(number, self.rank, outcome)
+            self._next = number + 1
+            for step_s in growing(POLL_S, longest_s=POLL_S):
+                if number in barriers.decided or not clock.left_s:
+                    break
+                await asyncio.sleep(step_s)
+            barriers.close(number)
+            decided = barriers.decided[number]
+            late = decided[self.rank].vote == "missing"
+            if late:
+                self._next = max(self._next, barriers.open)
+            if not (late and outcome.begins and clock.left_s):
+                return decided
 
     async def give_up(self, outcome: RankOutcome, *, deadline_s: float) -> None:
         """Replaces a vote on which nothing was decided yet; else votes at the next barrier, if others go there."""

@@ -157,17 +157,36 @@ async def test_a_rank_that_does_not_come_is_named_and_nothing_is_sent() -> None:
     assert [sent(engine) for fleet in fleets for engine in fleet] == [[]] * WORLD
 
 
-async def test_a_rank_that_comes_too_late_is_told_so_and_is_in_step_afterwards() -> None:
+async def test_a_rank_that_comes_too_late_joins_the_others_where_they_are() -> None:
     fleets = await ranks()
     await on_all(fleets[:2], offload)
     await on_all(fleets[:2], offload)  # and again, so that it is two barriers behind
-    (late,) = causes((await on_all(fleets[2:], offload))[0])
-    assert isinstance(late, RankMissing)
-    assert late.late
-    assert late.rank == 2
     assert states_of(fleets) == [State.SERVING] * WORLD
     done = await on_all(fleets, offload)
     assert states_of(fleets) == [State.RELEASED] * WORLD, done
+
+
+async def test_a_rank_that_votes_too_late_on_a_phase_is_told_so() -> None:
+    fleets = await ranks()
+    agreement: Any = fleets[2].ranks._agreement
+    vote = agreement.agree
+
+    async def slow(phase: str, outcome: Any, *, deadline_s: float) -> Any:
+        if phase == "offload: drain":
+            await asyncio.sleep(2 * LIMIT_S)
+        return await vote(phase, outcome, deadline_s=deadline_s)
+
+    agreement.agree = slow
+    failed = await on_all(fleets, offload)
+    (late,) = causes(failed[2])
+    assert isinstance(late, RankMissing)
+    assert (late.late, late.rank, late.phase) == (True, 2, "offload: drain")
+    assert "decided on offload: drain without this rank" in str(failed[2])
+    assert states_of(fleets) == [State.SERVING] * WORLD
+    await on_all(fleets, offload)
+    agreement.agree = vote
+    await on_all(fleets, offload)
+    assert states_of(fleets) == [State.RELEASED] * WORLD
 
 
 async def test_a_rank_that_is_killed_in_a_phase_is_missing_at_its_barrier() -> None:

@@ -152,6 +152,7 @@ async def test_a_ring_by_slimes_five_verbs(loopback: LoopbackProcess) -> None:
         engine.override_state(State.SERVING, by="the one who started it", reason="it was launched just now")
         for _ in range(2):
             released = await fleet.offload(weights=home)
+            assert [each.value for each in released[0].replies] == [(None, None)], "of each rank, as ray.get gives it"
             assert isinstance(released[0].verdicts["memory_returned"], Proved)
             assert engine.memory_is_free
             await fleet.onload()

@@ -82,6 +82,14 @@ async def test_a_rank_that_votes_after_the_decision_is_missing_to_itself_too_and
     assert await all_of(ranks) == [(YES,) * WORLD] * WORLD
 
 
+async def test_a_rank_that_is_late_for_a_beginning_joins_the_others_where_they_are() -> None:
+    ranks, begins = job(), RankOutcome("offload: begin", begins=True)
+    await all_of(ranks)
+    for _ in range(2):
+        await all_of(ranks[:2], begins, deadline_s=MISSED_S)
+    assert await all_of(ranks, begins) == [(begins,) * WORLD] * WORLD
+
+
 async def test_one_that_comes_at_the_deadline_is_taken_alike_by_all() -> None:
     seen = set()
     ranks = job()
