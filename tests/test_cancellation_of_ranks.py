@@ -30,7 +30,9 @@ async def ranks_before(verb: str) -> list[Fleet]:
     return fleets
 
 
-@pytest.mark.parametrize("verb", ["pause", "release", "offload", "onload", "offloaded", "updating_weights"])
+@pytest.mark.parametrize(
+    "verb", ["pause", "release", "offload", "onload", "offloaded", "offloaded in steps", "updating_weights"]
+)
 def test_the_other_rank_ends_at_once_and_both_are_in_step(verb: str) -> None:
     async def cut(turns: int) -> bool:
         fleets = await ranks_before(verb)
@@ -59,7 +61,7 @@ def test_the_other_rank_ends_at_once_and_both_are_in_step(verb: str) -> None:
         assert [engine.state for fleet in fleets for engine in fleet] == [State.RELEASED] * 2
         return True
 
-    turns = next(turns for turns in range(1, 900, 3) if not virtually(cut(turns)))
+    turns = next(turns for turns in range(1, 2000, 3) if not virtually(cut(turns)))
     assert turns > 3
     TURNS[verb] = turns // 3
 
