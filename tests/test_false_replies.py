@@ -207,11 +207,16 @@ def print_line(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
     return uncaptured
 
 
+#: Those that take seconds to be found out.
+TAKE_SECONDS = {"answers after the deadline", "one rank is stuck", "answers early, frees late", "keeps more each cycle"}
+
+
 def _cases() -> Iterator[Any]:
-    """Every false reply, injected at run time and by a flag at the start; those by a flag are slow."""
+    """Every false reply, injected at run time and by a flag at the start; those by a flag are slow, and those that take
+    seconds to be found out."""
     for lie in FALSE_REPLIES:
         for how in ("run-time", "flag"):
-            marks = [pytest.mark.slow] if how == "flag" or lie.like_another else []
+            marks = [pytest.mark.slow] if how == "flag" or lie.like_another or lie.name in TAKE_SECONDS else []
             yield pytest.param(lie, how, marks=marks, id=f"{lie.name.replace(' ', '-')}-{how}")
 
 

@@ -144,6 +144,7 @@ async def test_one_that_nobody_has_met_is_a_wrong_address(pair: list[LoopbackPro
     assert str(refused.value).count("\n") == 0
 
 
+@pytest.mark.slow
 async def test_one_of_which_a_process_lives_is_not_gone(pair: list[LoopbackProcess], tmp_path: Path) -> None:
     orphan = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE)
     try:

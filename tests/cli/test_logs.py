@@ -71,6 +71,7 @@ def started(state: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+@pytest.mark.slow
 def test_logs_follow_what_any_process_writes(lifecycle_process, address: str, tmp_path: Path) -> None:
     store = Store(tmp_path / "engines.sqlite3")
     with closing(store), started(tmp_path, "logs", "--follow", "--json") as process:

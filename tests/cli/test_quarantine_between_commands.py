@@ -20,6 +20,7 @@ def started() -> Iterator[Callable[..., LoopbackProcess]]:
         yield lambda **how: stack.enter_context(LoopbackProcess.start(weights_mib=96, kv_mib=96, **how))
 
 
+@pytest.mark.slow
 def test_an_engine_that_a_command_went_on_without_stays_out_until_it_is_recovered(
     lifecycle: Run, started: Callable[..., LoopbackProcess], kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,6 +78,7 @@ def test_one_that_cannot_be_seen_from_here_is_forgotten_on_a_persons_word(run: C
     assert [each.tenant.name for each in ledger.tenancies()] == ["trainer"]
 
 
+@pytest.mark.slow
 def test_a_command_is_bound_by_the_ledger_where_there_is_one(run: Command, ledger: Tenants, kept: Path) -> None:
     device = f"host:{node_name()}"
     with LoopbackProcess.start(weights_mib=96, kv_mib=96) as process:

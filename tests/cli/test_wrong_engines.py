@@ -155,6 +155,7 @@ def test_a_vllm_without_its_development_mode_says_how_to_start_it(lifecycle, sta
         assert "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_a_vllm_without_its_sleep_mode_frees_nothing_and_serves_again(lifecycle, start: Start) -> None:
     url = f"vllm://{start('vllm', memory_saver=False)}"
     result = lifecycle("cycle", url, "--weights", "kept", "--deadline", "3", "--threshold-gib", "0.1")

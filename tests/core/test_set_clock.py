@@ -45,6 +45,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> WallClock:
 # leases
 
 
+@pytest.mark.slow
 @ahead_or_back
 def test_a_call_that_may_run_holds_its_engine_as_long_as_it_may(
     set_by_s: float, clock: WallClock, tmp_path: Path

@@ -50,6 +50,7 @@ def test_a_folder_without_python_is_refused(tmp_path: Path) -> None:
         structure.measure(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_table_has_ours_beside_the_models() -> None:
     ours = [structure.measure(structure.ROOT / name) for name in structure.OURS]
     text = structure.table([*ours, *structure.MODELS])

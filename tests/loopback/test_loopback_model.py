@@ -96,6 +96,7 @@ def test_meta_info_says_what_a_driver_reads(engine: LoopbackProcess) -> None:
     assert meta["e2e_latency"] > 0
 
 
+@pytest.mark.slow
 def test_a_pool_too_small_for_all_retracts_some_and_serves_all(engine: LoopbackProcess) -> None:
     prompts = [f"{number}" * 90 for number in range(4)]
     with fresh(kv_mib=4) as small:  # 512 tokens, for four requests of 190

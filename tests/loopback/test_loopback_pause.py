@@ -80,6 +80,7 @@ def test_retract_returns_at_once_and_the_final_output_is_the_same(slow_engine: L
     assert reply["meta_info"]["finish_reason"] == {"type": "length", "length": LONG}
 
 
+@pytest.mark.slow
 def test_a_retracted_request_survives_a_whole_release() -> None:
     with fresh(*SLOW_STEPS, weights_backup=True) as engine:
         truth = ids(engine, "keep me", LONG)

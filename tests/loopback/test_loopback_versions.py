@@ -169,6 +169,7 @@ def test_checksums(old: LoopbackProcess, traits: Traits) -> None:
     assert (post(old, "/weights_checker", {"action": "checksum"}).status == 200) is traits.checksums
 
 
+@pytest.mark.slow
 def test_a_retract_and_an_abort_of_all_end_what_was_there_and_hold_what_comes(slow_engine: LoopbackProcess) -> None:
     """As a real 0.5.23 (tests/real/test_abort_on_sglang.py): a call that is no stream gets tokens by the fifty."""
     truth = ids(slow_engine, "abort me", 180)

@@ -122,6 +122,7 @@ def test_a_bad_checkpoint_is_refused_and_the_old_weights_are_served(
     assert get(engine, "/model_info").json["model_path"] == str(engine.weights)
 
 
+@pytest.mark.slow
 def test_an_update_waits_for_requests_in_flight_and_holds_new_ones(slow: LoopbackProcess, other: Path) -> None:
     truth = ids(slow, "old weights", 90)
     flight = start_generate(slow, "old weights", 90)

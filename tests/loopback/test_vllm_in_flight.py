@@ -131,6 +131,7 @@ def test_a_keep_freezes_them_and_their_text_is_the_same(
     assert gauge(slow_vllm, "num_preemptions_total") - before == preempted
 
 
+@pytest.mark.slow
 def test_who_ran_before_a_keep_runs_before_those_that_waited() -> None:
     with fresh(*SLOW_STEPS, "--max-running-requests", "2") as engine:
         ran = streams(engine, 2, 200)

@@ -42,6 +42,7 @@ async def test_it_does_not_wait_for_the_poll_of_the_engine(start: Any, policy: P
         await engine.resume()
 
 
+@pytest.mark.slow
 async def test_an_abort_that_is_refused_leaves_its_requests_kept(start: Any, policy: Policy) -> None:
     process = start(arguments=SLOW, faults=["abort=error:503"])
     async with Fleet.connect([url(process, name="e", abort="retract")], policy=policy) as fleet:
@@ -55,6 +56,7 @@ async def test_an_abort_that_is_refused_leaves_its_requests_kept(start: Any, pol
         assert len(await asyncio.wait_for(request, 20)) == 60
 
 
+@pytest.mark.slow
 async def test_a_lost_answer_to_the_abort_leaves_open_what_it_was_paused_by(start: Any, policy: Policy) -> None:
     process = start(arguments=SLOW, faults=["abort=lost"])
     async with Fleet.connect([url(process, name="e", abort="retract")], policy=policy) as fleet:

@@ -33,6 +33,7 @@ def _request(process: Any) -> None:
         return
 
 
+@pytest.mark.slow
 async def test_a_release_that_finds_requests_leaves_the_weights_unknown(start: Any, policy: Policy) -> None:
     process = start(arguments=("--step-delay-s", "0.02"))
     async with Fleet.connect([url(process, name="e")], policy=policy) as fleet:

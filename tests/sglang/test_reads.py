@@ -217,6 +217,7 @@ async def test_a_pause_that_waits_has_the_engine_wait_and_asks_twice(start: Star
     await adapter.aclose()
 
 
+@pytest.mark.slow
 async def test_a_pause_that_waits_takes_what_its_router_had_sent_for_on_its_way(
     slow_engine: LoopbackProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +231,7 @@ async def test_a_pause_that_waits_takes_what_its_router_had_sent_for_on_its_way(
     await adapter.aclose()
 
 
+@pytest.mark.slow
 async def test_a_pause_that_waits_leaves_no_long_question_in_the_engine(
     slow_engine: LoopbackProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ async def test_kv_alone_is_refused_where_there_is_no_endpoint(process: LoopbackP
         assert fleet["e"].state is State.SERVING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", VERSIONS, indirect=True)
 async def test_requests_that_are_kept_all_end_with_their_tokens(process: LoopbackProcess) -> None:
     prompts = [f"prompt {number}" for number in range(6)]
