@@ -35,7 +35,7 @@ demo: $(READY)
 	$(BIN)/lifecycle demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n 3 --dist loadscope -m "not slow"
+	$(BIN)/python -m pytest -q -n 4 --dist loadscope -m "not slow"
 
 check: $(READY)
 	$(BIN)/ruff check .
