@@ -219,8 +219,11 @@ def test_a_backup_that_is_kept_is_seen_off_the_loop(monkeypatch: pytest.MonkeyPa
     threads: list[int] = []
     real = process_env.environ_of
     monkeypatch.setattr(process_env, "environ_of", lambda pid: threads.append(threading.get_ident()) or real(pid))
-    command, environ = [sys.executable, "-S", "-c", "input()"], {**os.environ, process_env.RETAIN: value}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environ) as child:
+    code = "print(flush=True); input()"  # its environment may be empty until it runs
+    command, environ = [sys.executable, "-S", "-c", code], {**os.environ, process_env.RETAIN: value}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline()
         process = by_pid(child.pid)
         assert asyncio.run(ThisHost().retains_backup([process], deadline_s=30)) is kept
         away = [replace(process, agent="node-2:30999")]
