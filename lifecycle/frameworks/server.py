@@ -79,12 +79,12 @@ class AsyncRolloutServer:
         return [] if present is None else present.engines
 
     async def fleet(self) -> Fleet:
-        """The fleet of the engines that take part now, for what no verb here does (`recover()`); not to be closed.
+        """The fleet of all that are in slots now, for what no verb here does (`recover()`); not to be closed.
 
-        Raises ConfigurationError where no engine is there.
+        Engines that are gone or in quarantine are among them. Raises ConfigurationError where no engine is there.
         """
         present = await self._members.present()
-        if present is None or not present.engines:
+        if present is None or not present.fleet.participants():
             raise ConfigurationError("no engine is there: every slot is empty, or of a group that does not offload")
         return present.fleet
 
@@ -93,16 +93,18 @@ class AsyncRolloutServer:
     ) -> list[Any]:
         """Every engine is released, proved; what each answered to its release.
 
-        `weights`: what they come back with, unless it is what the trainer pushes, or what they keep.
+        `weights`: what they come back with, unless it is what the trainer pushes, or what they keep. An engine that
+        was gone is verified first, and takes part where it was started again. FleetError where one in quarantine may
+        hold a device of the others.
         """
-        present = await self._present(State.SERVING)
+        present = await self._present(State.SERVING, verify=True)
         if present is None:
             return []
         source = weights or (self._by_the_trainer() if self._update_weights else Kept())
         with answers_of(present.engines) as heard:
             async with not_given_up(present.fleet, present.engines, deadline_s):
                 await present.fleet.offload(
-                    tags, weights=source, mode=self._mode, engines=present.names, deadline_s=deadline_s
+                    tags, weights=source, mode=self._mode, engines=present.offloaded, deadline_s=deadline_s
                 )
         return heard.of("release", present.engines)
 
@@ -128,7 +130,7 @@ class AsyncRolloutServer:
             raise FleetError.of(REFUSED, refused)
         with answers_of(present.engines) as heard:
             async with not_given_up(present.fleet, present.engines, deadline_s):
-                await present.fleet.onload(engines=present.names, deadline_s=deadline_s)
+                await present.fleet.onload(engines=present.onloaded, deadline_s=deadline_s)
         return heard.of(RestoreKV.name, present.engines)
 
     async def onload(self, tags: Iterable[Tag] | None = None, *, deadline_s: float | None = None) -> list[Any]:
@@ -162,7 +164,7 @@ class AsyncRolloutServer:
         self, engine: Any, *, weights: Source | None = None, deadline_s: float | None = None
     ) -> list[Any]:
         """This engine alone was drained and released; what it answered. The others are not asked anything."""
-        present = await self._present(State.SERVING)
+        present = await self._present(State.SERVING, verify=True)
         chosen = self._chosen(present, [engine])
         if present is None:
             return []
@@ -174,10 +176,10 @@ class AsyncRolloutServer:
     async def recover(self, engines: Iterable[Any] | None = None, *, deadline_s: float | None = None) -> list[Any]:
         """These engines, started anew while the others wait for weights, are where those are: weights_restored.
 
-        Each is drained, released, and has its weights mapped. None: those whose slots were filled since the last verb.
-        Returns what each answered to the restore.
+        Each is drained, released, and has its weights mapped. None: those whose slots were filled since the last verb,
+        and those that were gone and are there again. Returns what each answered to the restore.
         """
-        before = await self._members.present()
+        before = await self._there(verify=True)
         new = [] if before is None else self._new(before)
         present = await self._present(State.SERVING)
         chosen = self._chosen(present, new if engines is None else engines)
@@ -217,9 +219,15 @@ class AsyncRolloutServer:
         """What the trainer will push in this window; `updating_weights` names its version."""
         return Pushed(_not_pushed, f"window-{next(self._windows)}")
 
-    async def _present(self, implied: State, version: str | None = None) -> Present | None:
+    async def _there(self, *, verify: bool) -> Present | None:
+        """Who is there; nobody here drove an engine that came back before."""
+        present = await self._members.present(verify=verify)
+        self._driven.difference_update([] if present is None else present.came_back)
+        return present
+
+    async def _present(self, implied: State, version: str | None = None, *, verify: bool = False) -> Present | None:
         """Who is there. One that nobody here drove before, and that nothing can observe, is as the verb implies."""
-        present = await self._members.present()
+        present = await self._there(verify=verify)
         for engine in [] if present is None else self._new(present):
             if self._by is not None:
                 await self._assert(engine, implied, version)

@@ -2,13 +2,14 @@
 
 A slot holds a handle (an actor, a client, a URL): whatever `engine_of` makes an engine of. It is asked once for each
 handle. A slot that is None is passed over, and so is one whose process is gone: a dead slot is a state, no exception.
+Since a process may be started again at any time, it is observed before devices are handed over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from ..core.policy import Policy
 from ..core.ports import Router
 from ..core.states import State
 from ..engine.engine import Engine
+from ..fleet.claims import verify_all
 from ..fleet.connect import check_distinct, connected
 from ..fleet.fleet import Fleet
 from ..fleet.groups import Group
@@ -40,22 +42,40 @@ class ServerGroup(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """Who is there now: a fleet, and the engines of it that take part, in the groups' order."""
+    """Who is there now: a fleet of all, and the engines of it that take part, in the groups' order.
+
+    `quarantined` are left out of moves. `came_back` were gone until now.
+    """
 
     fleet: Fleet
     engines: list[Engine]
+    quarantined: list[Engine]
+    came_back: list[Engine]
 
     @property
     def names(self) -> list[str]:
         """The names of the engines that take part."""
         return [engine.name for engine in self.engines]
 
+    @property
+    def onloaded(self) -> list[str]:
+        """The names of those of which an onload is asked: with those in quarantine, which follow what is served."""
+        return [engine.name for engine in (*self.engines, *self.quarantined)] if self.engines else []
+
+    @property
+    def offloaded(self) -> list[str]:
+        """The names of those of which an offload is asked.
+
+        With those in quarantine, since the fleet refuses it where one of them may hold a device of the others.
+        """
+        return self.onloaded or [engine.name for engine in self.quarantined if engine.state is not State.GONE]
+
 
 class Members(Protocol):
     """Who is driven: a fleet that stays as it is, or slots of groups."""
 
-    async def present(self) -> Present | None:
-        """Who is there now; None where nobody is, and there is nothing to do."""
+    async def present(self, *, verify: bool = False) -> Present | None:
+        """Who is there now; None where there is nobody to be driven. `verify`: those that are gone are verified."""
 
     def name_of(self, engine: Any) -> str:
         """The name of an engine that is given by its name, as itself, or by its handle."""
@@ -70,9 +90,9 @@ class FleetMembers:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
 
-    async def present(self) -> Present | None:
+    async def present(self, *, verify: bool = False) -> Present | None:
         """Those of the fleet whose process is there."""
-        return Present(self._fleet, there(self._fleet.participants()))
+        return await there(self._fleet, verify)
 
     def name_of(self, engine: Any) -> str:
         """Its name, where it is not given by that."""
@@ -109,12 +129,12 @@ class SlotMembers:
         self._known: list[tuple[Any, Engine]] = []
         self._lock = asyncio.Lock()
 
-    async def present(self) -> Present | None:
+    async def present(self, *, verify: bool = False) -> Present | None:
         """Those whose slot is filled and whose process is there; one that is met for the first time was connected."""
         async with self._lock:
-            return await self._present()
+            return await self._present(verify)
 
-    async def _present(self) -> Present | None:
+    async def _present(self, verify: bool) -> Present | None:
         filled = [handle for group in self._server_groups if group.needs_offload for handle in group.engines]
         filled = [handle for handle in filled if handle is not None]
         await self._let_go(filled)
@@ -127,12 +147,11 @@ class SlotMembers:
                 await engine.aclose()
             raise
         self._known += new
-        engines = there(self._engine(handle) for handle in filled)
-        if not engines:
+        if not filled:
             return None
+        engines = [self._engine(handle) for handle in filled]
         policy = self._policy or engines[0].policy
-        fleet = Fleet(engines, groups=self._groups, router=self._router, policy=policy)
-        return Present(fleet, fleet.engines)
+        return await there(Fleet(engines, groups=self._groups, router=self._router, policy=policy), verify)
 
     async def _let_go(self, filled: Sequence[Any]) -> None:
         """The engines whose handle is in no slot any more are let go."""
@@ -166,17 +185,29 @@ class SlotMembers:
         await self._let_go([])
 
 
-def there(engines: Iterable[Engine]) -> list[Engine]:
+async def there(fleet: Fleet, verify: bool) -> Present:
     """Those that take part; the others are passed over as empty slots are, and logged.
 
-    One whose process is gone holds nothing, and one in quarantine is left out of every move until it is recovered.
+    One whose process is gone holds nothing, as long as none was started in its place: `verify` has that observed now.
+    One in quarantine is left out of every move until it is recovered.
     """
-    found = []
+    engines = fleet.participants()
+    gone = [engine for engine in engines if engine.state is State.GONE]
+    if verify:
+        await _verify(gone)
+    came_back = [engine for engine in gone if engine.state is not State.GONE]
     for engine in engines:
-        if engine.state is State.GONE:
-            _log.warning("%s is passed over: its process is gone (%s)", engine.name, engine.reason)
-        elif engine.quarantined is not None:
+        if engine.quarantined is not None:
             _log.warning("%s is passed over: in quarantine %s", engine.name, engine.quarantined.reason)
-        else:
-            found.append(engine)
-    return found
+        elif engine.state is State.GONE:
+            _log.warning("%s is passed over: its process is gone (%s)", engine.name, engine.reason)
+        elif engine in came_back:
+            _log.warning("%s was gone, and takes part again: it was found %s", engine.name, engine.state)
+    taking_part = [each for each in engines if each.quarantined is None and each.state is not State.GONE]
+    return Present(fleet, taking_part, [each for each in engines if each.quarantined is not None], came_back)
+
+
+async def _verify(gone: Sequence[Engine]) -> None:
+    """Whether a process is in the place of these was observed now; those that were never asked were connected."""
+    await connected([engine for engine in gone if not engine.connected])
+    await verify_all([engine for engine in gone if engine.connected])

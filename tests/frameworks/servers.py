@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lifecycle import Engine, TagSpec
+from lifecycle import Engine, Fleet, TagSpec
 from lifecycle.frameworks.server import AsyncRolloutServer
-from lifecycle.frameworks.slots import SlotMembers
+from lifecycle.frameworks.slots import FleetMembers, SlotMembers
 from lifecycle.testing import KV_CACHE, QUICK, WEIGHTS, Journal, ScriptedAdapter, ScriptedRouter, capabilities
 
 
@@ -28,23 +28,31 @@ class Actors:
     tags: Sequence[TagSpec] = (WEIGHTS, KV_CACHE)
     policy: Any = QUICK
     router: bool = False
+    #: The device that all are on; None: each on one of its own.
+    device: str | None = None
     caps: dict[str, Any] = field(default_factory=dict)
     journal: Journal = field(default_factory=Journal)
     made: dict[str, Engine] = field(default_factory=dict)
 
     def engine_of(self, handle: str) -> Engine:
-        can, devices = capabilities(*self.tags, **self.caps), (f"gpu-{handle}",)
+        can, devices = capabilities(*self.tags, **self.caps), (self.device or f"gpu-{handle}",)
         adapter = ScriptedAdapter(handle, can, journal=self.journal, devices=devices)
         options: dict[str, Any] = {"policy": self.policy, "has_router": self.router, "lease": None}
         self.made[handle] = Engine(adapter, name=handle, probe=adapter.probe, **options)
         return self.made[handle]
 
     def members(self, groups: Sequence[Group]) -> SlotMembers:
-        router = ScriptedRouter(self.journal) if self.router else None
-        return SlotMembers(groups, self.engine_of, router=router)
+        return SlotMembers(groups, self.engine_of, router=self._router())
 
     def server(self, *groups: Group, **options: Any) -> AsyncRolloutServer:
         return AsyncRolloutServer(self.members(groups), **options)
+
+    async def over_a_fleet(self, *handles: str) -> AsyncRolloutServer:
+        fleet = Fleet([self.engine_of(each) for each in handles], policy=self.policy, router=self._router())
+        return AsyncRolloutServer(FleetMembers(await fleet.__aenter__()))
+
+    def _router(self) -> ScriptedRouter | None:
+        return ScriptedRouter(self.journal) if self.router else None
 
     @property
     def states(self) -> dict[str, str]:
