@@ -115,7 +115,8 @@ def step(engines: Engines, outcome: Outcome, shim: Any) -> None:
     actors().attach(engines.urls, free_cache_engine=shim is None, record=outcome.traced)
     replicas = []
     for rank, (server, url) in enumerate(zip(actors().servers, engines.urls, strict=True)):
-        replica = SGLangReplica(rank, verl_actors.rollout_config(), verl_actors.MODEL, gpus_per_node=1)
+        config = verl_actors.rollout_config(free_cache_engine=shim is None)
+        replica = SGLangReplica(rank, config, verl_actors.MODEL, gpus_per_node=1)
         replica.servers, replica._server_handle, replica._server_address = [server], server, urlsplit(url).netloc
         replicas.append(replica)
     worker = RayClassWithInitArgs(cls=ray.remote(verl_actors.Trainer))
