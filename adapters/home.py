@@ -250,9 +250,12 @@ NEVER_S = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What became of a call: it `returned`, `raised`, `runs` still, or `waited` behind another and never began."""
+    """What became of a call: it `returned`, `raised`, `runs` still, or `waited` behind another and never began.
 
-    what: Literal["returned", "raised", "runs", "waited"]
+    `cancelled`: somebody else than its caller cancelled it, so that it may have been carried out.
+    """
+
+    what: Literal["returned", "raised", "cancelled", "runs", "waited"]
     value: Any = None
     error: Exception | None = None
 
@@ -287,7 +290,7 @@ class HomeInTurn:
         if not made.done():
             return Ended("runs")
         if made.cancelled():
-            return Ended("raised", error=RuntimeError("it was cancelled, by whom it ran under"))
+            return Ended("cancelled", error=RuntimeError("it was cancelled, by others than its caller"))
         error = made.exception()
         if error is None:
             return Ended("returned", made.result())

@@ -113,9 +113,13 @@ class DeclaredAdapter:
                 return Reply("lost", detail=why, refused=True, late=True)
             case "runs":
                 return Reply("lost", detail=f"it still runs after {limit_s:.1f} s", late=True)
+            case "cancelled":
+                self._unanswered = True
+                return Reply("lost", detail=_of(outcome))
             case "raised":
                 return self._raised(placed, outcome)
         said = judged(placed.verb, outcome.value)
+        self._unanswered |= said.unanswered
         if said.unclear:
             return Reply("lost", detail=f"none that is clear, and of all ranks: {said.why}", value=outcome.value)
         return Reply("done" if said.done else "rejected", detail=said.why, value=outcome.value)
@@ -192,7 +196,7 @@ class DeclaredAdapter:
         if placed is None:
             return Unmeasurable(reason="no verb generates a token: declare answer=")
         outcome = await self._call(placed, deadline_s, {"text": probe.text, "tokens": probe.tokens})
-        if outcome.what in ("runs", "waited"):
+        if outcome.what in ("runs", "waited", "cancelled"):
             return Pending(reason=f"{placed.name}(): {_of(outcome)}")
         if outcome.what == "raised":
             return Refuted(reason=f"{placed.name}() generated nothing: {_of(outcome)}")

@@ -1,11 +1,14 @@
 """Verbs: what a user declares of one call to an engine, and how its answer is read. Pure.
 
-A verb is a function: a method of an object, `actor.method.remote` of a Ray actor, a request that the user writes. What
-a verb does cannot be read from it, so it is declared. What it takes is read from its signature when it is declared.
+A verb is a function: a method of an object, a request that the user writes. What a verb does cannot be read from it, so
+it is declared. What it takes is read from its signature when it is declared. The methods of Ray actors are declared by
+name (`lifecycle.adapters.ray.RayActors`): of `actor.method.remote` as a verb, the death of the actor would count as a
+refusal, since `ActorDiedError` is no OSError.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -53,16 +56,16 @@ def did(answer: Any) -> bool | str:
 class Verb:
     """One verb of an engine.
 
-    - `call`: a function, or a coroutine function; what it returns may be awaited too (Ray's references), or be a list,
-      one answer a rank. It is given what it takes of what its place in `Verbs` offers, by name.
+    - `call`: a function, or a coroutine function; what it returns may be awaited too, or be a list, one answer a rank.
+      It is given what it takes of what its place in `Verbs` offers, by name.
     - `effects`: what each tag is after it, of verbs that release or restore memory.
     - `repeatable`: making it again when it may have run already does no harm.
     - `refusal_is_untouched`: where it says that it did not do it, nothing has changed.
     - `drops_cache`: after it the prefix cache is empty.
     - `deadline_s`: the most seconds that it is given, whatever its command is.
     - `succeeded`: how its answer is read, rank by rank; `did` unless given. A rank that answers None says nothing.
-    - `unanswered`: the exceptions by which the call says that it got no answer: it may have run, or run still. After
-      any other one the engine refused; after `NotCalled` it was not asked.
+    - `unanswered`: the exceptions by which the call, or a rank, says that it got no answer: it may have run, or run
+      still. After any other one the engine refused; after `NotCalled` it was not asked.
     - `takes`: the names that it takes, where its signature cannot be read, or has `**` for them.
     - `name`: what it is called in messages and journals; the function's own name unless given.
     """
@@ -142,12 +145,13 @@ def accepted(verb: Verb, place: str, offered: Sequence[str]) -> frozenset[str]:
 class Judged:
     """What all ranks said: whether each that answered did it, and why not.
 
-    `unclear`: some did and others did not, or what they said cannot be read.
+    `unclear`: some did and others did not, or what they said cannot be read. `unanswered`: of some there is no answer.
     """
 
     done: bool
     why: str = ""
     unclear: bool = False
+    unanswered: bool = False
 
 
 def judged(verb: Verb, answer: Any) -> Judged:
@@ -163,7 +167,8 @@ def judged(verb: Verb, answer: Any) -> Judged:
     if not failed:
         return Judged(True)
     why = failed[0][1] if len(ranks) == 1 else "; ".join(f"rank {rank}: {why}" for rank, why in failed)
-    return Judged(False, why, unclear=len(failed) < len(said))
+    silent = any(isinstance(each, (asyncio.CancelledError, *verb.unanswered)) for each in ranks)
+    return Judged(False, why, unclear=silent or len(failed) < len(said), unanswered=silent)
 
 
 def _of_rank(verb: Verb, answer: Any) -> str:

@@ -83,16 +83,16 @@ async def test_what_a_call_raised_after_its_caller_left_is_no_surprise() -> None
     assert complaints.said == []
 
 
-async def test_a_call_that_was_cancelled_by_others_is_an_error_of_its_own() -> None:
-    """As one is whose client of the engine was closed: its caller was not cancelled."""
+async def test_a_call_that_was_cancelled_by_others_has_an_end_of_its_own() -> None:
+    """As one has whose client of the engine was closed: its caller was not cancelled."""
     home, complaints = HomeInTurn(), Complaints()
 
     async def call() -> None:
         raise asyncio.CancelledError
 
     ended = await home.run("call", call, 10)
-    assert ended.what == "raised"
-    assert "it was cancelled" in str(ended.error)
+    assert ended.what == "cancelled"
+    assert "it was cancelled, by others" in str(ended.error)
     await asyncio.sleep(0)
     assert complaints.said == []
 
