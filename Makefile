@@ -50,7 +50,13 @@ $(TORCH): $(READY)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,dev,torch]'
 	@touch $@
 
-slow: $(TORCH)
+# Released packages of peers, which no test installs: a registry may be slow.
+PEERS := .cache/peers/.ready
+$(PEERS): $(TORCH) tests/peers/peer_packages.py
+	$(BIN)/python tests/peers/peer_packages.py
+	@touch $@
+
+slow: $(TORCH) $(PEERS)
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "slow and not alone and not long" --durations=10
 	$(BIN)/python -m pytest -q -n 2 -m "slow and alone" --durations=10 tests/model_check
 	$(BIN)/python -m pytest -q -m "not slow" --durations=10 tests/torch
@@ -79,13 +85,13 @@ model: $(READY)
 mutants: $(READY)
 	$(BIN)/python tests/mutants/mutants_run.py --page docs/measured/mutants.md
 
-long: $(BENCH) $(TORCH)
+long: $(BENCH) $(TORCH) $(PEERS)
 	$(BIN)/python tests/model_check/model_run.py --page docs/measured/model.md
 	$(BIN)/python tests/mutants/mutants_run.py --page docs/measured/mutants.md
 	$(BIN)/python tests/lanes/record_long.py $(if $(SEED),--seed $(SEED))
 	$(BIN)/python benchmarks/bench.py --check
 
-peers: $(TORCH)
+peers: $(TORCH) $(PEERS)
 	$(BIN)/python tests/peers/record_peers.py
 
 real: $(READY)

@@ -36,7 +36,8 @@ def journal_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[journals
     files = journals.Files()
     yield files
     left = files.read(tmp_path_factory.getbasetemp(), Path(os.environ["XDG_STATE_HOME"]))
-    _last_item[0].user_properties.append(("journal", [left.count, 0, files.of_others, 0]))
+    for item in _last_item:  # none, where every test was skipped before
+        item.user_properties.append(("journal", [left.count, 0, files.of_others, 0]))
     left.must_break(frozenset())
 
 

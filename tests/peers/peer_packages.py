@@ -1,4 +1,6 @@
-"""After `installed(PEER)` the released package of a peer lies in `.cache/peers`, without what it requires.
+"""The released packages of peers lie in `.cache/peers`, without what they require, once this was run as a program.
+
+`make slow` and `make peers` run it. No test installs anything: a registry may be slow, and a test has a deadline.
 
 Nothing of it is changed, and nothing of it is committed. What it requires and is small is installed with it; what is
 heavy is empty (`hollow_modules.py`) or replaced by a few lines (`*_stand_ins.py`).
@@ -16,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "peers"
+INSTALLS = "make slow and make peers install it (tests/peers/peer_packages.py)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +74,49 @@ PACKAGES = {
 }
 
 
-def installed(peer: str) -> Path:
-    """The folder of the peer's package, installed where it was not."""
+def folder_of(peer: str) -> Path:
+    """The folder in which the peer's package lies. FileNotFoundError where it is not installed."""
     package = PACKAGES[peer]
-    recipe = hashlib.sha256(json.dumps([package.release, *package.beside]).encode()).hexdigest()
-    stamp = package.folder / "recipe.sha256"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / f"{peer}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not stamp.exists() or stamp.read_text() != recipe:
-            subprocess.run([*_pip(package), package.release, *package.beside], check=True)
-            stamp.write_text(recipe)
+    if not _is_installed(package):
+        raise FileNotFoundError(f"{package.release} is not installed: {INSTALLS}")
     return package.folder
+
+
+def lacking() -> str:
+    """Which packages are not installed, and what installs them; empty where all are."""
+    away = [package.release for package in PACKAGES.values() if not _is_installed(package)]
+    return f"not installed: {', '.join(away)}; {INSTALLS}" if away else ""
+
+
+def install() -> None:
+    """Every package is installed, those that were not."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for package in PACKAGES.values():
+            if not _is_installed(package):
+                subprocess.run([*_pip(package), package.release, *package.beside], check=True)
+                _stamp(package).write_text(_recipe(package))
+
+
+def _is_installed(package: Package) -> bool:
+    stamp = _stamp(package)
+    return stamp.exists() and stamp.read_text() == _recipe(package)
+
+
+def _stamp(package: Package) -> Path:
+    return package.folder / "recipe.sha256"
+
+
+def _recipe(package: Package) -> str:
+    return hashlib.sha256(json.dumps([package.release, *package.beside]).encode()).hexdigest()
 
 
 def _pip(package: Package) -> list[str]:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--upgrade", "--target", str(package.folder), "--constraint", str(ROOT / "constraints.txt")]
     return command + (["--ignore-requires-python"] if package.overlooks_python else [])
+
+
+if __name__ == "__main__":
+    install()

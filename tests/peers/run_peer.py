@@ -26,7 +26,7 @@ from functions_run import FunctionsRun, merged  # noqa: E402
 
 def run(peer: str, faults: list[str], codes: list[str], traced: bool) -> dict[str, Any]:
     """The outcomes, the functions of the peer that ran by whose code (where `traced`), and the hollow modules."""
-    folder = peer_packages.installed(peer)
+    folder = peer_packages.folder_of(peer)
     sys.path.append(str(folder))
     loop: Any = importlib.import_module(f"{peer}_loop")
     tokens = peer_step.vllm_tokens if str(loop.DIALECT).startswith("vllm") else peer_step.sglang_tokens

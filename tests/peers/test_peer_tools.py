@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import hollow_modules
+import peer_packages
 import peer_step
 import peers_page
 import pytest
 import record_peers
+import test_peers
 from functions_run import Function, FunctionsRun, merged
 
 
@@ -44,6 +48,46 @@ def test_a_peer_that_there_is_not_is_refused() -> None:
 def test_a_run_that_fails_is_no_result() -> None:
     with pytest.raises(RuntimeError, match="exit code 2"):
         record_peers.found_of("slime")
+
+
+def test_packages_that_are_not_installed_are_named_and_nothing_installs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test that downloaded them would fail where a registry is slow."""
+    monkeypatch.setattr(peer_packages, "CACHE", tmp_path)
+    monkeypatch.delattr(subprocess, "run")
+    assert "trl==1.16.0, skyrl==0.4.0, verl==0.9.1; make slow and make peers install it" in peer_packages.lacking()
+    with pytest.raises(FileNotFoundError, match=r"verl==0\.9\.1 is not installed: make slow"):
+        peer_packages.folder_of("verl")
+    with pytest.raises(pytest.skip.Exception, match="make slow and make peers install it"):
+        inspect.unwrap(test_peers.packages)()
+
+
+def test_packages_are_installed_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], check: bool) -> None:
+        ran.append(command)
+        Path(command[command.index("--target") + 1]).mkdir()
+
+    monkeypatch.setattr(peer_packages, "CACHE", tmp_path)
+    monkeypatch.setattr(subprocess, "run", run)
+    for _ in range(2):
+        peer_packages.install()
+    assert [next(each for each in command if "==" in each) for command in ran] == [
+        package.release for package in peer_packages.PACKAGES.values()
+    ]
+    assert peer_packages.lacking() == ""
+    assert peer_packages.folder_of("trl") == tmp_path / "trl-1.16.0"
+    (tmp_path / "trl-1.16.0" / "recipe.sha256").write_text("another release beside it")
+    assert peer_packages.lacking().startswith("not installed: trl==1.16.0;")
+
+
+def test_make_slow_installs_them_before_its_tests() -> None:
+    makefile = (record_peers.peers_page.ROOT / "Makefile").read_text()
+    assert re.search(r"^\$\(PEERS\):.*\n\t.*tests/peers/peer_packages\.py$", makefile, re.MULTILINE)
+    for target in ("slow", "peers", "long"):
+        assert re.search(rf"^{target}:.* \$\(PEERS\)$", makefile, re.MULTILINE), target
 
 
 def test_functions_and_lines_that_ran_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

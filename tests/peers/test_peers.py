@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
 
+import peer_packages
 import peers_page
 import pytest
 import record_peers
@@ -55,7 +56,15 @@ def trained_beside(outcome: dict[str, Any]) -> int:
 
 
 @pytest.fixture(scope="module")
-def over_shims() -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
+def packages() -> None:
+    """The peers' packages are installed; else what needs them is skipped, and the reason says what installs them."""
+    lacking = peer_packages.lacking()
+    if lacking:
+        pytest.skip(lacking)
+
+
+@pytest.fixture(scope="module")
+def over_shims(packages: None) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
     """What each peer's loops did over its shim. Ray's processes beside those of the two that need none."""
 
     def found(peers: tuple[str, ...]) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
@@ -114,7 +123,7 @@ def test_no_half_pushed_weights_are_served(peer: str, loop: str, over_shims: Any
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(not LONG, reason="make long runs the loops with their own code")
 @pytest.mark.parametrize("peer", PEERS)
-def test_what_their_own_code_does(peer: str, report: Callable[[str], None]) -> None:
+def test_what_their_own_code_does(peer: str, packages: None, report: Callable[[str], None]) -> None:
     """Without a fault they do what they should; an engine that lies is not seen; one that dies leaves the others."""
     found = record_peers.found_of(peer, "--code", "theirs", "--functions")
     done = by_loop(found)
