@@ -9,20 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from lifecycle.core.http_errors import is_answer, kinds
+
 from ..declared.verbs import InWords
 
 #: The most characters of an exception's message that are repeated.
 MOST = 500
-
-#: Exceptions of HTTP clients that are an answer of the server, though some of them are an OSError.
-_ANSWERS = frozenset(
-    {
-        "requests.exceptions.HTTPError",
-        "urllib.error.HTTPError",
-        "httpx.HTTPStatusError",
-        "aiohttp.client_exceptions.ClientResponseError",
-    }
-)
 
 #: Exceptions of HTTP clients after which a request may have been carried out, though they are no OSError.
 _SILENCE = frozenset(
@@ -54,10 +46,7 @@ def understood(error: BaseException, ray: Any) -> Refused | Unanswered:
 
 
 def _is_silence(cause: Exception) -> bool:
-    kinds = {f"{each.__module__}.{each.__qualname__}" for each in type(cause).__mro__}
-    if kinds & _ANSWERS:
-        return False
-    return isinstance(cause, OSError) or bool(kinds & _SILENCE)
+    return not is_answer(cause) and (isinstance(cause, OSError) or bool(kinds(cause) & _SILENCE))
 
 
 def _words(error: BaseException) -> str:

@@ -17,8 +17,10 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, Protocol, Self
+from weakref import WeakSet
 
 from ..core.facts import PauseMode
+from ..core.http_errors import is_answer
 from ..core.policy import Policy
 from ..core.ports import Router
 from ..fleet.groups import Group
@@ -146,7 +148,8 @@ class ClosedUntilRestored:
     """To inherit from, before slime's SGLangEngine: no generation continues while memory is released.
 
     slime's weight update calls continue_generation() while the KV cache is not back. Here that call sends nothing: it
-    returns None and is logged, and generation is continued by the resume of onload_kv().
+    returns None and is logged, and generation is continued by the resume of onload_kv(). After a release that got no
+    answer memory may be released, so generation is held back as well; not after one that the server refused.
     """
 
     _released: frozenset[str] = frozenset()
@@ -154,20 +157,27 @@ class ClosedUntilRestored:
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name, wrapped in _WRAPPED.items():
-            method = cls.__dict__.get(name) or getattr(super(), name, None)
+            method = getattr(cls, name, None)
             if method is None:
                 raise TypeError(f"{cls.__name__} has no {name}(); inherit from ClosedUntilRestored and SGLangEngine")
-            setattr(cls, name, wrapped(method))
+            if method not in _wrappers:
+                setattr(cls, name, wrapped(method))
+                _wrappers.add(getattr(cls, name))
 
 
 def _release(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Releases memory, and remembers of which tags once that was answered."""
+    """Releases memory, and remembers of which tags, unless the server answers that it did not."""
 
     @wraps(method)
     def release_memory_occupation(self: Any, *args: Any, **kwargs: Any) -> Any:
-        answer = method(self, *args, **kwargs)
-        self._released |= _named(args, kwargs)
-        return answer
+        before = self._released
+        self._released = before | _named(args, kwargs)
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            if is_answer(error):
+                self._released = before
+            raise
 
     return release_memory_occupation
 
@@ -203,6 +213,9 @@ def _named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> frozenset[str]:
     tags = kwargs.get("tags", args[0] if args else None)
     return WEIGHTS | KV if tags is None else frozenset(tags)
 
+
+#: What the methods of classes were replaced by: no method is held back twice for one class.
+_wrappers: WeakSet[Callable[..., Any]] = WeakSet()
 
 _WRAPPED = {
     "release_memory_occupation": _release,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
+import urllib.error
+from email.message import Message
 from typing import Any
 
 import pytest
@@ -86,18 +89,89 @@ def test_nothing_continues_generation_before_the_kv_cache_is_back(caplog: pytest
     assert actor.continue_generation() == "continued", "without tags all of them are restored"
 
 
+def refused() -> Exception:
+    return urllib.error.HTTPError(
+        "http://127.0.0.1:9/release_memory_occupation", 400, "not now", Message(), io.BytesIO()
+    )
+
+
+class Failing(SGLangEngine):
+    """Whose release raises."""
+
+    error: Exception
+
+    def release_memory_occupation(self) -> str:
+        raise self.error
+
+
+class ClosedFailing(ClosedUntilRestored, Failing):
+    """As a user writes it."""
+
+
 def test_a_release_that_was_refused_holds_nothing_back() -> None:
-    class Refusing(SGLangEngine):
-        def release_memory_occupation(self) -> str:
-            raise RuntimeError("not now")
-
-    class ClosedRefusing(ClosedUntilRestored, Refusing):
-        pass
-
-    actor = ClosedRefusing()
-    with pytest.raises(RuntimeError, match="not now"):
+    actor = ClosedFailing()
+    actor.error = refused()
+    with pytest.raises(urllib.error.HTTPError, match="not now"):
         actor.release_memory_occupation()
     assert actor.continue_generation() == "continued"
+
+
+def test_a_release_that_was_refused_holds_back_what_was_released_before() -> None:
+    actor = Closed()
+    actor.release_memory_occupation()
+    failing = ClosedFailing()
+    failing._released, failing.error = actor._released, refused()
+    with pytest.raises(urllib.error.HTTPError):
+        failing.release_memory_occupation()
+    assert failing.continue_generation() is None
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), TimeoutError("30 s"), RuntimeError("no")], ids=repr)
+def test_a_release_that_got_no_answer_holds_generation_back(error: Exception) -> None:
+    """The connection was reset after the request was sent: the memory may be released."""
+    actor = ClosedFailing()
+    actor.error = error
+    with pytest.raises(type(error)):
+        actor.release_memory_occupation()
+    assert actor.continue_generation() is None
+    actor.resume_memory_occupation()
+    assert actor.continue_generation() == "continued"
+
+
+def test_a_class_below_keeps_what_its_parent_overrides() -> None:
+    class Parent(ClosedUntilRestored, SGLangEngine):
+        def release_memory_occupation(self) -> str:
+            return f"by the parent {super().release_memory_occupation()}"
+
+        def continue_generation(self) -> str:
+            return f"by the parent {super().continue_generation()}"
+
+    class Below(Parent):
+        def resume_memory_occupation(self, tags: Any = None) -> str:
+            return f"below {super().resume_memory_occupation(tags)}"
+
+    actor = Below()
+    assert actor.continue_generation() == "by the parent continued"
+    assert actor.release_memory_occupation() == "by the parent released"
+    assert actor.continue_generation() is None
+    assert actor.resume_memory_occupation() == "below resumed"
+    assert actor.continue_generation() == "by the parent continued"
+    assert Below.continue_generation is Parent.continue_generation
+    assert actor.sent == ["continue", "release", "resume None", "continue"]
+
+
+def test_what_a_mixin_puts_before_it_is_held_back_too() -> None:
+    class Mixin:
+        def continue_generation(self) -> str:
+            return "mixed in"
+
+    class Mixed(Mixin, Closed):  # type: ignore[misc]
+        """Its continue_generation is the mixin's."""
+
+    actor = Mixed()
+    assert actor.continue_generation() == "mixed in"
+    actor.release_memory_occupation()
+    assert actor.continue_generation() is None
 
 
 def test_what_a_method_takes_can_be_read_as_before() -> None:
