@@ -83,7 +83,7 @@ async def test_what_a_call_raised_after_its_caller_left_is_no_surprise() -> None
     assert complaints.said == []
 
 
-async def test_a_call_that_was_cancelled_by_others_has_an_end_of_its_own() -> None:
+async def test_a_call_that_was_cancelled_by_others_is_an_error_of_its_own() -> None:
     """As one has whose client of the engine was closed: its caller was not cancelled."""
     home, complaints = HomeInTurn(), Complaints()
 
