@@ -27,8 +27,9 @@ from ..core.readings import Reading
 from ..core.sources import Kept, Pushed, PushTarget, Source
 from ..core.states import State
 from ..engine.engine import Engine
+from ..engine.verify import VERIFY_S
 from ..fleet.fleet import Fleet
-from ..fleet.preflight import REFUSED
+from ..fleet.preflight import REFUSED, check_deadline
 from ..rules import knowledge
 from ..rules.decision import DECIDED, ReadBytes, Stay, decide
 from ..rules.desired import needs_trainer
@@ -97,7 +98,7 @@ class AsyncRolloutServer:
         was gone is verified first, and takes part where it was started again. FleetError where one in quarantine may
         hold a device of the others.
         """
-        present = await self._present(State.SERVING, verify=True)
+        present = await self._present(State.SERVING, verify_s=_verify_s(deadline_s))
         if present is None:
             return []
         source = weights or (self._by_the_trainer() if self._update_weights else Kept())
@@ -164,7 +165,7 @@ class AsyncRolloutServer:
         self, engine: Any, *, weights: Source | None = None, deadline_s: float | None = None
     ) -> list[Any]:
         """This engine alone was drained and released; what it answered. The others are not asked anything."""
-        present = await self._present(State.SERVING, verify=True)
+        present = await self._present(State.SERVING, verify_s=_verify_s(deadline_s))
         chosen = self._chosen(present, [engine])
         if present is None:
             return []
@@ -179,7 +180,7 @@ class AsyncRolloutServer:
         Each is drained, released, and has its weights mapped. None: those whose slots were filled since the last verb,
         and those that were gone and are there again. Returns what each answered to the restore.
         """
-        before = await self._there(verify=True)
+        before = await self._there(_verify_s(deadline_s))
         new = [] if before is None else self._new(before)
         present = await self._present(State.SERVING)
         chosen = self._chosen(present, new if engines is None else engines)
@@ -219,15 +220,17 @@ class AsyncRolloutServer:
         """What the trainer will push in this window; `updating_weights` names its version."""
         return Pushed(_not_pushed, f"window-{next(self._windows)}")
 
-    async def _there(self, *, verify: bool) -> Present | None:
+    async def _there(self, verify_s: float | None) -> Present | None:
         """Who is there; nobody here drove an engine that came back before."""
-        present = await self._members.present(verify=verify)
+        present = await self._members.present(verify_s=verify_s)
         self._driven.difference_update([] if present is None else present.came_back)
         return present
 
-    async def _present(self, implied: State, version: str | None = None, *, verify: bool = False) -> Present | None:
+    async def _present(
+        self, implied: State, version: str | None = None, *, verify_s: float | None = None
+    ) -> Present | None:
         """Who is there. One that nobody here drove before, and that nothing can observe, is as the verb implies."""
-        present = await self._there(verify=verify)
+        present = await self._there(verify_s)
         for engine in [] if present is None else self._new(present):
             if self._by is not None:
                 await self._assert(engine, implied, version)
@@ -258,6 +261,12 @@ class AsyncRolloutServer:
         if unknown:
             raise KeyError(f"no engine {unknown[0]!r}; there are {', '.join(engine.name for engine in here) or 'none'}")
         return [engine for engine in here if engine.name in wanted]
+
+
+def _verify_s(deadline_s: float | None) -> float:
+    """Seconds in which engines that are gone are verified, of a verb with this deadline for each phase."""
+    check_deadline(deadline_s)
+    return VERIFY_S if deadline_s is None else min(VERIFY_S, deadline_s)
 
 
 async def _not_pushed(engines: Sequence[PushTarget]) -> None:

@@ -74,8 +74,8 @@ class Present:
 class Members(Protocol):
     """Who is driven: a fleet that stays as it is, or slots of groups."""
 
-    async def present(self, *, verify: bool = False) -> Present | None:
-        """Who is there now; None where there is nobody to be driven. `verify`: those that are gone are verified."""
+    async def present(self, *, verify_s: float | None = None) -> Present | None:
+        """Who is there now; None where there is nobody to be driven. In `verify_s` those that are gone are verified."""
 
     def name_of(self, engine: Any) -> str:
         """The name of an engine that is given by its name, as itself, or by its handle."""
@@ -90,9 +90,9 @@ class FleetMembers:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
 
-    async def present(self, *, verify: bool = False) -> Present | None:
+    async def present(self, *, verify_s: float | None = None) -> Present | None:
         """Those of the fleet whose process is there."""
-        return await there(self._fleet, verify)
+        return await there(self._fleet, verify_s)
 
     def name_of(self, engine: Any) -> str:
         """Its name, where it is not given by that."""
@@ -129,12 +129,12 @@ class SlotMembers:
         self._known: list[tuple[Any, Engine]] = []
         self._lock = asyncio.Lock()
 
-    async def present(self, *, verify: bool = False) -> Present | None:
+    async def present(self, *, verify_s: float | None = None) -> Present | None:
         """Those whose slot is filled and whose process is there; one that is met for the first time was connected."""
         async with self._lock:
-            return await self._present(verify)
+            return await self._present(verify_s)
 
-    async def _present(self, verify: bool) -> Present | None:
+    async def _present(self, verify_s: float | None) -> Present | None:
         filled = [handle for group in self._server_groups if group.needs_offload for handle in group.engines]
         filled = [handle for handle in filled if handle is not None]
         await self._let_go(filled)
@@ -151,7 +151,7 @@ class SlotMembers:
             return None
         engines = [self._engine(handle) for handle in filled]
         policy = self._policy or engines[0].policy
-        return await there(Fleet(engines, groups=self._groups, router=self._router, policy=policy), verify)
+        return await there(Fleet(engines, groups=self._groups, router=self._router, policy=policy), verify_s)
 
     async def _let_go(self, filled: Sequence[Any]) -> None:
         """The engines whose handle is in no slot any more are let go."""
@@ -185,16 +185,16 @@ class SlotMembers:
         await self._let_go([])
 
 
-async def there(fleet: Fleet, verify: bool) -> Present:
+async def there(fleet: Fleet, verify_s: float | None) -> Present:
     """Those that take part; the others are passed over as empty slots are, and logged.
 
-    One whose process is gone holds nothing, as long as none was started in its place: `verify` has that observed now.
+    One whose process is gone holds nothing, as long as none was started in its place: in `verify_s` that is observed.
     One in quarantine is left out of every move until it is recovered.
     """
     engines = fleet.participants()
     gone = [engine for engine in engines if engine.state is State.GONE]
-    if verify:
-        await _verify(gone)
+    if verify_s is not None:
+        await _verify(gone, verify_s)
     came_back = [engine for engine in gone if engine.state is not State.GONE]
     for engine in engines:
         if engine.quarantined is not None:
@@ -207,7 +207,7 @@ async def there(fleet: Fleet, verify: bool) -> Present:
     return Present(fleet, taking_part, [each for each in engines if each.quarantined is not None], came_back)
 
 
-async def _verify(gone: Sequence[Engine]) -> None:
+async def _verify(gone: Sequence[Engine], deadline_s: float) -> None:
     """Whether a process is in the place of these was observed now; those that were never asked were connected."""
     await connected([engine for engine in gone if not engine.connected])
-    await verify_all([engine for engine in gone if engine.connected])
+    await verify_all([engine for engine in gone if engine.connected], deadline_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from lifecycle.core.errors import NothingListens
 from lifecycle.engine import attach
 from lifecycle.frameworks.server import AsyncRolloutServer
 from lifecycle.frameworks.slots import SlotMembers
-from lifecycle.testing import DIE, QUICK
+from lifecycle.testing import DIE, HANG, QUICK
 
 pytestmark = pytest.mark.virtual_time
 
@@ -151,6 +152,19 @@ async def test_recover_brings_one_that_was_started_again_to_where_the_others_wai
         await push(engines)
     await server.onload_kv()
     assert actors.states == dict.fromkeys("ab", "serving")
+
+
+async def test_one_that_hangs_is_waited_for_until_the_deadline_of_the_caller() -> None:
+    """Whether it holds memory cannot be told then, so that the offload is refused."""
+    actors = Actors()
+    server = await server_of(actors, "slots")
+    await b_is_gone(actors)
+    actors.made["b"].adapter.engine.restart()
+    actors.made["b"].adapter.always("observe", HANG)
+    async with asyncio.timeout(2):
+        with pytest.raises(FleetError, match=r"b: .*recover"):
+            await server.offload(weights=V1, deadline_s=0.3)
+    assert actors.calls() == []
 
 
 async def test_one_engine_is_released_that_was_started_again() -> None:
