@@ -45,6 +45,8 @@ P = ParamSpec("P")
 
 #: The part of a deadline that is kept for the vote, at most a quarter of it.
 VOTE_S = 2.0
+#: Seconds that verifying engines gets at least: one that lives answers within that, and else would be called failed.
+VERIFY_LEAST_S = 1.0
 #: Seconds that saying that one leaves may take.
 LEAVE_S = 1.0
 #: What a verb votes on before anything is sent.
@@ -140,6 +142,11 @@ class Ranks:
     def work_s(self, deadline_s: float | None) -> float | None:
         """Seconds that engines may take now: what was asked for, or what is left of the phase before the vote."""
         return max(LOOK_S, self._clock.work_s) if self.votes else deadline_s
+
+    def verify_s(self, deadline_s: float | None) -> float | None:
+        """Seconds that engines may take to be verified: `work_s`, and a least even where the phase took all of that."""
+        least_s = min(VERIFY_LEAST_S, self._clock.total_s)
+        return max(least_s, self._clock.work_s) if self.votes else deadline_s
 
     # votes
 

@@ -1,0 +1,80 @@
+"""What of a deadline the engines of a rank get, and what the vote: engines are asked as long as without ranks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from rank_rig import on_all, ranks, states_of
+from rig import V1
+
+from lifecycle import State
+from lifecycle.core.observation import Observation
+from lifecycle.testing import ScriptedAdapter
+
+pytestmark = pytest.mark.virtual_time
+
+#: Longer than an engine is given whose deadline has passed, as /server_info of a busy server takes.
+ANSWERS_IN_S = 0.2
+
+
+@pytest.fixture
+def slow_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    observe = ScriptedAdapter.observe
+
+    async def slow(self: ScriptedAdapter, *want: Any, **how: Any) -> Any:
+        await asyncio.sleep(min(ANSWERS_IN_S, how["deadline_s"]))
+        if how["deadline_s"] < ANSWERS_IN_S:
+            return Observation()  # it has not answered
+        return await observe(self, *want, **how)
+
+    monkeypatch.setattr(ScriptedAdapter, "observe", slow)
+
+
+async def test_engines_that_serve_are_not_called_failed_by_the_first_onload(slow_answers: None) -> None:
+    fleets = await ranks(2)
+    done = await on_all(fleets, lambda fleet: fleet.onload(deadline_s=60.0))
+    assert states_of(fleets) == [State.SERVING] * 2
+    assert done == [[], []]
+
+
+async def test_drained_engines_are_not_called_failed_by_an_offload_long_after_the_verb_before(
+    slow_answers: None,
+) -> None:
+    fleets = await ranks(2)
+    for step in ("pause", "drain"):
+        await on_all(fleets, lambda fleet, step=step: getattr(fleet, step)(deadline_s=5.0))  # type: ignore[misc]
+    await asyncio.sleep(60.0)
+    done = await on_all(fleets, lambda fleet: fleet.offload(weights=V1, deadline_s=60.0))
+    assert states_of(fleets) == [State.RELEASED] * 2, done
+
+
+async def test_one_that_was_released_before_is_asked_long_enough_after_a_phase_that_took_all_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fleets = await ranks(2, names=("a", "b"))
+    for fleet in fleets:
+        with fleet.ranks.alone():
+            await fleet.offload(weights=V1, engines=[fleet.engines[1]])
+    late = fleets[0].engines
+    send = ScriptedAdapter.send
+    asked: list[float] = []
+
+    async def nearly_too_long(self: ScriptedAdapter, call: Any, **how: Any) -> Any:
+        if call.name == "release" and self is late[0].adapter:
+            await asyncio.sleep(how["deadline_s"] - 0.001)
+        return await send(self, call, **how)
+
+    observe = ScriptedAdapter.observe
+
+    async def timed(self: ScriptedAdapter, *want: Any, **how: Any) -> Any:
+        if self is late[1].adapter:
+            asked.append(how["deadline_s"])
+        return await observe(self, *want, **how)
+
+    monkeypatch.setattr(ScriptedAdapter, "send", nearly_too_long)
+    monkeypatch.setattr(ScriptedAdapter, "observe", timed)
+    await on_all(fleets, lambda fleet: fleet.offload(weights=V1, deadline_s=40.0))
+    assert states_of(fleets) == [State.RELEASED] * 4
+    assert min(asked) > ANSWERS_IN_S
