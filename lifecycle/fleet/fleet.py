@@ -227,7 +227,7 @@ class Fleet(Steps, Membership):
                         yield window
                     finally:
                         await window.left()
-                async with restored(after=CANCELLED):
+                async with restored(after=CANCELLED), self.ranks.way_back():
                     await find_out(window.engines, deadline_s)
                     await self.onload(engines=chosen, deadline_s=deadline_s)
 

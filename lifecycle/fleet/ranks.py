@@ -54,6 +54,8 @@ BEGIN = "begin"
 
 #: Whether this task moves engines without the other ranks.
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+#: Whether this task brings the engines of a window back at its end, whatever the other ranks say.
+_WAY_BACK: ContextVar[bool] = ContextVar("way back", default=False)
 
 
 class Ranks:
@@ -63,6 +65,7 @@ class Ranks:
         self._agreement = agreement
         self._verb = ""
         self._over = False
+        self._known: BaseException | None = None
         self._clock = Deadline(0.0)
         self.begun = False
 
@@ -102,8 +105,9 @@ class Ranks:
             yield
         except BaseException as error:
             if not self._over:
-                await self._leave(error, f"{name}: {BEGIN}" if not self.begun else name)
+                await self._leave(error, name if self.begun else f"{name}: {BEGIN}", sent=self.begun)
                 self._over = True
+            self._known = error
             raise
         finally:
             self._verb = ""
@@ -118,14 +122,28 @@ class Ranks:
             yield
         except BaseException as error:
             if not self._over:
-                self.begun = True
-                await self._leave(error, "offloaded()")
+                await self._leave(error, "offloaded()", sent=True)
             raise
 
-    async def _leave(self, error: BaseException, phase: str) -> None:
-        if self._agreement is None:
+    @asynccontextmanager
+    async def way_back(self) -> AsyncIterator[None]:
+        """The end of a window: the engines are brought back whatever becomes of that on other ranks."""
+        token = _WAY_BACK.set(True)
+        try:
+            yield
+        except BaseException as error:
+            if error is not self._known:
+                await self._leave(error, f"onload: {BEGIN}", sent=False)
+            raise
+        finally:
+            _WAY_BACK.reset(token)
+
+    async def _leave(self, error: BaseException, phase: str, *, sent: bool) -> None:
+        """The others are told that this rank left. One that had sent nothing refused, or was cancelled."""
+        if self._agreement is None or _ALONE.get():
             return
-        outcome = RankOutcome(phase, _said(error), vote="gave_up" if self.begun else "voted")
+        gave_up = sent or isinstance(error, asyncio.CancelledError)
+        outcome = RankOutcome(phase, _said(error), vote="gave_up" if gave_up else "voted")
         try:
             async with asyncio.timeout(LEAVE_S):
                 await self._agreement.give_up(outcome, deadline_s=LEAVE_S)
@@ -153,11 +171,11 @@ class Ranks:
     async def begin(self, plan: Mapping[str, str], *, goes_on_alone: bool = False) -> list[AgreementError]:
         """All ranks are ready for the same; FleetError where one is not, and nothing was sent on any.
 
-        With `goes_on_alone` one that did not come, or left, keeps nobody: why is returned. The deadline is that of the
-        phase that began last.
+        With `goes_on_alone` one that did not come, or left, keeps nobody: why is returned. On the way back from a
+        window nothing keeps this rank from it. The deadline is that of the phase that began last.
         """
         found = await self._vote(BEGIN, "", plan)
-        if found and not (goes_on_alone and all(map(_absent, found))):
+        if found and not (goes_on_alone and (_WAY_BACK.get() or all(map(_absent, found)))):
             raise FleetError.of(REFUSED, found)
         return found
 

@@ -1,0 +1,104 @@
+"""A rank that leaves says so to the others, and at the end of a window nobody stays away because of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from rank_rig import LIMIT_S, WORLD, causes, offload, on_all, onload, ranks, states_of
+from rig import V1
+
+from lifecycle import EngineBusy, Fleet, RankFailed, State
+from lifecycle.core.errors import PlansDiffer
+from lifecycle.testing import HANG
+
+pytestmark = pytest.mark.virtual_time
+
+#: The deadline of verbs that nobody should have to wait for.
+LONG_S = 60.0
+
+
+async def until(said: Any) -> None:
+    async with asyncio.timeout(LONG_S):
+        while not said():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_a_refusal_of_one_rank_at_the_end_of_a_window_keeps_no_other_rank_away() -> None:
+    fleets = await ranks()
+    commands: list[Any] = []
+
+    async def step(fleet: Fleet) -> None:
+        async with fleet.offloaded(weights=V1, deadline_s=LIMIT_S):
+            if fleet is fleets[1]:  # somebody else has it when the window ends
+                fleet["e1"].adapter.script("restore", HANG)
+                commands.append(asyncio.create_task(fleet["e1"].restore_weights(deadline_s=LIMIT_S)))
+                await until(lambda: fleet["e1"].busy)
+
+    done = await on_all(fleets, step)
+    assert states_of(fleets)[::2] == [State.SERVING] * 2
+    assert isinstance(done[1], EngineBusy)
+    for rank in (0, 2):
+        (cause,) = causes(done[rank])
+        assert isinstance(cause, RankFailed)
+        assert (cause.rank, cause.phase) == (1, "onload: begin")
+    await asyncio.gather(*commands, return_exceptions=True)
+
+
+async def test_ranks_that_end_a_window_are_not_kept_by_one_that_makes_a_step_in_it() -> None:
+    fleets = await ranks()
+
+    async def step(fleet: Fleet) -> None:
+        async with fleet.offloaded(weights=V1, deadline_s=LIMIT_S) as window:
+            if fleet is fleets[1]:
+                await window.restore_weights()
+
+    done = await on_all(fleets, step)
+    assert states_of(fleets) == [State.SERVING] * WORLD
+    assert all(isinstance(cause, PlansDiffer) for each in done for cause in causes(each))
+    assert [len(causes(each)) for each in done] == [1, 2, 1]
+
+
+async def test_an_onload_goes_on_without_a_rank_that_was_cancelled_before_it_had_voted() -> None:
+    fleets = await ranks()
+    await on_all(fleets, offload)
+    with fleets[1].ranks.alone():
+        await onload(fleets[1])
+    fleets[1]["e1"].adapter.script("observe", HANG)  # it is verified before the vote
+
+    async def move(fleet: Fleet) -> Any:
+        async with asyncio.timeout(0.1 if fleet is fleets[1] else None):
+            return await fleet.onload(deadline_s=LONG_S)
+
+    begun = time.monotonic()
+    done = await on_all(fleets, move)
+    assert time.monotonic() - begun < LIMIT_S
+    assert states_of(fleets) == [State.SERVING] * WORLD
+    assert isinstance(done[1], TimeoutError)
+    for rank in (0, 2):
+        (cause,) = causes(done[rank])
+        assert isinstance(cause, RankFailed)
+        assert (cause.phase, cause.gave_up) == ("onload: begin", True)
+
+
+async def test_a_rank_that_is_cancelled_between_its_window_and_the_way_back_keeps_nobody_waiting() -> None:
+    fleets = await ranks()
+
+    async def step(fleet: Fleet) -> None:
+        async with asyncio.timeout(LIMIT_S if fleet is fleets[1] else None):
+            async with fleet.offloaded(weights=V1, deadline_s=LONG_S):
+                if fleet is fleets[1]:  # where it is has to be found out first, and that takes long
+                    fleet["e1"]._session.go("contradicted", reason="a test")
+                    fleet["e1"].adapter.script("observe", HANG)
+
+    begun = time.monotonic()
+    done = await on_all(fleets, step)
+    assert time.monotonic() - begun < LONG_S / 2
+    assert states_of(fleets)[::2] == [State.SERVING] * 2
+    assert isinstance(done[1], TimeoutError)
+    for rank in (0, 2):
+        (cause,) = causes(done[rank])
+        assert isinstance(cause, RankFailed)
+        assert cause.gave_up
