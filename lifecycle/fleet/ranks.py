@@ -246,6 +246,7 @@ def step_of_ranks(
                 deadline_s: Any = kwargs.get("deadline_s")
                 ranks.phase_begins(name, [], deadline_s)
                 await ranks.begin({})
+                ranks.phase_begins(name, [], deadline_s)
             more = await ranks.ended(name)
             if more:
                 raise FleetError.of("no engine of this rank failed", more, done)

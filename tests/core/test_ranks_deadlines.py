@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from rank_rig import on_all, ranks, states_of
+from rank_rig import LIMIT_S, on_all, ranks, states_of
 from rig import V1
 
-from lifecycle import State
+from lifecycle import Fleet, State
 from lifecycle.core.observation import Observation
 from lifecycle.testing import ScriptedAdapter
 
@@ -78,3 +78,47 @@ async def test_one_that_was_released_before_is_asked_long_enough_after_a_phase_t
     await on_all(fleets, lambda fleet: fleet.offload(weights=V1, deadline_s=40.0))
     assert states_of(fleets) == [State.RELEASED] * 4
     assert min(asked) > ANSWERS_IN_S
+
+
+async def test_what_a_step_waited_for_another_rank_is_not_taken_from_its_engines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fleets = await ranks(2)
+    given: dict[str, float] = {}
+    send = ScriptedAdapter.send
+
+    async def timed(self: ScriptedAdapter, call: Any, **how: Any) -> Any:
+        given[self.name] = how["deadline_s"]
+        return await send(self, call, **how)
+
+    monkeypatch.setattr(ScriptedAdapter, "send", timed)
+
+    async def step(fleet: Fleet) -> Any:
+        if fleet is fleets[1]:
+            await asyncio.sleep(0.9 * LIMIT_S)
+        return await fleet.pause(deadline_s=LIMIT_S)
+
+    done = await on_all(fleets, step)
+    assert states_of(fleets) == [State.PAUSED] * 2, done
+    assert given["e0"] == pytest.approx(given["e1"], rel=0.1)
+
+
+async def test_a_rank_without_engines_in_a_step_waits_for_its_end_as_long_as_the_others_may_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fleets = await ranks(2)
+    send = ScriptedAdapter.send
+
+    async def takes_time(self: ScriptedAdapter, call: Any, **how: Any) -> Any:
+        await asyncio.sleep(0.5 * LIMIT_S)
+        return await send(self, call, **how)
+
+    monkeypatch.setattr(ScriptedAdapter, "send", takes_time)
+
+    async def step(fleet: Fleet) -> Any:
+        if fleet is fleets[0]:
+            await asyncio.sleep(0.9 * LIMIT_S)
+        return await fleet.pause(engines=None if fleet is fleets[0] else [], deadline_s=LIMIT_S)
+
+    done = await on_all(fleets, step)
+    assert [len(each) for each in done] == [1, 0], done
