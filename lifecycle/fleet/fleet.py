@@ -191,7 +191,7 @@ class Fleet(Steps, Membership):
         leaving it goes on from wherever they are. An exception inside, or a cancellation at any point, comes through
         once the fleet is back; what failed on the way is noted on it. EngineBusy where another window has an engine.
         """
-        async with self._in_turn("offloaded", deadline_s):
+        async with self.ranks.before("offload"), self._in_turn("offloaded", deadline_s):
             chosen = taking_part_by(plan, self.participants(engines), self.groups)
             window = self._window(chosen, tags, weights, mode, plan, deadline_s)
             async with window as opened:

@@ -65,7 +65,7 @@ class Ranks:
         self._agreement = agreement
         self._verb = ""
         self._over = False
-        self._known: BaseException | None = None
+        self._verbs = 0
         self._clock = Deadline(0.0)
         self.begun = False
 
@@ -101,13 +101,13 @@ class Ranks:
         if self._verb:
             raise ConfigurationError(f"{name} while {self._verb} is under way: with an agreement, one after the other")
         self._verb, self._over, self.begun = name, False, False
+        self._verbs += 1
         try:
             yield
         except BaseException as error:
             if not self._over:
                 await self._leave(error, name if self.begun else f"{name}: {BEGIN}", sent=self.begun)
                 self._over = True
-            self._known = error
             raise
         finally:
             self._verb = ""
@@ -130,13 +130,24 @@ class Ranks:
         """The end of a window: the engines are brought back whatever becomes of that on other ranks."""
         token = _WAY_BACK.set(True)
         try:
-            yield
-        except BaseException as error:
-            if error is not self._known:
-                await self._leave(error, f"onload: {BEGIN}", sent=False)
-            raise
+            async with self.before("onload"):
+                yield
         finally:
             _WAY_BACK.reset(token)
+
+    @asynccontextmanager
+    async def before(self, verb: str) -> AsyncIterator[None]:
+        """Where this ends by an error before any verb has begun inside, the others, who may be at that one, are told.
+
+        Not where another verb is under way: a vote of that one would be taken back.
+        """
+        begun_before = self._verbs
+        try:
+            yield
+        except BaseException as error:
+            if self._verbs == begun_before and not self._verb:
+                await self._leave(error, f"{verb}: {BEGIN}", sent=False)
+            raise
 
     async def _leave(self, error: BaseException, phase: str, *, sent: bool) -> None:
         """The others are told that this rank left. One that had sent nothing refused, or was cancelled."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from rank_rig import LIMIT_S, WORLD, causes, offload, on_all, onload, ranks, states_of
-from rig import V1
+from rig import V1, sent
 
 from lifecycle import EngineBusy, Fleet, RankFailed, State
+from lifecycle.core.deadline import Deadline
 from lifecycle.core.errors import PlansDiffer
 from lifecycle.testing import HANG
 
@@ -102,3 +103,59 @@ async def test_a_rank_that_is_cancelled_between_its_window_and_the_way_back_keep
         (cause,) = causes(done[rank])
         assert isinstance(cause, RankFailed)
         assert cause.gave_up
+
+
+async def test_a_window_that_one_rank_refuses_before_its_offload_is_entered_by_none_at_once() -> None:
+    fleets = await ranks()
+    entered: list[Fleet] = []
+
+    async def step(fleet: Fleet) -> None:
+        async with fleet.offloaded(weights=V1, deadline_s=LONG_S):
+            entered.append(fleet)
+
+    fleets[1]._in_windows.add("e1")  # another window has it
+    begun = time.monotonic()
+    done = await on_all(fleets, step)
+    assert time.monotonic() - begun < LIMIT_S
+    assert isinstance(done[1], EngineBusy)
+    for rank in (0, 2):
+        (cause,) = causes(done[rank])
+        assert isinstance(cause, RankFailed)
+        assert (cause.phase, cause.gave_up) == ("offload: begin", False)
+        assert "another offloaded()" in cause.why
+    assert states_of(fleets) == [State.SERVING] * WORLD
+    assert [sent(engine) for fleet in fleets for engine in fleet] == [[]] * WORLD
+    fleets[1]._in_windows.clear()
+    assert await on_all(fleets, step) == [None] * WORLD, "they are in step"
+    assert len(entered) == WORLD
+
+
+async def test_a_window_that_is_cancelled_before_its_offload_is_entered_by_none_at_once() -> None:
+    fleets = await ranks()
+
+    async def step(fleet: Fleet) -> None:
+        async with asyncio.timeout(0.1 if fleet is fleets[1] else None), fleet.offloaded(weights=V1, deadline_s=LONG_S):
+            pass
+
+    changed = fleets[1]._turns.of_change("adopt", Deadline(LONG_S))
+    begun = time.monotonic()
+    async with changed:  # which the window waits for
+        done = await on_all(fleets, step)
+    assert time.monotonic() - begun < LIMIT_S
+    assert isinstance(done[1], TimeoutError)
+    assert all(cause.gave_up for rank in (0, 2) for cause in causes(done[rank]) if isinstance(cause, RankFailed))
+    assert [len(causes(done[rank])) for rank in (0, 2)] == [1, 1]
+    assert states_of(fleets) == [State.SERVING] * WORLD
+    assert await on_all(fleets, step) == [None] * WORLD, "they are in step"
+
+
+async def test_a_window_that_is_refused_while_a_move_of_ranks_is_under_way_takes_no_vote_of_that_back() -> None:
+    fleets = await ranks()
+    move = asyncio.create_task(offload(fleets[0]))
+    await until(lambda: fleets[0].ranks.begun)  # it waits for the others
+    with pytest.raises(EngineBusy, match="offload is under way"):
+        async with fleets[0].offloaded(weights=V1, deadline_s=LIMIT_S):
+            pass
+    await on_all(fleets[1:], offload)
+    await move
+    assert states_of(fleets) == [State.RELEASED] * WORLD
