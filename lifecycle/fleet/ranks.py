@@ -51,6 +51,8 @@ VERIFY_LEAST_S = 1.0
 LEAVE_S = 1.0
 #: What a verb votes on before anything is sent.
 BEGIN = "begin"
+#: What a rank has left whose caller raised in its window.
+WINDOW = "offloaded()"
 
 #: Whether this task moves engines without the other ranks.
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
@@ -66,6 +68,8 @@ class Ranks:
         self._verb = ""
         self._over = False
         self._verbs = 0
+        self._windows = 0
+        self._known: BaseException | None = None
         self._clock = Deadline(0.0)
         self.begun = False
 
@@ -101,13 +105,14 @@ class Ranks:
         if self._verb:
             raise ConfigurationError(f"{name} while {self._verb} is under way: with an agreement, one after the other")
         self._verb, self._over, self.begun = name, False, False
-        self._verbs += 1
+        self._verbs, self._known = self._verbs + 1, None
         try:
             yield
         except BaseException as error:
             if not self._over:
                 await self._leave(error, name if self.begun else f"{name}: {BEGIN}", sent=self.begun)
                 self._over = True
+            self._known = error
             raise
         finally:
             self._verb = ""
@@ -116,14 +121,17 @@ class Ranks:
     async def window(self) -> AsyncIterator[None]:
         """Inside, the caller has the memory; where that ends by an error, the others do not wait for this rank.
 
-        Nothing is said after a step of the window in which some rank failed: all know of that.
+        Nothing is said where it is the error by which a step of the window failed: all know of that.
         """
+        self._windows += 1
         try:
             yield
         except BaseException as error:
-            if not self._over:
-                await self._leave(error, "offloaded()", sent=True)
+            if self._known is None or self._known not in (error, error.__cause__):
+                await self._leave(error, WINDOW, sent=True)
             raise
+        finally:
+            self._windows -= 1
 
     @asynccontextmanager
     async def way_back(self) -> AsyncIterator[None]:
@@ -154,7 +162,7 @@ class Ranks:
         if self._agreement is None or _ALONE.get():
             return
         gave_up = sent or isinstance(error, asyncio.CancelledError)
-        outcome = RankOutcome(phase, _said(error), vote="gave_up" if gave_up else "voted")
+        outcome = RankOutcome(phase, _said(error), vote="gave_up" if gave_up else "voted", begins=phase == WINDOW)
         try:
             async with asyncio.timeout(LEAVE_S):
                 await self._agreement.give_up(outcome, deadline_s=LEAVE_S)
@@ -186,6 +194,9 @@ class Ranks:
         window nothing keeps this rank from it. The deadline is that of the phase that began last.
         """
         found = await self._vote(BEGIN, "", plan)
+        while found and not self._windows and not _WAY_BACK.get() and all(map(_of_an_earlier_window, found)):
+            self._over = False
+            found = await self._vote(BEGIN, "", plan)
         if found and not (goes_on_alone and (_WAY_BACK.get() or all(map(_absent, found)))):
             raise FleetError.of(REFUSED, found)
         return found
@@ -310,6 +321,11 @@ def _say(plan: dict[str, str], engine: Engine, source: Source | None, *tags: fro
 
 def _absent(error: AgreementError) -> bool:
     return isinstance(error, RankMissing | AgreementLost) or (isinstance(error, RankFailed) and error.gave_up)
+
+
+def _of_an_earlier_window(error: AgreementError) -> bool:
+    """Whether a rank says that it left a window: outside of one, this rank had left the same by an error, too."""
+    return isinstance(error, RankFailed) and error.gave_up and error.phase == WINDOW
 
 
 def _said(error: BaseException) -> str:

@@ -10,10 +10,10 @@ import pytest
 from rank_rig import LIMIT_S, WORLD, causes, offload, on_all, onload, ranks, states_of
 from rig import V1, sent
 
-from lifecycle import EngineBusy, Fleet, RankFailed, State
+from lifecycle import EngineBusy, Fleet, FleetError, RankFailed, State, Window
 from lifecycle.core.deadline import Deadline
 from lifecycle.core.errors import PlansDiffer
-from lifecycle.testing import HANG
+from lifecycle.testing import HANG, REJECTED
 
 pytestmark = pytest.mark.virtual_time
 
@@ -159,3 +159,81 @@ async def test_a_window_that_is_refused_while_a_move_of_ranks_is_under_way_takes
     await on_all(fleets[1:], offload)
     await move
     assert states_of(fleets) == [State.RELEASED] * WORLD
+
+
+async def step_failed(fleet: Fleet, window: Window, *, on: Fleet) -> None:
+    """A step of the window failed on the fleet `on`; all have caught that."""
+    if fleet is on:
+        fleet.engines[0].adapter.script("load", REJECTED)
+    with pytest.raises(FleetError):
+        await window.update_weights()
+
+
+@pytest.mark.parametrize("failed_on", [0, 1])
+async def test_one_that_leaves_after_a_step_that_it_had_caught_says_so_to_those_that_go_on(failed_on: int) -> None:
+    fleets = await ranks()
+
+    async def step(fleet: Fleet) -> None:
+        async with fleet.offloaded(weights=V1, deadline_s=LONG_S) as window:
+            await step_failed(fleet, window, on=fleets[failed_on])
+            if fleet is fleets[1]:
+                raise ZeroDivisionError("the loss")
+            await window.update_weights()
+
+    begun = time.monotonic()
+    done = await on_all(fleets, step)
+    assert time.monotonic() - begun < LIMIT_S
+    assert states_of(fleets) == [State.SERVING] * WORLD
+    assert isinstance(done[1], ZeroDivisionError)
+    for rank in (0, 2):
+        (cause,) = causes(done[rank])
+        assert isinstance(cause, RankFailed)
+        assert (cause.rank, cause.phase, cause.gave_up) == (1, "offloaded()", True)
+
+
+@pytest.mark.parametrize("failed_on", [0, 1])
+@pytest.mark.parametrize("leaving", [{1}, {0, 1, 2}], ids=["one", "all"])
+async def test_what_one_says_that_leaves_where_all_leave_keeps_nobody_from_the_next_move(
+    leaving: set[int], failed_on: int
+) -> None:
+    fleets = await ranks()
+
+    async def step(fleet: Fleet) -> None:
+        async with fleet.offloaded(weights=V1, deadline_s=LONG_S) as window:
+            if fleets.index(fleet) in leaving:
+                await step_failed(fleet, window, on=fleets[failed_on])
+                raise ZeroDivisionError("the loss")
+            if fleet is fleets[failed_on]:
+                fleet.engines[0].adapter.script("load", REJECTED)
+            await window.update_weights()
+
+    begun = time.monotonic()
+    for _ in range(2):
+        done = await on_all(fleets, step)
+        assert {rank for rank, each in enumerate(done) if isinstance(each, ZeroDivisionError)} == leaving
+        assert states_of(fleets) == [State.SERVING] * WORLD
+    done = await on_all(fleets, offload)
+    assert states_of(fleets) == [State.RELEASED] * WORLD, done
+    assert time.monotonic() - begun < LIMIT_S
+
+
+async def test_an_error_of_a_step_that_leaves_the_window_after_others_went_well_is_said() -> None:
+    fleets = await ranks()
+
+    async def step(fleet: Fleet) -> None:
+        async with fleet.offloaded(weights=V1, deadline_s=LONG_S) as window:
+            if fleet is fleets[1]:
+                fleet["e1"].adapter.script("load", REJECTED)
+            with pytest.raises(FleetError) as failed:
+                await window.update_weights()
+            await window.update_weights()
+            if fleet is fleets[1]:
+                raise failed.value
+
+    begun = time.monotonic()
+    done = await on_all(fleets, step)
+    assert time.monotonic() - begun < LIMIT_S
+    assert [cause.gave_up for rank in (0, 2) for cause in causes(done[rank]) if isinstance(cause, RankFailed)] == [
+        True
+    ] * 2
+    assert states_of(fleets) == [State.SERVING] * WORLD
