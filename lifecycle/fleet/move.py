@@ -294,7 +294,12 @@ class Move:
         return outcomes
 
     async def _between(self, step: Between, deadline_s: float | None, course: Course) -> None:
-        """The caller's step has ended, on all ranks. Where that failed elsewhere this rank stays where it is."""
+        """The caller's step has ended, on all ranks. Where that failed elsewhere this rank stays where it is.
+
+        A rank waits for the others as long as their steps may take, where that is said.
+        """
+        after_s = 0.0 if deadline_s is None or isinstance(self._limit, Deadline) else deadline_s
+        self._ranks.phase_begins(RestoreKV.name, course.active, self._deadline_s, after_s=after_s)
         if course.active:
             begun = self._journal.begins("onload", Phase.BETWEEN, course.active)
             try:
@@ -303,7 +308,8 @@ class Move:
                 for engine in self.engines:  # the caller may have done anything to them
                     engine.forget_observed()
                 self._journal.ended(begun)
-        self._ranks.phase_begins(RestoreKV.name, course.active, self._deadline_s)
+        if deadline_s is None:
+            self._ranks.phase_begins(RestoreKV.name, course.active, self._deadline_s)
         on_ranks = await self._ranks.ended(Phase.BETWEEN, course.errors)
         if on_ranks:
             raise self._error(course, on_ranks)

@@ -171,10 +171,13 @@ class Ranks:
 
     # deadlines
 
-    def phase_begins(self, command: str, engines: Iterable[Engine], deadline_s: float | None) -> None:
-        """From here on a phase runs in which the engines are given this command."""
+    def phase_begins(
+        self, command: str, engines: Iterable[Engine], deadline_s: float | None, *, after_s: float = 0.0
+    ) -> None:
+        """From here on a phase runs in which the engines are given this command, `after_s` that the caller may take."""
         limits = [each.policy.deadline_s(command, deadline_s) for each in engines]
-        self._clock = Deadline(max(limits, default=deadline_s or DEADLINES_S[command]), reserve_s=VOTE_S)
+        limit_s = max(limits, default=deadline_s or DEADLINES_S[command])
+        self._clock = Deadline(after_s + limit_s, reserve_s=VOTE_S)
 
     def work_s(self, deadline_s: float | None) -> float | None:
         """Seconds that engines may take now: what was asked for, or what is left of the phase before the vote."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
-from rank_rig import LIMIT_S, on_all, ranks, states_of
+from rank_rig import LIMIT_S, causes, on_all, ranks, states_of
 from rig import V1
 
-from lifecycle import Fleet, State
+from lifecycle import Fleet, RankMissing, State
+from lifecycle.core.deadline import Deadline
 from lifecycle.core.observation import Observation
 from lifecycle.testing import ScriptedAdapter
 
@@ -122,3 +124,53 @@ async def test_a_rank_without_engines_in_a_step_waits_for_its_end_as_long_as_the
 
     done = await on_all(fleets, step)
     assert [len(each) for each in done] == [1, 0], done
+
+
+async def test_a_rank_whose_step_between_was_quick_waits_for_one_that_takes_its_time() -> None:
+    fleets = await ranks(2)
+    await on_all(fleets, lambda fleet: fleet.offload(weights=V1, deadline_s=LIMIT_S))
+
+    async def move(fleet: Fleet) -> Any:
+        async def between() -> None:
+            await asyncio.sleep(2.5 * LIMIT_S if fleet is fleets[1] else 0)
+
+        return await fleet.onload(between=between, between_deadline_s=3 * LIMIT_S, deadline_s=LIMIT_S)
+
+    done = await on_all(fleets, move)
+    assert all(isinstance(each, list) for each in done), done
+    assert states_of(fleets) == [State.SERVING] * 2
+
+
+@pytest.mark.parametrize("overall", [False, True], ids=["each phase", "overall"])
+async def test_a_rank_that_never_ends_its_step_between_is_waited_for_until_its_deadline_and_no_longer(
+    overall: bool,
+) -> None:
+    fleets = await ranks(2)
+    await on_all(fleets, lambda fleet: fleet.offload(weights=V1, deadline_s=LIMIT_S))
+    begun: list[float] = []
+
+    async def move(fleet: Fleet) -> Any:
+        async def between() -> None:
+            begun.append(time.monotonic())
+            fleets[1].ranks._agreement.silent = True  # type: ignore[union-attr]
+
+        limit = Deadline(LIMIT_S) if overall else LIMIT_S
+        return await fleet.onload(between=between, between_deadline_s=3 * LIMIT_S, deadline_s=limit)
+
+    failed, _ = await on_all(fleets, move)
+    assert [type(each) for each in causes(failed)] == [RankMissing]
+    assert time.monotonic() - begun[0] == pytest.approx(LIMIT_S if overall else 4 * LIMIT_S, rel=0.1)
+
+
+async def test_a_step_between_without_a_deadline_takes_nothing_from_what_the_others_are_waited_for() -> None:
+    fleets = await ranks(2)
+    await on_all(fleets, lambda fleet: fleet.offload(weights=V1, deadline_s=LIMIT_S))
+
+    async def move(fleet: Fleet) -> Any:
+        async def between() -> None:
+            await asyncio.sleep((2.5 if fleet is fleets[1] else 2) * LIMIT_S)
+
+        return await fleet.onload(between=between, deadline_s=LIMIT_S)
+
+    done = await on_all(fleets, move)
+    assert states_of(fleets) == [State.SERVING] * 2, done
