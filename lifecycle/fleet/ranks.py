@@ -282,44 +282,50 @@ def step_of_ranks(
 
 def plan_of_goals(goals: Iterable[tuple[Engine, Goal]], said: Mapping[str, str]) -> dict[str, str]:
     """What an offload is about to do, by group, and what else was said of groups."""
-    plan = dict(said)
+    parts = list(said.items())
     for engine, goal in goals:
-        plan[TAKES_PART.format(engine.group)] = "yes"
-        _say(plan, engine, goal.weights, goal.tags)
-        plan[f"the pause mode of {engine.group}"] = goal.mode
-    return plan
+        mode = (f"the pause mode of {engine.group}", goal.mode)
+        parts += [(TAKES_PART.format(engine.group), "yes"), *_parts(engine, goal.weights, goal.tags), mode]
+    return _plan(parts)
 
 
 def plan_of_sources(sources: Iterable[tuple[Engine, Source | None]], *, overlap: bool, between: bool) -> dict[str, str]:
     """What an onload is about to do, by group."""
-    plan = {"overlap=": str(overlap), "a step between": str(between)}
+    parts = [("overlap=", str(overlap)), ("a step between", str(between))]
     for engine, source in sources:
-        _say(plan, engine, source)
-    return plan
+        parts += _parts(engine, source)
+    return _plan(parts)
 
 
 def plan_of_commands(commands: Iterable[tuple[Engine, Command]]) -> dict[str, str]:
     """What a step is about to do, by group."""
-    plan: dict[str, str] = {}
+    parts: list[tuple[str, str]] = []
     for engine, command in commands:
         match command:
             case Release(tags=tags, weights=source):
-                _say(plan, engine, source, tags)
+                parts += _parts(engine, source, tags)
             case UpdateWeights(source=source):
-                _say(plan, engine, source)
+                parts += _parts(engine, source)
             case Pause(mode=mode):
-                plan[f"the pause mode of {engine.group}"] = mode
-    return plan
+                parts.append((f"the pause mode of {engine.group}", mode))
+    return _plan(parts)
 
 
-def _say(plan: dict[str, str], engine: Engine, source: Source | None, *tags: frozenset[str] | None) -> None:
-    """Adds the version, where one is named, and the tags. What engines of a group differ in is no plan of the group."""
+def _parts(engine: Engine, source: Source | None, *tags: frozenset[str] | None) -> list[tuple[str, str]]:
+    """The version, where one is named, and the tags."""
     version = version_of(source)
-    parts = {} if version is None else {f"the version of {engine.group}": version}
+    parts = [] if version is None else [(f"the version of {engine.group}", version)]
     for named in tags:
-        parts[f"the tags of {engine.group}"] = "all" if named is None else ", ".join(sorted(named))
-    for part, value in parts.items():
-        plan[part] = value if plan.get(part, value) == value else f"{plan[part]}, {value}"
+        parts.append((f"the tags of {engine.group}", "all" if named is None else ", ".join(sorted(named))))
+    return parts
+
+
+def _plan(parts: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The parts in which all engines of a group are alike: what they differ in is no plan of the group."""
+    said: dict[str, set[str]] = {}
+    for part, value in parts:
+        said.setdefault(part, set()).add(value)
+    return {part: values.pop() for part, values in said.items() if len(values) == 1}
 
 
 def _absent(error: AgreementError) -> bool:
