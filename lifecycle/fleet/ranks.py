@@ -162,7 +162,8 @@ class Ranks:
         if self._agreement is None or _ALONE.get():
             return
         gave_up = sent or isinstance(error, asyncio.CancelledError)
-        outcome = RankOutcome(phase, _said(error), vote="gave_up" if gave_up else "voted", begins=phase == WINDOW)
+        begins = not sent or phase == WINDOW  # its last vote was of a verb that has ended, and the others go on
+        outcome = RankOutcome(phase, _said(error), vote="gave_up" if gave_up else "voted", begins=begins)
         try:
             async with asyncio.timeout(LEAVE_S):
                 await self._agreement.give_up(outcome, deadline_s=LEAVE_S)

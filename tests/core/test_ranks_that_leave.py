@@ -237,3 +237,16 @@ async def test_an_error_of_a_step_that_leaves_the_window_after_others_went_well_
         True
     ] * 2
     assert states_of(fleets) == [State.SERVING] * WORLD
+
+
+@pytest.mark.parametrize("failed_on", [0, 1])
+async def test_a_refusal_after_a_move_that_had_failed_is_said_as_any_other(failed_on: int) -> None:
+    fleets = await ranks()
+    fleets[failed_on].engines[0].adapter.script("pause", REJECTED)
+    await on_all(fleets, offload)
+    assert states_of(fleets) == [State.SERVING] * WORLD
+    fleets[1]["e1"]._session.go("contradicted", reason="a test")
+    begun = time.monotonic()
+    done = await on_all(fleets, lambda fleet: fleet.offload(weights=V1, deadline_s=LONG_S))
+    assert time.monotonic() - begun < LIMIT_S
+    assert [type(cause) for rank in (0, 2) for cause in causes(done[rank])] == [RankFailed] * 2
