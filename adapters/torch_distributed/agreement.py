@@ -185,7 +185,9 @@ class StoreAgreement:
             if self._read(f"decision/{number}") is None:
                 self._write_once(f"vote/{number}/{self.rank}", text, stands)
             decision = self._read(f"decision/{number}")
-            if decision is None or why_not(outcomes_in(decision, self.world_size), self.rank, outcome.phase):
+            if decision is None:
+                return
+            if not outcome.begins and why_not(outcomes_in(decision, self.world_size), self.rank, outcome.phase):
                 return
         if self._read(f"decision/{self._next}") is None:
             self._vote(self._next, text)

@@ -18,9 +18,9 @@ class RankOutcome:
     """What one rank says at one barrier.
 
     `phase` is what it has ended there, `problem` why that failed (empty: it did not). `plan` is what it is about to do,
-    part by part; a part that several ranks name is the same for all of them. `begins`: nothing was sent yet, and one
-    that is late joins the others where they are now. `vote` is "gave_up" where its caller left in the middle, and
-    "missing" where it said nothing in time.
+    part by part; a part that several ranks name is the same for all of them. `begins`: it is said at the beginning of a
+    verb, where nothing was sent yet, and one that is late joins the others where they are now. `vote` is "gave_up"
+    where its caller left in the middle, and "missing" where it said nothing in time.
     """
 
     phase: str = ""

@@ -284,5 +284,6 @@ class Agreement(Protocol):
         """Says this to the others, without waiting for them: the caller has left.
 
         A vote of this rank on which nothing was decided yet is replaced by it. Otherwise it is its vote at the next
-        barrier, unless the last one had an outcome after which the others do not go there.
+        barrier, unless the last one had an outcome after which the others do not go there. What `begins` is said to
+        them in any case: after a failure, too, they come to the beginning of another verb.
         """

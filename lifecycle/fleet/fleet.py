@@ -191,7 +191,7 @@ class Fleet(Steps, Membership):
         leaving it goes on from wherever they are. An exception inside, or a cancellation at any point, comes through
         once the fleet is back; what failed on the way is noted on it. EngineBusy where another window has an engine.
         """
-        async with self._in_turn("offloaded", deadline_s):
+        async with self.ranks.before("offload"), self._in_turn("offloaded", deadline_s):
             chosen = taking_part_by(plan, self.participants(engines), self.groups)
             window = self._window(chosen, tags, weights, mode, plan, deadline_s)
             async with window as opened:
@@ -227,7 +227,7 @@ class Fleet(Steps, Membership):
                         yield window
                     finally:
                         await window.left()
-                async with restored(after=CANCELLED):
+                async with restored(after=CANCELLED), self.ranks.way_back():
                     await find_out(window.engines, deadline_s)
                     await self.onload(engines=chosen, deadline_s=deadline_s)
 

@@ -109,6 +109,7 @@ class Move:
         `said` is what ranks compare beside the goals. Raises FleetError; where the policy restores, the engines that
         did not fail serve again by then.
         """
+        self._ranks.phase_begins(ARRIVING, self.engines, self._deadline_s)
         await self._verify(self._in(*IDLE))
         before, lost = {engine.name: engine.desired for engine in self.engines}, list[Outcome]()
         if self._policy["offload", Phase.PAUSE].failed is Failed.QUARANTINE:
@@ -117,7 +118,6 @@ class Move:
         able = [engine for engine in self.engines if engine.name not in away]
         preflight(able or self.engines, goals)
         await self._quarantine.check(able)
-        self._ranks.phase_begins(ARRIVING, self.engines, self._deadline_s)
         await self._ranks.begin(plan_of_goals(((each, goals[each.name]) for each in self.engines), said))
         begun, failed = self._journal.begins("offload", "", self.engines), list[Outcome]()
         try:
@@ -211,6 +211,7 @@ class Move:
         engines stay where they are. With `overlap` an engine restores its KV cache while others still load weights;
         not where a ledger keeps room for tenants, whose weights and KV cache would wait for each other.
         """
+        self._ranks.phase_begins(ARRIVING, self.engines, self._deadline_s)
         await self._verify(self._in(State.SERVING))
         wanted = weights if isinstance(weights, Mapping) else {engine.name: weights for engine in self.engines}
         check_sources(self.engines, wanted)
@@ -220,7 +221,6 @@ class Move:
         pairs = [(each, wanted[each.name]) for each in self.engines]
         sources = [(each, source or source_to_serve(each.record, each.capabilities)) for each, source in pairs]
         plan = plan_of_sources(sources, overlap=overlap, between=between is not None)
-        self._ranks.phase_begins(ARRIVING, self.engines, self._deadline_s)
         on_ranks = await self._ranks.begin(plan, goes_on_alone=until is Resume)
         DesiredOfMove().set_all([(each, source) for each, source in pairs if not each.view(source).weights_are_valid])
         begun = self._journal.begins("onload", "", self.engines)
@@ -259,7 +259,7 @@ class Move:
         return [engine for engine in self.engines if engine.state in states]
 
     async def _verify(self, engines: Sequence[Engine]) -> None:
-        await verify_all(engines, self._ranks.work_s(self._deadline_s), for_move=True)
+        await verify_all(engines, self._ranks.verify_s(self._deadline_s), for_move=True)
 
     # phases
 
@@ -294,7 +294,12 @@ class Move:
         return outcomes
 
     async def _between(self, step: Between, deadline_s: float | None, course: Course) -> None:
-        """The caller's step has ended, on all ranks. Where that failed elsewhere this rank stays where it is."""
+        """The caller's step has ended, on all ranks. Where that failed elsewhere this rank stays where it is.
+
+        A rank waits for the others as long as their steps may take, where that is said.
+        """
+        after_s = 0.0 if deadline_s is None or isinstance(self._limit, Deadline) else deadline_s
+        self._ranks.phase_begins(RestoreKV.name, course.active, self._deadline_s, after_s=after_s)
         if course.active:
             begun = self._journal.begins("onload", Phase.BETWEEN, course.active)
             try:
@@ -303,7 +308,8 @@ class Move:
                 for engine in self.engines:  # the caller may have done anything to them
                     engine.forget_observed()
                 self._journal.ended(begun)
-        self._ranks.phase_begins(RestoreKV.name, course.active, self._deadline_s)
+        if deadline_s is None:
+            self._ranks.phase_begins(RestoreKV.name, course.active, self._deadline_s)
         on_ranks = await self._ranks.ended(Phase.BETWEEN, course.errors)
         if on_ranks:
             raise self._error(course, on_ranks)

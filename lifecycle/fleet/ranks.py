@@ -45,13 +45,19 @@ P = ParamSpec("P")
 
 #: The part of a deadline that is kept for the vote, at most a quarter of it.
 VOTE_S = 2.0
+#: Seconds that verifying engines gets at least: one that lives answers within that, and else would be called failed.
+VERIFY_LEAST_S = 1.0
 #: Seconds that saying that one leaves may take.
 LEAVE_S = 1.0
 #: What a verb votes on before anything is sent.
 BEGIN = "begin"
+#: What a rank has left whose caller raised in its window.
+WINDOW = "offloaded()"
 
 #: Whether this task moves engines without the other ranks.
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+#: Whether this task brings the engines of a window back at its end, whatever the other ranks say.
+_WAY_BACK: ContextVar[bool] = ContextVar("way back", default=False)
 
 
 class Ranks:
@@ -61,6 +67,9 @@ class Ranks:
         self._agreement = agreement
         self._verb = ""
         self._over = False
+        self._verbs = 0
+        self._windows = 0
+        self._known: BaseException | None = None
         self._clock = Deadline(0.0)
         self.begun = False
 
@@ -96,12 +105,14 @@ class Ranks:
         if self._verb:
             raise ConfigurationError(f"{name} while {self._verb} is under way: with an agreement, one after the other")
         self._verb, self._over, self.begun = name, False, False
+        self._verbs, self._known = self._verbs + 1, None
         try:
             yield
         except BaseException as error:
             if not self._over:
-                await self._leave(error, f"{name}: {BEGIN}" if not self.begun else name)
+                await self._leave(error, name if self.begun else f"{name}: {BEGIN}", sent=self.begun)
                 self._over = True
+            self._known = error
             raise
         finally:
             self._verb = ""
@@ -110,20 +121,49 @@ class Ranks:
     async def window(self) -> AsyncIterator[None]:
         """Inside, the caller has the memory; where that ends by an error, the others do not wait for this rank.
 
-        Nothing is said after a step of the window in which some rank failed: all know of that.
+        Nothing is said where it is the error by which a step of the window failed: all know of that.
         """
+        self._windows += 1
         try:
             yield
         except BaseException as error:
-            if not self._over:
-                self.begun = True
-                await self._leave(error, "offloaded()")
+            if self._known is None or self._known not in (error, error.__cause__):
+                await self._leave(error, WINDOW, sent=True)
+            raise
+        finally:
+            self._windows -= 1
+
+    @asynccontextmanager
+    async def way_back(self) -> AsyncIterator[None]:
+        """The end of a window: the engines are brought back whatever becomes of that on other ranks."""
+        token = _WAY_BACK.set(True)
+        try:
+            async with self.before("onload"):
+                yield
+        finally:
+            _WAY_BACK.reset(token)
+
+    @asynccontextmanager
+    async def before(self, verb: str) -> AsyncIterator[None]:
+        """Where this ends by an error before any verb has begun inside, the others, who may be at that one, are told.
+
+        Not where another verb is under way: a vote of that one would be taken back.
+        """
+        begun_before = self._verbs
+        try:
+            yield
+        except BaseException as error:
+            if self._verbs == begun_before and not self._verb:
+                await self._leave(error, f"{verb}: {BEGIN}", sent=False)
             raise
 
-    async def _leave(self, error: BaseException, phase: str) -> None:
-        if self._agreement is None:
+    async def _leave(self, error: BaseException, phase: str, *, sent: bool) -> None:
+        """The others are told that this rank left. One that had sent nothing refused, or was cancelled."""
+        if self._agreement is None or _ALONE.get():
             return
-        outcome = RankOutcome(phase, _said(error), vote="gave_up" if self.begun else "voted")
+        gave_up = sent or isinstance(error, asyncio.CancelledError)
+        begins = not sent or phase == WINDOW  # its last vote was of a verb that has ended, and the others go on
+        outcome = RankOutcome(phase, _said(error), vote="gave_up" if gave_up else "voted", begins=begins)
         try:
             async with asyncio.timeout(LEAVE_S):
                 await self._agreement.give_up(outcome, deadline_s=LEAVE_S)
@@ -132,25 +172,36 @@ class Ranks:
 
     # deadlines
 
-    def phase_begins(self, command: str, engines: Iterable[Engine], deadline_s: float | None) -> None:
-        """From here on a phase runs in which the engines are given this command."""
+    def phase_begins(
+        self, command: str, engines: Iterable[Engine], deadline_s: float | None, *, after_s: float = 0.0
+    ) -> None:
+        """From here on a phase runs in which the engines are given this command, `after_s` that the caller may take."""
         limits = [each.policy.deadline_s(command, deadline_s) for each in engines]
-        self._clock = Deadline(max(limits, default=deadline_s or DEADLINES_S[command]), reserve_s=VOTE_S)
+        limit_s = max(limits, default=deadline_s or DEADLINES_S[command])
+        self._clock = Deadline(after_s + limit_s, reserve_s=VOTE_S)
 
     def work_s(self, deadline_s: float | None) -> float | None:
         """Seconds that engines may take now: what was asked for, or what is left of the phase before the vote."""
         return max(LOOK_S, self._clock.work_s) if self.votes else deadline_s
+
+    def verify_s(self, deadline_s: float | None) -> float | None:
+        """Seconds that engines may take to be verified: `work_s`, and a least even where the phase took all of that."""
+        least_s = min(VERIFY_LEAST_S, self._clock.total_s)
+        return max(least_s, self._clock.work_s) if self.votes else deadline_s
 
     # votes
 
     async def begin(self, plan: Mapping[str, str], *, goes_on_alone: bool = False) -> list[AgreementError]:
         """All ranks are ready for the same; FleetError where one is not, and nothing was sent on any.
 
-        With `goes_on_alone` one that did not come, or left, keeps nobody: why is returned. The deadline is that of the
-        phase that began last.
+        With `goes_on_alone` one that did not come, or left, keeps nobody: why is returned. On the way back from a
+        window nothing keeps this rank from it. The deadline is that of the phase that began last.
         """
         found = await self._vote(BEGIN, "", plan)
-        if found and not (goes_on_alone and all(map(_absent, found))):
+        while found and not self._windows and not _WAY_BACK.get() and all(map(_of_an_earlier_window, found)):
+            self._over = False
+            found = await self._vote(BEGIN, "", plan)
+        if found and not (goes_on_alone and (_WAY_BACK.get() or all(map(_absent, found)))):
             raise FleetError.of(REFUSED, found)
         return found
 
@@ -221,6 +272,7 @@ def step_of_ranks(
                 deadline_s: Any = kwargs.get("deadline_s")
                 ranks.phase_begins(name, [], deadline_s)
                 await ranks.begin({})
+                ranks.phase_begins(name, [], deadline_s)
             more = await ranks.ended(name)
             if more:
                 raise FleetError.of("no engine of this rank failed", more, done)
@@ -231,48 +283,59 @@ def step_of_ranks(
 
 def plan_of_goals(goals: Iterable[tuple[Engine, Goal]], said: Mapping[str, str]) -> dict[str, str]:
     """What an offload is about to do, by group, and what else was said of groups."""
-    plan = dict(said)
+    parts = list(said.items())
     for engine, goal in goals:
-        plan[TAKES_PART.format(engine.group)] = "yes"
-        _say(plan, engine, goal.weights, goal.tags)
-        plan[f"the pause mode of {engine.group}"] = goal.mode
-    return plan
+        mode = (f"the pause mode of {engine.group}", goal.mode)
+        parts += [(TAKES_PART.format(engine.group), "yes"), *_parts(engine, goal.weights, goal.tags), mode]
+    return _plan(parts)
 
 
 def plan_of_sources(sources: Iterable[tuple[Engine, Source | None]], *, overlap: bool, between: bool) -> dict[str, str]:
     """What an onload is about to do, by group."""
-    plan = {"overlap=": str(overlap), "a step between": str(between)}
+    parts = [("overlap=", str(overlap)), ("a step between", str(between))]
     for engine, source in sources:
-        _say(plan, engine, source)
-    return plan
+        parts += _parts(engine, source)
+    return _plan(parts)
 
 
 def plan_of_commands(commands: Iterable[tuple[Engine, Command]]) -> dict[str, str]:
     """What a step is about to do, by group."""
-    plan: dict[str, str] = {}
+    parts: list[tuple[str, str]] = []
     for engine, command in commands:
         match command:
             case Release(tags=tags, weights=source):
-                _say(plan, engine, source, tags)
+                parts += _parts(engine, source, tags)
             case UpdateWeights(source=source):
-                _say(plan, engine, source)
+                parts += _parts(engine, source)
             case Pause(mode=mode):
-                plan[f"the pause mode of {engine.group}"] = mode
-    return plan
+                parts.append((f"the pause mode of {engine.group}", mode))
+    return _plan(parts)
 
 
-def _say(plan: dict[str, str], engine: Engine, source: Source | None, *tags: frozenset[str] | None) -> None:
-    """Adds the version, where one is named, and the tags. What engines of a group differ in is no plan of the group."""
+def _parts(engine: Engine, source: Source | None, *tags: frozenset[str] | None) -> list[tuple[str, str]]:
+    """The version, where one is named, and the tags."""
     version = version_of(source)
-    parts = {} if version is None else {f"the version of {engine.group}": version}
+    parts = [] if version is None else [(f"the version of {engine.group}", version)]
     for named in tags:
-        parts[f"the tags of {engine.group}"] = "all" if named is None else ", ".join(sorted(named))
-    for part, value in parts.items():
-        plan[part] = value if plan.get(part, value) == value else f"{plan[part]}, {value}"
+        parts.append((f"the tags of {engine.group}", "all" if named is None else ", ".join(sorted(named))))
+    return parts
+
+
+def _plan(parts: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The parts in which all engines of a group are alike: what they differ in is no plan of the group."""
+    said: dict[str, set[str]] = {}
+    for part, value in parts:
+        said.setdefault(part, set()).add(value)
+    return {part: values.pop() for part, values in said.items() if len(values) == 1}
 
 
 def _absent(error: AgreementError) -> bool:
     return isinstance(error, RankMissing | AgreementLost) or (isinstance(error, RankFailed) and error.gave_up)
+
+
+def _of_an_earlier_window(error: AgreementError) -> bool:
+    """Whether a rank says that it left a window: outside of one, this rank had left the same by an error, too."""
+    return isinstance(error, RankFailed) and error.gave_up and error.phase == WINDOW
 
 
 def _said(error: BaseException) -> str:

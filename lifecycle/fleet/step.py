@@ -17,9 +17,7 @@ async def together(
     commands: Sequence[tuple[Engine, Command]], deadline_s: float | None, ranks: Ranks
 ) -> list[Transition]:
     """Every command has ended; FleetError names those that failed. Nothing was sent unless all ranks are ready."""
-    if commands and not ranks.begun:
-        ranks.phase_begins(commands[0][1].name, [engine for engine, _ in commands], deadline_s)
-        await ranks.begin(plan_of_commands(commands))
+    await all_ready(commands, deadline_s, ranks)
     with step_noted(commands) as outcomes:
         outcomes += await at_once(commands, ranks.work_s(deadline_s))
     failed = [outcome.error for outcome in outcomes if outcome.error is not None]
@@ -27,3 +25,12 @@ async def together(
     if failed:
         raise FleetError.of(f"{len(failed)} of {len(outcomes)} engines", failed, done)
     return done
+
+
+async def all_ready(commands: Sequence[tuple[Engine, Command]], deadline_s: float | None, ranks: Ranks) -> None:
+    """All ranks are ready for this step, where that was not asked yet; the time of the step begins then."""
+    if commands and not ranks.begun:
+        name, engines = commands[0][1].name, [engine for engine, _ in commands]
+        ranks.phase_begins(name, engines, deadline_s)
+        await ranks.begin(plan_of_commands(commands))
+        ranks.phase_begins(name, engines, deadline_s)

@@ -23,7 +23,7 @@ from .preflight import check_allowed, check_deadline, check_static
 from .quarantine import follow
 from .ranks import step_of_ranks
 from .routing import Routing
-from .step import together
+from .step import all_ready, together
 from .updating import updating
 
 
@@ -41,9 +41,11 @@ class Steps(Participants):
         check_deadline(deadline_s)
         check_static(participants, command)
         async with claimed(participants, "pause", deadline_s):
+            commands = [(each, command) for each in participants]
+            await all_ready(commands, deadline_s, self.ranks)
             await routing.close([each for each in participants if each.state is State.SERVING])
             try:
-                return await together([(each, command) for each in participants], deadline_s, self.ranks)
+                return await together(commands, deadline_s, self.ranks)
             finally:
                 await routing.open([each for each in participants if each.state is State.SERVING])
 
@@ -125,11 +127,14 @@ class Steps(Participants):
         """The participants generated a real token each, and the router sends to them; `preempt` as in Engine.resume."""
         participants = self._taking_part(engines, "resume")
         check_deadline(deadline_s)
+        commands = [(each, Resume()) for each in participants]
         if preempt and participants:
+            await all_ready(commands, deadline_s, self.ranks)
             deadline_s = min(await asyncio.gather(*(each.preempt_drain(deadline_s) for each in participants)))
         async with claimed(participants, "resume", deadline_s):
+            await all_ready(commands, deadline_s, self.ranks)
             try:
-                return await together([(each, Resume()) for each in participants], deadline_s, self.ranks)
+                return await together(commands, deadline_s, self.ranks)
             finally:
                 await Routing(self.router).open([each for each in participants if each.state is State.SERVING])
 

@@ -91,6 +91,6 @@ class RankInMemory:
         cast, decided = self._next - 1, self._barriers.decided
         if self.silent or (cast >= 0 and self._barriers.vote(cast, self.rank, outcome)):
             return
-        if cast < 0 or not why_not(decided[cast], self.rank, outcome.phase):
+        if cast < 0 or outcome.begins or not why_not(decided[cast], self.rank, outcome.phase):
             self._barriers.vote(self._next, self.rank, outcome)
             self._next += 1

@@ -368,3 +368,14 @@ async def test_a_recovery_asks_no_other_rank() -> None:
     assert engine.state is State.RELEASED
     assert time.monotonic() - begun < LIMIT_S
     assert [fleet.ranks._agreement.phases for fleet in fleets] == [[]] * WORLD  # type: ignore[union-attr]
+
+
+async def test_what_engines_of_one_group_differ_in_is_no_plan_of_the_ranks() -> None:
+    fleets = await ranks(2, names=("a", "b", "c"))
+    for fleet, sources in zip(fleets, [(V1, V2, V1), (V2, V1, V2)], strict=True):
+        with fleet.ranks.alone():
+            for engine, source in zip(fleet, sources, strict=True):
+                await fleet.offload(weights=source, engines=[engine])
+    done = await on_all(fleets, onload)
+    assert states_of(fleets) == [State.SERVING] * 6, done
+    assert [engine.weights_version for fleet in fleets for engine in fleet] == ["v1", "v2", "v1", "v2", "v1", "v2"]

@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 import pytest
-from rank_rig import LIMIT_S, WORLD, causes, offload, on_all, onload, ranks, states_of
+from rank_rig import LIMIT_S, WORLD, causes, journal_of, offload, on_all, onload, ranks, states_of
 from rig import V1, V2, sent
 
-from lifecycle import FleetError, Group, RankFailed, RankMissing, State
-from lifecycle.testing import REJECTED
+from lifecycle import FleetError, Group, Preempted, RankFailed, RankMissing, State
+from lifecycle.testing import REJECTED, ScriptedRouter
 
 pytestmark = pytest.mark.virtual_time
 
@@ -127,3 +127,31 @@ async def test_a_rank_without_engines_in_a_step_votes_too() -> None:
         done = await on_all([*fleets[:2], idle], step)
         assert [len(each) for each in done] == [1, 1, 0]
         assert states_of(fleets[:2]) == [state] * 2
+
+
+@pytest.mark.parametrize("step", ["pause", "resume"])
+async def test_a_router_is_not_touched_by_a_step_that_is_refused(step: str) -> None:
+    fleets = await ranks(has_router=True)
+    for fleet in fleets:
+        fleet.router = ScriptedRouter(journal_of(fleets))
+    failed = await on_all(fleets[1:], lambda fleet: getattr(fleet, step)(deadline_s=LIMIT_S))
+    assert [type(causes(each)[0]) for each in failed] == [RankMissing] * 2
+    assert [entry.engine for entry in journal_of(fleets) if entry.kind == "router"] == []
+    assert await on_all(fleets, RING[0][1]) != []
+    assert states_of(fleets) == [State.PAUSED] * WORLD
+    assert fleets[1].router.closed == {"e1"}
+
+
+async def test_a_drain_is_given_up_for_a_resume_once_all_ranks_are_ready_for_it() -> None:
+    fleets = await ranks(2)
+    await on_all(fleets, RING[0][1])
+    fleets[0]["e0"].adapter.engine.stubborn = -1
+    drain = asyncio.create_task(fleets[0]["e0"].drain(deadline_s=60.0))
+    await asyncio.sleep(0.01)
+    (failed,) = await on_all(fleets[:1], lambda fleet: fleet.resume(preempt=True, deadline_s=LIMIT_S))
+    assert [type(each) for each in causes(failed)] == [RankMissing]
+    assert not drain.done()
+    await on_all(fleets, lambda fleet: fleet.resume(preempt=True, deadline_s=LIMIT_S))
+    assert states_of(fleets) == [State.SERVING] * 2
+    with pytest.raises(Preempted):
+        await drain

@@ -130,7 +130,8 @@ async def test_what_a_rank_leaves_stands_also_where_it_comes_back_first() -> Non
     assert await again == (YES,) * WORLD
 
 
-async def test_a_rank_that_leaves_after_a_failure_leaves_nothing_for_the_next_time() -> None:
+@pytest.mark.parametrize("begins", [False, True], ids=["in a verb", "in a window"])
+async def test_a_rank_that_leaves_after_a_failure_is_heard_at_the_next_beginning_alone(begins: bool) -> None:
     ranks = job()
     waiting = asyncio.create_task(ranks[2].agree("x", YES, deadline_s=DEADLINE_S))
     while not ranks[2]._cast:  # noqa: ASYNC110
@@ -139,7 +140,10 @@ async def test_a_rank_that_leaves_after_a_failure_leaves_nothing_for_the_next_ti
     await asyncio.gather(waiting, return_exceptions=True)
     no = RankOutcome("x", "e1: no")
     await asyncio.gather(*(rank.agree("x", no, deadline_s=DEADLINE_S) for rank in ranks[:2]))
-    await ranks[2].give_up(RankOutcome("x", "it was cancelled", vote="gave_up"), deadline_s=DEADLINE_S)
+    gone = RankOutcome("x", "it was cancelled", vote="gave_up", begins=begins)
+    await ranks[2].give_up(gone, deadline_s=DEADLINE_S)
+    if begins:  # others may have caught that failure, and go on
+        assert await all_of(ranks[:2]) == [(YES, YES, gone)] * 2
     assert await all_of(ranks) == [(YES,) * WORLD] * WORLD
 
 
