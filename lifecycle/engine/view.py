@@ -21,7 +21,7 @@ from ..core.units import gib
 from ..core.verdicts import Condition, Verdict
 from ..rules.advice import Asked, Where, advice, not_connected, towards_serving
 from ..rules.desired import set_desired
-from ..rules.ensured import REACHED_FROM, not_there
+from ..rules.ensured import REACHED_FROM, not_there, other_desired
 from ..rules.evidence import Context
 from ..rules.planner import PlannerView
 from ..rules.quarantine import quarantine_of
@@ -179,7 +179,8 @@ class EngineView:
 
     def missing(self, to: State, weights: Source | None = None) -> str | None:
         """Why it is not in this state as the state claims it, with these weights; None where it is."""
-        return not_there(self.record, self.capabilities, self.policy, to, weights)
+        away = not_there(self.record, self.capabilities, self.policy, to, weights)
+        return away or other_desired(self.record, self.capabilities, to, weights)
 
     def not_brought(self, to: State) -> InvalidTransition | None:
         """The error of an engine that `ensure` does not bring there from where it is; None where it does."""

@@ -222,7 +222,8 @@ class Move:
         plan = plan_of_sources(sources, overlap=overlap, between=between is not None)
         self._ranks.phase_begins(ARRIVING, self.engines, self._deadline_s)
         on_ranks = await self._ranks.begin(plan, goes_on_alone=until is Resume)
-        DesiredOfMove().set_all([(each, source) for each, source in pairs if not each.view(source).weights_are_valid])
+        served = [each for each, source in pairs if all(each.view(of).weights_are_valid for of in (source, None))]
+        DesiredOfMove().set_all((each, source) for each, source in pairs if each not in served)
         begun = self._journal.begins("onload", "", self.engines)
         course, problems = Course(list(self.engines)), list[Exception]()
         try:
