@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ..core.commands import Command, Release, UpdateWeights
 from ..core.deadline import Deadline
-from ..core.errors import GuardRefused, InvalidTransition
+from ..core.errors import DeadlineExceeded, GuardRefused, InvalidTransition
 from ..core.facts import PauseMode
 from ..core.policy import Policy, positive
 from ..core.sources import FromDisk, Pushed, Source
@@ -36,6 +36,9 @@ class Driven(Protocol):
 
     def not_brought(self, to: State) -> InvalidTransition | None:
         """The error of an engine that is not brought there from where it is."""
+
+    def too_late(self, command: str, deadline: Deadline) -> DeadlineExceeded | None:
+        """The error of a command for which nothing is left of the deadline."""
 
     async def until_free(self, deadline: Deadline, what: str) -> None:
         """No command or move has the engine any more."""
@@ -72,7 +75,11 @@ async def ensure(
         refused = engine.not_brought(to)
         if refused is not None:
             raise refused
-        match _next(engine, session, to, weights, mode):
+        following = _next(engine, session, to, weights, mode)
+        late = None if following is None else engine.too_late(following.name, deadline)
+        if late is not None:
+            raise late
+        match following:
             case None if not_there(session.record, session.capabilities, session.policy, to, weights) is None:
                 _name(engine, session, to, weights)
             case None:

@@ -9,7 +9,7 @@ from ..core.advice import Advice
 from ..core.capabilities import Capabilities
 from ..core.commands import Command
 from ..core.deadline import Deadline
-from ..core.errors import EngineBusy, InvalidTransition, LifecycleError
+from ..core.errors import DeadlineExceeded, EngineBusy, InvalidTransition, LifecycleError
 from ..core.facts import Facts
 from ..core.observer import Observers
 from ..core.policy import Policy
@@ -189,6 +189,15 @@ class EngineView:
             return None
         hint = f"; ensure brings an engine there from {', '.join(sources)}" if self.state in REACHED_FROM else ""
         return self.not_allowed(f"ensure({to})", hint)
+
+    def too_late(self, command: str, deadline: Deadline) -> DeadlineExceeded | None:
+        """The error of a command that is not given, since the deadline has passed; None where it has not."""
+        if not deadline.has_passed:
+            return None
+        why = f"the deadline of {deadline.total_s:g} s passed before it was sent, and it was not"
+        error = DeadlineExceeded(why, deadline_s=deadline.total_s, **self.about(command))
+        error.settle(self.state)
+        return error
 
     async def until_free(self, deadline: Deadline, what: str) -> None:
         """No command or move of this process has it any more; EngineBusy where the deadline passes before."""

@@ -30,6 +30,7 @@ from .between import Between
 from .changes import Turns
 from .claims import claimed, leased
 from .connect import connected, member
+from .course import check_in_time
 from .groups import Group, by_engine
 from .membership import Membership
 from .move import Move
@@ -275,6 +276,7 @@ class Fleet(Steps, Membership):
                 if isinstance(problem, BaseException):
                     raise problem
             away = not_there(participants, to, weights)
+            check_in_time(away, f"ensure({to})", deadline)
             wanted = mode or self.policy.pause_mode
             match to if away else None:
                 case None:

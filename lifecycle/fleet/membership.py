@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from typing import get_args
 from urllib.parse import quote
 
+from ..core.commands import Pause
 from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError, EngineBusy, NothingListens
 from ..core.frozen import replace
@@ -310,6 +311,9 @@ async def brought(
         raise newcomer.advised(newcomer.not_allowed("adopt"))
     needed = source is not None and not newcomer.view(source).weights_are_valid
     if needed and newcomer.state is State.SERVING:
+        late = newcomer.too_late(Pause.name, deadline)
+        if late is not None:
+            raise newcomer.advised(late)
         await newcomer.pause(policy.pause_mode, deadline_s=deadline.look_s())
     async with claimed([newcomer], "adopt", deadline.look_s()):
         move = Move([newcomer], router=router, deadline_s=deadline, on_failure="hold")
