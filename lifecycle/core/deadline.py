@@ -34,6 +34,11 @@ class Deadline:
         """Seconds left for the work itself, never below 0."""
         return max(0.0, self.left_s - self._reserve_s)
 
+    @property
+    def has_passed(self) -> bool:
+        """Whether so little is left that no command is given any more. What was given may still be looked at."""
+        return self.left_s < LOOK_S
+
     def look_s(self, share: float = 1.0) -> float:
         """Seconds for one look: this share of what is left, and never less than LOOK_S."""
         return max(LOOK_S, self.left_s * share)

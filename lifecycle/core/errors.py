@@ -177,7 +177,7 @@ class Unreachable(OperationFailed):
 
 
 class DeadlineExceeded(OperationFailed):
-    """A call was not answered in time; whether it took effect is unknown."""
+    """A call was not answered in time, and whether it took effect is unknown; or, as it says then, none was sent."""
 
     def __init__(self, why: str, *, deadline_s: float, engine: str, command: str, state: State) -> None:
         self.deadline_s = deadline_s

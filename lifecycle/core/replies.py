@@ -14,9 +14,13 @@ from .frozen import FrozenMap
 ANSWER_LIMIT = 2000
 DEPTH = 20
 
-#: What stands in place of a text under a key like these.
+#: What stands in place of whatever is under a key like these: a text, a list or a mapping. Numbers of keys and tokens
+#: stay.
 LEFT_OUT = "(left out)"
-_SECRET = re.compile(r"key$|token$|secret|password|authorization|bearer", re.IGNORECASE)
+_COUNTED = r"keys?$|tokens?$"
+_NEVER_SHOWN = r"secret|password|passwd|credential|authorization|bearer"
+_SECRET = re.compile(f"{_COUNTED}|{_NEVER_SHOWN}", re.IGNORECASE)
+_SECRET_NUMBER = re.compile(_NEVER_SHOWN, re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ class CallReply:
     def of(cls, call: Call, reply: Reply) -> CallReply:
         """What is kept of the reply to this call."""
         if reply.value is None:
-            return cls(call.name, reply.detail[:ANSWER_LIMIT] or None, reply.status)
+            kept = reply.detail[:ANSWER_LIMIT]
+            return cls(call.name, kept or None, reply.status, complete=len(kept) == len(reply.detail))
         copy = _Copy()
         return cls(call.name, copy.of(reply.value, DEPTH), reply.status, copy.complete)
 
@@ -85,5 +90,12 @@ class _Copy:
                 self.complete = False
                 break
             name = self._text(key if isinstance(key, str) else f"{key!r:.100}" if isinstance(key, int) else "?")
-            kept[name] = LEFT_OUT if isinstance(each, str) and _SECRET.search(name) else self.of(each, depth - 1)
+            kept[name] = LEFT_OUT if isinstance(key, str) and _is_secret(key, each) else self.of(each, depth - 1)
         return FrozenMap(kept)
+
+
+def _is_secret(key: str, value: Any) -> bool:
+    """Whether the value under this key may be one that nobody is to read in a log."""
+    if value is None or isinstance(value, bool):
+        return False
+    return (_SECRET_NUMBER if isinstance(value, int | float) else _SECRET).search(key) is not None

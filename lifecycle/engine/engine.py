@@ -176,8 +176,8 @@ class Engine(EngineView):
     ) -> list[Transition]:
         """The engine is in this state, on evidence, by then; the transitions that brought it there, if any had to.
 
-        One that is there, as seen less than `Policy.evidence_max_age_s` ago or now, is sent nothing. `weights` are
-        those to serve, or to come back with. InvalidTransition where it is not brought there from where it is.
+        One that is there, as seen less than `Policy.evidence_max_age_s` ago or now, is sent nothing. `weights`, which
+        no paused or drained one takes, are to be served or come back with. InvalidTransition where it is not brought.
         """
         with self.advising():
             return await ensure(self, self._session, state, weights, mode or self.policy.pause_mode, deadline_s)

@@ -6,19 +6,22 @@ was observed less than `Policy.evidence_max_age_s` ago, or proved by the command
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
-from ..core.commands import Command, UpdateWeights
+from ..core.commands import Command, Release, UpdateWeights
 from ..core.deadline import Deadline
-from ..core.errors import GuardRefused, InvalidTransition
+from ..core.errors import DeadlineExceeded, GuardRefused, InvalidTransition
 from ..core.facts import PauseMode
 from ..core.policy import Policy, positive
-from ..core.sources import FromDisk, Pushed, Source, checked
+from ..core.sources import FromDisk, Pushed, Source
 from ..core.states import State
 from ..core.transition import Transition
 from ..rules.desired import source_after_release, source_to_serve
-from ..rules.ensured import ends_at, ensurable
+from ..rules.ensured import ends_at, ensurable, not_there, weights_for
+from ..rules.machine import refusals
 from ..rules.planner import Goal, PlannerView, next_command
+from ..rules.table import row
 from .session import Session
 
 
@@ -34,11 +37,17 @@ class Driven(Protocol):
     def not_brought(self, to: State) -> InvalidTransition | None:
         """The error of an engine that is not brought there from where it is."""
 
+    def too_late(self, command: str, deadline: Deadline) -> DeadlineExceeded | None:
+        """The error of a command for which nothing is left of the deadline."""
+
     async def until_free(self, deadline: Deadline, what: str) -> None:
         """No command or move has the engine any more."""
 
     async def verify(self, *, deadline_s: float, max_age_s: float) -> State:
         """The state that it is in."""
+
+    def claimed_for(self, move: str) -> AbstractContextManager[None]:
+        """The engine belongs to this."""
 
     def set_desired(self, source: Source) -> None:
         """From here on it should serve what `source` brings."""
@@ -60,13 +69,19 @@ async def ensure(
     """
     to, done = ensurable(to), list[Transition]()
     deadline = Deadline(positive("deadline_s", deadline_s))
-    checked(weights)
+    weights_for(to, weights)
     await confirm(engine, session.policy, to, deadline)
     while (why := engine.missing(to, weights)) is not None:
         refused = engine.not_brought(to)
         if refused is not None:
             raise refused
-        match _next(engine, session, to, weights, mode):
+        following = _next(engine, session, to, weights, mode)
+        late = None if following is None else engine.too_late(following.name, deadline)
+        if late is not None:
+            raise late
+        match following:
+            case None if not_there(session.record, session.capabilities, session.policy, to, weights) is None:
+                _name(engine, session, to, weights)
             case None:
                 reasons = {"ensure": f"{why}; no command changes that there"}
                 raise GuardRefused(reasons, **session.about(f"ensure({to})"))
@@ -75,6 +90,19 @@ async def ensure(
             case command:
                 done.append(await engine.execute(command, deadline_s=deadline.look_s()))
     return done
+
+
+def _name(engine: Driven, session: Session, to: State, weights: Source | None) -> None:
+    """An engine that is there is to serve these weights; GuardRefused where a release would not be let to name them."""
+    assert weights is not None
+    about = session.about(f"ensure({to})")
+    with engine.claimed_for(about["command"]):
+        release = row(Release.name, State.DRAINED) if to is State.RELEASED else None
+        static = tuple(guard for guard in release.guards if guard.static) if release else ()
+        reasons = refusals(static, session.context(Release(None, weights)))
+        if reasons:
+            raise GuardRefused(reasons, **about)
+        engine.set_desired(weights)
 
 
 async def confirm(engine: Driven, policy: Policy, to: State, deadline: Deadline) -> None:
@@ -93,7 +121,7 @@ def _next(engine: Driven, session: Session, to: State, weights: Source | None, m
     if ends_at(to) is State.RELEASED:
         source = source_after_release(session.record, weights)
         return next_command(engine.view(), Goal(State.RELEASED, None, source, mode))
-    if weights is not None and not engine.view(weights).weights_are_valid:
+    if weights is not None and not (engine.view(weights).weights_are_valid and engine.view().weights_are_valid):
         engine.set_desired(weights)
     source = source_to_serve(session.record, session.capabilities)
     return next_command(engine.view(), Goal(State.SERVING, None, source, mode))

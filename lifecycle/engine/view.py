@@ -9,7 +9,7 @@ from ..core.advice import Advice
 from ..core.capabilities import Capabilities
 from ..core.commands import Command
 from ..core.deadline import Deadline
-from ..core.errors import EngineBusy, InvalidTransition, LifecycleError
+from ..core.errors import DeadlineExceeded, EngineBusy, InvalidTransition, LifecycleError
 from ..core.facts import Facts
 from ..core.observer import Observers
 from ..core.policy import Policy
@@ -21,7 +21,7 @@ from ..core.units import gib
 from ..core.verdicts import Condition, Verdict
 from ..rules.advice import Asked, Where, advice, not_connected, towards_serving
 from ..rules.desired import set_desired
-from ..rules.ensured import REACHED_FROM, not_there
+from ..rules.ensured import REACHED_FROM, not_there, other_desired
 from ..rules.evidence import Context
 from ..rules.planner import PlannerView
 from ..rules.quarantine import quarantine_of
@@ -179,7 +179,8 @@ class EngineView:
 
     def missing(self, to: State, weights: Source | None = None) -> str | None:
         """Why it is not in this state as the state claims it, with these weights; None where it is."""
-        return not_there(self.record, self.capabilities, self.policy, to, weights)
+        away = not_there(self.record, self.capabilities, self.policy, to, weights)
+        return away or other_desired(self.record, self.capabilities, to, weights)
 
     def not_brought(self, to: State) -> InvalidTransition | None:
         """The error of an engine that `ensure` does not bring there from where it is; None where it does."""
@@ -188,6 +189,15 @@ class EngineView:
             return None
         hint = f"; ensure brings an engine there from {', '.join(sources)}" if self.state in REACHED_FROM else ""
         return self.not_allowed(f"ensure({to})", hint)
+
+    def too_late(self, command: str, deadline: Deadline) -> DeadlineExceeded | None:
+        """The error of a command that is not given, since the deadline has passed; None where it has not."""
+        if not deadline.has_passed:
+            return None
+        why = f"the deadline of {deadline.total_s:g} s passed before it was sent, and it was not"
+        error = DeadlineExceeded(why, deadline_s=deadline.total_s, **self.about(command))
+        error.settle(self.state)
+        return error
 
     async def until_free(self, deadline: Deadline, what: str) -> None:
         """No command or move of this process has it any more; EngineBusy where the deadline passes before."""

@@ -7,6 +7,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..core.commands import Command, Release, UpdateWeights
+from ..core.deadline import Deadline, Limit, seconds
 from ..core.errors import FleetError, GuardRefused, LifecycleError, OperationFailed
 from ..core.sources import Pushed
 from ..core.transition import Transition
@@ -64,14 +65,36 @@ class Course:
         return FleetError.of(what, [*self.errors, *more], succeeded)
 
 
+def too_late(commands: Sequence[tuple[Engine, Command]], limit: Limit) -> list[Outcome]:
+    """What becomes of commands that are not given, since the deadline of their move has passed; else of none."""
+    if not isinstance(limit, Deadline):
+        return []
+    late = [(engine, command, engine.too_late(command.name, limit)) for engine, command in commands]
+    return [Outcome(each, command, error=each.advised(error, command)) for each, command, error in late if error]
+
+
+def check_in_time(engines: Sequence[Engine], what: str, deadline: Deadline, done: Sequence[Transition] = ()) -> None:
+    """Something is left of the deadline for this; FleetError names the engines that are sent nothing any more."""
+    late = [each.advised(error) for each in engines if (error := each.too_late(what, deadline))]
+    if late:
+        raise FleetError.of(f"{len(late)} of {len(late) + len(done)} engines", late, done)
+
+
 async def at_once(
-    commands: Sequence[tuple[Engine, Command]], deadline_s: float | None = None, *, each_by_itself: bool = False
+    commands: Sequence[tuple[Engine, Command]],
+    deadline_s: float | None = None,
+    *,
+    within: Limit = None,
+    each_by_itself: bool = False,
 ) -> list[Outcome]:
     """Every command has ended, all having run at once; results stand in the order given. A cancellation reaches all.
 
-    Updates from the same push take part in one collective, and so do releases, unless each goes `each_by_itself`: what
-    keeps one keeps all from it.
+    None is given where the deadline that is given as `within` has passed. Updates from the same push take part in one
+    collective, and so do releases, unless each goes `each_by_itself`: what keeps one keeps all from it.
     """
+    late = too_late(commands, within)
+    if late:
+        return late
     collectives = {} if each_by_itself else _collectives(commands)
     Engine.say_answered([engine for engine, _ in commands])
 
@@ -103,6 +126,8 @@ async def at_their_own_pace(
     kinds: Sequence[type[Command]],
     goals: Mapping[str, Goal],
     deadline_s: float | None = None,
+    *,
+    within: Limit = None,
 ) -> list[Outcome]:
     """Every engine was given its commands of these kinds, one after another, without waiting for the other engines."""
 
@@ -111,7 +136,8 @@ async def at_their_own_pace(
         for kind in kinds:
             command = next_command(engine.view(), goals[engine.name])
             if isinstance(command, kind):
-                outcomes += await at_once([(engine, command)], deadline_s)
+                left_s = seconds(within) if isinstance(within, Deadline) else deadline_s
+                outcomes += await at_once([(engine, command)], left_s, within=within)
             if outcomes and outcomes[-1].error is not None:
                 break
         return outcomes

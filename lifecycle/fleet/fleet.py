@@ -18,18 +18,19 @@ from ..core.frozen import replace
 from ..core.observer import Observer, Observers
 from ..core.policy import Policy, positive
 from ..core.ports import Agreement, ResidualProbe, Router, StateStore, TenantLedger
-from ..core.sources import Source, checked
+from ..core.sources import Source
 from ..core.states import UNCLAIMED, State
 from ..core.transition import Transition
 from ..engine.engine import RECOVER_S, Engine
 from ..engine.ensure import confirm
 from ..engine.given import store_given
 from ..engine.ownership import LeaseChoice, chosen_lease
-from ..rules.ensured import ensurable
+from ..rules.ensured import ensurable, weights_for
 from .between import Between
 from .changes import Turns
 from .claims import claimed, leased
 from .connect import connected, member
+from .course import check_in_time
 from .groups import Group, by_engine
 from .membership import Membership
 from .move import Move
@@ -260,19 +261,22 @@ class Fleet(Steps, Membership):
 
         Those that are there, as seen less than `Policy.evidence_max_age_s` ago or now, are sent nothing, and where all
         are the list is empty. The others are brought there by a move, or by steps where the state is between the two.
-        `weights` are those to serve, or to come back with. FleetError names those that are not brought there from where
-        they are, before anything is sent. A command or a move that has an engine is waited for.
+        `weights` are those to serve, or to come back with, for those too that are there already; for paused and drained
+        there are none to name (ConfigurationError). FleetError names those that are not brought there from where they
+        are, before anything is sent. A command or a move that has an engine is waited for.
         ConfigurationError where the fleet has an `agreement`: ranks could not vote on what each does for its engines.
         """
         self.ranks.refuse("ensure")
         to, deadline = ensurable(state), Deadline(positive("deadline_s", deadline_s))
+        weights_for(to, weights)
         async with self._in_turn("ensure", deadline):
             participants = self._taking_part(engines, f"ensure({to})")
             looks = (confirm(engine, engine.policy, to, deadline) for engine in participants)
             for problem in await asyncio.gather(*looks, return_exceptions=True):
                 if isinstance(problem, BaseException):
                     raise problem
-            away = not_there(participants, to, checked(weights))
+            away = not_there(participants, to, weights)
+            check_in_time(away, f"ensure({to})", deadline)
             wanted = mode or self.policy.pause_mode
             match to if away else None:
                 case None:

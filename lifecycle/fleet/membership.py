@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import get_args
 from urllib.parse import quote
 
+from ..core.commands import Pause
 from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError, EngineBusy, NothingListens
+from ..core.frozen import replace
 from ..core.policy import Policy, positive
 from ..core.ports import Router
 from ..core.sources import FromDisk, Pushed, Source, checked, version_of
@@ -33,11 +35,11 @@ from ..rules.planner import Goal
 from .changes import TurnNotGiven
 from .claims import claimed
 from .connect import check_distinct
-from .groups import Group
+from .groups import Group, check_members
 from .move import Move
 from .participants import Participants
 from .recovery import RecoverTo
-from .routing import Routing, known_to
+from .routing import Routing, known_to, may_open
 
 #: Makes an engine from a URL; what the URL says of its group is added to the groups.
 Makes = Callable[[str, dict[str, Group]], Engine]
@@ -64,21 +66,25 @@ class Membership(Participants):
         """
         self.ranks.refuse("adopt")
         deadline = _checked(deadline_s, to, weights)
-        newcomer, groups = self._newcomer(engine)
+        newcomer, group = self._newcomer(engine)
         async with self._changing("adopt", newcomer, deadline), _let_go_again(newcomer, made=isinstance(engine, str)):
-            await met(newcomer, self.engines, deadline)
-            await self._bring(newcomer, self.engines, to, weights, deadline)
-            self._have([*self.engines, newcomer], groups)
+            groups = self._with_group(newcomer.group, group)
+            await met(newcomer, self.engines, groups, deadline)
+            async with _closed_unless_member(newcomer, self.router):
+                await self._bring(newcomer, self.engines, to, weights, deadline)
+                self._have([*self.engines, newcomer], groups)
         return newcomer
 
     async def retire(self, name: str | Engine, *, deadline_s: float) -> None:
         """The engine is no member any more: its router sends it nothing, and it is left where it is.
 
         Waits for moves and windows that are under way. To have its memory back first: `ensure("released", ...)`.
+        KeyError where another change took it away meanwhile, ConfigurationError where one put another in its place.
         """
         self.ranks.refuse("retire")
-        deadline, engine = Deadline(positive("deadline_s", deadline_s)), self._named([name])[0]
+        deadline, engine = Deadline(positive("deadline_s", deadline_s)), self._member(name)
         async with self._changing("retire", engine, deadline):
+            self._member(engine)
             if len(self.engines) == 1:
                 raise ConfigurationError(f"{engine.name} is the last engine of the fleet, which needs one; close it")
             await let_go(engine, self.router, deadline)
@@ -97,31 +103,53 @@ class Membership(Participants):
         """The engine, or that of this URL, stands in the place of a member, as after `adopt`; that one is retired.
 
         It has the name and the group of that place unless its URL says otherwise. Where it cannot be brought where the
-        fleet is, the other one stays.
+        fleet is, the other one stays, and its router opens again if it was open. As `retire` where another change came
+        first.
         """
         self.ranks.refuse("replace")
-        deadline, old = _checked(deadline_s, to, weights), self._named([name])[0]
-        newcomer, groups = self._newcomer(_in_place_of(old, engine) if isinstance(engine, str) else engine)
+        deadline, old = _checked(deadline_s, to, weights), self._member(name)
+        newcomer, group = self._newcomer(_in_place_of(old, engine) if isinstance(engine, str) else engine)
         async with self._changing("replace", old, deadline), _let_go_again(newcomer, made=isinstance(engine, str)):
-            await met(newcomer, self.engines, deadline, old)
+            self._member(old)
+            groups, opens_again = self._with_group(newcomer.group, group), may_open(old)
+            await met(newcomer, self.engines, groups, deadline, old)
             await let_go(old, self.router, deadline)
             try:
-                await self._bring(newcomer, self.engines, to, weights, deadline, old)
+                async with _closed_unless_member(newcomer, self.router):
+                    await self._bring(newcomer, self.engines, to, weights, deadline, old)
+                    self._have([newcomer if each is old else each for each in self.engines], groups)
             except BaseException:
                 known_to(self.router, [old])
-                await Routing(self.router).open([each for each in [old] if each.state is State.SERVING])
+                if opens_again and old.state is State.SERVING:
+                    await Routing(self.router).open([old])
                 raise
-            self._have([newcomer if each is old else each for each in self.engines], groups)
             await old.aclose()
         return newcomer
 
-    def _newcomer(self, engine: str | Engine) -> tuple[Engine, dict[str, Group]]:
+    def _member(self, name: str | Engine) -> Engine:
+        """The member of this name, which is this engine where one is given; what another change did is an error."""
+        engine = self[name if isinstance(name, str) else name.name]
+        if isinstance(name, Engine) and engine is not name:
+            raise ConfigurationError(
+                f"{name.name} ({name.adapter.url}) is no member any more: {engine.adapter.url} stands in its place. "
+                f"Nothing was changed; replace({name.name!r}, ...) by name if that one is meant"
+            )
+        return engine
+
+    def _with_group(self, name: str, group: Group) -> dict[str, Group]:
+        """The groups as they are now, with what a newcomer says of its own."""
+        known = self.groups.get(name, group)
+        after = tuple(dict.fromkeys(known.drain_after + group.drain_after))
+        return self.groups | {name: replace(known, drain_after=after)}
+
+    def _newcomer(self, engine: str | Engine) -> tuple[Engine, Group]:
         groups = dict(self.groups)
         if isinstance(engine, str):
             if self._makes is None:
                 raise ConfigurationError("this fleet was made of engines, so it adopts engines: Engine(adapter, ...)")
-            return self._makes(engine, groups), groups
-        return engine, groups | {engine.group: groups.get(engine.group, Group())}
+            made = self._makes(engine, groups)
+            return made, groups.get(made.group, Group())
+        return engine, groups.get(engine.group, Group())
 
     async def _bring(
         self,
@@ -133,10 +161,10 @@ class Membership(Participants):
         old: Engine | None = None,
     ) -> None:
         """The newcomer, which takes the place of the `old` one if there is one, is where the fleet is."""
+        known_to(self.router, [newcomer])
         if newcomer.offloads:
             where = to or state_of([each for each in members if each is not old])
             source = weights or source_of(newcomer, members, old)
-            known_to(self.router, [newcomer])
             await brought(newcomer, where, source, self.router, self.policy, deadline)
 
     @asynccontextmanager
@@ -176,12 +204,32 @@ async def _let_go_again(newcomer: Engine, *, made: bool) -> AsyncIterator[None]:
         raise
 
 
-async def met(newcomer: Engine, members: Sequence[Engine], deadline: Deadline, old: Engine | None = None) -> None:
+@asynccontextmanager
+async def _closed_unless_member(newcomer: Engine, router: Router | None) -> AsyncIterator[None]:
+    """Where it does not become a member, the router was closed for a newcomer for which it may have been opened."""
+    try:
+        yield
+    except BaseException:
+        if newcomer.offloads and newcomer.facts.routed is not False:
+            await Routing(router).kept_closed(newcomer)
+        raise
+
+
+async def met(
+    newcomer: Engine,
+    members: Sequence[Engine],
+    groups: Mapping[str, Group],
+    deadline: Deadline,
+    old: Engine | None = None,
+) -> None:
     """The newcomer was observed, and is none of the members; ConfigurationError names the one that it is.
 
-    One that does not listen yet is waited for. Its address may be that of the `old` one, whose place it takes.
+    Before it is asked anything, the fleet that there will be is checked. One that does not listen yet is waited for.
+    Its address may be that of the `old` one, whose place it takes.
     """
-    _check_newcomer(newcomer, [each for each in members if each is not old])
+    others = [each for each in members if each is not old]
+    _check_newcomer(newcomer, others)
+    check_members([*others, newcomer], groups)
     while not newcomer.connected:
         try:
             await newcomer.connect(deadline_s=deadline.look_s())
@@ -263,6 +311,9 @@ async def brought(
         raise newcomer.advised(newcomer.not_allowed("adopt"))
     needed = source is not None and not newcomer.view(source).weights_are_valid
     if needed and newcomer.state is State.SERVING:
+        late = newcomer.too_late(Pause.name, deadline)
+        if late is not None:
+            raise newcomer.advised(late)
         await newcomer.pause(policy.pause_mode, deadline_s=deadline.look_s())
     async with claimed([newcomer], "adopt", deadline.look_s()):
         move = Move([newcomer], router=router, deadline_s=deadline, on_failure="hold")

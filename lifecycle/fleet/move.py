@@ -87,6 +87,7 @@ class Move:
         self._routing = Routing(router)
         self._waves = waves or (lambda engines: [list(engines)])
         self._limit = deadline_s
+        self._back_s = None if isinstance(deadline_s, Deadline) else deadline_s  # what is left is for the move alone
         self._policy = FAILURE_POLICY[on_failure]
         self._ranks = ranks or Ranks()
         observers = Observers({id(each): each for engine in engines for each in engine.observers}.values())
@@ -222,7 +223,8 @@ class Move:
         sources = [(each, source or source_to_serve(each.record, each.capabilities)) for each, source in pairs]
         plan = plan_of_sources(sources, overlap=overlap, between=between is not None)
         on_ranks = await self._ranks.begin(plan, goes_on_alone=until is Resume)
-        DesiredOfMove().set_all([(each, source) for each, source in pairs if not each.view(source).weights_are_valid])
+        served = [each for each, source in pairs if all(each.view(of).weights_are_valid for of in (source, None))]
+        DesiredOfMove().set_all((each, source) for each, source in pairs if each not in served)
         begun = self._journal.begins("onload", "", self.engines)
         course, problems = Course(list(self.engines)), list[Exception]()
         try:
@@ -273,7 +275,7 @@ class Move:
             for wave in self._waves(engines) if kind is Drain else [engines]:
                 planned = [(engine, next_command(engine.view(), goals[engine.name])) for engine in wave]
                 commands = [(engine, command) for engine, command in planned if isinstance(command, kind)]
-                outcomes += await at_once(commands, self._ranks.work_s(self._deadline_s))
+                outcomes += await at_once(commands, self._ranks.work_s(self._deadline_s), within=self._limit)
                 failed = any(outcome.error for outcome in outcomes)
                 if failed and self._policy[move, Phase(kind.name)].others is not Others.GO_ON:
                     break
@@ -288,7 +290,8 @@ class Move:
         self._ranks.phase_begins(UpdateWeights.name, engines, self._deadline_s)
         outcomes: list[Outcome] = []
         try:
-            outcomes = await at_their_own_pace(engines, OVERLAPPING, self._home(), self._ranks.work_s(self._deadline_s))
+            limit_s = self._ranks.work_s(self._deadline_s)
+            outcomes = await at_their_own_pace(engines, OVERLAPPING, self._home(), limit_s, within=self._limit)
         finally:
             self._journal.ended(begun, outcomes)
         return outcomes
@@ -361,7 +364,7 @@ class Move:
         if self._row("onload", phase).failed is Failed.RELEASE_AGAIN:
             left = {outcome.engine.name for outcome in course.failed}
             again = [outcome for outcome in lost if outcome.engine.name in left]
-            await release_again(again, self._deadline_s)
+            await release_again(again, self._back_s)
 
     def _error(self, course: Course, more: Sequence[Exception] = ()) -> FleetError:
         """Names all that failed; whom the move went on without before that, stands in its notes."""
@@ -391,8 +394,7 @@ class Move:
         problems: list[Exception] = [*stuck.values()]
         try:
             left_out = self._quarantine.engines
-            each_s = None if isinstance(self._limit, Deadline) else self._limit  # what is left is for the move alone
-            await Move(home, router=self._routing.router, deadline_s=each_s, left_out=left_out).onload()
+            await Move(home, router=self._routing.router, deadline_s=self._back_s, left_out=left_out).onload()
         except FleetError as error:
             problems += error.exceptions
         return problems

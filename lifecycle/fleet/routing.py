@@ -37,6 +37,11 @@ def _worker_of(engine: Engine) -> WorkerURL:
     return WorkerURL(given or engine.adapter.url, exact=given is not None)
 
 
+def may_open(engine: Engine) -> bool:
+    """Whether the router, as far as is known, sends to the engine now, so that it may again where a change fails."""
+    return engine.facts.routed is not False and engine.quarantined is None
+
+
 def closing(router: Router | None) -> list[Awaitable[None]]:
     """What lets go of the router's connections, where it has any."""
     return [router.aclose()] if isinstance(router, RoutesToWorkers) else []
@@ -51,11 +56,12 @@ class Routing:
     async def close(self, engines: Sequence[Engine]) -> None:
         """The router has confirmed that it sends nothing more to these engines.
 
-        Where that fails those that serve are opened again, and what the router raised comes through; RouterNotClosed
-        where it is a RouterError.
+        Where that fails those that serve are opened again for which it was open, and what the router raised comes
+        through; RouterNotClosed where it is a RouterError.
         """
         if self.router is None or not engines:
             return
+        opens_again = [engine for engine in engines if may_open(engine)]
         names = [engine.name for engine in engines]
         try:
             await self.router.close(names)
@@ -66,7 +72,7 @@ class Routing:
                 _note(engine, None, refuted)
             left = ""
             try:  # not to those that were closed before: they may hold no memory
-                await self.open([engine for engine in engines if engine.state is State.SERVING])
+                await self.open([engine for engine in opens_again if engine.state is State.SERVING])
             except Exception as again:
                 left = f". What it was closed for could not be opened again ({str(again) or type(again).__name__})"
             if isinstance(error, RouterError):

@@ -17,6 +17,7 @@ from ..engine.engine import Engine
 from ..rules.planner import Goal, next_command
 from ..rules.table import allowed
 from .claims import claimed, verify_all
+from .course import check_in_time
 from .desired import desired_set
 from .participants import Participants, Selection, in_turn
 from .preflight import check_allowed, check_deadline, check_static
@@ -149,8 +150,10 @@ class Steps(Participants):
 
         done = await self.pause(mode, engines=whose_next_is(Pause), deadline_s=deadline.look_s())
         if to is State.DRAINED:
-            waves = self.waves(whose_next_is(Drain))
-            done = [each for wave in waves for each in await self.drain(engines=wave, deadline_s=deadline.look_s())]
+            waves, done = self.waves(whose_next_is(Drain)), []
+            for wave in waves:
+                check_in_time(wave, Drain.name, deadline, done)
+                done += await self.drain(engines=wave, deadline_s=deadline.look_s())
         return done
 
     async def _step(

@@ -12,7 +12,7 @@ from ..core.capabilities import Capabilities
 from ..core.errors import ConfigurationError
 from ..core.policy import Policy
 from ..core.record import Record
-from ..core.sources import Source
+from ..core.sources import Pushed, Source, checked
 from ..core.states import RING, State
 from ..core.verdicts import Refuted
 from .desired import set_desired
@@ -38,6 +38,20 @@ def ensurable(to: State | str) -> State:
     return State(to)
 
 
+def weights_for(to: State, weights: Source | None) -> Source | None:
+    """The weights that are named; ConfigurationError where they are no source, or an engine in that state takes none.
+
+    An engine that is paused or drained keeps the weights that it has, and what it comes back with is named with its
+    release.
+    """
+    if checked(weights) is not None and to in (State.PAUSED, State.DRAINED):
+        raise ConfigurationError(
+            f"ensure({str(to)!r}, weights=...): an engine that is {to} keeps the weights that it has; leave weights= "
+            "out, and name them for 'released' or 'serving'"
+        )
+    return weights
+
+
 def ends_at(to: State) -> State:
     """Whether the way there is one towards released or towards serving."""
     return State.RELEASED if to in (State.PAUSED, State.DRAINED, State.RELEASED) else State.SERVING
@@ -57,6 +71,26 @@ def not_there(
         wanted = record if weights is None else set_desired(record, weights, capabilities)
         return invalid_weights(wanted, capabilities)
     return None
+
+
+def other_desired(record: Record, capabilities: Capabilities, to: State, weights: Source | None) -> str | None:
+    """Why an engine that is in this state is not to serve, or to come back with, these weights; None where it is.
+
+    One that holds the version that is named, and is to serve that, is left with the source that it has. One that is
+    released loses what it holds, so the source itself counts.
+    """
+    desired = record.desired.source
+    if weights is None or (desired == weights and not _pushed_by_another(desired, weights)):
+        return None
+    holds_it = invalid_weights(set_desired(record, weights, capabilities), capabilities) is None
+    if to is not State.RELEASED and holds_it and invalid_weights(record, capabilities) is None:
+        return None
+    return f"it is to serve {desired or 'what it was launched with'}, and {weights} is named"
+
+
+def _pushed_by_another(desired: Source | None, weights: Source) -> bool:
+    """Whether these pushes, which count as equal, are made by different callbacks."""
+    return isinstance(desired, Pushed) and isinstance(weights, Pushed) and desired.push != weights.push
 
 
 def _kept_from_requests(record: Record) -> bool:

@@ -148,7 +148,10 @@ async def test_a_fleet_of_engines_adopts_engines() -> None:
 
 async def test_one_that_is_never_part_of_a_move_is_taken_as_it_is() -> None:
     fleet, journal = await serving_v1("a", groups={"default": Group()})
+    fleet.router = KnowingRouter(journal)
     engine = await fleet.adopt(newcomer(journal, group="judge", offload=False), deadline_s=5.0)
     assert engine in list(fleet)
     assert journal.calls() == []
+    assert fleet.router.known == {"c": "scripted://c"}, "it can be closed for it later"
+    assert not [entry for entry in journal if entry.kind == "router"]
     assert fleet.participants() == [fleet["a"]]

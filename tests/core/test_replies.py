@@ -103,3 +103,36 @@ def test_keys_are_left_out() -> None:
     assert "Bearer 2" not in text
     assert '"4"' not in text
     assert reply.value["args"][0]["tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"api_keys": ["sk-1"]},
+        {"hf_token": ["sk-1"]},
+        {"Tokens": ("sk-1",)},
+        {"admin_api_key": {"value": "sk-1"}},
+        {"keys": {"sk-1": "admin"}},
+        {"aws": {"credentials": "sk-1", "Credential": ["sk-1"]}},
+        {"deep": [{"PASSWORD": {"is": [{"sk-1": "sk-1"}]}}]},
+        {"passwd": "sk-1"},
+    ],
+    ids=str,
+)
+def test_whatever_is_under_such_a_key_is_left_out(value: Any) -> None:
+    text = json.dumps(kept(value).value)
+    assert "sk-1" not in text
+    assert "(left out)" in text
+
+
+def test_numbers_are_left_out_only_where_they_may_be_the_secret() -> None:
+    said = {"tokens": 3, "num_keys": 4.0, "token": None, "has_password": True, "monkeys_seen": ["x"]}
+    assert kept(said).value == said | {"monkeys_seen": ("x",)}
+    assert kept({"password": 1234, "credential": 5.0}).value == {"password": "(left out)", "credential": "(left out)"}
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_cut_text_is_not_complete(more: int) -> None:
+    reply = kept(None, detail="x" * (ANSWER_LIMIT + more))
+    assert len(reply.value) == ANSWER_LIMIT
+    assert reply.complete is not bool(more)
