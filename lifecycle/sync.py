@@ -45,6 +45,7 @@ from .engine import engine as engine_module
 from .engine import occupancy
 from .engine.given import store_given
 from .engine.ownership import LeaseChoice
+from .engine.windows import INSIDE, TrainerWindow
 from .fleet import fleet as fleet_module
 from .fleet import window as window_module
 from .fleet.groups import Group
@@ -90,13 +91,14 @@ class Loop:
                 "or start the process by spawn"
             )
         tasks: list[asyncio.Task[Any] | None] = []
-        ended = threading.Event()
+        ended, inside = threading.Event(), list[frozenset[TrainerWindow]]()
 
         async def task() -> R:
             tasks.append(asyncio.current_task())
             try:
                 return await call()
             finally:
+                inside.append(INSIDE.get())
                 ended.set()
 
         future = self.portal.start_task_soon(task)
@@ -108,6 +110,9 @@ class Loop:
                 self.portal.start_task_soon(_cancel, tasks)
                 ended.wait()
             raise
+        finally:
+            if inside:  # this thread goes on in the windows that its call has opened
+                INSIDE.set(inside[-1])
 
     def close(self) -> None:
         """The loop has stopped and its thread has ended; in a forked child there is neither."""
@@ -152,9 +157,7 @@ def blocking(
 class OnLoop(AbstractContextManager[R]):
     """An asynchronous window, entered and left from a thread that blocks meanwhile.
 
-    An interrupt while it is entered or left cancels that half and waits until it has ended. (anyio's own wrapper would
-    raise at once and go on behind the caller's back.)
-    """
+    An interrupt while it is entered or left cancels that half and waits until it has ended."""
 
     def __init__(self, window: AbstractAsyncContextManager[Any], loop: Loop, face: Callable[[Any, Loop], R]) -> None:
         self._window = window
@@ -274,6 +277,11 @@ class Window(Blocking, Sequence[Transition]):
     def __len__(self) -> int:
         return len(self._wrapped)
 
+    def __eq__(self, other: object) -> bool:
+        return bool(self._wrapped == (other._wrapped if isinstance(other, Window) else other))
+
+    __hash__ = None  # type: ignore[assignment]
+
 
 class Fleet(Blocking):
     """A fleet whose verbs block. Made by `connect`; observed on entering it, or by `open()`."""
@@ -297,17 +305,9 @@ class Fleet(Blocking):
         memory: StateStore | None = None,
     ) -> Self:
         """A fleet of these URLs, as `lifecycle.Fleet.connect`; not observed yet."""
+        kept: Any = {"store": store_given(store, memory), "lease": lease, "tenants": tenants, "agreement": agreement}
         fleet = fleet_module.Fleet.connect(
-            urls,
-            groups=groups,
-            router=router,
-            policy=policy,
-            observers=observers,
-            store=store_given(store, memory),
-            lease=lease,
-            tenants=tenants,
-            probe=probe,
-            agreement=agreement,
+            urls, groups=groups, router=router, policy=policy, observers=observers, probe=probe, **kept
         )
         return cls(fleet, Loop())
 

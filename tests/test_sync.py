@@ -49,6 +49,7 @@ def test_the_names_are_the_same() -> None:
             "left",
             "preempt_drain",
             "until_free",
+            "until_no_window",
             "waves",
         }
         assert verbs - set(dir(blocking)) <= internal

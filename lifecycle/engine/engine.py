@@ -44,6 +44,7 @@ from .reconcile import reconcile
 from .session import Session
 from .verify import VERIFY_S, verify
 from .view import Advising, EngineView
+from .windows import of_trainer
 
 #: Seconds that finding out where an engine is may take unless the caller says.
 RECOVER_S = 30.0
@@ -321,9 +322,9 @@ class Engine(EngineView):
     @staticmethod
     @contextmanager
     def leased_together(engines: Sequence[Engine], what: str) -> Iterator[None]:
-        """The leases of these engines are this driver's, for several moves; EngineHeld where another driver has one."""
+        """The engines are this driver's for the moves of a window; EngineHeld where another driver has one."""
         sessions = [engine._session for engine in engines]
-        with Advising(engines, Goal(State.RELEASED)), ownership.of_move(sessions, what):
+        with Advising(engines, Goal(State.RELEASED)), ownership.of_move(sessions, what), of_trainer(sessions):
             yield
 
     @staticmethod
@@ -362,10 +363,7 @@ class Engine(EngineView):
 
     @staticmethod
     def set_desired_of(wanted: Sequence[tuple[Engine, Source]]) -> dict[str, GuardRefused]:
-        """From here on each of these engines should serve what its source brings: all of them, or none.
-
-        Returns why, by name, where that could not be kept.
-        """
+        """Each of these engines is to serve what its source brings, or none is: why, by name, it could not be kept."""
         refused = desired.set_all([(engine._session, source) for engine, source in wanted])
         return {engine.name: engine.advised(refused[engine.name]) for engine, _ in wanted if engine.name in refused}
 

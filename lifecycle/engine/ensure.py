@@ -41,7 +41,7 @@ class Driven(Protocol):
         """The error of a command for which nothing is left of the deadline."""
 
     async def until_free(self, deadline: Deadline, what: str) -> None:
-        """No command or move has the engine any more."""
+        """No command, move or window of another task has the engine any more."""
 
     async def verify(self, *, deadline_s: float, max_age_s: float) -> State:
         """The state that it is in."""
@@ -71,7 +71,11 @@ async def ensure(
     deadline = Deadline(positive("deadline_s", deadline_s))
     weights_for(to, weights)
     await confirm(engine, session.policy, to, deadline)
-    while (why := engine.missing(to, weights)) is not None:
+    while True:
+        await engine.until_free(deadline, f"ensure({to})")
+        why = engine.missing(to, weights)
+        if why is None:
+            return done
         refused = engine.not_brought(to)
         if refused is not None:
             raise refused
@@ -89,7 +93,6 @@ async def ensure(
                 done.append(await engine.update_weights(source, deadline_s=deadline.look_s()))
             case command:
                 done.append(await engine.execute(command, deadline_s=deadline.look_s()))
-    return done
 
 
 def _name(engine: Driven, session: Session, to: State, weights: Source | None) -> None:
@@ -106,7 +109,7 @@ def _name(engine: Driven, session: Session, to: State, weights: Source | None) -
 
 
 async def confirm(engine: Driven, policy: Policy, to: State, deadline: Deadline) -> None:
-    """No command or move has the engine any more, and what is known of its state is young."""
+    """No command, move or window of another has the engine any more, and what is known of its state is young."""
     await engine.until_free(deadline, f"ensure({to})")
     await engine.verify(deadline_s=deadline.look_s(), max_age_s=policy.evidence_max_age_s)
 

@@ -50,4 +50,5 @@ async def preempt(session: Session, deadline: Deadline) -> None:
     settles = session.state is State.FAILED  # it ends by itself already
     if limit is not None and limit.when() is None and not settles:
         limit.reschedule(asyncio.get_running_loop().time())
-    await session.until_left(Drain.name, deadline)
+    while session.holder() == Drain.name and deadline.left_s:
+        await session.until_let_go(deadline)

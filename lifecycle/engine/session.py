@@ -40,6 +40,7 @@ from .fates import Requests
 from .journaling import EngineJournal
 from .owner import Owner
 from .tenancy import EngineTenancy
+from .windows import TrainerWindow
 
 _NOTHING = Evidence()
 
@@ -86,11 +87,11 @@ class Session:
         self.reachable = address is not None
         self.owner = Owner(lease, name=name, address=self.key)
         self.tenancy = EngineTenancy(tenants, adapter, name=name, key=self.key, unique=self.reachable, owner=self.owner)
-        #: The command under way, and the fleet's move that the engine takes part in, if any.
+        #: The command under way, the fleet's move that the engine takes part in, and the trainer's window, if any.
         self.busy: str | None = None
         self.in_move: str | None = None
-        #: The limit of the drain under way, by which it can be given up.
-        self.draining: asyncio.Timeout | None = None
+        self.window: TrainerWindow | None = None
+        self.draining: asyncio.Timeout | None = None  #: The limit of the drain under way, by which it can be given up.
         self._waiting: tuple[asyncio.Future[None], ...] = ()
         self.requests = Requests(adapter)
         self._record = NOTHING_YET
@@ -288,20 +289,19 @@ class Session:
         self.let_go()
 
     def let_go(self) -> None:
-        """Wakes whoever waits for the engine: a command or a move has left it."""
+        """Wakes whoever waits for the engine: a command, a move or a window has left it."""
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
 
-    async def until_left(self, holder: str, deadline: Deadline) -> None:
-        """This command or move does not have the engine, or the deadline has passed."""
-        while self.holder() == holder and deadline.left_s:
-            left = asyncio.get_running_loop().create_future()
-            self._waiting += (left,)
-            try:
-                await asyncio.wait({left}, timeout=deadline.left_s)
-            finally:
-                self._waiting = tuple(each for each in self._waiting if each is not left)
+    async def until_let_go(self, deadline: Deadline) -> None:
+        """A command, a move or a window has left the engine, or the deadline has passed."""
+        left = asyncio.get_running_loop().create_future()
+        self._waiting += (left,)
+        try:
+            await asyncio.wait({left}, timeout=deadline.left_s)
+        finally:
+            self._waiting = tuple(each for each in self._waiting if each is not left)
 
     def take(self, what: str, until_s: float | None, *, for_move: bool = False) -> None:
         """The engine is this driver's; EngineHeld where another driver has it. `for_move`: its move has the lease."""

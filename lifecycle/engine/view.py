@@ -27,6 +27,7 @@ from ..rules.planner import PlannerView
 from ..rules.quarantine import quarantine_of
 from ..rules.weights import invalid_weights
 from .session import Session
+from .windows import used_by_another
 
 E = TypeVar("E", bound=LifecycleError)
 
@@ -142,6 +143,16 @@ class EngineView:
         return self._session.in_move
 
     @property
+    def used_by_another(self) -> str | None:
+        """What has it though no command does: the window of another task; None where it is in none."""
+        return used_by_another(self._session.window)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no command, no move and no window of another task has it."""
+        return self._session.holder() is None and self.used_by_another is None
+
+    @property
     def reachable(self) -> bool:
         """Whether other processes can reach it: its URL has a host and a port."""
         return self._session.reachable
@@ -200,11 +211,18 @@ class EngineView:
         return error
 
     async def until_free(self, deadline: Deadline, what: str) -> None:
-        """No command or move of this process has it any more; EngineBusy where the deadline passes before."""
-        while (holder := self._session.holder()) is not None:
+        """No command, move or window of another task of this process has it; EngineBusy where the deadline passes."""
+        while (holder := self._session.holder() or self.used_by_another) is not None:
             if not deadline.left_s:
                 raise EngineBusy(holder, **self.about(what))
-            await self._session.until_left(holder, deadline)
+            await self._session.until_let_go(deadline)
+
+    async def until_no_window(self, deadline: Deadline, what: str) -> None:
+        """It is in no window of another task of this process; EngineBusy where the deadline passes before."""
+        while (window := self.used_by_another) is not None:
+            if not deadline.left_s:
+                raise EngineBusy(window, **self.about(what))
+            await self._session.until_let_go(deadline)
 
     @property
     def weights_version(self) -> str | None:

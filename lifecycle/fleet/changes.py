@@ -1,9 +1,10 @@
 """Moves and windows of a fleet on one side, changes of its members on the other: never both at once.
 
 Moves may run beside each other, of other engines or inside a window. A change of members is alone: it waits until no
-move and no window is under way, and what begins meanwhile waits for it. Whose turn it is, is decided at once by whoever
-ends, so that a loop that begins its next move right away keeps no change waiting for ever. A change has a deadline, so
-nobody waits longer than that for it.
+move and no window is under way, and what begins while it runs waits for it. What begins while it waits does not, since
+it may belong to the window that is waited for. Whose turn it is, is decided at once by whoever ends, so that a loop
+that begins its next move right away keeps no change waiting for ever. A change has a deadline, so nobody waits longer
+than that for it, nor it for moves that always overlap.
 """
 
 from __future__ import annotations

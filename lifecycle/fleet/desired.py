@@ -46,6 +46,12 @@ class DesiredOfMove:
         Engine.take_desired_back_of(list(self._before.values()))
 
 
+def holds_desired(engine: Engine, source: Source | None) -> bool:
+    """Whether the engine holds what `source` brings (None: what it is to serve), and is to serve nothing else."""
+    held = engine.view(source).weights_are_valid
+    return held and (source is None or engine.view().weights_are_valid)
+
+
 @contextmanager
 def setting_desired() -> Iterator[DesiredOfMove]:
     """What is set inside is taken back where an error or a cancellation comes through and nothing was touched."""

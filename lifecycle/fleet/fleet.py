@@ -263,7 +263,7 @@ class Fleet(Steps, Membership):
         are the list is empty. The others are brought there by a move, or by steps where the state is between the two.
         `weights` are those to serve, or to come back with, for those too that are there already; for paused and drained
         there are none to name (ConfigurationError). FleetError names those that are not brought there from where they
-        are, before anything is sent. A command or a move that has an engine is waited for.
+        are, before anything is sent. A command, a move or another task's window that has an engine is waited for.
         ConfigurationError where the fleet has an `agreement`: ranks could not vote on what each does for its engines.
         """
         self.ranks.refuse("ensure")
@@ -271,10 +271,13 @@ class Fleet(Steps, Membership):
         weights_for(to, weights)
         async with self._in_turn("ensure", deadline):
             participants = self._taking_part(engines, f"ensure({to})")
-            looks = (confirm(engine, engine.policy, to, deadline) for engine in participants)
-            for problem in await asyncio.gather(*looks, return_exceptions=True):
-                if isinstance(problem, BaseException):
-                    raise problem
+            looks = True
+            while looks or not all(engine.is_free for engine in participants):  # none of a window that has begun since
+                looked = (confirm(engine, engine.policy, to, deadline) for engine in participants)
+                for problem in await asyncio.gather(*looked, return_exceptions=True):
+                    if isinstance(problem, BaseException):
+                        raise problem
+                looks = False
             away = not_there(participants, to, weights)
             check_in_time(away, f"ensure({to})", deadline)
             wanted = mode or self.policy.pause_mode
@@ -304,7 +307,8 @@ class Fleet(Steps, Membership):
         With `to` every participant (of those named) is then brought to that state, from where it was found; where one
         is not, its reason says why, and the others are not kept from it. `weights` as in `onload` and `offload`;
         without them, one that was started again is to serve the version that was named for the others, and one whose
-        weights only the trainer can push is released. `deadline_s` bounds finding out (default 30 s) and each phase.
+        weights only the trainer can push is released. `deadline_s` bounds finding out (default 30 s) and each phase,
+        and with `to` for how long the window of another task is waited for.
 
         It raises for none of them: where an engine cannot be asked, its reason says why.
         """

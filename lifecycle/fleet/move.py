@@ -45,7 +45,7 @@ from ..rules.planner import OFFLOAD, ONLOAD, Goal, next_command
 from .between import Between, called
 from .claims import verify_all
 from .course import Course, Outcome, at_once, at_their_own_pace, release_again
-from .desired import DesiredOfMove, setting_desired
+from .desired import DesiredOfMove, holds_desired, setting_desired
 from .failure_policy import FAILURE_POLICY, Consequence, Failed, MoveName, Others, Phase
 from .journaling import MoveJournal
 from .preflight import (
@@ -223,8 +223,7 @@ class Move:
         sources = [(each, source or source_to_serve(each.record, each.capabilities)) for each, source in pairs]
         plan = plan_of_sources(sources, overlap=overlap, between=between is not None)
         on_ranks = await self._ranks.begin(plan, goes_on_alone=until is Resume)
-        served = [each for each, source in pairs if all(each.view(of).weights_are_valid for of in (source, None))]
-        DesiredOfMove().set_all((each, source) for each, source in pairs if each not in served)
+        DesiredOfMove().set_all((each, source) for each, source in pairs if not holds_desired(each, source))
         begun = self._journal.begins("onload", "", self.engines)
         course, problems = Course(list(self.engines)), list[Exception]()
         try:

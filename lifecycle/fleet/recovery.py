@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from typing import Literal, Protocol, get_args
 
 from ..core.advice import Recovery
+from ..core.deadline import Deadline
 from ..core.errors import ConfigurationError, FleetError, LifecycleError
 from ..core.sources import Kept, Source
 from ..core.states import UNCLAIMED, State
@@ -58,8 +59,9 @@ async def brought(
     to = State(where)
     lost = [engine for engine in engines if engine.state in UNCLAIMED or engine.quarantined is not None]
     found = await recovered(lost, limit_s)
-    able = [engine for engine in engines if engine.state not in UNCLAIMED]
-    why = await _at_the_version_of(fleet, able, deadline_s) if to is State.SERVING and weights is None else {}
+    why = await _in_windows(engines, Deadline(limit_s))
+    able = [engine for engine in engines if engine.state not in UNCLAIMED and engine.name not in why]
+    why |= await _at_the_version_of(fleet, able, deadline_s) if to is State.SERVING and weights is None else {}
     able = [engine for engine in able if engine.name not in why]
     asked = able if to is State.SERVING and weights is None else []
     behind = {engine.name: error for engine in asked if (error := stays_behind(engine)) is not None}
@@ -73,6 +75,13 @@ async def brought(
     for source, waiting in waiting_for.items():
         why |= await _moved(moves[State.RELEASED], source, waiting, deadline_s)
     return {engine.name: _brought(engine, found.get(engine.name), to, why.get(engine.name)) for engine in engines}
+
+
+async def _in_windows(engines: Sequence[Engine], deadline: Deadline) -> dict[str, LifecycleError]:
+    """Why, by name, an engine was not free of another task's window by then: its memory is that of a trainer."""
+    waits = (engine.until_no_window(deadline, "recover") for engine in engines)
+    ended = await asyncio.gather(*waits, return_exceptions=True)
+    return {engine.name: why for engine, why in zip(engines, ended, strict=True) if isinstance(why, LifecycleError)}
 
 
 async def _moved(
