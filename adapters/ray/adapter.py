@@ -42,8 +42,8 @@ class RayActors(DeclaredAdapter):
 
     - `handles`: the handle of its actor; of an engine of several nodes a list, node 0 first.
     - `methods`: what the actor calls each verb, and what that does: `SLIME`, `MILES`, or a map of one's own.
-    - `every_rank`: whether the actors of other nodes are called too. slime's and miles' are not: miles' pause of another
-      node posts to a port at which nothing listens. A rank that answers None says nothing.
+    - `every_rank`: whether the actors of other nodes are called too. slime's and miles' are not: miles' pause of
+      another node posts to a port at which nothing listens. A rank that answers None says nothing.
     - `url`: where the server of the engine listens, where no method of the actor says so.
     - `options`: those of the adapter of that server, as in its URL: `{"api_key_env": "KEY", "sizes": "weights:..."}`.
     - `processes`: what holds its memory, where that is neither what listens there nor its actors with all below them.
