@@ -36,6 +36,15 @@ async def all_of(
     )
 
 
+async def cancelled_once_it_has_voted(rank: StoreAgreement) -> None:
+    """The rank has voted yes, and was cancelled while it waited for the others."""
+    waiting = asyncio.create_task(rank.agree("x", YES, deadline_s=DEADLINE_S))
+    while not rank._cast:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
 def of_file(folder: Any) -> FileStore:
     return FileStore(str(folder / "votes"), -1)
 
@@ -133,11 +142,7 @@ async def test_what_a_rank_leaves_stands_also_where_it_comes_back_first() -> Non
 @pytest.mark.parametrize("begins", [False, True], ids=["in a verb", "in a window"])
 async def test_a_rank_that_leaves_after_a_failure_is_heard_at_the_next_beginning_alone(begins: bool) -> None:
     ranks = job()
-    waiting = asyncio.create_task(ranks[2].agree("x", YES, deadline_s=DEADLINE_S))
-    while not ranks[2]._cast:  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
+    await cancelled_once_it_has_voted(ranks[2])
     no = RankOutcome("x", "e1: no")
     await asyncio.gather(*(rank.agree("x", no, deadline_s=DEADLINE_S) for rank in ranks[:2]))
     gone = RankOutcome("x", "it was cancelled", vote="gave_up", begins=begins)
@@ -149,11 +154,7 @@ async def test_a_rank_that_leaves_after_a_failure_is_heard_at_the_next_beginning
 
 async def test_a_rank_that_is_cancelled_takes_its_vote_back() -> None:
     ranks = job()
-    waiting = asyncio.create_task(ranks[2].agree("x", YES, deadline_s=DEADLINE_S))
-    while not ranks[2]._cast:  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
+    await cancelled_once_it_has_voted(ranks[2])
     gone = RankOutcome("x", "it was cancelled", vote="gave_up")
     await ranks[2].give_up(gone, deadline_s=DEADLINE_S)
     assert await all_of(ranks[:2]) == [(YES, YES, gone)] * 2
@@ -162,11 +163,7 @@ async def test_a_rank_that_is_cancelled_takes_its_vote_back() -> None:
 
 async def test_a_rank_that_is_cancelled_after_the_decision_says_so_at_the_next_barrier() -> None:
     ranks = job()
-    waiting = asyncio.create_task(ranks[2].agree("x", YES, deadline_s=DEADLINE_S))
-    while not ranks[2]._cast:  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
+    await cancelled_once_it_has_voted(ranks[2])
     assert await all_of(ranks[:2]) == [(YES,) * WORLD] * 2, "it had voted"
     gone = RankOutcome("x", "it was cancelled", vote="gave_up")
     await ranks[2].give_up(gone, deadline_s=DEADLINE_S)
