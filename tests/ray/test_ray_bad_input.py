@@ -182,7 +182,8 @@ async def test_a_placement_group_that_is_gone(ray: Any, actor_of: Callable[..., 
             except NothingListens:
                 raise
             except ConfigurationError as early:  # its process has ended, and Ray does not say so yet
-                assert "no process of it was found" in str(early)
+                if "no process of it was found" not in str(early):
+                    raise
     with pytest.raises(ConfigurationError, match="placement group is gone"):
         await engine.connect()
 
